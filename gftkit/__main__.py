@@ -1,0 +1,5 @@
+"""``python -m gftkit`` is ``gft``."""
+
+from gftkit.cli import main
+
+main()

@@ -1,0 +1,218 @@
+"""What a component of each kind must offer: Protocols, so there is nothing to inherit.
+
+Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1], 0 the source and 1 the data.
+Members marked *optional* are looked up by the kernel and have the stated default.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from gftkit.evaluation import Evaluation
+    from gftkit.training import TrainingState
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of a data set.
+
+    Attributes:
+        x1: data, (batch, *event), floating point.
+        label: class of each sample, (batch,) of int64 in [0, classes), or None.
+        x0: a fixed partner of each sample, (batch, *event), or None where the source is drawn.
+    """
+
+    x1: Tensor
+    label: Tensor | None = None
+    x0: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x1)
+
+    def __getitem__(self, index: Any) -> "Batch":
+        label = None if self.label is None else self.label[index]
+        x0 = None if self.x0 is None else self.x0[index]
+        return Batch(self.x1[index], label, x0)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        label = None if self.label is None else self.label.to(device)
+        x0 = None if self.x0 is None else self.x0.to(device)
+        return Batch(self.x1.to(device), label, x0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value and its standard error (0 for what is exact, nan where none can be given)."""
+
+    value: float
+    stderr: float
+
+
+@runtime_checkable
+class Drift(Protocol):
+    """A network for the drift b(t, x): an ``nn.Module`` with ``forward(t, x, **named conditions)``.
+
+    (batch,), (batch, *event) -> (batch, *event). Optional: ``conditions``, the names of the conditions that it uses
+    (default none; the kernel knows ``label``), each a keyword of ``forward``.
+    """
+
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
+        """The drift at time t in state x."""
+
+
+@runtime_checkable
+class Path(Protocol):
+    """A conditional path x_t = sigma(t) x0 + alpha(t) x1 + gamma(t) eps with eps ~ N(0, I).
+
+    Optional members, for which ``gftkit.flow`` has defaults:
+
+    - ``diffusion(t)``: g(t) >= 0 of dX = b dt + g dW, shape of t (default 0, a deterministic flow);
+    - ``rates(t)``: the derivatives (sigma', alpha', gamma') (default: forward-mode autograd of ``coefficients``);
+    - ``drift(t, x0, x1, noise)``: only where velocity + (g^2/2) score cancels badly;
+    - ``t_end``: the largest time that is trained on (default 1; below 1 where the drift is singular at t = 1);
+    - ``final_step``: "euler-maruyama" (default) or "mean", how sampling goes from ``t_end`` to 1.
+    """
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(sigma, alpha, gamma) at t, each of t's shape."""
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """The temperature beta as a function of progress s in [0, 1], the share of training done.
+
+    Optional: ``floor``, the lowest temperature it ever takes (default 0).
+    """
+
+    def temperature(self, progress: float) -> float:
+        """beta >= 0 at this progress."""
+
+
+@runtime_checkable
+class Coupling(Protocol):
+    """Pairs a source batch with a data batch. The kernel chooses the set that is paired."""
+
+    def pair(self, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None) -> Tensor:
+        """A permutation ``order`` of (n,): x0[order[i]] goes with x1[i]. x0 and x1 are (n, *event), on the CPU."""
+
+
+class Field(Protocol):
+    """A drift as a solver sees it: conditions bound, time a number."""
+
+    def __call__(self, t: float, x: Tensor) -> Tensor:
+        """The drift at time t, of x's shape."""
+
+
+class Diffusion(Protocol):
+    """The noise scale g(t) as a solver sees it."""
+
+    def __call__(self, t: float) -> float:
+        """g(t) >= 0."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One step of dX = b dt + g dW. The kernel owns the loop, the grid and the noise.
+
+    ``ode_order``, ``strong_order``, ``weak_order``: declared orders, None where it doesn't solve that. A solver whose
+    ``ode_order`` is None solves only SDEs; one whose ``strong_order`` and ``weak_order`` are None only ODEs.
+    Optional: ``evaluations``, drift evaluations in a step (default 1).
+    """
+
+    ode_order: float | None
+    strong_order: float | None
+    weak_order: float | None
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:
+        """The state at t + h; ``dw`` is the Brownian increment of variance h, None for an ODE."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A finite set of samples.
+
+    ``event_shape``: shape of one sample. ``range``: (low, high) of its values, which the kernel maps to [-1, 1] for
+    training and back for samples, or None for data that are never rescaled.
+    Optional: ``labels``, (len,) of int64; ``classes``, the number of classes (default: from ``labels``).
+    """
+
+    event_shape: tuple[int, ...]
+    range: tuple[float, float] | None
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices, (batch,) of int64."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A synthetic data set: a law to draw from. ``event_shape`` and ``range`` as in ``Dataset``."""
+
+    event_shape: tuple[int, ...]
+    range: tuple[float, float] | None
+
+    def draw(self, n: int, generator: Generator) -> Batch:
+        """n fresh samples. The generator is on the CPU."""
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """A map from events to vectors, (n, *event) -> (n, d), for events scaled as in training."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The features of a batch."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A measurement of a model."""
+
+    def measure(self, evaluation: "Evaluation", generator: Generator) -> Mapping[str, Estimate]:
+        """Named estimates; ``evaluation`` makes samples and trajectories when they are first asked for."""
+
+
+@runtime_checkable
+class Monitor(Protocol):
+    """A measurement beside a training run. It has a generator of its own and never changes the run."""
+
+    def observe(self, state: "TrainingState") -> Mapping[str, float]:
+        """Named measurements at an evaluation step."""
+
+    def finish(self, folder: FilePath) -> None:
+        """Called once at the end; may write files into the run folder."""
+
+
+CONTRACTS: Mapping[str, Sequence[type]] = {
+    "drift": (torch.nn.Module,),
+    "path": (Path,),
+    "schedule": (Schedule,),
+    "coupling": (Coupling,),
+    "solver": (Solver,),
+    "dataset": (Dataset, Sampler),
+    "feature": (Feature,),
+    "metric": (Metric,),
+    "monitor": (Monitor,),
+}
+"""Per kind, the contracts of which a component must meet at least one."""
+
+NESTED: Mapping[Any, str] = {
+    Drift: "drift",
+    Path: "path",
+    Schedule: "schedule",
+    Coupling: "coupling",
+    Solver: "solver",
+    Dataset: "dataset",
+    Sampler: "dataset",
+    Feature: "feature",
+    Metric: "metric",
+    Monitor: "monitor",
+}
+"""Annotations that make an option a component of its own, written ``{name: ...}``."""

@@ -1,0 +1,111 @@
+"""A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from gftkit import flow
+from gftkit.contracts import Batch, Drift, Path, Solver
+from gftkit.errors import DivergenceError
+from gftkit.integrate import bind, check_solver, diffusion_of, trajectory, uniform_grid
+from gftkit.randomness import stream
+
+Source = Callable[[int, Generator], Tensor]
+"""Draws n source samples, (n, *event), with a CPU generator."""
+
+
+class Evaluation:
+    """What a metric sees of a model. Everything is on the CPU and scaled as in training, unless said otherwise.
+
+    The source samples and the solver's noise depend on ``seed`` only: two models, or one at two steps of its
+    training, are compared by common random numbers.
+
+    Args:
+        drift: the trained drift, on ``device``.
+        path: the path it was trained on.
+        solver: takes the steps.
+        steps: solver steps where a metric doesn't choose its own.
+        source: draws source samples.
+        reference: held-out data.
+        count: how many samples to make.
+        seed: of the source samples and the solver's noise.
+        device: where the drift is evaluated.
+        training: data it was trained on, or None.
+        anchor: the pretrained drift, or None.
+        history: lines of the run's metrics so far.
+        batch_size: samples integrated at once.
+    """
+
+    def __init__(
+        self,
+        drift: Drift,
+        path: Path,
+        solver: Solver,
+        steps: int,
+        source: Source,
+        reference: Batch,
+        count: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        training: Batch | None = None,
+        anchor: Drift | None = None,
+        history: Sequence[Mapping[str, Any]] = (),
+        batch_size: int = 500,
+    ) -> None:
+        check_solver(solver, flow.is_stochastic(path))
+        self.drift, self.anchor = drift, anchor
+        self.path, self.solver, self.steps = path, solver, steps
+        self.reference, self.training = reference, training
+        self.history = history
+        self.count, self.seed = count, seed
+        self._source, self._device, self._batch_size = source, torch.device(device), batch_size
+        self._samples: dict[int, Tensor] = {}
+
+    def samples(self, steps: int | None = None) -> Tensor:
+        """(count, *event): generated samples, made once for each number of steps.
+
+        Raises:
+            DivergenceError: where a sample is not finite.
+        """
+        steps = steps or self.steps
+        if steps not in self._samples:
+            self._samples[steps] = self._integrate(steps, self.count, whole=False)[0]
+        return self._samples[steps]
+
+    def trajectory(self, steps: int | None = None, count: int = 250) -> Tensor:
+        """(times, count, *event): the states of the first ``count`` samples, from source to data."""
+        return self._integrate(steps or self.steps, min(count, self.count), whole=True)
+
+    def labels(self, count: int) -> Tensor | None:
+        """(count,): labels in the reference's proportions for conditional drifts, else None."""
+        if "label" not in getattr(self.drift, "conditions", ()) or self.reference.label is None:
+            return None
+        generator = stream(self.seed, "labels")
+        return self.reference.label[torch.randint(len(self.reference), (self.count,), generator=generator)][:count]
+
+    @torch.no_grad()
+    def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
+        """(1 or times, count, *event), in batches; noise and start don't depend on ``steps`` or ``count``."""
+        start = self._source(self.count, stream(self.seed, "source"))[:count]
+        labels = self.labels(count)
+        diffusion = diffusion_of(self.path) if flow.is_stochastic(self.path) else None
+        grid = uniform_grid(self.path, steps)
+        noise = stream(self.seed, "solver", device=self._device)
+        parts = []
+        for first in range(0, count, self._batch_size):
+            chosen = slice(first, first + self._batch_size)
+            conditions = {} if labels is None else {"label": labels[chosen].to(self._device)}
+            x0 = start[chosen].to(self._device)
+            states = trajectory(bind(self.drift, **conditions), diffusion, self.solver, grid, x0, noise)
+            if whole:
+                parts.append(torch.stack([x.cpu() for x in states]))
+            else:
+                for x in states:
+                    last = x
+                parts.append(last.cpu()[None])
+        made = torch.cat(parts, dim=1)
+        if not torch.isfinite(made).all():
+            raise DivergenceError(f"sampling left the finite numbers within {steps} steps. Use more steps.")
+        return made

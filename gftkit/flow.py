@@ -1,0 +1,76 @@
+"""What the kernel derives from a path: sample, velocity, conditional score, drift, diffusion.
+
+For x_t = sigma x0 + alpha x1 + gamma eps (theory, section 1): velocity = d/dt at fixed eps, conditional score =
+-eps/gamma, and drift = velocity + (g^2/2) conditional score.
+"""
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from gftkit.contracts import Path
+
+
+def expand(value: Tensor, x: Tensor) -> Tensor:
+    """(batch,) -> (batch, 1, ..., 1), to multiply a batch of events."""
+    return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def t_end(path: Path) -> float:
+    """The largest time that is trained on: 1, or below 1 where the drift is singular there."""
+    return float(getattr(path, "t_end", 1.0))
+
+
+def diffusion(path: Path, t: Tensor) -> Tensor:
+    """g(t) >= 0, of t's shape; 0 for a deterministic flow."""
+    given = getattr(path, "diffusion", None)
+    return torch.zeros_like(t) if given is None else given(t)
+
+
+def is_stochastic(path: Path) -> bool:
+    """Whether g > 0 somewhere: whether the flow is an SDE."""
+    return bool((diffusion(path, torch.linspace(0, t_end(path), 65, dtype=torch.float64)) > 0).any())
+
+
+def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(sigma', alpha', gamma') at t, each of t's shape: the path's own, or by forward-mode autograd."""
+    given = getattr(path, "rates", None)
+    if given is not None:
+        return given(t)
+    _, derivatives = jvp(path.coefficients, (t,), (torch.ones_like(t),))
+    return derivatives
+
+
+def sample(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+    """x_t = sigma x0 + alpha x1 + gamma eps. t: (batch,); x0, x1, noise: (batch, *event)."""
+    return _combine(path.coefficients(t), x0, x1, noise)
+
+
+def velocity(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+    """d x_t/dt at fixed pair and noise: sigma' x0 + alpha' x1 + gamma' eps."""
+    return _combine(rates(path, t), x0, x1, noise)
+
+
+def conditional_score(path: Path, t: Tensor, noise: Tensor) -> Tensor:
+    """grad log p_t(x_t | x0, x1) = -eps/gamma, where gamma(t) > 0."""
+    return -noise / expand(path.coefficients(t)[2], noise)
+
+
+def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+    """The conditional drift b_t(x_t | x0, x1): velocity + (g^2/2) conditional score.
+
+    The path's own ``drift`` is used where it has one: where that sum cancels badly.
+    """
+    given = getattr(path, "drift", None)
+    if given is not None:
+        return given(t, x0, x1, noise)
+    moving = velocity(path, t, x0, x1, noise)
+    scale = diffusion(path, t)
+    if not (scale > 0).any():
+        return moving
+    return moving + expand(scale**2 / 2, noise) * conditional_score(path, t, noise)
+
+
+def _combine(weights: tuple[Tensor, Tensor, Tensor], x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+    sigma, alpha, gamma = (expand(weight, x0) for weight in weights)
+    return sigma * x0 + alpha * x1 + gamma * noise

@@ -1,0 +1,61 @@
+"""The whole extension surface: one hook per kind of component.
+
+A plugin is any module (or object) that implements some of these with ``@gftkit.hookimpl`` and is named by an entry
+point in group ``gftkit``. Each hook returns a mapping from registry names (lower case, hyphens) to factories: classes
+or functions with typed keyword options and a docstring. The contract of each kind is a Protocol in
+``gftkit.contracts``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import pluggy
+
+PROJECT = "gftkit"
+Factories = Mapping[str, Callable[..., Any]]
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks(Protocol):
+    """The hooks that a plugin may implement; the kinds of component are exactly these."""
+
+    @hookspec
+    def gftkit_drifts(self) -> Factories:
+        """Networks b(t, x): ``contracts.Drift``."""
+
+    @hookspec
+    def gftkit_paths(self) -> Factories:
+        """Conditional paths x_t given (x0, x1): ``contracts.Path``."""
+
+    @hookspec
+    def gftkit_schedules(self) -> Factories:
+        """Temperature as a function of progress: ``contracts.Schedule``."""
+
+    @hookspec
+    def gftkit_couplings(self) -> Factories:
+        """Which x0 goes with which x1: ``contracts.Coupling``."""
+
+    @hookspec
+    def gftkit_solvers(self) -> Factories:
+        """One step of an ODE or SDE: ``contracts.Solver``."""
+
+    @hookspec
+    def gftkit_datasets(self) -> Factories:
+        """Samples, finite or synthetic: ``contracts.Dataset`` or ``contracts.Sampler``."""
+
+    @hookspec
+    def gftkit_features(self) -> Factories:
+        """Maps from events to vectors, for metrics: ``contracts.Feature``."""
+
+    @hookspec
+    def gftkit_metrics(self) -> Factories:
+        """Measurements of a model, with standard errors: ``contracts.Metric``."""
+
+    @hookspec
+    def gftkit_monitors(self) -> Factories:
+        """Measurements beside a training run: ``contracts.Monitor``."""
+
+
+KINDS: tuple[str, ...] = tuple(name.removeprefix("gftkit_")[:-1] for name in vars(Hooks) if name.startswith("gftkit_"))

@@ -1,0 +1,94 @@
+"""The objectives of Gradual Fine-Tuning: one pure function per equation of the theory page, section 2.
+
+Drifts are (batch, *event), temperatures numbers >= 0, weights (batch,) or None for 1. Every loss is per sample,
+(batch,): the squared norm is summed over the event, so a mean over the batch estimates the integral.
+
+Reference: Gradual Fine-Tuning for Flow Matching Models, arXiv:2601.22495.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+Form = Literal["blended", "penalty"]
+
+
+def retention(temperature: float) -> float:
+    """rho = beta/(1 + beta) in [0, 1): the share of the pretrained drift that is kept.
+
+    Raises:
+        ValueError: for a temperature that is negative or not finite.
+
+    Example:
+        >>> retention(1.0), retention(0.0)
+        (0.5, 0.0)
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"a temperature is a finite number >= 0, got {temperature}.")
+    return temperature / (1 + temperature)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """|x|^2 summed over the event: (batch, *event) -> (batch,)."""
+    return x.flatten(1).square().sum(1)
+
+
+def blend(target: Tensor, anchor: Tensor, temperature: float) -> Tensor:
+    """(b_t(x|z) + beta b_pre)/(1 + beta): y_beta of the blended form.
+
+    With the target flow's drift for ``target`` it is T1, the optimum b_beta = b_tgt + rho (b_pre - b_tgt).
+    """
+    return target + retention(temperature) * (anchor - target)
+
+
+def penalty_loss(
+    drift: Tensor, target: Tensor, anchor: Tensor | None, temperature: float, weight: Tensor | None = None
+) -> Tensor:
+    """w (|b - b_t(x|z)|^2 + beta |b - b_pre|^2): the conditional objective C_beta.
+
+    With the target flow's drift for ``target`` it is the marginal objective L_beta. At temperature 0 the anchor is
+    not used and may be None: plain flow matching.
+    """
+    loss = squared_norm(drift - target)
+    if temperature > 0:
+        loss = loss + temperature * squared_norm(drift - _needed(anchor))
+    return loss if weight is None else weight * loss
+
+
+def blended_loss(
+    drift: Tensor, target: Tensor, anchor: Tensor | None, temperature: float, weight: Tensor | None = None
+) -> Tensor:
+    """w |b - y_beta|^2 with y_beta = (b_t(x|z) + beta b_pre)/(1 + beta): the blended objective B_beta.
+
+    Its gradient is C_beta's divided by 1 + beta (T3). At temperature 0 the anchor may be None.
+    """
+    goal = blend(target, _needed(anchor), temperature) if temperature > 0 else target
+    loss = squared_norm(drift - goal)
+    return loss if weight is None else weight * loss
+
+
+LOSSES = {"blended": blended_loss, "penalty": penalty_loss}
+"""The two forms by the name that a config gives them."""
+
+
+def excess_risk(drift: Tensor, optimum: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """T2: L_beta(b) - L_beta(b_beta) = (1 + beta) |b - b_beta|_w^2, per sample."""
+    loss = (1 + temperature) * squared_norm(drift - optimum)
+    return loss if weight is None else weight * loss
+
+
+def least_risk(target: Tensor, anchor: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """T2: L_beta(b_beta) = rho |b_pre - b_tgt|_w^2, per sample."""
+    loss = retention(temperature) * squared_norm(anchor - target)
+    return loss if weight is None else weight * loss
+
+
+def form_gap(target: Tensor, anchor: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """T3: C - (1 + beta) B = rho w |b_t(x|z) - b_pre|^2, per sample: constant in the drift that is trained."""
+    return least_risk(target, anchor, temperature, weight)
+
+
+def _needed(anchor: Tensor | None) -> Tensor:
+    if anchor is None:
+        raise ValueError("at a temperature above 0 the objective needs the anchor's drift, got None.")
+    return anchor

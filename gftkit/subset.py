@@ -1,0 +1,145 @@
+"""Options that every data set takes: a split, some classes, some of the samples."""
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gftkit.contracts import Batch, Dataset, Sampler
+from gftkit.errors import DataError
+from gftkit.options import options_of
+
+TEST_SHARE = 1 / 3
+"""Share of a data set that ``split: test`` takes; ``split: train`` is the rest."""
+
+_DRAWS_AT_MOST = 200
+"""Rounds of drawing from a law before a class is called absent."""
+
+
+class Subset:
+    """Chosen samples of a data set, in a chosen order.
+
+    Args:
+        dataset: the whole set.
+        indices: (n,) of int64, which of its samples.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Tensor) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.event_shape = dataset.event_shape
+        self.range = dataset.range
+        labels = getattr(dataset, "labels", None)
+        self.labels: Tensor | None = None if labels is None else labels[indices]
+        self.classes: int | None = classes_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices of the subset."""
+        return self.dataset.batch(self.indices[indices])
+
+
+class Fixed:
+    """A finite set of samples held in memory.
+
+    Args:
+        samples: the samples.
+        like: the data set that they came from.
+    """
+
+    def __init__(self, samples: Batch, like: Dataset | Sampler) -> None:
+        self.samples = samples
+        self.event_shape = like.event_shape
+        self.range = like.range
+        self.labels = samples.label
+        self.classes: int | None = classes_of(like)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices."""
+        return self.samples[indices]
+
+
+def classes_of(dataset: Dataset | Sampler) -> int | None:
+    """The number of classes of a data set, None where it has no labels."""
+    declared = getattr(dataset, "classes", None)
+    if declared is not None:
+        return int(declared)
+    labels = getattr(dataset, "labels", None)
+    return None if labels is None or len(labels) == 0 else int(labels.max()) + 1
+
+
+def subset(
+    dataset: Dataset | Sampler,
+    classes: list[Annotated[int, Field(ge=0)]] | None = None,
+    count: Annotated[int, Field(gt=0)] | None = None,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    split: Literal["all", "train", "test"] = "all",
+) -> Dataset:
+    """A part of a data set: first the split, then the classes, then a random ``count`` of what is left.
+
+    Labels keep their numbers. From a synthetic set ``count`` samples are drawn once; its splits differ in their seed.
+
+    Args:
+        dataset: what to choose from.
+        classes: keep only these labels.
+        count: how many samples; all by default.
+        seed: which random ``count``. The split doesn't depend on it, so train and test never overlap.
+        split: "train" takes two thirds, "test" the other third, the same on every machine.
+
+    Raises:
+        DataError: where nothing or too little is left, or labels are missing.
+    """
+    if isinstance(dataset, Sampler) and not isinstance(dataset, Dataset):
+        return _drawn(dataset, classes, count, seed, split)
+    indices = np.arange(len(dataset))
+    if split != "all":
+        shuffled = np.random.default_rng(0).permutation(len(dataset))
+        cut = round(TEST_SHARE * len(dataset))
+        indices = np.sort(shuffled[:cut] if split == "test" else shuffled[cut:])
+    if classes is not None:
+        labels = getattr(dataset, "labels", None)
+        if labels is None:
+            raise DataError("classes: this data set has no labels to choose by. Leave `classes` out.")
+        indices = indices[np.isin(labels.numpy()[indices], classes)]
+    if count is not None:
+        if count > len(indices):
+            raise DataError(f"count: {count} samples wanted, {len(indices)} are left. Ask for at most that many.")
+        indices = np.random.default_rng(seed).permutation(indices)[:count]
+    if len(indices) == 0:
+        raise DataError(f"no sample is left (split: {split}, classes: {classes}).")
+    return Subset(dataset, torch.from_numpy(indices))
+
+
+def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int, split: str) -> Dataset:
+    if count is None:
+        raise DataError("a synthetic data set has no end: say `count` to take a part of it.")
+    generator = torch.Generator().manual_seed(3 * seed + ("all", "train", "test").index(split))
+    kept: list[Batch] = []
+    for _ in range(_DRAWS_AT_MOST):
+        drawn = law.draw(count, generator)
+        if classes is not None:
+            if drawn.label is None:
+                raise DataError("classes: this data set has no labels to choose by. Leave `classes` out.")
+            drawn = drawn[torch.isin(drawn.label, torch.tensor(classes))]
+        kept.append(drawn)
+        if sum(map(len, kept)) >= count:
+            break
+    else:
+        raise DataError(f"classes {classes} were not among {_DRAWS_AT_MOST * count} draws.")
+    labels = [batch.label for batch in kept if batch.label is not None]
+    joined = Batch(torch.cat([batch.x1 for batch in kept]), torch.cat(labels) if labels else None)
+    return Fixed(joined[slice(count)], law)
+
+
+SUBSET_OPTIONS = {
+    name: replace(option, supplied=False) for name, option in options_of(subset, "subset").items() if name != "dataset"
+}
+"""The options that the kernel adds to every data set."""

@@ -1,0 +1,125 @@
+"""Fixed-step solvers: each is one step; the kernel owns the loop, the grid and the noise."""
+
+import gftkit
+from gftkit.contracts import Diffusion, Field
+from torch import Tensor
+
+
+class Euler:
+    """Euler's method, x + h b(t, x): order 1 for ODEs.
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.1.
+
+    Example:
+        >>> import gftkit, torch
+        >>> euler = gftkit.load().create("solver", "euler")
+        >>> euler.step(lambda t, x: -x, lambda t: 0.0, 0.0, 0.5, torch.ones(1), None)
+        tensor([0.5000])
+    """
+
+    ode_order, strong_order, weak_order = 1.0, None, None
+    evaluations = 1
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The state at t + h."""
+        return x + h * drift(t, x)
+
+
+class Midpoint:
+    """The explicit midpoint rule: an Euler half step, then the slope there. Order 2 for ODEs.
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, eq. II.1.2.
+
+    Example:
+        >>> import gftkit, torch
+        >>> midpoint = gftkit.load().create("solver", "midpoint")
+        >>> midpoint.step(lambda t, x: -x, lambda t: 0.0, 0.0, 0.5, torch.ones(1), None)
+        tensor([0.6250])
+    """
+
+    ode_order, strong_order, weak_order = 2.0, None, None
+    evaluations = 2
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The state at t + h."""
+        return x + h * drift(t + h / 2, x + h / 2 * drift(t, x))
+
+
+class Heun:
+    """Heun's method: the mean of the slopes at both ends of an Euler step. Order 2 for ODEs.
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, section II.1.
+
+    Example:
+        >>> import gftkit, torch
+        >>> heun = gftkit.load().create("solver", "heun")
+        >>> heun.step(lambda t, x: -x, lambda t: 0.0, 0.0, 0.5, torch.ones(1), None)
+        tensor([0.6250])
+    """
+
+    ode_order, strong_order, weak_order = 2.0, None, None
+    evaluations = 2
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The state at t + h."""
+        here = drift(t, x)
+        return x + h / 2 * (here + drift(t + h, x + h * here))
+
+
+class RungeKutta4:
+    """The classical Runge-Kutta method: four slopes a step. Order 4 for ODEs.
+
+    Reference: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, table II.1.2.
+
+    Example:
+        >>> import gftkit, torch
+        >>> rk4 = gftkit.load().create("solver", "rk4")
+        >>> rk4.step(lambda t, x: -x, lambda t: 0.0, 0.0, 0.5, torch.ones(1), None)
+        tensor([0.6068])
+    """
+
+    ode_order, strong_order, weak_order = 4.0, None, None
+    evaluations = 4
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The state at t + h."""
+        k1 = drift(t, x)
+        k2 = drift(t + h / 2, x + h / 2 * k1)
+        k3 = drift(t + h / 2, x + h / 2 * k2)
+        k4 = drift(t + h, x + h * k3)
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+class EulerMaruyama:
+    """Euler-Maruyama, x + h b(t, x) + g(t) dw: strong order 1 for noise that depends on t only, weak order 1.
+
+    Without noise it is Euler's method.
+
+    Reference: Kloeden, Platen (1992), Numerical Solution of Stochastic Differential Equations, section 10.2.
+
+    Example:
+        >>> import gftkit, torch
+        >>> solver = gftkit.load().create("solver", "euler-maruyama")
+        >>> solver.step(lambda t, x: -x, lambda t: 2.0, 0.0, 0.5, torch.ones(1), torch.ones(1))
+        tensor([2.5000])
+    """
+
+    ode_order, strong_order, weak_order = 1.0, 1.0, 1.0
+    evaluations = 1
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:
+        """The state at t + h."""
+        moved = x + h * drift(t, x)
+        return moved if dw is None else moved + diffusion(t) * dw
+
+
+@gftkit.hookimpl
+def gftkit_solvers() -> dict[str, type]:
+    """The built-in solvers."""
+    return {
+        "euler": Euler,
+        "euler-maruyama": EulerMaruyama,
+        "heun": Heun,
+        "midpoint": Midpoint,
+        "rk4": RungeKutta4,
+    }

@@ -1,0 +1,1 @@
+"""Exact oracles that gftkit's theory is checked against."""

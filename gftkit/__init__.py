@@ -28,7 +28,7 @@ _WHERE = {
     "pretrain": "gftkit.training",
     "retention": "gftkit.objective",
 }
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,16 @@
 """A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from gftkit import flow
 from gftkit.contracts import Batch, Drift, Path, Solver
-from gftkit.errors import DivergenceError
-from gftkit.integrate import bind, check_solver, diffusion_of, trajectory, uniform_grid
+from gftkit.data import Source
+from gftkit.integrate import check_solver, generate
 from gftkit.randomness import stream
-
-Source = Callable[[int, Generator], Tensor]
-"""Draws n source samples, (n, *event), with a CPU generator."""
 
 
 class Evaluation:
@@ -71,7 +68,7 @@ class Evaluation:
         """
         steps = steps or self.steps
         if steps not in self._samples:
-            self._samples[steps] = self._integrate(steps, self.count, whole=False)[0]
+            self._samples[steps] = self._integrate(steps, self.count, whole=False)
         return self._samples[steps]
 
     def trajectory(self, steps: int | None = None, count: int = 250) -> Tensor:
@@ -85,27 +82,16 @@ class Evaluation:
         generator = stream(self.seed, "labels")
         return self.reference.label[torch.randint(len(self.reference), (self.count,), generator=generator)][:count]
 
-    @torch.no_grad()
     def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
-        """(1 or times, count, *event), in batches; noise and start don't depend on ``steps`` or ``count``."""
-        start = self._source(self.count, stream(self.seed, "source"))[:count]
-        labels = self.labels(count)
-        diffusion = diffusion_of(self.path) if flow.is_stochastic(self.path) else None
-        grid = uniform_grid(self.path, steps)
-        noise = stream(self.seed, "solver", device=self._device)
-        parts = []
-        for first in range(0, count, self._batch_size):
-            chosen = slice(first, first + self._batch_size)
-            conditions = {} if labels is None else {"label": labels[chosen].to(self._device)}
-            x0 = start[chosen].to(self._device)
-            states = trajectory(bind(self.drift, **conditions), diffusion, self.solver, grid, x0, noise)
-            if whole:
-                parts.append(torch.stack([x.cpu() for x in states]))
-            else:
-                for x in states:
-                    last = x
-                parts.append(last.cpu()[None])
-        made = torch.cat(parts, dim=1)
-        if not torch.isfinite(made).all():
-            raise DivergenceError(f"sampling left the finite numbers within {steps} steps. Use more steps.")
-        return made
+        """Samples or trajectories; noise and start don't depend on ``steps``."""
+        return generate(
+            self.drift,
+            self.path,
+            self.solver,
+            steps,
+            self._source(self.count, stream(self.seed, "source"))[:count],
+            stream(self.seed, "solver", device=self._device),
+            self.labels(count),
+            self._batch_size,
+            whole,
+        )

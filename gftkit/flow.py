@@ -41,12 +41,21 @@ def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return derivatives
 
 
-def sample(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
-    """x_t = sigma x0 + alpha x1 + gamma eps. t: (batch,); x0, x1, noise: (batch, *event)."""
+def is_noisy(path: Path) -> bool:
+    """Whether gamma > 0 somewhere: whether a sample needs noise beside the pair."""
+    t = torch.linspace(0, t_end(path), 65, dtype=torch.float64)
+    return bool((path.coefficients(t)[2] != 0).any())
+
+
+def sample(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:
+    """x_t = sigma x0 + alpha x1 + gamma eps. t: (batch,); x0, x1, noise: (batch, *event).
+
+    The noise may be None where the path isn't noisy, here and below.
+    """
     return _combine(path.coefficients(t), x0, x1, noise)
 
 
-def velocity(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+def velocity(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:
     """d x_t/dt at fixed pair and noise: sigma' x0 + alpha' x1 + gamma' eps."""
     return _combine(rates(path, t), x0, x1, noise)
 
@@ -56,7 +65,7 @@ def conditional_score(path: Path, t: Tensor, noise: Tensor) -> Tensor:
     return -noise / expand(path.coefficients(t)[2], noise)
 
 
-def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:
     """The conditional drift b_t(x_t | x0, x1): velocity + (g^2/2) conditional score.
 
     The path's own ``drift`` is used where it has one: where that sum cancels badly.
@@ -65,12 +74,13 @@ def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tenso
     if given is not None:
         return given(t, x0, x1, noise)
     moving = velocity(path, t, x0, x1, noise)
-    scale = diffusion(path, t)
-    if not (scale > 0).any():
+    if noise is None or getattr(path, "diffusion", None) is None:
         return moving
+    scale = diffusion(path, t)
     return moving + expand(scale**2 / 2, noise) * conditional_score(path, t, noise)
 
 
-def _combine(weights: tuple[Tensor, Tensor, Tensor], x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
+def _combine(weights: tuple[Tensor, Tensor, Tensor], x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:
     sigma, alpha, gamma = (expand(weight, x0) for weight in weights)
-    return sigma * x0 + alpha * x1 + gamma * noise
+    pair = sigma * x0 + alpha * x1
+    return pair if noise is None else pair + gamma * noise

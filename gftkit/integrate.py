@@ -1,5 +1,6 @@
 """The integrator: the kernel owns the time grid, the loop and the noise; a solver owns one step."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def trajectory(
     Yields:
         (batch, *event) tensors; the memory needed doesn't grow with the number of steps.
     """
-    g: Callable[[float], float] = diffusion or (lambda _: 0.0)
+    g: Diffusion = diffusion or (lambda t: 0.0)  # noqa: ARG005
 
     def increment(h: float, x: Tensor) -> Tensor | None:
         if diffusion is None:
@@ -97,7 +98,7 @@ def trajectory(
 
     x = x0
     yield x
-    for t, later in zip(grid.times, grid.times[1:], strict=False):
+    for t, later in itertools.pairwise(grid.times):
         h = later - t
         x = solver.step(field, g, t, h, x, increment(h, x))
         yield x
@@ -109,10 +110,34 @@ def trajectory(
 
 
 @torch.no_grad()
-def integrate(
-    drift: Drift, path: Path, solver: Solver, steps: int, x0: Tensor, generator: Generator | None, **conditions: Tensor
+def generate(
+    drift: Drift,
+    path: Path,
+    solver: Solver,
+    steps: int,
+    x0: Tensor,
+    generator: Generator,
+    label: Tensor | None = None,
+    batch_size: int = 500,
+    whole: bool = False,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """x_1 from x_0 by ``steps`` solver steps along a path's flow.
+    """Samples x_1 from x_0, by ``steps`` solver steps along a path's flow, in batches.
+
+    Args:
+        drift: the network, on the generator's device.
+        path: gives g and t_end.
+        solver: takes the steps.
+        steps: how many, before the closing step where there is one.
+        x0: source samples, (n, *event), on the CPU.
+        generator: draws the Brownian increments, on the device where the drift is evaluated.
+        label: (n,), for a conditional drift.
+        batch_size: samples integrated at once.
+        whole: keep every state.
+        advance: called with the number of samples done in each batch.
+
+    Returns:
+        (n, *event) on the CPU; with ``whole`` (times, n, *event).
 
     Raises:
         ConfigError: where the solver doesn't solve this path's equation, or steps < 1.
@@ -120,13 +145,23 @@ def integrate(
     """
     stochastic = flow.is_stochastic(path)
     check_solver(solver, stochastic)
-    x = x0
-    states = trajectory(
-        bind(drift, **conditions), diffusion_of(path) if stochastic else None, solver,
-        uniform_grid(path, steps), x0, generator,
-    )  # fmt: skip
-    for x in states:
-        pass
-    if not torch.isfinite(x).all():
+    diffusion = diffusion_of(path) if stochastic else None
+    grid = uniform_grid(path, steps)
+    parts = []
+    for first in range(0, len(x0), batch_size):
+        chosen = slice(first, first + batch_size)
+        conditions = {} if label is None else {"label": label[chosen].to(generator.device)}
+        start = x0[chosen].to(generator.device)
+        states = trajectory(bind(drift, **conditions), diffusion, solver, grid, start, generator)
+        if whole:
+            parts.append(torch.stack([x.cpu() for x in states]))
+        else:
+            last = start
+            for x in states:
+                last = x
+            parts.append(last.cpu())
+        advance(len(start))
+    made = torch.cat(parts, dim=1 if whole else 0)
+    if not torch.isfinite(made).all():
         raise DivergenceError(f"sampling left the finite numbers within {steps} steps. Use more steps.")
-    return x
+    return made

@@ -97,6 +97,9 @@ def subset(
     Raises:
         DataError: where nothing or too little is left, or labels are missing.
     """
+    known = classes_of(dataset)
+    if classes is not None and known is not None and any(label >= known for label in classes):
+        raise DataError(f"classes: wanted numbers from 0 to {known - 1}, got {classes}. Leave out what isn't there.")
     if isinstance(dataset, Sampler) and not isinstance(dataset, Dataset):
         return _drawn(dataset, classes, count, seed, split)
     indices = np.arange(len(dataset))
@@ -133,9 +136,16 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
         if sum(map(len, kept)) >= count:
             break
     else:
-        raise DataError(f"classes {classes} were not among {_DRAWS_AT_MOST * count} draws.")
+        raise DataError(
+            f"classes: {classes} came too rarely in {_DRAWS_AT_MOST * count} draws to give {count}. Choose likelier ones."
+        )
     labels = [batch.label for batch in kept if batch.label is not None]
-    joined = Batch(torch.cat([batch.x1 for batch in kept]), torch.cat(labels) if labels else None)
+    partners = [batch.x0 for batch in kept if batch.x0 is not None]
+    joined = Batch(
+        torch.cat([batch.x1 for batch in kept]),
+        torch.cat(labels) if labels else None,
+        torch.cat(partners) if partners else None,
+    )
     return Fixed(joined[slice(count)], law)
 
 

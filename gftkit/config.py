@@ -1,0 +1,321 @@
+"""A run's configuration: one YAML file, validated whole before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from gftkit import expression
+from gftkit.errors import ConfigError
+from gftkit.files import parse_yaml, read_yaml
+from gftkit.options import check_known, options_of
+from gftkit.registry import Registry, plain
+
+Kind = Literal["pretrain", "finetune"]
+Spec = dict[str, Any]
+"""A component as a config writes it: ``{name: ..., **options}``."""
+
+Count = Annotated[int, Field(gt=0)]
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: pairs in a step, over all devices together.
+        learning_rate: the peak learning rate.
+        optimizer: a torch.optim optimiser by name, or {name: ..., **its options}.
+        warmup: steps over which the learning rate rises linearly to its peak.
+        decay: how the learning rate falls after the warm-up: not at all, or to 0 at the last step.
+        clip: the largest gradient norm; null for none.
+        ema: decay of the exponential moving average of the weights; null for 1 - 10/steps within [0.9, 0.9999].
+        pairing_batch: samples that the coupling pairs at once, a multiple of batch_size; null for batch_size.
+        checkpoint_every: steps between checkpoints; null for a tenth of the run.
+        keep_checkpoints: how many checkpoints stay.
+        log_every: steps between lines of metrics.jsonl.
+    """
+
+    steps: Count = 3000
+    batch_size: Count = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: str | dict[str, Any] = "adam"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    pairing_batch: Count | None = None
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
+    log_every: Count = 10
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Args:
+        form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + beta larger).
+        weight: w(t) >= 0, a formula in t.
+    """
+
+    form: Literal["blended", "penalty"] = "blended"
+    weight: str = "1"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How a run is measured.
+
+    Args:
+        data: held-out samples, {name: ...}; null measures against the training data.
+        every: steps between evaluations; null for a twentieth of the run.
+        count: samples to make, and at most so many to compare with.
+        metrics: metrics by name, or {name: ..., **options}.
+        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path.
+    """
+
+    data: Spec | None = None
+    every: Count | None = None
+    count: Count = 1000
+    metrics: list[str | dict[str, Any]] | None = None
+    solver: Spec | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration: every default filled in, every path absolute.
+
+    Args:
+        kind: "pretrain" or "finetune".
+        drift: the network.
+        data: the samples to learn.
+        source: what is transported to the data.
+        path: the conditional path.
+        coupling: which source sample goes with which data sample.
+        train: how to train.
+        evaluate: how the run is measured.
+        monitors: measurements beside the run.
+        seed: of everything random.
+        pretrained: a run folder or weights file; fine-tuning only.
+        schedule: the temperature; fine-tuning only.
+        objective: what is minimised.
+    """
+
+    kind: Kind
+    drift: Spec
+    data: Spec
+    source: Spec
+    path: Spec
+    coupling: Spec
+    train: Train
+    evaluate: Evaluate
+    monitors: list[Spec]
+    seed: int
+    pretrained: Path | None
+    schedule: Spec | None
+    objective: Objective
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.yaml holds them; what doesn't apply is left out."""
+        values = {key: value for key, value in asdict(self).items() if key != "kind" and value is not None}
+        return plain(values)
+
+
+KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "seed", "objective")
+FINETUNE_KEYS = (*KEYS, "pretrained", "schedule")
+INHERITED = ("drift", "source", "path", "coupling")
+DEFAULTS: Mapping[str, Spec] = {
+    "source": {"name": "gaussian"},
+    "path": {"name": "linear"},
+    "coupling": {"name": "independent"},
+}
+
+
+def read(
+    source: Path | str | Mapping[str, Any], kind: Kind, registry: Registry, overrides: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """A configuration from a YAML file or a mapping, resolved, with what the user should know.
+
+    Args:
+        source: the file, to whose folder relative paths refer; or a mapping, and then the working directory counts.
+        kind: what will be done with it.
+        registry: the components it may name.
+        overrides: settings as ``a.b=c``, which win over the file.
+
+    Returns:
+        The configuration and warnings, one sentence each.
+
+    Raises:
+        ConfigError: for a key that is missing or has no valid value.
+        UnknownNameError: for an unknown key, component or option.
+    """
+    from gftkit.run import Run, is_run
+
+    if isinstance(source, Mapping):
+        raw, base = dict(source), Path.cwd()
+    else:
+        raw, base = read_yaml(Path(source)), Path(source).resolve().parent
+    for override in overrides:
+        raw = _override(raw, override)
+    known = FINETUNE_KEYS if kind == "finetune" else KEYS
+    if kind == "pretrain" and ("pretrained" in raw or "schedule" in raw):
+        raise ConfigError("`pretrained` and `schedule` belong to a fine-tune: use `gft finetune`.")
+    check_known(raw, dict.fromkeys(known), "the configuration")  # type: ignore[arg-type]
+
+    inherited: dict[str, Any] = {}
+    pretrained: Path | None = None
+    if kind == "finetune":
+        if not isinstance(raw.get("pretrained"), str):
+            raise ConfigError("pretrained is missing: wanted a run folder or a weights file to start from.")
+        pretrained = base / raw["pretrained"]
+        if is_run(pretrained):
+            parent = Run.open(pretrained, registry).config
+            inherited = {key: getattr(parent, key) for key in INHERITED}
+        elif not pretrained.is_file():
+            raise ConfigError(
+                f"pretrained: {pretrained} is neither a run folder nor a weights file "
+                f"(relative paths start at the config's folder)."
+            )
+        if "schedule" not in raw:
+            raise ConfigError("schedule is missing: wanted e.g. `schedule: {name: exponential}`, or zero for none.")
+    specs: dict[str, Spec] = {}
+    for key in INHERITED:
+        spec = raw.get(key, inherited.get(key, DEFAULTS.get(key)))
+        if spec is None:
+            raise ConfigError("drift is missing: wanted e.g. `drift: {name: mlp, width: 512}`.")
+        specs[key] = registry.resolve("dataset" if key == "source" else key, spec, key, base)
+    if "data" not in raw:
+        raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
+    train = section(Train, raw.get("train", {}), "train")
+    train = _with_defaults(train)
+    config = Config(
+        kind=kind,
+        **specs,
+        data=registry.resolve("dataset", raw["data"], "data", base),
+        train=train,
+        evaluate=_evaluate(raw.get("evaluate", {}), train, registry, base),
+        monitors=[registry.resolve("monitor", _spec(m), f"monitors[{i}]", base) for i, m in _list(raw, "monitors")],
+        seed=_seed(raw.get("seed", 0)),
+        pretrained=pretrained,
+        schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if kind == "finetune" else None,
+        objective=section(Objective, raw.get("objective", {}), "objective"),
+    )
+    _check_weight(config.objective.weight)
+    return config, _warnings(config, inherited)
+
+
+def section(cls: type[Section], values: Any, where: str) -> Section:
+    """A section of the config as its dataclass, with every value checked.
+
+    Raises:
+        ConfigError: for a value of the wrong type or out of range.
+        UnknownNameError: for an unknown key, with the nearest.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: wanted a mapping, got {values!r}.")
+    known = options_of(cls, where)
+    check_known(values, known, where)
+    return cls(**{key: known[key].validate(value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    """``raw`` with one ``a.b=c`` put in."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: wanted a.b=c, e.g. --set train.steps=100.")
+    changed = dict(raw)
+    inner = changed
+    for depth, key in enumerate(keys[:-1], 1):
+        below = inner.get(key, {})
+        if not isinstance(below, Mapping):
+            raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
+        inner[key] = inner = dict(below)
+    inner[keys[-1]] = parse_yaml(text, f"--set {override}")
+    return changed
+
+
+def _with_defaults(train: Train) -> Train:
+    """The section with what depends on other keys filled in."""
+    pairing_batch = train.pairing_batch or train.batch_size
+    if pairing_batch % train.batch_size:
+        raise ConfigError(
+            f"train.pairing_batch: wanted a multiple of batch_size ({train.batch_size}), got {pairing_batch}."
+        )
+    return replace(
+        train,
+        ema=min(max(1 - 10 / train.steps, 0.9), 0.9999) if train.ema is None else train.ema,
+        pairing_batch=pairing_batch,
+        checkpoint_every=train.checkpoint_every or max(1, train.steps // 10),
+    )
+
+
+def _evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> Evaluate:
+    found = section(Evaluate, raw, "evaluate")
+    names = ["energy"] if found.metrics is None else found.metrics
+    metrics = [registry.resolve("metric", _spec(m), f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]
+    solver = found.solver
+    if solver is not None:
+        steps = solver.get("steps", DEFAULT_STEPS)
+        if not (isinstance(steps, int) and steps >= 1):
+            raise ConfigError(f"evaluate.solver.steps: wanted int, >= 1, got {steps!r}.")
+        rest = {key: value for key, value in solver.items() if key != "steps"}
+        solver = {**registry.resolve("solver", rest, "evaluate.solver", base), "steps": steps}
+    return replace(
+        found,
+        data=None if found.data is None else registry.resolve("dataset", found.data, "evaluate.data", base),
+        every=found.every or max(1, train.steps // 20),
+        metrics=list(metrics),
+        solver=solver,
+    )
+
+
+DEFAULT_STEPS = 20
+"""Solver steps where nobody says how many."""
+
+
+def _spec(value: Any) -> Any:
+    """A bare name stands for a component without options."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _list(raw: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
+    found = raw.get(key, [])
+    if not isinstance(found, list):
+        raise ConfigError(f"{key}: wanted a list, got {found!r}.")
+    return list(enumerate(found))
+
+
+def _seed(value: Any) -> int:
+    if not (type(value) is int and 0 <= value < 2**63):
+        raise ConfigError(f"seed: wanted int, >= 0, got {value!r}.")
+    return value
+
+
+def _check_weight(weight: str) -> None:
+    import torch
+
+    try:
+        values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+    except ValueError as error:
+        raise ConfigError(f"objective.weight: {error}") from None
+    if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise ConfigError(
+            f"objective.weight: '{weight}' must be finite and >= 0 for t in (0, 1), and not 0 everywhere."
+        )
+
+
+def _warnings(config: Config, inherited: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key in ("coupling", "source"):
+        if key in inherited and inherited[key] != getattr(config, key):
+            found.append(
+                f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
+                f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."
+            )
+    return found

@@ -1,0 +1,135 @@
+"""Data as the kernel uses them: scaled, checked, in consecutive random permutations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from gftkit.contracts import Batch, Dataset, Sampler
+from gftkit.errors import DataError
+from gftkit.randomness import stream
+
+Source = Callable[[int, Generator], Tensor]
+"""Draws n source samples, (n, *event), with a CPU generator."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x -> 2 (x - low)/(high - low) - 1 and back; the identity where the data declare no range.
+
+    Attributes:
+        range: (low, high) of the data's values, or None.
+    """
+
+    range: tuple[float, float] | None = None
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Data values to training values."""
+        if self.range is None:
+            return x
+        low, high = self.range
+        return (x - low) * (2 / (high - low)) - 1
+
+    def unscale(self, x: Tensor) -> Tensor:
+        """Training values to data values."""
+        if self.range is None:
+            return x
+        low, high = self.range
+        return (x + 1) * ((high - low) / 2) + low
+
+
+class Samples:
+    """A data set or law as the kernel reads it: float32, scaled to [-1, 1], checked.
+
+    Args:
+        data: the component.
+        where: its key in the config, for errors.
+        event_shape: the shape that its events must have, or None to take what comes.
+
+    Raises:
+        DataError: for an empty set, or events of another shape.
+    """
+
+    def __init__(self, data: Dataset | Sampler, where: str, event_shape: tuple[int, ...] | None = None) -> None:
+        self.data, self.where = data, where
+        self.event_shape = tuple(data.event_shape)
+        self.scaling = Scaling(None if data.range is None else (float(data.range[0]), float(data.range[1])))
+        self.size = len(data) if isinstance(data, Dataset) else None
+        if self.size == 0:
+            raise DataError(f"{where}: the data set is empty. Give at least one sample.")
+        if event_shape is not None and self.event_shape != event_shape:
+            raise DataError(
+                f"{where}: wanted samples of shape {event_shape}, as the rest of the run, got {self.event_shape}. "
+                f"Resize or crop them (image sets take `size`)."
+            )
+
+    def draw(self, n: int, generator: Generator) -> Batch:
+        """n samples: fresh ones from a law; from a finite set, consecutive random permutations of it."""
+        if isinstance(self.data, Dataset):
+            return self.at(permuted(n, len(self.data), generator))
+        return self._checked(self.data.draw(n, generator), n)
+
+    def at(self, indices: Tensor) -> Batch:
+        """The samples of a finite set at these indices."""
+        assert isinstance(self.data, Dataset)
+        return self._checked(self.data.batch(indices), len(indices), indices)
+
+    def some(self, count: int, generator: Generator) -> Batch:
+        """At most ``count`` different samples."""
+        return self.draw(count if self.size is None else min(count, self.size), generator)
+
+    def _checked(self, batch: Batch, n: int, indices: Tensor | None = None) -> Batch:
+        for name, values in (("x1", batch.x1), ("x0", batch.x0)):
+            if values is None:
+                continue
+            if values.shape != (n, *self.event_shape) or not values.is_floating_point():
+                raise DataError(
+                    f"{self.where}: wanted {name} of shape {(n, *self.event_shape)} and a floating type, got "
+                    f"{tuple(values.shape)} {values.dtype}."
+                )
+            if not torch.isfinite(values).all():
+                row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
+                which = row if indices is None else int(indices[row])
+                raise DataError(f"{self.where}: sample {which} holds NaN or infinity. Remove or mend it.")
+        x0 = None if batch.x0 is None else self.scaling.scale(batch.x0.float())
+        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0)
+
+
+class Order:
+    """The order in which a run visits its data: a function of seed and position, so that it resumes exactly.
+
+    Args:
+        samples: the data.
+        seed: of the permutations.
+    """
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self.samples, self.seed = samples, seed
+        self._permutation: tuple[int, Tensor] | None = None
+
+    def take(self, first: int, n: int) -> Batch:
+        """Samples ``first`` to ``first + n`` of the endless sequence of random permutations."""
+        size = self.samples.size
+        if size is None:
+            return self.samples.draw(n, stream(self.seed, "data", first))
+        parts = []
+        while n > 0:
+            epoch, offset = divmod(first, size)
+            if self._permutation is None or self._permutation[0] != epoch:
+                self._permutation = epoch, torch.randperm(size, generator=stream(self.seed, "data", epoch))
+            part = self._permutation[1][offset : offset + n]
+            parts.append(part)
+            first, n = first + len(part), n - len(part)
+        return self.samples.at(torch.cat(parts))
+
+
+def permuted(n: int, size: int, generator: Generator) -> Tensor:
+    """n indices below ``size``: consecutive random permutations, so that n may exceed size."""
+    rounds = [torch.randperm(size, generator=generator) for _ in range(-(-n // size))]
+    return torch.cat(rounds)[:n]
+
+
+def source_of(samples: Samples) -> Source:
+    """A data set as a source: a function that draws x0."""
+    return lambda n, generator: samples.draw(n, generator).x1

@@ -1,0 +1,166 @@
+"""Everything that a configuration names, built and checked against each other, before any work is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gftkit import expression, flow
+from gftkit.anchor import FrozenAnchor
+from gftkit.config import Config
+from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
+from gftkit.data import Order, Samples, Source
+from gftkit.errors import ConfigError, DataError
+from gftkit.evaluation import Evaluation
+from gftkit.files import load_weights, read_weights
+from gftkit.integrate import check_solver
+from gftkit.pairing import Pairs
+from gftkit.randomness import stream
+from gftkit.registry import Registry
+from gftkit.run import Facts, Run, build_drift, build_source, is_run, solver_of
+from gftkit.subset import classes_of
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The components of a run, and the data in the form that the loop and the metrics use."""
+
+    config: Config
+    facts: Facts
+    drift: nn.Module
+    anchor: FrozenAnchor | None
+    path: Path
+    schedule: Schedule | None
+    pairs: Pairs
+    weight: Any
+    source: Source
+    solver: Solver
+    steps: int
+    metrics: list[Metric]
+    monitors: dict[str, Monitor]
+    training: Batch
+    reference: Batch
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the drift is given labels."""
+        return "label" in getattr(self.drift, "conditions", ())
+
+    def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
+        """A drift under evaluation, on this experiment's reference data."""
+        return Evaluation(
+            drift,
+            self.path,
+            self.solver,
+            self.steps,
+            self.source,
+            self.reference,
+            self.config.evaluate.count,
+            self.config.seed,
+            device,
+            self.training,
+            self.anchor,
+            history,
+        )
+
+
+def build(config: Config, registry: Registry) -> Experiment:
+    """Build every component of a configuration.
+
+    Raises:
+        GftkitError: naming what doesn't fit, before anything is written.
+    """
+    data = Samples(registry.build("dataset", config.data, "data"), "data")
+    facts = Facts(data.event_shape, classes_of(data.data), data.scaling.range)
+    path: Path = registry.build("path", config.path)
+    coupling: Coupling = registry.build("coupling", config.coupling)
+    source = build_source(config.source, facts.event_shape, registry)
+    solver, steps = solver_of(config.evaluate.solver, path, registry)
+    check_solver(solver, flow.is_stochastic(path))
+    reference = data
+    if config.evaluate.data is not None:
+        reference = Samples(
+            registry.build("dataset", config.evaluate.data, "evaluate.data"), "evaluate.data", facts.event_shape
+        )
+    parent = None
+    if config.pretrained is not None and is_run(config.pretrained):
+        parent = Run.open(config.pretrained, registry)
+        facts = _inherit(facts, parent)
+        _check_same_path(path, registry.build("path", parent.config.path), config, parent)
+    torch.manual_seed(config.seed)
+    drift = build_drift(config.drift, facts, registry)
+    if config.pretrained is not None:
+        weights = parent.weights()[0] if parent else read_weights(config.pretrained)
+        load_weights(drift, weights, config.pretrained)
+    if "label" in getattr(drift, "conditions", ()) and facts.classes is None:
+        raise DataError("data: the drift is conditional and the data have no labels.")
+    monitors = _each("monitor", config.monitors, "monitors", registry)
+    train = config.train
+    assert train.pairing_batch is not None
+    return Experiment(
+        config=config,
+        facts=facts,
+        drift=drift,
+        anchor=FrozenAnchor(drift) if config.kind == "finetune" else None,
+        path=path,
+        schedule=None if config.schedule is None else registry.build("schedule", config.schedule),
+        pairs=Pairs(
+            Order(data, config.seed),
+            source,
+            coupling,
+            train.batch_size,
+            train.pairing_batch,
+            config.seed,
+            within_labels="label" in getattr(drift, "conditions", ()),
+        ),
+        weight=None
+        if config.objective.weight.strip() == "1"
+        else expression.function(expression.parse(config.objective.weight)),
+        source=source,
+        solver=solver,
+        steps=steps,
+        metrics=_each("metric", config.evaluate.metrics or [], "evaluate.metrics", registry),
+        monitors={m["name"]: made for m, made in zip(config.monitors, monitors, strict=True)},
+        training=data.some(config.evaluate.count, stream(config.seed, "training")),
+        reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
+    )
+
+
+def _each(kind: str, specs: Sequence[Any], where: str, registry: Registry) -> list[Any]:
+    return [registry.build(kind, spec, f"{where}[{index}]") for index, spec in enumerate(specs)]
+
+
+def _inherit(facts: Facts, parent: Run) -> Facts:
+    """The data's facts, with as many classes as the pretrained drift knows."""
+    before = parent.weights()[1]
+    if before.event_shape != facts.event_shape:
+        raise DataError(
+            f"data: wanted samples of shape {before.event_shape}, as the pretrained run {parent.folder} has, got "
+            f"{facts.event_shape}. Resize or crop them (image sets take `size`)."
+        )
+    if before.classes is not None and facts.classes is not None and facts.classes > before.classes:
+        raise DataError(f"data: {facts.classes} classes, and the pretrained drift knows {before.classes}.")
+    return Facts(facts.event_shape, before.classes or facts.classes, facts.range)
+
+
+def _check_same_path(path: Path, before: Path, config: Config, parent: Run) -> None:
+    """Refuse a path or diffusion that differs from the anchor's: the blend of two such drifts means nothing.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    now, then = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, before))
+    differs = [
+        name
+        for name, one, other in zip(("sigma", "alpha", "gamma", "diffusion g"), now, then, strict=True)
+        if not torch.allclose(one, other)
+    ]
+    if differs:
+        raise ConfigError(
+            f"path: {config.path} differs from the pretrained run's {parent.config.path} in {', '.join(differs)}. "
+            f"Its anchor is the drift of another process, and a blend of the two would end in neither law. "
+            f"Leave `path` out to inherit it, or pretrain on this path."
+        )

@@ -1,0 +1,243 @@
+"""Files: written whole or not at all, read without unpickling, with one clear error where that fails."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gftkit.errors import ConfigError, RunError, WeightsError
+
+State = dict[str, Tensor]
+
+
+@contextmanager
+def explained(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn a failure of the file system into one clear error.
+
+    Raises:
+        RunError: naming the file and the cause: full disk, no permission, read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        cures = {
+            errno.ENOSPC: "The disk is full: free some space, or choose another folder with --out.",
+            errno.EACCES: "Permission denied: choose another folder with --out.",
+            errno.EROFS: "The file system is read-only: choose another folder with --out.",
+            errno.ENOTDIR: "A file stands where a folder is wanted: choose another folder with --out.",
+        }
+        cure = cures.get(error.errno or 0, f"{type(error).__name__}: {error.strerror or error}.")
+        raise RunError(f"cannot {doing} {path}. {cure} Nothing was overwritten.") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, then move it there in one step.
+
+    Raises:
+        RunError: where the file can't be written; what stood there before is kept.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            try:
+                write(temporary)
+            except SafetensorError as error:  # the library wraps the operating system's error in text
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
+            os.chmod(temporary, 0o666 & ~_umask())
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; a number that is not finite becomes null, since JSON has none."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with nan and infinities replaced by None."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file with JSON metadata, whole or not at all."""
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    notes = {key: json.dumps(value) for key, value in metadata.items()}
+    write_atomically(path, lambda temporary: save_file(held, temporary, metadata={"format": "pt", **notes}))
+
+
+def read_tensors(path: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors and metadata of a safetensors file.
+
+    Raises:
+        WeightsError: for a file that is missing, empty, truncated or of another format.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
+            f"It may be truncated or of another format; copy or export it again."
+        ) from None
+    return tensors, {key: json.loads(value) for key, value in notes.items() if key != "format"}
+
+
+def read_weights(path: Path) -> State:
+    """A network's weights from .safetensors, or from .pt/.pth/.bin by ``weights_only`` unpickling.
+
+    Raises:
+        WeightsError: for a file that is missing, damaged, holds no state dict, or would execute code.
+    """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_tensors(path)[0]
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise WeightsError(f"{path}: wanted .safetensors, .pt, .pth or .bin, got '{path.suffix}'.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: wanted a state dict that loads without executing code, and this file doesn't "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). It is damaged, or a pickle of more than tensors; "
+            f"it was not run. Export its state_dict as .safetensors."
+        ) from None
+    if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
+    return found
+
+
+def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
+    """Put weights into a network, all of them or none.
+
+    Raises:
+        WeightsError: naming the keys that are missing, unknown or of the wrong shape.
+    """
+    wanted = module.state_dict()
+    complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
+    complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
+    complaints += [
+        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in weights and weights[name].shape != wanted[name].shape
+    ]
+    if complaints:
+        more = f"\n  and {len(complaints) - 8} more" if len(complaints) > 8 else ""
+        raise WeightsError(
+            f"{source}: the weights don't fit the drift.\n  "
+            + "\n  ".join(complaints[:8])
+            + more
+            + "\nGive the `drift` these weights were made with."
+        )
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:8])}.")
+    module.load_state_dict(weights)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's weights: names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start where a disk can't hold what will be written.
+
+    Raises:
+        RunError: saying how much is wanted and how much is free.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunError(
+            f"{folder}: the run will write about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. "
+            f"Free some space, or choose another folder with --out."
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-3`` is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as plain values.
+
+    Raises:
+        ConfigError: where it isn't YAML, with line and column.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: for a file that is missing, empty, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}).") from None
+    found = parse_yaml(text, str(path))
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(
+            f"{path}: wanted a YAML mapping such as `data: {{name: digits}}`, got {type(found).__name__}."
+        )
+    return found

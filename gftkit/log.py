@@ -1,0 +1,64 @@
+"""metrics.jsonl: one JSON object a line, appended as the run goes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from gftkit.files import explained, finite, write_text
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def curve(
+    lines: Sequence[Mapping[str, Any]], key: str, kind: str, weights: str | None = None
+) -> tuple[list[int], list[float]]:
+    """Steps and values of one number in a log's lines of a kind ("train", "evaluation", "monitor")."""
+    points = [
+        (line["step"], line[key])
+        for line in lines
+        if line["kind"] == kind and line.get(key) is not None and (weights is None or line.get("weights") == weights)
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+class Log:
+    """The log of a run that is going on.
+
+    Args:
+        path: the file.
+        until: lines of later steps are dropped: they will be made again.
+    """
+
+    def __init__(self, path: Path, until: int) -> None:
+        self.path = path
+        self.lines = [line for line in read_log(path) if line["step"] <= until]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def add(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            RunError: where it can't be written.
+        """
+        line = finite({"step": step, "kind": kind, **values})
+        with explained(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        self.lines.append(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

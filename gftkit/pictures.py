@@ -1,0 +1,134 @@
+"""Pictures of samples and curves. Drawn with matplotlib's figures, without its global state."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from gftkit.files import write_atomically
+
+COLOURS = ("#1b6ca8", "#d1495b", "#2e7d5b", "#7a5195", "#8a8a8a")
+TEMPERATURE_COLOUR = "#c98b1b"
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def is_image(event_shape: Sequence[int]) -> bool:
+    """Whether events are drawn as images: (channels, height, width) with 1 or 3 channels."""
+    return len(event_shape) == 3 and event_shape[0] in (1, 3)
+
+
+def grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
+    """Images side by side, (n, c, h, w) -> (rows, columns, 3) of uint8; ``span`` is black and white's values."""
+    low, high = span or (float(images.min()), float(images.max()))
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    scaled = ((images.float() - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    scaled = scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    n, height, width, _ = scaled.shape
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, dtype=np.uint8)
+    for index in range(n):
+        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = scaled[index].numpy()
+    return sheet
+
+
+def write_image(path: Path, image: np.ndarray, scale: int = 1) -> None:
+    """Write (rows, columns, 3) of uint8 as PNG, each pixel ``scale`` times larger."""
+    picture = Image.fromarray(image)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
+    """Samples of several models side by side, as PNG: one panel for each name, all of one event shape.
+
+    Images as a grid; events of one number as histograms, of two as points, of shape (channels, length) as curves, and
+    any others by the two principal components of the last panel.
+    """
+    shapes = {tuple(values.shape[1:]) for values in panels.values()}
+    (event,) = shapes
+    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
+    centre, basis = _components(list(panels.values())[-1])
+    for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
+        axis.set_title(name, fontsize=11)
+        if is_image(event):
+            axis.imshow(grid(values[:count], span), interpolation="nearest")
+            axis.set_axis_off()
+        elif math.prod(event) == 1:
+            axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)
+        elif len(event) == 2:
+            for curve in values[:count]:
+                axis.plot(curve.T.numpy(), color=colour, alpha=0.25, linewidth=0.8)
+        else:
+            flat = values.flatten(1)
+            points = flat if flat.shape[1] == 2 else (flat - centre) @ basis
+            axis.scatter(*points.T.numpy(), s=4, alpha=0.5, color=colour, linewidths=0)
+            axis.set_aspect("equal", adjustable="datalim")
+            if flat.shape[1] > 2:
+                axis.set_xlabel("first principal component", fontsize=8)
+    return png(figure)
+
+
+def _components(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and two principal directions, (d,) and (d, 2)."""
+    flat = values.flatten(1)
+    centre = flat.mean(0)
+    if flat.shape[1] < 3:
+        return centre, torch.eye(flat.shape[1])
+    return centre, torch.linalg.svd(flat - centre, full_matrices=False).Vh[:2].T
+
+
+def curves(
+    named: Mapping[str, Curve], label: str, temperatures: Mapping[str, Curve] | None = None, logarithmic: bool = False
+) -> bytes:
+    """Curves against the step, as PNG, with the temperature on an axis of its own below."""
+    temperatures = {name: curve for name, curve in (temperatures or {}).items() if any(curve[1])}
+    figure = Figure(figsize=(7.2, 4.6 if temperatures else 3.4), layout="constrained")
+    ratios = [3, 1] if temperatures else [1]
+    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
+    colours = dict(zip({**named, **temperatures}, _cycle(len({**named, **temperatures})), strict=True))
+    for name, (steps, values) in named.items():
+        axes[0].plot(steps, values, label=name, color=colours[name], marker=".", markersize=4, linewidth=1.4)
+    axes[0].set_ylabel(label)
+    if logarithmic:
+        axes[0].set_yscale("log")
+    if len(named) > 1:
+        axes[0].legend(frameon=False)
+    for name, (steps, values) in temperatures.items():
+        axes[1].plot(steps, values, color=TEMPERATURE_COLOUR if len(temperatures) == 1 else colours[name], label=name)
+        axes[1].set_ylabel("temperature")
+    axes[-1].set_xlabel("step")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, picture: bytes) -> None:
+    """Write the bytes of a PNG, whole or not at all."""
+
+    def write(temporary: Path) -> Any:
+        return temporary.write_bytes(picture)
+
+    write_atomically(path, write)
+
+
+def _cycle(n: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(n)]

@@ -1,0 +1,57 @@
+"""The progress bar of a run: on stderr, so that stdout stays free for results."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """A bar with loss, temperature, retention and rate.
+
+    Args:
+        total: steps of the run.
+        title: what is being done.
+        quiet: show nothing but warnings.
+    """
+
+    def __init__(self, total: int, title: str, quiet: bool) -> None:
+        self.console = Console(stderr=True)
+        self._total, self._title = total, title
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=quiet,
+        )
+        self._task = self._bar.add_task(title, total=total, numbers="", rate="")
+
+    @contextmanager
+    def running(self, first: int) -> Iterator[None]:
+        """Show the bar while the run goes, from step ``first``."""
+        self._bar.update(self._task, completed=first)
+        with self._bar:
+            yield
+
+    def advance(self) -> None:
+        """One step done."""
+        self._bar.advance(self._task)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """The numbers of a step."""
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            numbers=f"loss {values['loss']:.4f}  beta {values['temperature']:.3f}  rho {values['retention']:.3f}",
+            rate=f"{speed:.0f} steps/s" if speed else "",
+        )
+
+    def warn(self, text: str) -> None:
+        """A warning, also where the bar is off."""
+        self.console.print(f"[yellow]Warning:[/yellow] {text}", highlight=False)

@@ -1,0 +1,105 @@
+"""Reports: one self-contained HTML file, pictures inside."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+import yaml
+from torch import nn
+
+from gftkit import pictures
+from gftkit.data import Scaling
+from gftkit.files import write_text
+from gftkit.log import curve
+
+if TYPE_CHECKING:
+    from gftkit.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: text, a table (its first row the head), a picture (PNG), code; each may be empty."""
+
+    title: str
+    text: str = ""
+    table: Sequence[Sequence[str]] = field(default_factory=list)
+    picture: bytes = b""
+    caption: str = ""
+    code: str = ""
+
+
+def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Write a self-contained HTML report, whole or not at all."""
+    template = files("gftkit").joinpath("report.html").read_text(encoding="utf-8")
+    shown = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    write_text(path, environment.from_string(template).render(title=title, lead=lead, sections=shown))
+
+
+def number(value: Any, stderr: Any = None) -> str:
+    """A number with four significant digits and, where known, its standard error."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr else "")
+
+
+def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of name and value ± standard error."""
+    return [
+        (name, number(value, values.get(f"{name}_stderr")))
+        for name, value in values.items()
+        if not name.endswith("_stderr")
+    ]
+
+
+def write_run_report(
+    folder: Path,
+    experiment: "Experiment",
+    drift: nn.Module,
+    device: torch.device,
+    lines: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any],
+) -> None:
+    """Write samples.png and report.html of a run."""
+    config = experiment.config
+    scaling = Scaling(experiment.facts.range)
+    made = {
+        "samples": scaling.unscale(experiment.evaluation(drift, device).samples()),
+        "real": scaling.unscale(experiment.reference.x1),
+    }
+    picture = pictures.samples(made, experiment.facts.range)
+    pictures.write_png(folder / "samples.png", picture)
+    temperatures = {"temperature": curve(lines, "temperature", "train")}
+    sections = [
+        Section(
+            "Result",
+            f"EMA weights after {final['steps']} steps in {final['seconds']:.0f} s, ± one standard error; measured "
+            + (
+                "against held-out data."
+                if config.evaluate.data is not None
+                else "against the training data: nothing was held out."
+            ),
+            table=[("metric", "value"), *estimates(final["ema"])],
+        ),
+        Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
+    ]
+    for name in final["ema"]:
+        if not name.endswith("_stderr"):
+            steps, values = curve(lines, name, "evaluation", "raw")
+            drawn = pictures.curves({name: (steps, values)}, name, temperatures)
+            sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
+    drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
+    sections.append(
+        Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
+    )
+    sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
+    title = "Pretraining" if config.kind == "pretrain" else f"Fine-tuning, schedule {(config.schedule or {})['name']}"
+    lead = f"{config.drift['name']} on {config.data['name']}, path {config.path['name']}, coupling {config.coupling['name']}."
+    write_report(folder / "report.html", title, lead, sections)

@@ -1,0 +1,231 @@
+"""A run folder: what a training run wrote, and what can be done with it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from gftkit import checkpoint, flow
+from gftkit.config import DEFAULT_STEPS, KEYS, Config, Evaluate, Objective, Spec, Train, section
+from gftkit.data import Samples, Scaling, Source, source_of
+from gftkit.errors import ConfigError, RunError, WeightsError
+from gftkit.files import State, load_weights, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.integrate import generate
+from gftkit.log import read_log
+from gftkit.randomness import stream
+from gftkit.registry import Registry, load
+
+Weights = Literal["ema", "raw"]
+
+CONFIG = "config.yaml"
+MODEL = "model.safetensors"
+CHECKPOINTS = "checkpoints"
+LOG = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows of its data, kept with the weights so that sampling needs no data.
+
+    Attributes:
+        event_shape: shape of one sample.
+        classes: number of classes, None without labels.
+        range: (low, high) of the data's values, None where they weren't scaled.
+    """
+
+    event_shape: tuple[int, ...]
+    classes: int | None
+    range: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, notes: Mapping[str, Any]) -> "Facts":
+        """The facts from a file's metadata."""
+        span = notes["range"]
+        return cls(tuple(notes["event_shape"]), notes["classes"], None if span is None else (span[0], span[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file's metadata."""
+        return {"event_shape": list(self.event_shape), "classes": self.classes, "range": self.range}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (folder / CONFIG).is_file()
+
+
+class Run:
+    """A run folder: its configuration, weights, samples and measurements. Made by ``Run.open``."""
+
+    def __init__(self, folder: Path, config: Config, registry: Registry) -> None:
+        self.folder, self.config, self.registry = folder, config, registry
+
+    @classmethod
+    def open(cls, folder: Path | str, registry: Registry | None = None) -> "Run":
+        """The run in a folder.
+
+        Raises:
+            RunError: for a folder that holds none.
+            ConfigError: where its config.yaml is damaged.
+        """
+        folder = Path(folder)
+        if not is_run(folder):
+            raise RunError(
+                f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
+            )
+        return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run went to its end."""
+        return (self.folder / MODEL).is_file()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_log(self.folder / LOG)
+
+    def weights(self, weights: Weights = "ema") -> tuple[State, Facts]:
+        """The EMA weights (of model.safetensors) or the raw ones (of the last checkpoint), and the data's facts.
+
+        Raises:
+            RunError: where the run isn't finished.
+            WeightsError: where the file is damaged.
+        """
+        if not self.finished:
+            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Go on with it by --resume.")
+        tensors, notes = read_tensors(self.folder / MODEL)
+        if "event_shape" not in notes:
+            raise WeightsError(f"{self.folder / MODEL} wasn't written by a run: its metadata are missing.")
+        if weights == "raw":
+            found, _ = checkpoint.latest(self.folder / CHECKPOINTS)
+            if found is None:
+                raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
+            tensors = found.part("drift.")
+        return tensors, Facts.of(notes)
+
+    def drift(self, weights: Weights = "ema", device: torch.device | str = "cpu") -> nn.Module:
+        """The trained drift, in evaluation mode."""
+        tensors, facts = self.weights(weights)
+        drift = build_drift(self.config.drift, facts, self.registry)
+        load_weights(drift, tensors, self.folder)
+        return drift.eval().requires_grad_(False).to(device)
+
+    def samples(
+        self,
+        count: int,
+        seed: int = 0,
+        solver: Spec | None = None,
+        label: int | None = None,
+        weights: Weights = "ema",
+        device: torch.device | str = "cpu",
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Generated samples in the data's own values, (count, *event), and their labels for a conditional drift.
+
+        Args:
+            count: how many.
+            seed: of the source samples, labels and noise.
+            solver: {name: ..., steps: ...}; by default as the run is evaluated.
+            label: the class to sample; all in turn by default.
+            weights: "ema" or "raw".
+            device: where to evaluate the drift.
+            advance: called with the number of samples done in each batch.
+
+        Raises:
+            ConfigError: for a count or label out of range, or a solver that doesn't solve this flow.
+        """
+        if count < 1:
+            raise ConfigError(f"count: wanted at least 1, got {count}.")
+        drift = self.drift(weights, device)
+        facts = self.weights(weights)[1]
+        path = self.registry.build("path", self.config.path)
+        made, steps = solver_of(solver or self.config.evaluate.solver, path, self.registry)
+        labels = _labels(count, label, facts.classes if "label" in getattr(drift, "conditions", ()) else None)
+        noise = stream(seed, "solver", device=device)
+        x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
+        x1 = generate(drift, path, made, steps, x0, noise, labels, advance=advance)
+        return Scaling(facts.range).unscale(x1), labels
+
+
+def restore(values: Mapping[str, Any]) -> Config:
+    """The configuration that a run wrote. Everything is in it: nothing is inherited, no other file is read.
+
+    Raises:
+        ConfigError: where a key is missing or damaged.
+    """
+    missing = [key for key in KEYS if key not in values]
+    if missing:
+        raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
+    pretrained = values.get("pretrained")
+    return Config(
+        kind="finetune" if pretrained else "pretrain",
+        **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
+        train=section(Train, values["train"], "train"),
+        evaluate=section(Evaluate, values["evaluate"], "evaluate"),
+        pretrained=Path(pretrained) if pretrained else None,
+        schedule=values.get("schedule"),
+        objective=section(Objective, values["objective"], "objective"),
+    )
+
+
+def build_drift(spec: Spec, facts: Facts, registry: Registry) -> nn.Module:
+    """The network of a config, tried once on zeros.
+
+    Raises:
+        ConfigError: where its output isn't of its input's shape.
+    """
+    drift: nn.Module = registry.build("drift", spec, event_shape=facts.event_shape, classes=facts.classes)
+    x = torch.zeros(2, *facts.event_shape)
+    conditions = {"label": torch.zeros(2, dtype=torch.int64)} if "label" in getattr(drift, "conditions", ()) else {}
+    drift.eval()
+    try:
+        with torch.no_grad():
+            out = drift(torch.full((2,), 0.5), x, **conditions)
+    except Exception as error:
+        raise ConfigError(
+            f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"drift '{spec['name']}': wanted an output of its input's shape {tuple(x.shape)}, got {came}. "
+            f"A drift maps (batch, *event) to (batch, *event)."
+        )
+    return drift
+
+
+def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:
+    """The source of a config."""
+    return source_of(Samples(registry.build("dataset", spec, "source", event_shape=event_shape), "source", event_shape))
+
+
+def solver_of(spec: Spec | None, path: Any, registry: Registry) -> tuple[Any, int]:
+    """A solver and its number of steps; by default Euler's, or Euler-Maruyama's on a stochastic path."""
+    chosen = dict(spec or {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler"})
+    steps = chosen.pop("steps", DEFAULT_STEPS)
+    return registry.build("solver", chosen), steps
+
+
+def _labels(count: int, label: int | None, classes: int | None) -> Tensor | None:
+    if classes is None:
+        if label is not None:
+            raise ConfigError("label: this drift is not conditional. Leave --label out.")
+        return None
+    if label is None:
+        return torch.arange(count) % classes
+    if not 0 <= label < classes:
+        raise ConfigError(f"label: wanted 0 to {classes - 1}, got {label}.")
+    return torch.full((count,), label)
+
+
+def write_model(folder: Path, drift: nn.Module, facts: Facts, notes: Mapping[str, Any]) -> None:
+    """Write model.safetensors."""
+    write_tensors(folder / MODEL, drift.state_dict(), {**notes, **facts.to_dict()})
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml."""
+    write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))

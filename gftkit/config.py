@@ -160,8 +160,8 @@ def read(
         raw, base = dict(source), Path.cwd()
     else:
         raw, base = read_yaml(Path(source)), Path(source).resolve().parent
-    for override in overrides:
-        raw = _override(raw, override)
+    for setting in overrides:
+        raw = override(raw, setting)
     known = FINETUNE_KEYS if kind == "finetune" else KEYS
     if kind == "pretrain" and ("pretrained" in raw or "schedule" in raw):
         raise ConfigError("`pretrained` and `schedule` belong to a fine-tune: use `gft finetune`.")
@@ -198,7 +198,7 @@ def read(
         **specs,
         data=registry.resolve("dataset", raw["data"], "data", base),
         train=train,
-        evaluate=_evaluate(raw.get("evaluate", {}), train, registry, base),
+        evaluate=resolve_evaluate(raw.get("evaluate", {}), train, registry, base),
         monitors=[registry.resolve("monitor", _spec(m), f"monitors[{i}]", base) for i, m in _list(raw, "monitors")],
         seed=_seed(raw.get("seed", 0)),
         pretrained=pretrained,
@@ -223,20 +223,24 @@ def section(cls: type[Section], values: Any, where: str) -> Section:
     return cls(**{key: known[key].validate(value, f"{where}.{key}") for key, value in values.items()})
 
 
-def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
-    """``raw`` with one ``a.b=c`` put in."""
-    path, equals, text = override.partition("=")
+def override(raw: dict[str, Any], setting: str) -> dict[str, Any]:
+    """``raw`` with one ``a.b=c`` put in.
+
+    Raises:
+        ConfigError: where it isn't of that form, or a.b lies inside something that isn't a mapping.
+    """
+    path, equals, text = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: wanted a.b=c, e.g. --set train.steps=100.")
+        raise ConfigError(f"--set {setting}: wanted a.b=c, e.g. --set train.steps=100.")
     changed = dict(raw)
     inner = changed
     for depth, key in enumerate(keys[:-1], 1):
         below = inner.get(key, {})
         if not isinstance(below, Mapping):
-            raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
+            raise ConfigError(f"--set {setting}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
         inner[key] = inner = dict(below)
-    inner[keys[-1]] = parse_yaml(text, f"--set {override}")
+    inner[keys[-1]] = parse_yaml(text, f"--set {setting}")
     return changed
 
 
@@ -255,7 +259,8 @@ def _with_defaults(train: Train) -> Train:
     )
 
 
-def _evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> Evaluate:
+def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> Evaluate:
+    """The section ``evaluate`` with every component checked and every default filled in."""
     found = section(Evaluate, raw, "evaluate")
     names = ["energy"] if found.metrics is None else found.metrics
     metrics = [registry.resolve("metric", _spec(m), f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]

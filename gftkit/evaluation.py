@@ -1,13 +1,13 @@
 """A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gftkit import flow
-from gftkit.contracts import Batch, Drift, Path, Solver
+from gftkit.contracts import Batch, Drift, Metric, Path, Solver
 from gftkit.data import Source
 from gftkit.integrate import check_solver, generate
 from gftkit.randomness import stream
@@ -95,3 +95,13 @@ class Evaluation:
             self._batch_size,
             whole,
         )
+
+
+def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dict[str, float]:
+    """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error."""
+    values: dict[str, float] = {}
+    for index, metric in enumerate(metrics):
+        for name, estimate in metric.measure(evaluation, stream(seed, "metric", index)).items():
+            values[name] = estimate.value
+            values[f"{name}_stderr"] = estimate.stderr
+    return values

@@ -1,6 +1,5 @@
 """Everything that a configuration names, built and checked against each other, before any work is done."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry
-from gftkit.run import Facts, Run, build_drift, build_source, is_run, solver_of
+from gftkit.run import Facts, Run, build_drift, build_metrics, build_source, is_run, solver_of
 from gftkit.subset import classes_of
 
 
@@ -96,7 +95,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         load_weights(drift, weights, config.pretrained)
     if "label" in getattr(drift, "conditions", ()) and facts.classes is None:
         raise DataError("data: the drift is conditional and the data have no labels.")
-    monitors = _each("monitor", config.monitors, "monitors", registry)
+    monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     train = config.train
     assert train.pairing_batch is not None
     return Experiment(
@@ -121,15 +120,11 @@ def build(config: Config, registry: Registry) -> Experiment:
         source=source,
         solver=solver,
         steps=steps,
-        metrics=_each("metric", config.evaluate.metrics or [], "evaluate.metrics", registry),
+        metrics=build_metrics(config.evaluate, registry),
         monitors={m["name"]: made for m, made in zip(config.monitors, monitors, strict=True)},
         training=data.some(config.evaluate.count, stream(config.seed, "training")),
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
     )
-
-
-def _each(kind: str, specs: Sequence[Any], where: str, registry: Registry) -> list[Any]:
-    return [registry.build(kind, spec, f"{where}[{index}]") for index, spec in enumerate(specs)]
 
 
 def _inherit(facts: Facts, parent: Run) -> Facts:

@@ -36,7 +36,7 @@ def uniform_grid(path: Path, steps: int) -> Grid:
     if steps < 1:
         raise ConfigError(f"steps: wanted at least 1, got {steps}.")
     end = flow.t_end(path)
-    times = tuple(end * k / steps for k in range(steps)) + (end,)
+    times = (*(end * k / steps for k in range(steps)), end)
     return Grid(times, None if end == 1 else getattr(path, "final_step", "euler-maruyama"))
 
 
@@ -120,7 +120,7 @@ def generate(
     label: Tensor | None = None,
     batch_size: int = 500,
     whole: bool = False,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Samples x_1 from x_0, by ``steps`` solver steps along a path's flow, in batches.
 

@@ -332,7 +332,7 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> 
     hooks = {f"{PROJECT}_{kind}s" for kind in KINDS}
     manager.register(plugin, origin.plugin)
     implemented = {caller.name for caller in manager.get_hookcallers(plugin) or []}
-    for name, member in inspect.getmembers(plugin, callable):
+    for name, _ in inspect.getmembers(plugin, callable):
         if not name.startswith(f"{PROJECT}_") or name in implemented & hooks:
             continue
         if name in hooks:

@@ -101,5 +101,6 @@ def write_run_report(
     )
     sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
     title = "Pretraining" if config.kind == "pretrain" else f"Fine-tuning, schedule {(config.schedule or {})['name']}"
-    lead = f"{config.drift['name']} on {config.data['name']}, path {config.path['name']}, coupling {config.coupling['name']}."
+    named = {key: getattr(config, key)["name"] for key in ("drift", "data", "path", "coupling")}
+    lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
     write_report(folder / "report.html", title, lead, sections)

@@ -1,6 +1,6 @@
 """A run folder: what a training run wrote, and what can be done with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,22 @@ import yaml
 from torch import Tensor, nn
 
 from gftkit import checkpoint, flow
-from gftkit.config import DEFAULT_STEPS, KEYS, Config, Evaluate, Objective, Spec, Train, section
+from gftkit.config import (
+    DEFAULT_STEPS,
+    KEYS,
+    Config,
+    Evaluate,
+    Objective,
+    Spec,
+    Train,
+    override,
+    resolve_evaluate,
+    section,
+)
+from gftkit.contracts import Metric
 from gftkit.data import Samples, Scaling, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
+from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, load_weights, read_tensors, read_yaml, write_tensors, write_text
 from gftkit.integrate import generate
 from gftkit.log import read_log
@@ -121,7 +134,7 @@ class Run:
         label: int | None = None,
         weights: Weights = "ema",
         device: torch.device | str = "cpu",
-        advance: Callable[[int], None] = lambda done: None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> tuple[Tensor, Tensor | None]:
         """Generated samples in the data's own values, (count, *event), and their labels for a conditional drift.
 
@@ -148,6 +161,51 @@ class Run:
         x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
         x1 = generate(drift, path, made, steps, x0, noise, labels, advance=advance)
         return Scaling(facts.range).unscale(x1), labels
+
+    def evaluate(
+        self,
+        overrides: Sequence[str] = (),
+        weights: Weights = "ema",
+        device: torch.device | str = "cpu",
+    ) -> dict[str, float]:
+        """Every metric of the configuration's ``evaluate`` section: name -> value, name + "_stderr" -> standard error.
+
+        Args:
+            overrides: settings as ``evaluate.a=b``, which win over the run's configuration.
+            weights: "ema" or "raw".
+            device: where to evaluate the drift.
+
+        Raises:
+            GftkitError: for an override that has no valid value, or data that can't be read.
+        """
+        raw = self.config.to_dict()
+        for setting in overrides:
+            if not setting.startswith("evaluate."):
+                raise ConfigError(f"--set {setting}: an evaluation takes keys of `evaluate`, e.g. evaluate.count=500.")
+            raw = override(raw, setting)
+        chosen = resolve_evaluate(raw["evaluate"], self.config.train, self.registry, Path.cwd())
+        facts = self.weights(weights)[1]
+        path = self.registry.build("path", self.config.path)
+        solver, steps = solver_of(chosen.solver, path, self.registry)
+        training = Samples(self.registry.build("dataset", self.config.data, "data"), "data", facts.event_shape)
+        held_out = training
+        if chosen.data is not None:
+            made = self.registry.build("dataset", chosen.data, "evaluate.data")
+            held_out = Samples(made, "evaluate.data", facts.event_shape)
+        evaluation = Evaluation(
+            self.drift(weights, device),
+            path,
+            solver,
+            steps,
+            build_source(self.config.source, facts.event_shape, self.registry),
+            held_out.some(chosen.count, stream(self.config.seed, "reference")),
+            chosen.count,
+            self.config.seed,
+            device,
+            training.some(chosen.count, stream(self.config.seed, "training")),
+            history=self.history(),
+        )
+        return measure(build_metrics(chosen, self.registry), evaluation, self.config.seed)
 
 
 def restore(values: Mapping[str, Any]) -> Config:
@@ -203,10 +261,25 @@ def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -
 
 
 def solver_of(spec: Spec | None, path: Any, registry: Registry) -> tuple[Any, int]:
-    """A solver and its number of steps; by default Euler's, or Euler-Maruyama's on a stochastic path."""
-    chosen = dict(spec or {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler"})
+    """A solver and its number of steps."""
+    chosen = dict(spec or default_solver(path))
     steps = chosen.pop("steps", DEFAULT_STEPS)
     return registry.build("solver", chosen), steps
+
+
+def default_solver(path: Any) -> Spec:
+    """Euler's method, or Euler-Maruyama's on a stochastic path."""
+    return {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler"}
+
+
+def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:
+    """The metrics of a section ``evaluate``."""
+    specs = enumerate(evaluate.metrics or [])
+    return [registry.build("metric", _mapping(spec), f"evaluate.metrics[{index}]") for index, spec in specs]
+
+
+def _mapping(spec: str | Spec) -> Spec:
+    return {"name": spec} if isinstance(spec, str) else spec
 
 
 def _labels(count: int, label: int | None, classes: int | None) -> Tensor | None:

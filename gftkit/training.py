@@ -24,7 +24,7 @@ from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Source, permuted
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
-from gftkit.evaluation import Evaluation
+from gftkit.evaluation import Evaluation, measure
 from gftkit.experiment import Experiment, build
 from gftkit.files import check_space, read_yaml, write_json
 from gftkit.log import Log
@@ -386,7 +386,7 @@ class _Training:
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             drift.eval()
             evaluation = experiment.evaluation(drift, self.device, log.lines)
-            values = measure(experiment, evaluation)
+            values = measure(experiment.metrics, evaluation, self.config.seed)
             log.add("evaluation", done, weights=weights, **values)
             if weights == "raw":
                 progress = done / self.config.train.steps
@@ -424,13 +424,3 @@ class _Training:
         write_run_report(self.out, self.experiment, self.ema, self.device, log.lines, final)
         notes = {"drift": plain(self.config.drift), "anchor": None if self.anchor is None else self.anchor.hash}
         write_model(self.out, self.ema, self.experiment.facts, notes)
-
-
-def measure(experiment: Experiment, evaluation: Evaluation) -> dict[str, float]:
-    """Every metric of an experiment: name -> value, and name + "_stderr" -> its standard error."""
-    values: dict[str, float] = {}
-    for index, metric in enumerate(experiment.metrics):
-        for name, estimate in metric.measure(evaluation, stream(experiment.config.seed, "metric", index)).items():
-            values[name] = estimate.value
-            values[f"{name}_stderr"] = estimate.stderr
-    return values

@@ -1,0 +1,285 @@
+"""The command line ``gft``. Nothing heavy is imported until a command runs, so that ``--help`` answers at once."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gftkit.errors import ConfigError, GftkitError
+
+if TYPE_CHECKING:
+
+    from gftkit.run import Run
+
+app = typer.Typer(
+    name="gft",
+    help="Gradual Fine-Tuning for flow matching models: adapt a pretrained flow to new data, and check the theory.",
+    epilog="A first run: gft pretrain pretrain.yaml --out runs/pre; gft finetune finetune.yaml --out runs/gft; "
+    "gft sample runs/gft. See `gft COMMAND --help`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+plugins_app = typer.Typer(help="List the installed components, or show one.", invoke_without_command=True)
+app.add_typer(plugins_app, name="plugins")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the config; may be repeated.")
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder to make.  [default: runs/NAME of the config]")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
+WeightsName = Annotated[str, typer.Option(help="ema or raw.")]
+
+
+@app.callback()
+def _gft(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        from gftkit import __version__
+
+        print(f"gftkit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a flow from scratch by flow matching.
+
+    Example: gft pretrain recipes/demo/pretrain.yaml --set train.steps=500 --out runs/pre
+    """
+    from gftkit.training import pretrain as go
+
+    _train(go, config, overrides, out, device, resume, as_json)
+
+
+@app.command()
+def finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt a pretrained flow to new data by Gradual Fine-Tuning.
+
+    The config adds `pretrained: RUN` and `schedule: {name: exponential}`; drift, source, path and coupling are
+    inherited from RUN unless given.
+
+    Example: gft finetune recipes/demo/gft.yaml --set pretrained=../../runs/pre --out runs/gft
+    """
+    from gftkit.training import finetune as go
+
+    _train(go, config, overrides, out, device, resume, as_json)
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of source samples, labels and noise.")] = 0,
+    solver: Annotated[str | None, typer.Option(help="Solver by name.  [default: as the run is evaluated]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.  [default: as the run is evaluated]")] = None,
+    label: Annotated[int | None, typer.Option(help="Class to sample.  [default: all in turn]")] = None,
+    weights: WeightsName = "ema",
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  [default: RUN/samples-seed-S.npz]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Sample from a finished run, in the values of the data that it was trained on.
+
+    Example: gft sample runs/gft --count 100 --solver heun --steps 10 --out samples.png
+    """
+    from rich.progress import Progress
+
+    from gftkit.run import Run
+    from gftkit.samples import check_target, write_samples
+
+    opened = Run.open(run)
+    facts = opened.weights(_weights(weights))[1]
+    target = out or run / f"samples-seed-{seed}.npz"
+    check_target(target, facts.event_shape, force)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("sampling", total=count)
+        made, labels = opened.samples(
+            count,
+            seed,
+            _solver(opened, solver, steps),
+            label,
+            _weights(weights),
+            _device(device),
+            lambda done: progress.advance(task, done),
+        )
+    write_samples(target, made, labels, facts.range)
+    _answer({"file": str(target), "count": count, "seed": seed}, f"{count} samples in {target}", as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a finished run by the metrics of its config, each with its standard error.
+
+    Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
+    """
+    from gftkit.report import estimates
+    from gftkit.run import Run
+
+    values = Run.open(run).evaluate(overrides or [], _weights(weights), _device(device))
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
+        _table(["metric", "value"], estimates(values))
+
+
+@plugins_app.callback()
+def plugins(context: typer.Context, as_json: Json = False) -> None:
+    """List the installed components by kind, and the plugins that failed to load or are blocked."""
+    if context.invoked_subcommand:
+        return
+    from gftkit.registry import load
+
+    registry = load()
+    components = [registry.describe(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
+    if as_json:
+        listed = [
+            {"plugin": p.origin.plugin, "distribution": p.origin.distribution, "version": p.origin.version}
+            | {"status": p.status, "error": p.error or None}
+            for p in registry.plugins
+        ]
+        print(json.dumps({"components": [found.to_dict() for found in components], "plugins": listed}, indent=2))
+        return
+    rows = [(found.kind, found.name, found.summary, f"{found.distribution} {found.version}") for found in components]
+    _table(["kind", "name", "what it is", "from"], rows)
+    for plugin in registry.plugins:
+        if plugin.status != "loaded":
+            print(f"{plugin.origin} {plugin.status}{': ' + plugin.error if plugin.error else ''}")
+
+
+@plugins_app.command("show")
+def show(
+    kind: Annotated[str, typer.Argument(help="Kind of component, e.g. schedule.")],
+    name: Annotated[str, typer.Argument(help="Its name, e.g. exponential.")],
+    as_json: Json = False,
+) -> None:
+    """Show a component: what it is, its options with types, ranges and defaults, and where it comes from."""
+    from gftkit.registry import load
+
+    found = load().describe(kind, name)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{kind} {name}[/bold]  ({found.distribution} {found.version}, plugin {found.plugin})\n")
+    console.print(found.doc, markup=False, highlight=False)
+    rows = []
+    for option in found.to_dict()["options"]:
+        default = "required" if option["required"] else json.dumps(option["default"])
+        rows.append((option["name"], option["type"], "from the data" if option["supplied"] else default))
+    if rows:
+        console.print()
+        _table(["option", "type", "default"], rows)
+
+
+def _train(
+    go: Callable[..., "Run"],
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    folder = out or Path("runs") / config.stem
+    made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+    summary = json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))
+    from gftkit.report import estimates
+
+    if not as_json:
+        _table(["metric", "value"], estimates(summary["ema"]))
+    _answer({"run": str(folder), **summary}, f"Run in {folder}: open {folder / 'report.html'}", as_json)
+
+
+def _solver(run: "Run", name: str | None, steps: int | None) -> dict[str, Any] | None:
+    """The solver that the options ask for, over the one that the run is evaluated with."""
+    if name is None and steps is None:
+        return None
+    from gftkit.config import DEFAULT_STEPS
+    from gftkit.run import default_solver
+
+    path = run.registry.build("path", run.config.path)
+    usual = run.config.evaluate.solver or default_solver(path)
+    chosen = {"name": name} if name else {key: value for key, value in usual.items() if key != "steps"}
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
+    return {**chosen, "steps": steps or usual.get("steps", DEFAULT_STEPS)}
+
+
+def _weights(name: str) -> Any:
+    if name not in ("ema", "raw"):
+        raise ConfigError(f"--weights: wanted ema or raw, got '{name}'.")
+    return name
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device: wanted auto, cpu or cuda, got '{name}'.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: cuda is not available here. Use cpu, or install a CUDA build of torch.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _table(head: list[str], rows: list[Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(*head, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _answer(values: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(values, indent=2) if as_json else text)
+
+
+def main() -> None:
+    """Run ``gft``; an error that the user can mend is one message and its exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+    except GftkitError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Interrupted. Go on with the run by --resume.", file=sys.stderr)
+        sys.exit(130)

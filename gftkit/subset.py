@@ -137,7 +137,7 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
             break
     else:
         raise DataError(
-            f"classes: {classes} came too rarely in {_DRAWS_AT_MOST * count} draws to give {count}. Choose likelier ones."
+            f"classes: {_DRAWS_AT_MOST * count} draws gave fewer than {count} of {classes}. Choose likelier ones."
         )
     labels = [batch.label for batch in kept if batch.label is not None]
     partners = [batch.x0 for batch in kept if batch.x0 is not None]

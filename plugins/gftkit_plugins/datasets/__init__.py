@@ -1,0 +1,24 @@
+"""Data sets: real images that ship inside Python packages, the user's own files, and laws to draw from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gftkit
+from gftkit_plugins.datasets.arrays import Arrays
+from gftkit_plugins.datasets.image_folder import ImageFolder
+from gftkit_plugins.datasets.images import digits, mnist5k
+from gftkit_plugins.datasets.synthetic import Gaussian, GaussianMixture, TwoMoons
+
+
+@gftkit.hookimpl
+def gftkit_datasets() -> dict[str, Callable[..., Any]]:
+    """The built-in data sets."""
+    return {
+        "arrays": Arrays,
+        "digits": digits,
+        "gaussian": Gaussian,
+        "gaussian-mixture": GaussianMixture,
+        "image-folder": ImageFolder,
+        "mnist5k": mnist5k,
+        "two-moons": TwoMoons,
+    }

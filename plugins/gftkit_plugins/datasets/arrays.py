@@ -1,0 +1,134 @@
+"""The user's own samples, in one file of arrays."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gftkit.contracts import Batch
+from gftkit.errors import DataError
+from gftkit_plugins.datasets.reading import Arrays as Found
+from gftkit_plugins.datasets.reading import read_arrays
+
+_SAMPLES = ("x1", "samples", "data")
+_LABEL, _PARTNER = "label", "x0"
+_CHUNK = 2**22
+"""Values that the first look at a file converts at a time: 16 MiB of float32."""
+
+
+class Arrays:
+    """Samples from a .npy, .npz, .pt or .safetensors file: (n, *event) of real numbers, given out as float32.
+
+    Values are never rescaled. All formats but .npz stay on disk, mapped into memory, and are converted batch by batch;
+    an .npz file is compressed and is read whole. Nothing is ever unpickled. An integer array ``label``, (n,), in the
+    same file gives classes; an array ``x0``, of the samples' shape, gives each sample a fixed partner in the source.
+
+    Args:
+        file: the file.
+        key: which array holds the samples, where there are several; by default ``x1``, ``samples`` or ``data``, or
+            the only one.
+        labels: which array holds the labels; by default ``label``, if there is one.
+
+    Raises:
+        DataError: for a missing, empty, damaged or unsafe file, samples of the wrong shape or dtype, a row with NaN or
+            infinite values (as float32), and labels or partners that don't fit the samples.
+
+    Example:
+        >>> import gftkit, numpy, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     numpy.save(f"{folder}/s.npy", numpy.arange(6).reshape(3, 2))
+        ...     data = gftkit.load().create("dataset", "arrays", file=f"{folder}/s.npy")
+        ...     data.batch(torch.tensor([2])).x1
+        tensor([[4., 5.]])
+    """
+
+    range: tuple[float, float] | None = None
+
+    def __init__(self, file: Path, key: str | None = None, labels: str | None = None) -> None:
+        found = read_arrays(file)
+        key = _samples_key(found, key, labels)
+        self._x1 = found[key]
+        shape = tuple(self._x1.shape)
+        who = _named(file, key)
+        if len(shape) == 1:
+            raise DataError(
+                f"{who}: wanted samples of shape (n, *event), got {shape}. Reshape numbers to ({shape[0]}, 1)."
+            )
+        if len(shape) == 0 or 0 in shape:
+            raise DataError(f"{who}: wanted samples of shape (n, *event) with n > 0, got {shape}. Write some samples.")
+        self.event_shape = shape[1:]
+        _check_finite(self._x1, who)
+        self._x0 = found[_PARTNER] if _PARTNER in found and key != _PARTNER else None
+        if self._x0 is not None:
+            who = _named(file, _PARTNER)
+            if self._x0.shape != self._x1.shape:
+                raise DataError(
+                    f"{who}: wanted the shape of '{key}', {shape}, got {tuple(self._x0.shape)}. Give every sample one "
+                    f"partner."
+                )
+            _check_finite(self._x0, who)
+        if labels is not None and labels not in found:
+            raise DataError(f"{file}: no array '{labels}' for labels. It holds: {_listed(found)}.")
+        label_key = labels or (_LABEL if _LABEL in found and key != _LABEL else None)
+        self.labels = None if label_key is None else _labels(found[label_key], shape[0], _named(file, label_key))
+        self.classes = None if self.labels is None else int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self._x1)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices, (batch,) of int64."""
+        label = None if self.labels is None else self.labels[indices]
+        x0 = None if self._x0 is None else self._x0[indices].to(torch.float32)
+        return Batch(self._x1[indices].to(torch.float32), label, x0)
+
+
+def _samples_key(found: Found, key: str | None, labels: str | None) -> str:
+    """The name of the array with the samples."""
+    if key is not None:
+        if key not in found:
+            raise DataError(f"{found.file}: no array '{key}'. It holds: {_listed(found)}. Set `key` to one of them.")
+        return key
+    others = [name for name in found if name not in (_LABEL, _PARTNER, labels)]
+    usual = [name for name in _SAMPLES if name in others]
+    if not usual and len(others) != 1:
+        raise DataError(
+            f"{found.file}: wanted one array of samples, or one called {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
+            f"It holds: {_listed(found)}. Set `key` to the one that is meant."
+        )
+    return (usual or others)[0]
+
+
+def _labels(label: Tensor, n: int, who: str) -> Tensor:
+    """(n,) of int64, checked."""
+    if label.is_floating_point() or label.shape != (n,):
+        raise DataError(
+            f"{who}: wanted one whole number for each of {n} samples, shape ({n},), got {tuple(label.shape)} of "
+            f"{label.dtype}. Number the classes from 0."
+        )
+    label = label.to(torch.int64)
+    if (low := int(label.min())) < 0:
+        raise DataError(f"{who}: wanted labels from 0 on, got {low}. Number the classes from 0.")
+    return label
+
+
+def _check_finite(values: Tensor, who: str) -> None:
+    """Refuse NaN and inf, looking at a few rows at a time."""
+    rows = max(1, _CHUNK // values[0].numel())
+    for start in range(0, len(values), rows):
+        chunk = values[start : start + rows].to(torch.float32).flatten(1)
+        bad = ~chunk.isfinite().all(1)
+        if bad.any():
+            row = start + int(bad.nonzero()[0])
+            raise DataError(
+                f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row {row} "
+                f"(counted from 0). Repair or drop that row."
+            )
+
+
+def _named(file: Path, key: str) -> str:
+    return f"{file}, array '{key}'" if key else f"{file}"
+
+
+def _listed(found: Found) -> str:
+    return ", ".join(name or "one array without a name" for name in found) or "no array"

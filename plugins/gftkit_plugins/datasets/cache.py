@@ -1,0 +1,64 @@
+"""Tensors that take long to make, kept on disk between runs."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+VARIABLE = "GFTKIT_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+def folder() -> Path:
+    """``$GFTKIT_CACHE``, else ``$XDG_CACHE_HOME/gftkit``, else ``~/.cache/gftkit``; it need not exist.
+
+    Raises:
+        RuntimeError: where none is set and the user has no home.
+    """
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "gftkit"
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``make`` gives, from the cache where it holds a readable copy.
+
+    A missing or damaged copy is made again. A cache that can't be written costs time only. Two processes at once are
+    safe: a file appears whole (written beside its place, then renamed) or not at all.
+
+    Args:
+        name: file name without ending; put the version of everything that ``make`` depends on into it.
+        make: makes the tensors, by name.
+
+    Example:
+        >>> import torch
+        >>> cached("doctest", lambda: {"one": torch.ones(1)})["one"]
+        tensor([1.])
+    """
+    try:
+        file = folder() / f"{name}.safetensors"
+    except RuntimeError:
+        return make()
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        pass
+    tensors = make()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{name}-")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(save(tensors))
+            os.replace(temporary, file)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        pass
+    return tensors

@@ -12,7 +12,6 @@ from rich.console import Console
 from gftkit.errors import ConfigError, GftkitError
 
 if TYPE_CHECKING:
-
     from gftkit.run import Run
 
 app = typer.Typer(
@@ -217,8 +216,10 @@ def _train(
 ) -> None:
     folder = out or Path("runs") / config.stem
     made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
-    summary = json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))
+    from gftkit.files import read_json
     from gftkit.report import estimates
+
+    summary = read_json(made.folder / "summary.json")
 
     if not as_json:
         _table(["metric", "value"], estimates(summary["ema"]))

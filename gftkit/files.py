@@ -41,7 +41,7 @@ def explained(path: Path, doing: str = "write") -> Iterator[None]:
             errno.ENOTDIR: "A file stands where a folder is wanted: choose another folder with --out.",
         }
         cure = cures.get(error.errno or 0, f"{type(error).__name__}: {error.strerror or error}.")
-        raise RunError(f"cannot {doing} {path}. {cure} Nothing was overwritten.") from error
+        raise RunError(f"cannot {doing} {path}. {cure}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -87,6 +87,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON; a number that is not finite becomes null, since JSON has none."""
     write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        RunError: where it is missing or damaged.
+    """
+    with explained(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is damaged: {error}.") from None
 
 
 def finite(value: Any) -> Any:

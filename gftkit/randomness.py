@@ -16,3 +16,10 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
     """
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of one device; ``torch.manual_seed`` seeds every device, slowly."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -32,7 +32,7 @@ from gftkit.objective import LOSSES, retention
 from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.pairing import pair
 from gftkit.progress import Progress
-from gftkit.randomness import stream
+from gftkit.randomness import seed_global, stream
 from gftkit.registry import Registry, load, plain
 from gftkit.report import write_run_report
 from gftkit.run import CHECKPOINTS, CONFIG, LOG, MODEL, Run, is_run, restore, write_config, write_model
@@ -231,6 +231,7 @@ class _Training:
         self.anchor = None if experiment.anchor is None else experiment.anchor.to(self.device)
         self.optimizer = optimizer_of(self.config.train, self.drift.parameters())
         self.model = accelerator.prepare_model(self.drift)
+        self._parameters, self._averages = list(self.drift.parameters()), list(self.ema.parameters())
         self._average = get_ema_multi_avg_fn(self.config.train.ema)
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
@@ -311,7 +312,7 @@ class _Training:
         if beta > 0 and self.anchor is not None:
             anchored = self.anchor(t, x, **conditions)
         # Dropout draws from torch's global generator: seeded anew for each step and process.
-        torch.manual_seed(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed())
+        seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
         self.model.train()
         drift = self.model(t, x, **conditions)
         weight = None if experiment.weight is None else experiment.weight(t)
@@ -319,11 +320,11 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         limit = float("inf") if train.clip is None else train.clip
-        norm = nn.utils.clip_grad_norm_(self.drift.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self._parameters, limit)
         self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss.detach() + norm), step, self._bad)
         self.optimizer.step()
         with torch.no_grad():
-            self._average(list(self.ema.parameters()), list(self.drift.parameters()), 0)
+            self._average(self._averages, self._parameters, 0)
             for mean, now in zip(self.ema.buffers(), self.drift.buffers(), strict=True):
                 mean.copy_(now)
         return {

@@ -1,0 +1,116 @@
+"""Fine-tunes of one pretrained flow, side by side: numbers, pictures and a report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gftkit import pictures
+from gftkit.config import Config
+from gftkit.data import Samples, Scaling
+from gftkit.errors import ConfigError
+from gftkit.files import read_json, write_json
+from gftkit.log import curve
+from gftkit.randomness import stream
+from gftkit.report import Section, number, write_report
+from gftkit.run import Run
+from gftkit.stability import instant_variance, spearman
+
+STABILITY = ("spearman", "instant_variance")
+
+
+def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict[str, dict[str, Any]]:
+    """Compare finished fine-tunes of one pretrained run; write summary.json, samples.png, curve.png and report.html.
+
+    Quality (every metric of the runs) is of EMA weights; stability (``spearman`` and ``instant_variance`` of
+    ``metric``) is of raw weights, from the first evaluation after the start.
+
+    Args:
+        runs: the fine-tunes, by the name they go by.
+        out: where to write.
+        metric: whose curve is drawn and judged.
+        title: of the report.
+
+    Returns:
+        What summary.json holds: per model its numbers, ``pretrained`` first.
+
+    Raises:
+        ConfigError: where the runs start from different pretrained runs, or don't measure ``metric``.
+    """
+    parents = {run.config.pretrained for run in runs.values()}
+    if len(parents) != 1 or None in parents:
+        raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
+    first = next(iter(runs.values()))
+    summary: dict[str, dict[str, Any]] = {"pretrained": _at_start(first)}
+    for name, run in runs.items():
+        lines, final = run.history(), read_json(run.folder / "summary.json")
+        if metric not in final["ema"]:
+            raise ConfigError(f"run '{name}' doesn't measure {metric}: it has {', '.join(final['ema'])}.")
+        steps, values = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
+        stability = {"spearman": spearman(steps, values), "instant_variance": instant_variance(steps, values)}
+        summary[name] = {**final["ema"], **stability, "seconds": final["seconds"]}
+    write_json(out / "summary.json", summary)
+    sheet = _samples(first, runs)
+    pictures.write_png(out / "samples.png", sheet)
+    histories = {name: run.history() for name, run in runs.items()}
+    drawn = pictures.curves(
+        {name: curve(lines, metric, "evaluation", "raw") for name, lines in histories.items()},
+        metric,
+        {name: curve(lines, "temperature", "train") for name, lines in histories.items()},
+        logarithmic=True,
+    )
+    pictures.write_png(out / "curve.png", drawn)
+    write_report(out / "report.html", title, _lead(first.config), _sections(summary, metric, sheet, drawn))
+    return summary
+
+
+def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The summary as rows of text, one column for each model; the head first."""
+    keys = [key for key in next(reversed(summary.values())) if not key.endswith("_stderr")]
+    rows = [[key, *(number(of.get(key), of.get(f"{key}_stderr")) for of in summary.values())] for key in keys]
+    return [["", *summary], *rows]
+
+
+def _at_start(run: Run) -> dict[str, Any]:
+    """The metrics of the pretrained weights: those of a fine-tune before its first step."""
+    (line,) = (line for line in run.history() if line["kind"] == "evaluation" and line["step"] == 0)
+    return {key: value for key, value in line.items() if key not in ("step", "kind", "weights")}
+
+
+def _samples(first: Run, runs: Mapping[str, Run]) -> bytes:
+    """Samples of the pretrained model and of each run, from the same noise, and real data."""
+    facts = first.weights()[1]
+    scaling, count, seed = Scaling(facts.range), 36, first.config.seed
+    spec = first.config.evaluate.data or first.config.data
+    real = Samples(first.registry.build("dataset", spec, "evaluate.data"), "evaluate.data")
+    assert first.config.pretrained is not None  # checked by compare
+    before = Run.open(first.config.pretrained, first.registry)
+    in_training_values = Scaling(before.weights()[1].range).scale(before.samples(count, seed)[0])
+    panels: dict[str, torch.Tensor] = {"pretrained": scaling.unscale(in_training_values)}
+    panels |= {name: run.samples(count, seed)[0] for name, run in runs.items()}
+    panels["real"] = scaling.unscale(real.some(count, stream(seed, "reference")).x1)
+    return pictures.samples(panels, facts.range)
+
+
+def _lead(config: Config) -> str:
+    target, path, coupling = config.data, config.path["name"], config.coupling["name"]
+    count = f"{target['count']} samples of " if target.get("count") else ""
+    return f"One pretrained flow, adapted to {count}{target['name']}; path {path}, coupling {coupling}, same seed."
+
+
+def _sections(summary: Mapping[str, Mapping[str, Any]], metric: str, sheet: bytes, drawn: bytes) -> list[Section]:
+    return [
+        Section(
+            "Samples", picture=sheet, caption="EMA weights, from the same source samples; on the right, real data."
+        ),
+        Section(
+            "Numbers",
+            f"Metrics: EMA weights, held-out data, ± one standard error of this one run; lower is closer to the data. "
+            f"spearman: rank correlation of step and {metric} on raw weights, -1 for a steady fall. instant_variance: "
+            f"of {metric} on raw weights, mean over windows of 5 evaluations after the first fifth of the steps, "
+            f"linear trend removed. One run of one seed each: differences within a few standard errors mean nothing.",
+            table=table(summary),
+        ),
+        Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),
+    ]

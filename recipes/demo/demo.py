@@ -1,0 +1,34 @@
+"""Pretrain on one collection of handwritten digits, adapt to another, plainly and by Gradual Fine-Tuning."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import gftkit
+from gftkit.comparison import compare, table
+from gftkit.run import is_run
+
+HERE = Path(__file__).parent
+OUT = HERE.parent.parent / "runs" / "demo"
+
+
+def main() -> None:
+    console = Console()
+    runs = {}
+    for name, train in (("pretrained", gftkit.pretrain), ("plain", gftkit.finetune), ("gft", gftkit.finetune)):
+        config = HERE / f"{name if name != 'pretrained' else 'pretrain'}.yaml"
+        console.print(f"[bold]{name}[/bold]: {config.read_text().splitlines()[0].removeprefix('# ')}")
+        runs[name] = train(config, OUT / name, resume=is_run(OUT / name), quiet=False)
+    del runs["pretrained"]
+    summary = compare(runs, OUT, "frechet", "Gradual Fine-Tuning from MNIST to the UCI digits")
+    head, *rows = table(summary)
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"Open {OUT / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

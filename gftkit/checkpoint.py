@@ -83,7 +83,7 @@ def found(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be read, and a warning for each damaged one."""
-    warnings = []
+    warnings: list[str] = []
     for path in reversed(found(folder)):
         try:
             tensors, notes = read_tensors(path)

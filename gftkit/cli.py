@@ -166,11 +166,7 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
     registry = load()
     components = [registry.describe(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
     if as_json:
-        listed = [
-            {"plugin": p.origin.plugin, "distribution": p.origin.distribution, "version": p.origin.version}
-            | {"status": p.status, "error": p.error or None}
-            for p in registry.plugins
-        ]
+        listed = [{**vars(p.origin), "status": p.status, "error": p.error or None} for p in registry.plugins]
         print(json.dumps({"components": [found.to_dict() for found in components], "plugins": listed}, indent=2))
         return
     rows = [(found.kind, found.name, found.summary, f"{found.distribution} {found.version}") for found in components]

@@ -67,7 +67,7 @@ def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
-    keys = [key for key in next(reversed(summary.values())) if not key.endswith("_stderr")]
+    keys = [key for key in list(summary.values())[-1] if not key.endswith("_stderr")]
     rows = [[key, *(number(of.get(key), of.get(f"{key}_stderr")) for of in summary.values())] for key in keys]
     return [["", *summary], *rows]
 

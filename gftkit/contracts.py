@@ -73,7 +73,7 @@ class Path(Protocol):
     Optional members, for which ``gftkit.flow`` has defaults:
 
     - ``diffusion(t)``: g(t) >= 0 of dX = b dt + g dW, shape of t (default 0, a deterministic flow);
-    - ``rates(t)``: the derivatives (sigma', alpha', gamma') (default: forward-mode autograd of ``coefficients``);
+    - ``rates(t)``: the derivatives (sigma', alpha', gamma') (default: autograd of ``coefficients``);
     - ``drift(t, x0, x1, noise)``: only where velocity + (g^2/2) score cancels badly;
     - ``t_end``: the largest time that is trained on (default 1; below 1 where the drift is singular at t = 1);
     - ``final_step``: "euler-maruyama" (default) or "mean", how sampling goes from ``t_end`` to 1.

@@ -9,6 +9,7 @@ from torch import Tensor
 from gftkit import flow
 from gftkit.contracts import Batch, Drift, Metric, Path, Solver
 from gftkit.data import Source
+from gftkit.errors import ConfigError
 from gftkit.integrate import check_solver, generate
 from gftkit.randomness import stream
 
@@ -98,10 +99,18 @@ class Evaluation:
 
 
 def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dict[str, float]:
-    """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error."""
+    """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error.
+
+    Raises:
+        ConfigError: where a metric refuses what it was given, such as too few samples.
+    """
     values: dict[str, float] = {}
     for index, metric in enumerate(metrics):
-        for name, estimate in metric.measure(evaluation, stream(seed, "metric", index)).items():
+        try:
+            measured = metric.measure(evaluation, stream(seed, "metric", index))
+        except ValueError as error:
+            raise ConfigError(f"evaluate.metrics[{index}] ({type(metric).__name__}): {error}") from error
+        for name, estimate in measured.items():
             values[name] = estimate.value
             values[f"{name}_stderr"] = estimate.stderr
     return values

@@ -6,7 +6,6 @@ For x_t = sigma x0 + alpha x1 + gamma eps (theory, section 1): velocity = d/dt a
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from gftkit.contracts import Path
 
@@ -33,12 +32,22 @@ def is_stochastic(path: Path) -> bool:
 
 
 def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sigma', alpha', gamma') at t, each of t's shape: the path's own, or by forward-mode autograd."""
+    """(sigma', alpha', gamma') at t, each of t's shape: the path's own, or by autograd of its coefficients."""
     given = getattr(path, "rates", None)
     if given is not None:
         return given(t)
-    _, derivatives = jvp(path.coefficients, (t,), (torch.ones_like(t),))
-    return derivatives
+    with torch.enable_grad():
+        at = t.detach().requires_grad_()
+        sigma, alpha, gamma = (_derivative(values, at) for values in path.coefficients(at))
+    return sigma, alpha, gamma
+
+
+def _derivative(values: Tensor, t: Tensor) -> Tensor:
+    """The elementwise derivative; 0 for a constant."""
+    if not values.requires_grad:
+        return torch.zeros_like(t)
+    (found,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
+    return found
 
 
 def is_noisy(path: Path) -> bool:

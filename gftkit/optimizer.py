@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def optimizer_of(train: Train, parameters: Iterable[nn.Parameter]) -> torch.opti
         ConfigError: for an option that this optimiser doesn't take.
     """
     spec: dict[str, Any] = {"name": train.optimizer} if isinstance(train.optimizer, str) else dict(train.optimizer)
-    known = {
+    known: dict[str, Callable[..., torch.optim.Optimizer]] = {
         name.lower(): member
         for name, member in vars(torch.optim).items()
         if isinstance(member, type) and issubclass(member, torch.optim.Optimizer)

@@ -73,7 +73,7 @@ def pair(
     if not within_labels or label is None:
         return _checked(coupling.pair(x0, x1, generator, label), len(x0), coupling)
     order = torch.empty(len(x0), dtype=torch.int64)
-    for value in label.unique():
+    for value in torch.unique(label):
         chosen = (label == value).nonzero()[:, 0]
         inner = coupling.pair(x0[chosen], x1[chosen], generator, label[chosen])
         order[chosen] = chosen[_checked(inner, len(chosen), coupling)]
@@ -84,6 +84,6 @@ def _checked(order: Tensor, n: int, coupling: Coupling) -> Tensor:
     if order.shape != (n,) or not torch.equal(order.sort().values, torch.arange(n)):
         raise PluginError(
             f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, which keeps every sample once, "
-            f"got {tuple(order.shape)} with {len(order.unique())} different ones."
+            f"got {tuple(order.shape)} with {len(torch.unique(order))} different ones."
         )
     return order

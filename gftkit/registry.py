@@ -226,8 +226,8 @@ class Registry:
             made = found.factory(**resolved)
             if selection and any(selection[key] != SUBSET_OPTIONS[key].default for key in selection):
                 made = subset(made, **selection)
-        except GftkitError:
-            raise
+        except GftkitError as error:
+            raise type(error)(f"{where}: {error}") from error
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"{where} ({kind} '{found.name}'): {error}") from error
         if not isinstance(made, tuple(CONTRACTS[kind])):

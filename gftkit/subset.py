@@ -80,7 +80,7 @@ def subset(
     dataset: Dataset | Sampler,
     classes: list[Annotated[int, Field(ge=0)]] | None = None,
     count: Annotated[int, Field(gt=0)] | None = None,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
     split: Literal["all", "train", "test"] = "all",
 ) -> Dataset:
     """A part of a data set: first the split, then the classes, then a random ``count`` of what is left.

@@ -232,7 +232,7 @@ class _Training:
         self.optimizer = optimizer_of(self.config.train, self.drift.parameters())
         self.model = accelerator.prepare_model(self.drift)
         self._parameters, self._averages = list(self.drift.parameters()), list(self.ema.parameters())
-        self._average = get_ema_multi_avg_fn(self.config.train.ema)
+        self._average = get_ema_multi_avg_fn(self.config.train.ema)  # type: ignore[no-untyped-call]
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
         self._bad = torch.full((), -1, device=self.device)

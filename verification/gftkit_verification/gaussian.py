@@ -1,0 +1,131 @@
+"""Exact Gaussian flows: velocity, drift, score and marginals of the linear path between two normal laws."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+CouplingName = Literal["independent", "optimal-transport"]
+Diffusion = float | Callable[[Tensor], Tensor]
+
+SYMMETRIC = 1e-10
+"""Largest asymmetry of a covariance, relative to its largest entry."""
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    """The symmetric square root of a symmetric positive semi-definite matrix, (d, d)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def bures_map(cov0: Tensor, cov1: Tensor) -> Tensor:
+    """A = S0^(-1/2) (S0^(1/2) S1 S0^(1/2))^(1/2) S0^(-1/2): the optimal map x -> A x from N(0, S0) to N(0, S1)."""
+    root = square_root(cov0)
+    inverse = torch.linalg.inv(root)
+    return inverse @ square_root(root @ cov1 @ root) @ inverse
+
+
+class GaussianFlow:
+    """The linear path from N(mean0, cov0) to N(mean1, cov1), in closed form and float64.
+
+    With C = Cov(x0, x1): m_t = (1-t) m0 + t m1, S_t = (1-t)^2 S0 + t^2 S1 + t(1-t)(C + C^T),
+    D_t = Cov(x1 - x0, x_t) = t S1 - (1-t) S0 + (1-t) C^T - t C, and v(t, x) = m1 - m0 + D_t S_t^(-1) (x - m_t).
+
+    Args:
+        mean0: (d,), the source's mean.
+        cov0: (d, d), the source's covariance.
+        mean1: (d,), the target's mean.
+        cov1: (d, d), the target's covariance.
+        coupling: "independent" (C = 0) or "optimal-transport" (C = S0 A^T with the Bures map A).
+
+    Raises:
+        ValueError: for mismatched dimensions, a covariance that is not symmetric or not positive definite, or an
+            unknown coupling.
+
+    Reference: theory, section 4; Peyre, Cuturi (2019), Computational Optimal Transport, remark 2.31.
+
+    Example:
+        >>> import torch
+        >>> flow = GaussianFlow(torch.zeros(1), torch.eye(1), torch.ones(1), 4 * torch.eye(1), "optimal-transport")
+        >>> flow.velocity(torch.tensor([0.5]), torch.tensor([[0.5]]))
+        tensor([[1.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor, coupling: CouplingName = "independent"
+    ) -> None:
+        self.mean0, self.mean1 = mean0.double(), mean1.double()
+        self.cov0, self.cov1 = _covariance("cov0", cov0), _covariance("cov1", cov1)
+        d = len(self.mean0)
+        shapes = {self.mean0.shape, self.mean1.shape}, {self.cov0.shape, self.cov1.shape}
+        if shapes != ({(d,)}, {(d, d)}):
+            raise ValueError(
+                f"wanted means (d,) and covariances (d, d) of one d, got {tuple(mean0.shape)}, {tuple(cov0.shape)}, "
+                f"{tuple(mean1.shape)}, {tuple(cov1.shape)}."
+            )
+        if coupling == "independent":
+            self.cross = torch.zeros_like(self.cov0)
+        elif coupling == "optimal-transport":
+            self.cross = self.cov0 @ bures_map(self.cov0, self.cov1).mT
+        else:
+            raise ValueError(f"coupling: wanted 'independent' or 'optimal-transport', got '{coupling}'.")
+        self.coupling = coupling
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of x_t: (batch,) -> (batch, d), (batch, d, d)."""
+        u, v = _column(1 - t), _column(t)
+        cross = self.cross + self.cross.mT
+        cov = u[..., None] ** 2 * self.cov0 + v[..., None] ** 2 * self.cov1 + (u * v)[..., None] * cross
+        return u * self.mean0 + v * self.mean1, cov
+
+    def velocity(self, t: Tensor, x: Tensor) -> Tensor:
+        """v(t, x): (batch,), (batch, d) -> (batch, d)."""
+        u, v = _column(1 - t)[..., None], _column(t)[..., None]
+        with_state = v * self.cov1 - u * self.cov0 + u * self.cross.mT - v * self.cross
+        return self.mean1 - self.mean0 - (with_state @ self.score(t, x)[..., None])[..., 0]
+
+    def score(self, t: Tensor, x: Tensor) -> Tensor:
+        """grad log p_t(x) = -S_t^(-1) (x - m_t)."""
+        mean, cov = self.marginal(t)
+        return -torch.linalg.solve(cov, (x.double() - mean)[..., None])[..., 0]
+
+    def drift(self, t: Tensor, x: Tensor, diffusion: Diffusion) -> Tensor:
+        """v + (g^2/2) grad log p_t: the drift of the SDE of noise scale g with the same marginals (theory, T12).
+
+        Raises:
+            ValueError: for a diffusion that is negative.
+        """
+        g = diffusion(t) if callable(diffusion) else torch.full_like(t, diffusion, dtype=torch.float64)
+        if (g < 0).any():
+            raise ValueError(f"a diffusion is >= 0, got {float(g.min())}.")
+        return self.velocity(t, x) + g.double()[..., None] ** 2 / 2 * self.score(t, x)
+
+    def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n pairs (x0, x1) of the coupling, (n, d) each."""
+        root0 = square_root(self.cov0)
+        x0 = self.mean0 + _normal(n, self.mean0, generator) @ root0
+        if self.coupling == "independent":
+            return x0, self.mean1 + _normal(n, self.mean1, generator) @ square_root(self.cov1)
+        return x0, self.mean1 + (x0 - self.mean0) @ bures_map(self.cov0, self.cov1).mT
+
+
+def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(n, len(like), generator=generator, dtype=torch.float64, device=like.device)
+
+
+def _column(t: Tensor) -> Tensor:
+    if ((t < 0) | (t > 1)).any():
+        raise ValueError(f"t: wanted values in [0, 1], got {float(t.min())} to {float(t.max())}.")
+    return t.double()[..., None]
+
+
+def _covariance(name: str, matrix: Tensor) -> Tensor:
+    matrix = matrix.double()
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name}: wanted a square matrix (d, d), got {tuple(matrix.shape)}.")
+    if (matrix - matrix.mT).abs().max() > SYMMETRIC * matrix.abs().max():
+        raise ValueError(f"{name}: wanted a symmetric matrix.")
+    if torch.linalg.eigvalsh(matrix).min() <= 0:
+        raise ValueError(f"{name}: wanted a positive definite matrix, its least eigenvalue is not > 0.")
+    return (matrix + matrix.mT) / 2

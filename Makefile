@@ -1,0 +1,61 @@
+# Every target sets itself up: a virtual environment in .venv, filled by pip with the versions of constraints.txt.
+# Needs Python 3.11 or newer, make, and a place where pip finds packages.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Two workers of one thread each: small tensors gain nothing from more, and the workers don't compete.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint types docs clean
+
+help:  ## show this list
+	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.data  ## pretrain on MNIST, adapt to other digits plainly and by GFT, write runs/demo/
+	$(RUN) recipes/demo/demo.py
+
+test: $(VENV)/.dev  ## run the tests, doctests and examples of the docs, except slow ones; ARGS go to pytest
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev  ## run all of them
+	$(PYTEST) $(ARGS)
+
+lint: $(VENV)/.dev  ## check format and style with ruff
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+
+types: $(VENV)/.dev  ## check types with mypy
+	$(RUN) -m mypy
+
+docs: $(VENV)/.dev  ## build the documentation into site/; a warning is an error
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
+clean:  ## remove what make made, .venv too; runs/ stays
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find gftkit plugins verification tests docs recipes -name __pycache__ -type d -exec rm -rf {} +
+
+# A stamp says which extra is installed; it is older than pyproject.toml or constraints.txt where those changed.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "gftkit wants Python 3.11 or newer, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.data: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing gftkit into $(VENV): some minutes the first time."
+	$(PIP) -e '.[data]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing gftkit and its tools into $(VENV): some minutes the first time."
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.data $@

@@ -72,7 +72,7 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
             flat = values.flatten(1)
             points = flat if flat.shape[1] == 2 else (flat - centre) @ basis
             axis.scatter(*points.T.numpy(), s=4, alpha=0.5, color=colour, linewidths=0)
-            axis.set_aspect("equal", adjustable="datalim")
+            axis.set_aspect("equal", adjustable="box")  # shared axes allow no other way
             if flat.shape[1] > 2:
                 axis.set_xlabel("first principal component", fontsize=8)
     return png(figure)

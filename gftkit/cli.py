@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from gftkit.errors import ConfigError, GftkitError
 
@@ -259,7 +260,7 @@ def _table(head: list[str], rows: list[Any]) -> None:
 
     table = Table(*head, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
 
 
@@ -275,7 +276,8 @@ def main() -> None:
     except GftkitError as error:
         if debug:
             raise
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        text = escape(str(error))  # an error may quote what looks like markup, such as a list
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("Interrupted. Go on with the run by --resume.", file=sys.stderr)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
@@ -54,4 +55,4 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """A warning, also where the bar is off."""
-        self.console.print(f"[yellow]Warning:[/yellow] {text}", highlight=False)
+        self.console.print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False)

@@ -38,6 +38,7 @@ def explained(path: Path, doing: str = "write") -> Iterator[None]:
             errno.ENOSPC: "The disk is full: free some space, or choose another folder with --out.",
             errno.EACCES: "Permission denied: choose another folder with --out.",
             errno.EROFS: "The file system is read-only: choose another folder with --out.",
+            errno.EEXIST: "A file stands where a folder is wanted: choose another folder with --out.",
             errno.ENOTDIR: "A file stands where a folder is wanted: choose another folder with --out.",
         }
         cure = cures.get(error.errno or 0, f"{type(error).__name__}: {error.strerror or error}.")
@@ -136,7 +137,15 @@ def read_tensors(path: Path) -> tuple[State, dict[str, Any]]:
             f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
             f"It may be truncated or of another format; copy or export it again."
         ) from None
-    return tensors, {key: json.loads(value) for key, value in notes.items() if key != "format"}
+    return tensors, {key: _decoded(value) for key, value in notes.items() if key != "format"}
+
+
+def _decoded(note: str) -> Any:
+    """A note as this module writes them; other programs write plain text."""
+    try:
+        return json.loads(note)
+    except json.JSONDecodeError:
+        return note
 
 
 def read_weights(path: Path) -> State:
@@ -217,7 +226,15 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-3`` is a number, as in YAML 1.2."""
+    """YAML in which ``1e-3`` is a number and a key may stand once, as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, with keys that stand twice refused."""
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = {value for tag, value in keys if tag != "tag:yaml.org,2002:merge" and keys.count((tag, value)) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"'{min(twice)}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

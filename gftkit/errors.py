@@ -43,10 +43,10 @@ class DivergenceError(GftkitError):
     exit_code = 1
 
 
-def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
+def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """An error for an unknown name: it suggests the nearest and lists the known ones."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
     listing = f" Known: {', '.join(known)}." if known else " None is known."
     return UnknownNameError(f"unknown {what} '{name}'.{suggestion}{listing}{' ' + hint if hint else ''}")

@@ -89,10 +89,11 @@ def validate(annotation: Any, value: Any, where: str) -> Any:
             return adapter.validate_python(value)
         return adapter.validate_json(text)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        first = error.errors()[0]
+        reason = "" if first["type"] == "needs_python_object" else f" {first['msg']}."
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         raise ConfigError(
-            f"{where}: wanted {type_text(annotation)}, got {shown} ({type(value).__name__}). {reason}."
+            f"{where}: wanted {type_text(annotation)}, got {shown} ({type(value).__name__}).{reason}"
         ) from None
 
 

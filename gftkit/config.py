@@ -267,7 +267,7 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     solver = found.solver
     if solver is not None:
         steps = solver.get("steps", DEFAULT_STEPS)
-        if not (isinstance(steps, int) and steps >= 1):
+        if not (type(steps) is int and steps >= 1):
             raise ConfigError(f"evaluate.solver.steps: wanted int, >= 1, got {steps!r}.")
         rest = {key: value for key, value in solver.items() if key != "steps"}
         solver = {**registry.resolve("solver", rest, "evaluate.solver", base), "steps": steps}
@@ -318,7 +318,7 @@ def _check_weight(weight: str) -> None:
 def _warnings(config: Config, inherited: Mapping[str, Any]) -> list[str]:
     found = []
     for key in ("coupling", "source"):
-        if key in inherited and inherited[key] != getattr(config, key):
+        if key in inherited and plain(inherited[key]) != plain(getattr(config, key)):
             found.append(
                 f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
                 f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."

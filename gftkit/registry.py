@@ -283,7 +283,7 @@ def load(
             given = list(_components_of(manager, plugin, origin))
         except PluginError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a module may be a script that exits
             if strict:
                 raise PluginError(f"{origin} failed to load: {type(error).__name__}: {error}") from error
             found.append(Plugin(origin, "failed", f"{type(error).__name__}: {error}", traceback.format_exc()))

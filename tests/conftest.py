@@ -1,0 +1,148 @@
+"""What every test may use: components, a small finished run, the command line, throw-away distributions."""
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import hypothesis
+import pytest
+import torch
+import yaml
+
+import gftkit
+
+hypothesis.settings.register_profile("gftkit", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gftkit")
+
+PRETRAIN = {
+    "drift": {"name": "mlp", "width": 16, "depth": 1},
+    "data": {"name": "two-moons"},
+    "train": {"steps": 20, "batch_size": 16, "checkpoint_every": 10},
+    "evaluate": {"every": 20, "count": 32, "solver": {"name": "euler", "steps": 2}},
+    "seed": 1,
+}
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none here")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def registry():
+    """Everything that is installed."""
+    return gftkit.load()
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """The folder of a finished run on two-moons. Don't write to it: take ``run_copy``."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    gftkit.pretrain(PRETRAIN, folder, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def run_copy(pretrained, tmp_path):
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(pretrained, tmp_path / "run")
+
+
+@pytest.fixture
+def pretrain_config():
+    """A configuration that trains in a moment, as a mapping that a test may change."""
+    return yaml.safe_load(yaml.safe_dump(PRETRAIN))
+
+
+@pytest.fixture
+def finetune_config(pretrained):
+    """The same for a fine-tune of ``pretrained``."""
+    return {
+        "pretrained": str(pretrained),
+        "data": {"name": "gaussian-mixture", "count": 50},
+        "schedule": {"name": "exponential"},
+        "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5},
+        "evaluate": {"every": 10, "count": 32, "solver": {"name": "euler", "steps": 2}},
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    """Writes a mapping as a YAML file in the test's folder."""
+
+    def write(values, name="config.yaml"):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def gft(monkeypatch, capfd, tmp_path):
+    """Runs the command line inside this process, in the test's folder: its code, stdout and stderr."""
+    from gftkit.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["gft", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code or 0
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Runs ``python ...`` (by default ``python -m gftkit ...``) as a process of its own, in the test's folder."""
+
+    def run(*arguments, start=("-m", "gftkit"), path=(), **environment):
+        places = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        wanted = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(places), **environment}
+        done = subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **wanted},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def distribution(tmp_path):
+    """Makes an installed distribution by hand: modules, and a dist-info folder with entry points."""
+
+    def make(name, points, modules=None, version="1.0", folder="site"):
+        site = tmp_path / folder
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        listed = "".join(f"{point} = {module}\n" for point, module in points.items())
+        (info / "entry_points.txt").write_text(f"[gftkit]\n{listed}")
+        for module, source in (modules or {}).items():
+            (site / f"{module}.py").write_text(source)
+        return site
+
+    return make

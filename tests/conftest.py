@@ -10,8 +10,10 @@ import hypothesis
 import pytest
 import torch
 import yaml
+from hypothesis import strategies as st
 
 import gftkit
+from gftkit.errors import ConfigError
 
 hypothesis.settings.register_profile("gftkit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gftkit")
@@ -146,3 +148,52 @@ def distribution(tmp_path):
         return site
 
     return make
+
+
+MINIMAL: dict[tuple[str, str], dict[str, object]] = {}
+"""Options of components that can't do without: (kind, name) -> options."""
+MORE = {
+    ("path", "affine"): [
+        {"alpha": "t**2", "sigma": "1 - t"},
+        {"alpha": "t", "sigma": "sqrt(1 - t**2)"},
+        {"alpha": "sin(pi*t/2)", "sigma": "cos(pi*t/2)"},
+        {"alpha": "(exp(t) - 1)/(exp(1) - 1)", "sigma": "(1 - t)**3"},
+    ],
+    ("schedule", "stepwise"): [{"temperatures": (3.0, 3.0, 0.5)}, {"temperatures": (0.0,)}],
+}
+"""Further options worth a test: formulas and lists, which can't be drawn from their types."""
+
+
+def drawn(option):
+    """Values of an option by its type and range; only the default where that can't be told."""
+    default = st.just(option.default)
+    bounds = dict(part.split(" ") for part in option.type_text.split(", ")[1:] if part[0] in "<>")
+    low, high = (float(bounds.get(sign, bounds.get(sign + "=", end))) for sign, end in ((">", -50), ("<", 50)))
+    if option.type_text.startswith("float"):
+        margin = (high - low) / 1000  # what is excluded, such as a scale of 0, is kept at a distance
+        return default | st.floats(low + margin * (">" in bounds), high - margin * ("<" in bounds))
+    if "' or '" in option.type_text:
+        return st.sampled_from([word.strip("'") for word in option.type_text.split(" or ")])
+    return default
+
+
+@pytest.fixture(scope="session")
+def components(registry):
+    """Components by kind and name for hypothesis, with options drawn from their ranges."""
+
+    def strategy(kind, name):
+        fixed = MINIMAL.get((kind, name), {})
+        options = [option for option in registry.describe(kind, name).options if option.name not in fixed]
+        missing = [option.name for option in options if option.required and not option.supplied]
+        assert not missing, f"{kind} {name} wants {missing}: add them to MINIMAL"
+
+        def create(values):
+            try:
+                return registry.create(kind, name, **fixed, **values)
+            except ConfigError:  # options that are fine one by one may not go together
+                return registry.create(kind, name, **fixed)
+
+        more = [st.just(values) for values in MORE.get((kind, name), [])]
+        return st.one_of(st.fixed_dictionaries({o.name: drawn(o) for o in options}), *more).map(create)
+
+    return strategy

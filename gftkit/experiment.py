@@ -9,7 +9,7 @@ from torch import nn
 from gftkit import expression, flow
 from gftkit.anchor import FrozenAnchor
 from gftkit.config import Config
-from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
+from gftkit.contracts import Batch, Coupling, Dataset, Metric, Monitor, Path, Sampler, Schedule, Solver
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
@@ -93,8 +93,8 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.pretrained is not None:
         weights = parent.weights()[0] if parent else read_weights(config.pretrained)
         load_weights(drift, weights, config.pretrained)
-    if "label" in getattr(drift, "conditions", ()) and facts.classes is None:
-        raise DataError("data: the drift is conditional and the data have no labels.")
+    if "label" in getattr(drift, "conditions", ()):
+        _check_labels(data.data, facts)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     train = config.train
     assert train.pairing_batch is not None
@@ -135,9 +135,24 @@ def _inherit(facts: Facts, parent: Run) -> Facts:
             f"data: wanted samples of shape {before.event_shape}, as the pretrained run {parent.folder} has, got "
             f"{facts.event_shape}. Resize or crop them (image sets take `size`)."
         )
-    if before.classes is not None and facts.classes is not None and facts.classes > before.classes:
-        raise DataError(f"data: {facts.classes} classes, and the pretrained drift knows {before.classes}.")
     return Facts(facts.event_shape, before.classes or facts.classes, facts.range)
+
+
+def _check_labels(data: Dataset | Sampler, facts: Facts) -> None:
+    """Refuse data whose labels a conditional drift can't use; of a part of a data set only its own labels count.
+
+    Raises:
+        DataError: for data without labels, or with a label beyond the classes that the drift was made for.
+    """
+    labels = getattr(data, "labels", None)
+    wanted = classes_of(data) if labels is None else int(labels.max()) + 1
+    if wanted is None:
+        raise DataError("data: the drift is conditional and the data have no labels. Give labels, or another drift.")
+    if facts.classes is not None and wanted > facts.classes:
+        raise DataError(
+            f"data: labels up to {wanted - 1}, and the pretrained drift knows {facts.classes} classes. Choose those "
+            f"with `classes`, or pretrain on all of them."
+        )
 
 
 def _check_same_path(path: Path, before: Path, config: Config, parent: Run) -> None:

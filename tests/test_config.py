@@ -1,0 +1,351 @@
+"""A configuration is validated whole: what it may say, what it inherits, and how it is written down and read back."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import gftkit
+from gftkit.config import override, read
+from gftkit.errors import ConfigError, DataError, UnknownNameError
+from gftkit.experiment import build
+from gftkit.files import parse_yaml, read_yaml
+from gftkit.run import Run, restore
+
+
+@pytest.fixture
+def resolve(registry):
+    """The configuration of a mapping or file, as a pretraining or a fine-tune."""
+
+    def resolved(source, *overrides, kind=None):
+        kind = kind or ("finetune" if "pretrained" in source else "pretrain")
+        return read(source, kind, registry, overrides)[0]
+
+    return resolved
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e-4", -2.5e-4), (".5", 0.5), ("1.", 1.0), ("3", 3), ("1_000", 1000),
+        ("1e-3x", "1e-3x"), ("e5", "e5"), ("'1e-3'", "1e-3"), ("null", None), ("[1e-3, 2]", [1e-3, 2]),
+        ("{a: {b: 1e2}}", {"a": {"b": 100.0}}), ("1.2.3", "1.2.3"), ("-", [None]),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers(text, value):
+    found = parse_yaml(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: b: c", "a: 1\n b: 2", "\ta: 1", "a: !!python/object/apply:os.system ['true']", "a: 1\na: 2"]
+)
+def test_broken_yaml_names_file_and_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .*line \d"):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_key_that_stands_twice_is_named():
+    with pytest.raises(ConfigError, match="'steps' stands twice"):
+        parse_yaml("train: {steps: 1, steps: 2}", "here")
+    assert parse_yaml("x: &a {k: 1}\ny: {<<: *a, k: 2}", "here")["y"] == {"k": 2}
+
+
+@pytest.mark.parametrize(("text", "came"), [("", "NoneType"), ("- a", "list"), ("text", "str"), ("{}", "dict")])
+def test_a_file_holds_a_mapping(tmp_path, text, came):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"c\.yaml: wanted a YAML mapping .* got {came}"):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing.yaml", "binary.yaml", "."):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_yaml(tmp_path / name)
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dirft={name: mlp}", "unknown option of the configuration: 'dirft'. Did you mean 'drift'?"),
+        ("train.step=3", "unknown option of train: 'step'. Did you mean 'steps'?"),
+        ("objective.frm=blended", "unknown option of objective: 'frm'. Did you mean 'form'?"),
+        ("evaluate.evry=3", "unknown option of evaluate: 'evry'. Did you mean 'every'?"),
+        ("drift.widht=3", "unknown option of drift 'mlp': 'widht'. Did you mean 'width'?"),
+        ("coupling={name: optimal}", "unknown coupling 'optimal'. Did you mean 'optimal-transport'?"),
+        ("data.name=two-moon", "unknown dataset at data: 'two-moon'. Did you mean 'two-moons'?"),
+        ("source={name: gausian}", "unknown dataset at source: 'gausian'. Did you mean 'gaussian'?"),
+        ("evaluate.metrics=[enery]", "unknown metric at evaluate.metrics[0]: 'enery'. Did you mean 'energy'?"),
+        ("evaluate.solver.name=eulr", "unknown solver at evaluate.solver: 'eulr'. Did you mean 'euler'?"),
+        ("monitors=[anchor]", "unknown monitor at monitors[0]: 'anchor'."),
+        ("1=2", "unknown option of the configuration: '1'."),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(resolve, pretrain_config, setting, message):
+    with pytest.raises(UnknownNameError, match=re.escape(message)):
+        resolve(pretrain_config, setting)
+
+
+def test_keys_that_are_not_text_are_refused(resolve, pretrain_config):
+    for where in (pretrain_config, pretrain_config["train"], pretrain_config["drift"]):
+        where[3] = 1
+        with pytest.raises(UnknownNameError, match="'3'"):
+            resolve(pretrain_config)
+        del where[3]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.steps=0", "train.steps: wanted int, > 0, got 0"),
+        ("train.steps=2.5", "train.steps: wanted int, > 0, got 2.5"),
+        ("train.steps=true", "train.steps: wanted int, > 0, got True"),
+        ("train.learning_rate=fast", "train.learning_rate: wanted float, > 0, got 'fast'"),
+        ("train.learning_rate=-1e-3", "train.learning_rate: wanted float, > 0, got -0.001"),
+        ("train.learning_rate=.nan", "train.learning_rate: wanted float, > 0, got nan"),
+        ("train.ema=1.0", "train.ema: wanted float, >= 0, < 1 or null, got 1.0"),
+        ("train.decay=slow", "train.decay: wanted 'constant' or 'cosine' or 'linear', got 'slow'"),
+        ("train.pairing_batch=17", "train.pairing_batch: wanted a multiple of batch_size (16), got 17"),
+        ("train=5", "train: wanted a mapping, got 5"),
+        ("seed=-1", "seed: wanted int, >= 0, got -1"),
+        ("seed=true", "seed: wanted int, >= 0, got True"),
+        ("seed=1.5", "seed: wanted int, >= 0, got 1.5"),
+        ("monitors=anchor-distance", "monitors: wanted a list, got 'anchor-distance'"),
+        ("evaluate.solver.steps=0", "evaluate.solver.steps: wanted int, >= 1, got 0"),
+        ("evaluate.solver.steps=true", "evaluate.solver.steps: wanted int, >= 1, got True"),
+        ("evaluate.solver=euler", "evaluate.solver: wanted"),
+        ("evaluate.count=0", "evaluate.count: wanted int, > 0, got 0"),
+        ("drift=mlp", "drift: wanted {name: ...} with the name of a drift, got 'mlp'"),
+        ("drift=null", "drift is missing"),
+        ("objective.form=blend", "objective.form: wanted 'blended' or 'penalty', got 'blend'"),
+        ("objective.weight=1/0*", "objective.weight: '1/0*' is not a formula in t"),
+        ("objective.weight=s**2", "objective.weight: 's**2': only numbers, t, pi"),
+        ("objective.weight=open(t)", "objective.weight: 'open(t)': only numbers, t, pi"),
+        ("objective.weight=-t", "objective.weight: '-t' must be finite and >= 0"),
+        ("objective.weight=log(t - 2)", "objective.weight: 'log(t - 2)' must be finite"),
+        ("objective.weight='0'", "objective.weight: '0' must be finite and >= 0 for t in (0, 1), and not 0 everywhere"),
+        ("objective.weight=2", "objective.weight: wanted str, got 2"),
+    ],
+)  # fmt: skip
+def test_values_of_the_wrong_type_or_range_name_their_key(resolve, pretrain_config, setting, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(pretrain_config, setting)
+
+
+@pytest.mark.parametrize("key", ["data", "drift"])
+def test_what_cannot_be_guessed_must_be_given(resolve, pretrain_config, key):
+    del pretrain_config[key]
+    with pytest.raises(ConfigError, match=f"^{key} is missing"):
+        resolve(pretrain_config)
+
+
+@pytest.mark.parametrize("key", ["pretrained", "schedule"])
+def test_a_fine_tune_needs_a_start_and_a_schedule(resolve, finetune_config, key):
+    del finetune_config[key]
+    with pytest.raises(ConfigError, match=f"^{key} is missing"):
+        resolve(finetune_config, kind="finetune")
+
+
+@pytest.mark.parametrize("extra", [{"schedule": {"name": "zero"}}, {"pretrained": "runs/x"}])
+def test_a_pretraining_takes_no_keys_of_a_fine_tune(resolve, pretrain_config, extra):
+    with pytest.raises(ConfigError, match="use `gft finetune`"):
+        resolve({**pretrain_config, **extra}, kind="pretrain")
+
+
+# --set
+
+
+def test_settings_reach_into_mappings_and_win(resolve, pretrain_config):
+    settings = ("train.steps=7", "train.steps=8", "evaluate.metrics=[energy, path-length]", "source.name=gaussian")
+    config = resolve(pretrain_config, *settings, "source.std=2", "train.clip=null", "objective.weight=1 - t")
+    assert config.train.steps == 8
+    assert config.train.batch_size == 16
+    assert config.train.clip is None
+    assert [metric["name"] for metric in config.evaluate.metrics] == ["energy", "path-length"]
+    assert config.source["std"] == 2
+    assert config.objective.weight == "1 - t"
+
+
+def test_a_setting_leaves_what_it_was_given_as_it_was(pretrain_config):
+    assert override(pretrain_config, "train.steps=7")["train"]["steps"] == 7
+    assert pretrain_config["train"]["steps"] == 20
+
+
+@pytest.mark.parametrize("setting", ["train.steps", "=3", "train.=3", ".steps=3", "train..steps=3", ""])
+def test_a_setting_has_a_key_and_a_value(setting):
+    with pytest.raises(ConfigError, match=r"wanted a\.b=c"):
+        override({}, setting)
+
+
+def test_bad_settings_say_what_is_wrong():
+    with pytest.raises(ConfigError, match=r"--set seed.x=3: seed is 1, not a mapping"):
+        override({"seed": 1}, "seed.x=3")
+    with pytest.raises(ConfigError, match=r"--set a=\[1 is not YAML"):
+        override({}, "a=[1")
+
+
+# Defaults
+
+
+def test_defaults_are_filled_in(resolve):
+    config = resolve({"drift": {"name": "mlp"}, "data": {"name": "two-moons"}})
+    assert [spec["name"] for spec in (config.source, config.path, config.coupling)] == [
+        "gaussian", "linear", "independent",
+    ]  # fmt: skip
+    assert config.drift["width"] == 512
+    assert (config.seed, config.monitors, config.pretrained, config.schedule) == (0, [], None, None)
+    assert (config.train.steps, config.train.batch_size, config.train.pairing_batch) == (3000, 128, 128)
+    assert config.train.checkpoint_every == 300
+    assert config.evaluate.every == 150
+    assert config.evaluate.data is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "ema"), [(1, 0.9), (50, 0.9), (100, 0.9), (1000, 0.99), (1500, 1 - 1 / 150), (10**7, 0.9999)]
+)
+def test_the_average_forgets_within_a_tenth_of_the_run(resolve, pretrain_config, steps, ema):
+    assert resolve(pretrain_config, f"train.steps={steps}").train.ema == pytest.approx(ema, abs=1e-12)
+    assert resolve(pretrain_config, f"train.steps={steps}", "train.ema=0").train.ema == 0
+
+
+def test_short_runs_have_whole_intervals(resolve, pretrain_config):
+    pretrain_config["train"], pretrain_config["evaluate"] = {"steps": 3}, {}
+    config = resolve(pretrain_config)
+    assert (config.train.checkpoint_every, config.evaluate.every) == (1, 1)
+
+
+def test_the_paired_set_may_be_a_multiple_of_the_batch(resolve, pretrain_config):
+    assert resolve(pretrain_config, "train.pairing_batch=64").train.pairing_batch == 64
+
+
+def test_relative_paths_start_at_the_configs_folder(resolve, registry, tmp_path, monkeypatch):
+    torch.save(torch.zeros(3, 2), tmp_path / "s.pt")
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "c.yaml"
+    file.write_text("drift: {name: mlp}\ndata: {name: arrays, file: ../s.pt}\n")
+    monkeypatch.chdir("/")
+    config = read(file, "pretrain", registry)[0]
+    assert Path(config.data["file"]).resolve() == tmp_path / "s.pt"
+    assert Path(config.to_dict()["data"]["file"]).is_absolute()
+    monkeypatch.chdir(tmp_path)
+    assert Path(
+        resolve({**yaml.safe_load(file.read_text()), "data": {"name": "arrays", "file": "s.pt"}}).data["file"]
+    ).is_file()
+
+
+def test_the_pretrained_run_is_sought_from_the_configs_folder(
+    registry, run_copy, finetune_config, tmp_path, monkeypatch
+):
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "c.yaml"
+    file.write_text(yaml.safe_dump({**finetune_config, "pretrained": "../run"}))
+    monkeypatch.chdir("/")
+    assert read(file, "finetune", registry)[0].drift["width"] == 16
+    with pytest.raises(ConfigError, match="neither a run folder nor a weights file"):
+        read(file, "finetune", registry, ["pretrained=run"])
+
+
+# Inheritance
+
+
+def test_a_fine_tune_inherits_from_its_run(resolve, finetune_config, pretrained):
+    config, parent = resolve(finetune_config), Run.open(pretrained).config
+    for key in ("drift", "source", "path", "coupling"):
+        assert getattr(config, key) == getattr(parent, key), key
+    assert config.train.steps == 10
+    assert config.seed == 0
+
+
+def test_what_a_fine_tune_gives_wins(registry, finetune_config):
+    finetune_config["coupling"] = {"name": "optimal-transport"}
+    config, warnings = read(finetune_config, "finetune", registry)
+    assert config.coupling["name"] == "optimal-transport"
+    (warning,) = warnings
+    assert "coupling 'optimal-transport' differs from the pretrained run's 'independent'" in warning
+
+
+def test_what_is_inherited_is_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
+    pretrain_config["source"] = {"name": "gaussian", "event_shape": [2], "mean": [0.0, 1.0]}
+    gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
+    finetune_config["pretrained"] = str(tmp_path / "run")
+    assert read(finetune_config, "finetune", registry)[1] == []
+    finetune_config["source"] = {**pretrain_config["source"], "mean": [0.0, 2.0]}
+    assert "source 'gaussian' differs" in read(finetune_config, "finetune", registry)[1][0]
+
+
+def test_the_same_path_in_other_words_is_accepted(resolve, registry, finetune_config):
+    finetune_config["path"] = {"name": "affine", "alpha": "t", "sigma": "1 - t"}
+    assert build(resolve(finetune_config), registry).facts.event_shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ({"name": "trigonometric"}, "sigma, alpha"),
+        ({"name": "affine", "alpha": "t**2"}, "alpha"),
+        ({"name": "brownian-bridge", "scale": 0.5}, "gamma, diffusion g"),
+    ],
+)
+def test_a_fine_tune_on_another_path_is_refused_with_the_reason(resolve, registry, finetune_config, path, parts):
+    finetune_config["path"] = path
+    if path["name"] == "brownian-bridge":
+        finetune_config["evaluate"]["solver"]["name"] = "euler-maruyama"
+    with pytest.raises(ConfigError, match=f"differs from the pretrained run's .* in {parts}. Its anchor is the drift"):
+        build(resolve(finetune_config), registry)
+
+
+def test_labels_matter_to_a_conditional_drift_only(resolve, registry, pretrain_config, finetune_config, tmp_path):
+    assert build(resolve(finetune_config), registry).facts.classes == 2  # of data with 8
+    pretrain_config["drift"]["conditional"] = True
+    gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
+    finetune_config["pretrained"] = str(tmp_path / "run")
+    with pytest.raises(DataError, match="data: labels up to 7, and the pretrained drift knows 2 classes"):
+        build(resolve(finetune_config), registry)
+    with pytest.raises(DataError, match="the data have no labels"):
+        build(resolve(finetune_config, "data={name: gaussian, event_shape: [2]}"), registry)
+    assert build(resolve(finetune_config, "data.classes=[0, 1]", "data.count=9"), registry)
+
+
+def test_a_drift_must_be_given_beside_a_weights_file(resolve, finetune_config, pretrained):
+    finetune_config["pretrained"] = str(pretrained / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"^drift is missing"):
+        resolve(finetune_config)
+    assert resolve({**finetune_config, "drift": {"name": "mlp", "width": 16, "depth": 1}}).path["name"] == "linear"
+
+
+# Written down and read back
+
+
+def test_a_configuration_survives_its_file(resolve, pretrain_config, finetune_config):
+    pretrain_config["monitors"] = ["anchor-distance"]
+    pretrain_config["evaluate"]["metrics"] = [{"name": "frechet", "feature": {"name": "identity"}}, "energy"]
+    for given in (pretrain_config, finetune_config):
+        config = resolve(given)
+        read_back = restore(yaml.safe_load(yaml.safe_dump(config.to_dict())))
+        assert read_back.to_dict() == config.to_dict()
+        assert read_back.kind == config.kind
+        assert resolve(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_a_runs_configuration_is_the_one_it_was_given(resolve, pretrained, pretrain_config):
+    assert Run.open(pretrained).config.to_dict() == resolve(pretrain_config).to_dict()
+
+
+def test_a_damaged_configuration_is_refused(run_copy):
+    file = run_copy / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    for key in ("drift", "train"):
+        file.write_text(yaml.safe_dump({name: value for name, value in values.items() if name != key}))
+        with pytest.raises(ConfigError, match=rf"config\.yaml: {key} missing: the file is damaged"):
+            Run.open(run_copy)

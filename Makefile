@@ -34,7 +34,7 @@ types: $(VENV)/.dev  ## check types with mypy
 	$(RUN) -m mypy
 
 docs: $(VENV)/.dev  ## build the documentation into site/; a warning is an error
-	$(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
 clean:  ## remove what make made, .venv too; runs/ stays

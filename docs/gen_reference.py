@@ -1,0 +1,147 @@
+"""The reference of components, made from the registry whenever the documentation is built.
+
+MkDocs calls the functions ``on_...``. Nothing that is made here is kept in the repository.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gftkit
+from gftkit import config as configuration
+from gftkit.contracts import NESTED
+from gftkit.hooks import KINDS, Hooks
+from gftkit.options import Option, options_of
+from gftkit.registry import Registry, plain
+from gftkit.subset import SUBSET_OPTIONS
+
+SECTIONS = {"train": configuration.Train, "objective": configuration.Objective, "evaluate": configuration.Evaluate}
+"""Parts of a configuration whose tables ``<!-- keys: train -->`` stands for."""
+
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)
+_MARK = re.compile(r"<!-- keys: (\w+) -->")
+
+
+def on_config(config: Any) -> Any:
+    """Put the pages into the navigation, before the Python reference."""
+    pages_of_kinds = [{kind: f"reference/{kind}.md"} for kind in KINDS]
+    config.nav.insert(-1, {"Components": [{"Overview": "reference/index.md"}, *pages_of_kinds]})
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages to what MkDocs builds."""
+    from mkdocs.structure.files import File
+
+    for uri, text in pages(gftkit.load(strict=True)).items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace each ``<!-- keys: train -->`` by that section's table."""
+    return _MARK.sub(lambda found: section_table(found[1]), markdown)
+
+
+def pages(registry: Registry) -> dict[str, str]:
+    """Every page of the reference: its address under docs/ and its Markdown."""
+    return {"reference/index.md": overview(registry)} | {
+        f"reference/{kind}.md": kind_page(registry, kind) for kind in registry.kinds()
+    }
+
+
+def overview(registry: Registry) -> str:
+    """The whole extension surface: kinds, hooks, contracts and what is installed."""
+    lines = [
+        "# Components",
+        "",
+        "A plugin implements one hook for each kind of component that it brings. These are all the hooks there are. "
+        "The list below holds what was installed when this page was built; `gft plugins` lists what you have.",
+        "",
+        "| kind | hook | what it gives | installed |",
+        "|---|---|---|---|",
+    ]
+    for kind in registry.kinds():
+        names = ", ".join(f"[{name}]({kind}.md#{name})" for name in registry.names(kind))
+        says = escape((inspect.getdoc(hook(kind)) or "").split(":")[0])
+        lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
+    return "\n".join([*lines, "", "How to add one: [Writing a plugin](../guide/plugins.md).", ""])
+
+
+def kind_page(registry: Registry, kind: str) -> str:
+    """One kind: its contract, then each component with its options."""
+    contracts = " or ".join(f"[`{one.__name__}`][gftkit.contracts.{one.__name__}]" for one in protocols(kind))
+    lines = [
+        f"# {kind.capitalize()}",
+        "",
+        f"Hook `gftkit_{kind}s`; contract {contracts}. In a configuration: `{{name: NAME, OPTION: VALUE}}`.",
+        "",
+    ]
+    if kind == "dataset":
+        lines += ["Every data set takes these options too, which the kernel adds:", "", table(SUBSET_OPTIONS), ""]
+    for name in registry.names(kind):
+        found = registry.describe(kind, name)
+        own = registry.component(kind, name).options
+        lines += [f"## {name} {{ #{name} }}", "", docstring(found.doc, table(own) if own else "No options."), ""]
+        lines += [f"From {found.distribution} {found.version}, plugin `{found.plugin}`.", ""]
+    return "\n".join(lines)
+
+
+def hook(kind: str) -> Any:
+    """The specification of a kind's hook."""
+    return getattr(Hooks, f"gftkit_{kind}s")
+
+
+def protocols(kind: str) -> list[type]:
+    """The contracts of a kind."""
+    return [contract for contract, of in NESTED.items() if of == kind]
+
+
+def section_table(name: str) -> str:
+    """The keys of one section of a configuration."""
+    return table(options_of(SECTIONS[name], name))
+
+
+def table(options: Mapping[str, Option]) -> str:
+    """Options as a Markdown table."""
+    rows = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    for option in options.values():
+        if option.supplied:
+            default = "from the data"
+        elif option.required:
+            default = "required"
+        else:
+            default = f"`{json.dumps(plain(option.default))}`"
+        rows.append(f"| `{option.name}` | {escape(option.type_text)} | {default} | {escape(option.help)} |")
+    return "\n".join(rows)
+
+
+def docstring(text: str, options: str) -> str:
+    """A Google-form docstring as Markdown; ``options`` stands in the place of ``Args``."""
+    first, *rest = _SECTION.split(text)
+    parts, placed = [escape(first.strip())], False
+    for title, body in zip(rest[::2], rest[1::2], strict=True):
+        if title == "Args":
+            parts.append(options)
+            placed = True
+        elif title == "Example":
+            parts.append("```pycon\n" + inspect.cleandoc("\n" + body) + "\n```")
+        else:
+            words = escape(" ".join(body.split()))
+            parts.append(f"**{title}:** {words}")
+    if not placed:
+        parts.insert(1, options)
+    return "\n\n".join(parts)
+
+
+def escape(text: str) -> str:
+    """Plain text as Markdown, with ``code`` kept."""
+    pieces = re.split(r"(``.*?``|`[^`]+`)", text, flags=re.DOTALL)
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            pieces[index] = re.sub(r"([\\*_\[\]|#])", r"\\\1", piece).replace("<", "&lt;").replace(">", "&gt;")
+        else:
+            pieces[index] = "`" + piece.strip("`").replace("|", "\\|") + "`"
+    return "".join(pieces)

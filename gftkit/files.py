@@ -37,6 +37,7 @@ def explained(path: Path, doing: str = "write") -> Iterator[None]:
         cures = {
             errno.ENOSPC: "The disk is full: free some space, or choose another folder with --out.",
             errno.EACCES: "Permission denied: choose another folder with --out.",
+            errno.EPERM: "Permission denied: choose another folder with --out.",
             errno.EROFS: "The file system is read-only: choose another folder with --out.",
             errno.EEXIST: "A file stands where a folder is wanted: choose another folder with --out.",
             errno.ENOTDIR: "A file stands where a folder is wanted: choose another folder with --out.",

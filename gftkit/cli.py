@@ -39,16 +39,22 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinishe
 WeightsName = Annotated[str, typer.Option(help="ema or raw.")]
 
 
-@app.callback()
-def _gft(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from gftkit import __version__
 
         print(f"gftkit {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _gft(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    pass
 
 
 @app.command()

@@ -38,7 +38,7 @@ class Experiment:
     solver: Solver
     steps: int
     metrics: list[Metric]
-    monitors: dict[str, Monitor]
+    monitors: list[tuple[str, Monitor]]
     training: Batch
     reference: Batch
 
@@ -121,7 +121,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         solver=solver,
         steps=steps,
         metrics=build_metrics(config.evaluate, registry),
-        monitors={m["name"]: made for m, made in zip(config.monitors, monitors, strict=True)},
+        monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=data.some(config.evaluate.count, stream(config.seed, "training")),
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
     )

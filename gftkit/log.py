@@ -38,12 +38,12 @@ class Log:
 
     Args:
         path: the file.
-        until: lines of later steps are dropped: they will be made again.
+        until: lines of later steps, and of a run's end, are dropped: they will be made again.
     """
 
     def __init__(self, path: Path, until: int) -> None:
         self.path = path
-        self.lines = [line for line in read_log(path) if line["step"] <= until]
+        self.lines = [line for line in read_log(path) if line["step"] <= until and line.get("weights") != "ema"]
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 

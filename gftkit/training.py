@@ -239,7 +239,6 @@ class _Training:
 
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
-        train = self.config.train
         found, damaged = checkpoint.latest(self.out / CHECKPOINTS)
         for warning in (*warnings, *damaged):
             self.progress.warn(warning)
@@ -249,33 +248,41 @@ class _Training:
         if found is not None:
             self._check_anchor(found)
             found.restore(self.drift, self.ema, self.optimizer)
-        log = Log(self.out / LOG, first) if self.main else None
+        log = Log(self.out / LOG, -1 if found is None else first) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
-        started = time.perf_counter() - seconds
-        with self.progress.running(first):
-            if first == 0 and log is not None:
-                self._evaluate(log, 0, self.drift, "raw")
-            for step in range(first, train.steps):
-                numbers = self._step(step)
-                done = step + 1
-                logged = done % train.log_every == 0 or done == train.steps
-                saved = done % (train.checkpoint_every or 1) == 0 or done == train.steps
-                evaluated = done % (self.config.evaluate.every or 1) == 0 or done == train.steps
-                if logged or saved or evaluated:
-                    self._check_finite()
-                if logged and log is not None:
-                    values = {key: float(value) for key, value in numbers.items()}
-                    log.add("train", done, **values)
-                    self.progress.show(values)
-                if evaluated and log is not None:
-                    self._evaluate(log, done, self.drift, "raw")
-                if saved and self.main:
-                    self._save(done, time.perf_counter() - started)
-                self.progress.advance()
+        try:
+            with self.progress.running(first):
+                self._steps(first, time.perf_counter() - seconds, log)
+        finally:
             if log is not None:
-                self._finish(log, time.perf_counter() - started)
                 log.close()
         self.accelerator.wait_for_everyone()
+
+    def _steps(self, first: int, started: float, log: Log | None) -> None:
+        """Every step from ``first`` on, and what a step is followed by; ``log`` is the main process's."""
+        train, every = self.config.train, self.config.evaluate.every
+        assert train.checkpoint_every is not None  # filled in by config.read
+        assert every is not None
+        if first == 0 and log is not None:
+            self._evaluate(log, 0, self.drift, "raw")
+        for step in range(first, train.steps):
+            numbers = self._step(step)
+            done = step + 1
+            last = done == train.steps
+            logged, evaluated, saved = (last or done % n == 0 for n in (train.log_every, every, train.checkpoint_every))
+            if logged or evaluated or saved:
+                self._check_finite()
+            if logged and log is not None:
+                values = {key: float(value) for key, value in numbers.items()}
+                log.add("train", done, **values)
+                self.progress.show(values)
+            if evaluated and log is not None:
+                self._evaluate(log, done, self.drift, "raw")
+            if saved and self.main:
+                self._save(done, time.perf_counter() - started)
+            self.progress.advance()
+        if log is not None:
+            self._finish(log, time.perf_counter() - started)
 
     def temperature(self, step: int) -> float:
         """beta at a step; 0 in pretraining."""
@@ -407,7 +414,7 @@ class _Training:
                     self.device,
                     self.config.seed,
                 )
-                for name, monitor in experiment.monitors.items():
+                for name, monitor in experiment.monitors:
                     log.add("monitor", done, monitor=name, **monitor.observe(state))
             drift.train(training)
         return values
@@ -419,7 +426,7 @@ class _Training:
             "seconds": round(seconds, 3),
             "steps": steps,
         }
-        for monitor in self.experiment.monitors.values():
+        for _, monitor in self.experiment.monitors:
             monitor.finish(self.out)
         write_json(self.out / "summary.json", final)
         write_run_report(self.out, self.experiment, self.ema, self.device, log.lines, final)

@@ -1,0 +1,133 @@
+"""What the theory predicts for a fine-tune: one pure function per statement T4 to T12 of the theory page, section 2.
+
+Norms are |f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2) along the target path; ``gap`` is |b_pre - b_tgt|_w.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def drift_error(retention: float, gap: float, floor: float = 0.0) -> float:
+    """T4: |b_beta - b_tgt|_w = rho |Delta|_w; with a capacity floor |(I - Pi) Delta|_w, the root of the squares' sum.
+
+    Args:
+        retention: rho in [0, 1).
+        gap: |Delta|_w, or |Pi Delta|_w of its projection on a linear model class through b_pre.
+        floor: |(I - Pi) Delta|_w, what that class can't express.
+
+    Example:
+        >>> drift_error(0.5, 6.0), drift_error(0.5, 6.0, floor=4.0)
+        (3.0, 5.0)
+    """
+    return math.hypot(retention * gap, floor)
+
+
+def path_kl(retention: float, pretrained: float) -> float:
+    """T5: KL(P_tgt || P_beta) = rho^2 KL(P_tgt || P_pre), for the laws of SDEs with one g > 0 and one start law.
+
+    By data processing it bounds KL(q || p_1^beta) too (T6).
+
+    Example:
+        >>> path_kl(0.5, 8.0)
+        2.0
+    """
+    return retention**2 * pretrained
+
+
+def wasserstein_bound(
+    retention: float, times: Sequence[float], gaps: Sequence[float], lipschitz: Sequence[float]
+) -> float:
+    """T6: W2(q, p_1^beta) <= rho int exp(int_t^1 L) (E_{p_t} |Delta|^2)^(1/2) dt, by the trapezoidal rule.
+
+    Args:
+        retention: rho in [0, 1).
+        times: increasing, from 0 to 1.
+        gaps: (E_{p_t} |Delta|^2)^(1/2) at each time.
+        lipschitz: a one-sided Lipschitz constant L(t) of b_beta at each time; may be negative.
+
+    Raises:
+        ValueError: for sequences of different lengths or times that don't increase from 0 to 1.
+
+    Example:
+        >>> wasserstein_bound(0.5, [0.0, 0.5, 1.0], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0])
+        1.0
+    """
+    increasing = all(earlier < later for earlier, later in itertools.pairwise(times))
+    if not len(times) == len(gaps) == len(lipschitz) >= 2 or not increasing or (times[0], times[-1]) != (0, 1):
+        raise ValueError("wanted times that increase from 0 to 1, and one gap and one Lipschitz constant at each.")
+    growth, bound = 0.0, 0.0  # growth: int_t^1 L, from the right
+    for k in range(len(times) - 2, -1, -1):
+        h = times[k + 1] - times[k]
+        right = math.exp(growth) * gaps[k + 1]
+        growth += h * (lipschitz[k] + lipschitz[k + 1]) / 2
+        bound += h * (right + math.exp(growth) * gaps[k]) / 2
+    return retention * bound
+
+
+def drift_error_range(retention: float, gap: float, excess: float) -> tuple[float, float]:
+    """T7: |rho |Delta| - sqrt(eps)| <= |b - b_tgt|_w <= rho |Delta| + sqrt(eps), for excess risk eps in B form.
+
+    In the penalty form eps is the excess divided by 1 + beta.
+
+    Example:
+        >>> drift_error_range(0.5, 6.0, 4.0)
+        (1.0, 5.0)
+    """
+    inexact = math.sqrt(excess)
+    return abs(retention * gap - inexact), retention * gap + inexact
+
+
+def step_between_optima(before: float, after: float, gap: float) -> float:
+    """T8: the optima at two retentions are |rho_1 - rho_2| |Delta|_w apart, on one straight segment.
+
+    Before the first step the retention counts as 1: the drift is b_pre.
+
+    Example:
+        >>> step_between_optima(1.0, 0.75, 8.0)
+        2.0
+    """
+    return abs(after - before) * gap
+
+
+def label_noise(retention: float, plain: float) -> float:
+    """T9a: the blended form's label noise given (t, x) is (1 - rho)^2 that of plain flow matching, for every drift.
+
+    Args:
+        retention: rho in [0, 1).
+        plain: trace of the covariance of a per-sample gradient, given (t, x), in plain flow matching.
+
+    Example:
+        >>> label_noise(0.5, 4.0)
+        1.0
+    """
+    return (1 - retention) ** 2 * plain
+
+
+def blend_acceleration(target: Tensor, anchor: Tensor, gap_along_gap: Tensor, retention: float) -> Tensor:
+    """T11: a_beta = (1 - rho) a_tgt + rho a_pre - rho (1 - rho) (grad Delta) Delta, with a = d_t v + (grad v) v.
+
+    So a blend of two straight flows is not straight. Euler's error with step h is (h/2) int Phi(1, t) a_t dt + O(h^2).
+
+    Args:
+        target: a_tgt, (batch, *event).
+        anchor: a_pre, (batch, *event).
+        gap_along_gap: (grad Delta) Delta with Delta = v_pre - v_tgt, (batch, *event).
+        retention: rho in [0, 1).
+    """
+    return (1 - retention) * target + retention * anchor - retention * (1 - retention) * gap_along_gap
+
+
+def stochastic_drift(velocity: Tensor, score: Tensor, diffusion: Tensor) -> Tensor:
+    """T12: b = v + (g^2/2) grad log p_t: the SDE dX = b dt + g dW has the marginals of the ODE dX = v dt.
+
+    That is so for the target flow; at beta > 0 the two blends end in different laws.
+
+    Args:
+        velocity: v, (batch, *event).
+        score: grad log p_t, (batch, *event).
+        diffusion: g, broadcast against the velocity.
+    """
+    return velocity + diffusion**2 / 2 * score

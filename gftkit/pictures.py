@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
     """
     shapes = {tuple(values.shape[1:]) for values in panels.values()}
     (event,) = shapes
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
     centre, basis = _components(list(panels.values())[-1])
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
@@ -101,6 +103,8 @@ def curves(
     axes[0].set_ylabel(label)
     if logarithmic:
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_formatter(ScalarFormatter())
+        axes[0].yaxis.set_minor_formatter(ScalarFormatter())
     if len(named) > 1:
         axes[0].legend(frameon=False)
     for name, (steps, values) in temperatures.items():

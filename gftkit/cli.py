@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +127,8 @@ def sample(
     facts = opened.weights(_weights(weights))[1]
     target = out or run / f"samples-seed-{seed}.npz"
     check_target(target, facts.event_shape, force)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=count)
         made, labels = opened.samples(
             count,
@@ -281,7 +283,7 @@ def main() -> None:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except GftkitError as error:
         if debug:
-            raise
+            traceback.print_exc()
         text = escape(str(error))  # an error may quote what looks like markup, such as a list
         Console(stderr=True).print(f"[bold red]Error:[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -161,12 +161,11 @@ def read_weights(path: Path) -> State:
         raise WeightsError(f"{path}: wanted .safetensors, .pt, .pth or .bin, got '{path.suffix}'.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # torch's own text advises to run the file if one trusts it
         raise WeightsError(
-            f"{path}: wanted a state dict that loads without executing code, and this file doesn't "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). It is damaged, or a pickle of more than tensors; "
-            f"it was not run. Export its state_dict as .safetensors."
-        ) from None
+            f"{path}: wanted a state dict that loads without executing code, and this file doesn't. It is damaged, or "
+            f"a pickle of more than tensors; it was not run. Export its state_dict as .safetensors."
+        ) from error
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
 
 from gftkit.contracts import NESTED
 from gftkit.errors import ConfigError, PluginError, unknown
@@ -105,6 +106,8 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
     """
     if not inspect.getdoc(factory):
         raise PluginError(f"{who} has no docstring. Say what it is, its options and its source.")
+    if _has_no_init(factory):
+        return {}
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     helps = _argument_help(inspect.getdoc(factory) or "")
     found = {}
@@ -153,6 +156,14 @@ def type_text(annotation: Any) -> str:
     if origin is typing.get_origin(Callable[..., Any]):
         return "function"
     return getattr(annotation, "__name__", str(annotation))
+
+
+def _has_no_init(factory: Callable[..., Any]) -> bool:
+    """Whether a class has only the ``__init__`` of ``nn.Module`` or of a Protocol, whose arguments mean nothing."""
+    if not inspect.isclass(factory):
+        return False
+    owner = next(base for base in factory.__mro__ if "__init__" in vars(base))
+    return owner is nn.Module or getattr(owner, "_is_protocol", False)
 
 
 def _parts(annotation: Any) -> list[Any]:

@@ -113,6 +113,48 @@ def gft(monkeypatch, capfd, tmp_path):
 
 
 @pytest.fixture
+def refused(gft):
+    """Runs ``gft`` and gives its one message, having checked code, stdout and form."""
+
+    def run(*arguments, code=2):
+        done = gft(*arguments)
+        assert done.code == code, done.err
+        assert done.out == ""
+        assert done.err.startswith("Error: ")
+        assert "\nError: " not in done.err
+        assert "Traceback" not in done.err
+        return done.err.removeprefix("Error: ").strip()
+
+    return run
+
+
+@pytest.fixture
+def pretraining(write_config, pretrain_config, refused, tmp_path):
+    """The message with which a pretraining with these changes is refused; no folder is left."""
+
+    def run(*settings, **changes):
+        config = write_config({**pretrain_config, **changes})
+        message = refused("pretrain", config, "--out", "new", *(word for s in settings for word in ("--set", s)))
+        assert not (tmp_path / "new").exists()
+        return message
+
+    return run
+
+
+@pytest.fixture
+def finetuning(write_config, finetune_config, refused, tmp_path):
+    """The same for a fine-tune."""
+
+    def run(**changes):
+        config = write_config({**finetune_config, **changes})
+        message = refused("finetune", config, "--out", "new")
+        assert not (tmp_path / "new").exists()
+        return message
+
+    return run
+
+
+@pytest.fixture
 def process(tmp_path):
     """Runs ``python ...`` (by default ``python -m gftkit ...``) as a process of its own, in the test's folder."""
 

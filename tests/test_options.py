@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 import gftkit
-from gftkit.contracts import Feature
+from gftkit.contracts import Feature, Schedule
 from gftkit.errors import ConfigError, PluginError, UnknownNameError
 
 
@@ -111,6 +111,26 @@ def test_a_result_that_breaks_the_contract_is_refused():
 def test_a_component_is_written_with_its_name(spec):
     with pytest.raises(ConfigError, match=r"wanted \{name: \.\.\.\} with the name of a schedule"):
         with_schedule(Cool).build("schedule", spec)
+
+
+class NoOptions(torch.nn.Module):
+    """A module that says nothing of its making."""
+
+
+class NoOptionsEither(Schedule):
+    """A class that inherits from its contract."""
+
+    def temperature(self, progress: float) -> float:
+        return 0.0
+
+
+def test_a_class_without_init_has_no_options():
+    registry = gftkit.load(
+        plugins={"one": Plugin("drift", "bare", NoOptions), "two": Plugin("schedule", "bare", NoOptionsEither)}
+    )
+    for kind, factory in (("drift", NoOptions), ("schedule", NoOptionsEither)):
+        assert registry.describe(kind, "bare").options == ()
+        assert isinstance(registry.create(kind, "bare"), factory)
 
 
 # Options that are components, and options that the kernel supplies

@@ -79,16 +79,6 @@ def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_c
     assert set(json.loads(done.out)) == {"energy", "energy_stderr"}
 
 
-def test_plugins_as_json(process, registry):
-    done = process("plugins", "--json")
-    assert (done.code, done.err) == (0, "")
-    listed = json.loads(done.out)
-    known = {(kind, name) for kind in registry.kinds() for name in registry.names(kind)}
-    assert {(component["kind"], component["name"]) for component in listed["components"]} == known
-    assert {plugin["status"] for plugin in listed["plugins"]} == {"loaded"}
-    assert all(plugin["distribution"] and plugin["version"] for plugin in listed["plugins"])
-
-
 # Inside this process, which is faster
 
 
@@ -103,6 +93,16 @@ def test_a_wrong_command_ends_with_2(gft, arguments):
     done = gft(*arguments)
     assert done.code == 2
     assert "Traceback" not in done.err
+
+
+def test_plugins_as_json(gft, registry):
+    done = gft("plugins", "--json")
+    assert (done.code, done.err) == (0, "")
+    listed = json.loads(done.out)
+    known = {(kind, name) for kind in registry.kinds() for name in registry.names(kind)}
+    assert {(component["kind"], component["name"]) for component in listed["components"]} == known
+    assert {plugin["status"] for plugin in listed["plugins"]} == {"loaded"}
+    assert all(plugin["distribution"] and plugin["version"] for plugin in listed["plugins"])
 
 
 def test_plugins_as_a_table(gft, registry):

@@ -84,6 +84,18 @@ def test_pairing_within_labels_keeps_labels_together(seed, n):
     assert torch.equal(label[order], label)
 
 
+def test_pairing_within_labels_shows_a_coupling_one_label_at_a_time():
+    seen = []
+
+    def rule(x0, x1, generator, label=None):
+        seen.append(label.tolist())
+        return torch.arange(len(x0))
+
+    label = torch.tensor([2, 0, 2, 2, 0])
+    pair(Broken(pair=rule), *batches(0, 5, (2,)), torch.Generator().manual_seed(0), label, within_labels=True)
+    assert seen == [[0, 0], [2, 2, 2]]
+
+
 def draws(x0, x1, generator, label=None):
     return torch.randint(len(x0), (len(x0),), generator=generator)
 

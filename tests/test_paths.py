@@ -98,6 +98,18 @@ def test_a_bridges_drift_points_at_its_end(t, scale, seed):
     assert close(flow.drift(path, times, x0, x1, noise), wanted, 100 * ROUND_OFF / (1 - t))
 
 
+@given(t=INSIDE, scale=st.floats(0.1, 5), seed=st.integers(0, 2**32))
+def test_the_kernels_sum_is_the_bridges_drift(t, scale, seed):
+    """velocity + (g^2/2) score, for a path that leaves its drift to the kernel."""
+    path = REGISTRY.create("path", "brownian-bridge", scale=scale)
+    bare = Broken(coefficients=path.coefficients, diffusion=path.diffusion)
+    x0, x1, noise = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    times = torch.full((4,), t, dtype=torch.float64)
+    wanted = flow.drift(path, times, x0, x1, noise)
+    # Velocity and score are each about scale/sqrt(t (1 - t)) in size and cancel in part.
+    assert close(flow.drift(bare, times, x0, x1, noise), wanted, 1000 * ROUND_OFF)
+
+
 def straight(**members):
     return Broken(**{"coefficients": lambda t: (1 - t, t, torch.zeros_like(t)), **members})
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gftkit.errors import GftkitError as GftkitError
     from gftkit.hooks import hookimpl as hookimpl
+    from gftkit.loading import load as load
     from gftkit.objective import retention as retention
     from gftkit.registry import Registry as Registry
-    from gftkit.registry import load as load
     from gftkit.run import Run as Run
     from gftkit.training import finetune as finetune
     from gftkit.training import pretrain as pretrain
@@ -24,7 +24,7 @@ _WHERE = {
     "Run": "gftkit.run",
     "finetune": "gftkit.training",
     "hookimpl": "gftkit.hooks",
-    "load": "gftkit.registry",
+    "load": "gftkit.loading",
     "pretrain": "gftkit.training",
     "retention": "gftkit.objective",
 }

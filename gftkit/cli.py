@@ -1,6 +1,7 @@
 """The command line ``gft``. Nothing heavy is imported until a command runs, so that ``--help`` answers at once."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -170,7 +171,7 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
     """List the installed components by kind, and the plugins that failed to load or are blocked."""
     if context.invoked_subcommand:
         return
-    from gftkit.registry import load
+    from gftkit.loading import load
 
     registry = load()
     components = [registry.describe(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
@@ -192,7 +193,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a component: what it is, its options with types, ranges and defaults, and where it comes from."""
-    from gftkit.registry import load
+    from gftkit.loading import load
+    from gftkit.options import without_arguments
 
     found = load().describe(kind, name)
     if as_json:
@@ -200,14 +202,15 @@ def show(
         return
     console = Console()
     console.print(f"[bold]{kind} {name}[/bold]  ({found.distribution} {found.version}, plugin {found.plugin})\n")
-    console.print(found.doc, markup=False, highlight=False)
+    console.print(without_arguments(found.doc).replace("``", ""), markup=False, highlight=False)
     rows = []
     for option in found.to_dict()["options"]:
         default = "required" if option["required"] else json.dumps(option["default"])
-        rows.append((option["name"], option["type"], "from the data" if option["supplied"] else default))
+        default = "from the data" if option["supplied"] else default
+        rows.append((option["name"], option["type"], default, option["help"].replace("``", "")))
     if rows:
         console.print()
-        _table(["option", "type", "default"], rows)
+        _table(["option", "type", "default", "meaning"], rows)
 
 
 def _train(
@@ -221,6 +224,8 @@ def _train(
 ) -> None:
     folder = out or Path("runs") / config.stem
     made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes, and not the one that answers
     from gftkit.files import read_json
     from gftkit.report import estimates
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from gftkit.evaluation import Evaluation
-    from gftkit.training import TrainingState
+    from gftkit.monitoring import TrainingState
 
 
 @dataclass(frozen=True)

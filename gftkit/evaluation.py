@@ -102,7 +102,7 @@ def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dic
     """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error.
 
     Raises:
-        ConfigError: where a metric refuses what it was given, such as too few samples.
+        ConfigError: where a metric refuses what it was given, such as too few samples, or two measure one name.
     """
     values: dict[str, float] = {}
     for index, metric in enumerate(metrics):
@@ -111,6 +111,11 @@ def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dic
         except ValueError as error:
             raise ConfigError(f"evaluate.metrics[{index}] ({type(metric).__name__}): {error}") from error
         for name, estimate in measured.items():
+            if name in values:
+                raise ConfigError(
+                    f"evaluate.metrics[{index}] ({type(metric).__name__}) measures {name}, as one before it does. "
+                    f"Keep one of them."
+                )
             values[name] = estimate.value
             values[f"{name}_stderr"] = estimate.stderr
     return values

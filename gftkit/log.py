@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from gftkit.errors import PluginError
 from gftkit.files import explained, finite, write_text
 
 
@@ -47,12 +48,15 @@ class Log:
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
-    def add(self, kind: str, step: int, **values: Any) -> None:
+    def add(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line.
 
         Raises:
             RunError: where it can't be written.
+            PluginError: where a value is named like the line's own keys.
         """
+        if {"step", "kind"} & values.keys():
+            raise PluginError(f"a measurement may not be named step or kind, got {', '.join(values)}. Rename it.")
         line = finite({"step": step, "kind": kind, **values})
         with explained(self.path):
             self._file.write(json.dumps(line) + "\n")

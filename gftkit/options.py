@@ -23,6 +23,7 @@ SUPPLIED = ("event_shape", "classes", "generator")
 """Options that the kernel supplies where a factory asks for them and the user gives none."""
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+_ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -183,9 +184,14 @@ def _bounds(extra: Any) -> list[str]:
     return found
 
 
+def without_arguments(doc: str) -> str:
+    """A docstring without its ``Args:`` section, for where the options stand beside it."""
+    return _ARGUMENTS.sub("", doc).rstrip()
+
+
 def _argument_help(doc: str) -> dict[str, str]:
     """The sentences of a Google-form ``Args:`` section, by argument."""
-    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+    section = _ARGUMENTS.search(doc)
     if not section:
         return {}
     entries = re.split(r"^ {4}(?=\w+(?: \([^)]*\))?:)", section.group(1), flags=re.MULTILINE)[1:]

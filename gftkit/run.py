@@ -28,9 +28,10 @@ from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, load_weights, read_tensors, read_yaml, write_tensors, write_text
 from gftkit.integrate import generate
+from gftkit.loading import load
 from gftkit.log import read_log
 from gftkit.randomness import stream
-from gftkit.registry import Registry, load
+from gftkit.registry import Registry
 
 Weights = Literal["ema", "raw"]
 

@@ -38,7 +38,7 @@ def write_samples(path: Path, samples: Tensor, labels: Tensor | None, span: tupl
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **held)
+                np.savez(file, **held)  # type: ignore[arg-type]  # a keyword of newer versions only
 
         write_atomically(path, write)
     elif path.suffix == ".png":

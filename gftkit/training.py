@@ -8,104 +8,33 @@ checkpoint needs to keep the step only.
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gftkit import checkpoint, flow
-from gftkit.anchor import FrozenAnchor
 from gftkit.config import Config, Kind, read
-from gftkit.contracts import Batch, Coupling
-from gftkit.contracts import Path as ConditionalPath
-from gftkit.data import Source, permuted
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
-from gftkit.evaluation import Evaluation, measure
+from gftkit.evaluation import measure
 from gftkit.experiment import Experiment, build
 from gftkit.files import check_space, read_yaml, write_json
+from gftkit.loading import load
 from gftkit.log import Log
+from gftkit.monitoring import TrainingState
 from gftkit.objective import LOSSES, retention
 from gftkit.optimizer import learning_rate, optimizer_of
-from gftkit.pairing import pair
 from gftkit.progress import Progress
 from gftkit.randomness import seed_global, stream
-from gftkit.registry import Registry, load, plain
+from gftkit.registry import Registry, plain
 from gftkit.report import write_run_report
 from gftkit.run import CHECKPOINTS, CONFIG, LOG, MODEL, Run, is_run, restore, write_config, write_model
 
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a monitor sees at an evaluation step. Nothing in it may be changed.
-
-    Attributes:
-        step: optimiser steps done.
-        progress: share of the run done, in [0, 1].
-        temperature: beta now; 0 in pretraining.
-        drift: the raw weights, in evaluation mode.
-        ema: the averaged weights.
-        anchor: the pretrained drift, None in pretraining.
-        path: the conditional path.
-        training: training data, scaled.
-        reference: held-out data, scaled; the training data where nothing is held out.
-        evaluation: the raw weights under evaluation.
-        source: draws x0.
-        coupling: pairs x0 with data.
-        device: where the drifts are.
-        seed: of the run.
-    """
-
-    step: int
-    progress: float
-    temperature: float
-    drift: nn.Module
-    ema: nn.Module
-    anchor: FrozenAnchor | None
-    path: ConditionalPath
-    training: Batch
-    reference: Batch
-    evaluation: Evaluation
-    source: Source
-    coupling: Coupling
-    device: torch.device
-    seed: int
-
-    def draw(self, count: int, generator: Generator, held_out: bool = False) -> "Draw":
-        """Fresh pairs, times and noise on training or held-out targets, (count, ...), on ``device``.
-
-        Args:
-            count: how many, paired as one batch; targets repeat where there are fewer.
-            generator: the monitor's own, on the CPU.
-            held_out: take the reference data.
-        """
-        data = self.reference if held_out else self.training
-        chosen = data[permuted(count, len(data), generator)]
-        x0 = self.source(count, generator)
-        conditional = "label" in getattr(self.drift, "conditions", ())
-        x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, conditional)]
-        t = flow.t_end(self.path) * torch.rand(count, generator=generator)
-        noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None
-        conditions = {"label": chosen.label.to(self.device)} if conditional and chosen.label is not None else {}
-        return Draw(
-            t.to(self.device),
-            flow.sample(self.path, t, x0, chosen.x1, noise).to(self.device),
-            flow.drift(self.path, t, x0, chosen.x1, noise).to(self.device),
-            conditions,
-        )
-
-
-@dataclass(frozen=True)
-class Draw:
-    """States on the path: times (n,), states x_t and conditional drifts (n, *event), and the drift's conditions."""
-
-    t: Tensor
-    x: Tensor
-    target: Tensor
-    conditions: dict[str, Tensor]
+Line = tuple[str, dict[str, Any]]
+"""A line of the log to be: its kind and its values."""
 
 
 def pretrain(config: Path | str | Mapping[str, Any], out: Path | str, **options: Any) -> Run:
@@ -171,7 +100,8 @@ def train(
     accelerator = _accelerator(device)
     with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
         experiment = build(config, registry)
-        _Training(experiment, registry, out, accelerator, Progress(config.train.steps, kind, quiet)).run(warnings)
+        progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
+        _Training(experiment, registry, out, accelerator, progress).run(warnings)
     return Run(out, config, registry)
 
 
@@ -198,7 +128,7 @@ def _check_folder(out: Path, config: Config, resume: bool) -> None:
         if changed:
             raise RunError(
                 f"{out} was started with another configuration: {', '.join(changed)} differ. A resumed run repeats the "
-                f"undisturbed one, so it takes the same configuration; use another --out for a new one."
+                f"undisturbed one, so it takes the same one. For a new run choose another --out, or delete {out}."
             )
         return
     taken = [name for name in (CONFIG, MODEL, LOG, CHECKPOINTS) if (out / name).exists()]
@@ -244,13 +174,18 @@ class _Training:
             self.progress.warn(warning)
         first = 0 if found is None else found.step
         if self.main:
-            self._prepare_folder()
+            self._check_folder()
         if found is not None:
             self._check_anchor(found)
             found.restore(self.drift, self.ema, self.optimizer)
+        # The first look asks every metric and monitor: what they refuse is known before the folder holds a run.
+        looked = self._look(0, self.drift, "raw", []) if self.main and found is None else []
+        if self.main:
+            write_config(self.out, self.config)
         log = Log(self.out / LOG, -1 if found is None else first) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
         try:
+            self._add(log, 0, looked)
             with self.progress.running(first):
                 self._steps(first, time.perf_counter() - seconds, log)
         finally:
@@ -263,8 +198,6 @@ class _Training:
         train, every = self.config.train, self.config.evaluate.every
         assert train.checkpoint_every is not None  # filled in by config.read
         assert every is not None
-        if first == 0 and log is not None:
-            self._evaluate(log, 0, self.drift, "raw")
         for step in range(first, train.steps):
             numbers = self._step(step)
             done = step + 1
@@ -274,10 +207,10 @@ class _Training:
                 self._check_finite()
             if logged and log is not None:
                 values = {key: float(value) for key, value in numbers.items()}
-                log.add("train", done, **values)
+                log.add("train", done, values)
                 self.progress.show(values)
             if evaluated and log is not None:
-                self._evaluate(log, done, self.drift, "raw")
+                self._add(log, done, self._look(done, self.drift, "raw", log.lines))
             if saved and self.main:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
@@ -365,10 +298,10 @@ class _Training:
                 f"started (anchor {found.notes['anchor']}, now {mine}). Restore them, or start anew with another --out."
             )
 
-    def _prepare_folder(self) -> None:
+    def _check_folder(self) -> None:
+        """Refuse a folder that can't hold the run, before anything is measured."""
         size = sum(held.numel() * held.element_size() for held in self.drift.state_dict().values())
         check_space(self.out, size * (1 + 4 * (self.config.train.keep_checkpoints + 1)) + 10_000_000)
-        write_config(self.out, self.config)
         environment = describe_environment(self.registry, self.config, self.device, self.accelerator.num_processes)
         write_json(self.out / "environment.json", environment)
 
@@ -387,20 +320,19 @@ class _Training:
             self.config.train.keep_checkpoints,
         )
 
-    def _evaluate(self, log: Log, done: int, drift: nn.Module, weights: str) -> dict[str, float]:
-        """Measure a drift by every metric, and let every monitor look; the run itself is left as it was."""
+    def _look(self, done: int, drift: nn.Module, weights: str, history: Sequence[Mapping[str, Any]]) -> list[Line]:
+        """Measure a drift by every metric, and with raw weights by every monitor; the run is left as it was."""
         experiment = self.experiment
         training = drift.training
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             drift.eval()
-            evaluation = experiment.evaluation(drift, self.device, log.lines)
+            evaluation = experiment.evaluation(drift, self.device, history)
             values = measure(experiment.metrics, evaluation, self.config.seed)
-            log.add("evaluation", done, weights=weights, **values)
+            lines: list[Line] = [("evaluation", {"weights": weights, **values})]
             if weights == "raw":
-                progress = done / self.config.train.steps
                 state = TrainingState(
                     done,
-                    progress,
+                    done / self.config.train.steps,
                     self.temperature(min(done, self.config.train.steps - 1)),
                     drift,
                     self.ema,
@@ -415,17 +347,21 @@ class _Training:
                     self.config.seed,
                 )
                 for name, monitor in experiment.monitors:
-                    log.add("monitor", done, monitor=name, **monitor.observe(state))
+                    lines.append(("monitor", {"monitor": name, **monitor.observe(state)}))
             drift.train(training)
-        return values
+        return lines
+
+    def _add(self, log: Log | None, done: int, lines: Sequence[Line]) -> None:
+        for kind, values in lines:
+            if log is not None:
+                log.add(kind, done, values)
 
     def _finish(self, log: Log, seconds: float) -> None:
         steps = self.config.train.steps
-        final = {
-            "ema": self._evaluate(log, steps, self.ema, "ema"),
-            "seconds": round(seconds, 3),
-            "steps": steps,
-        }
+        looked = self._look(steps, self.ema, "ema", log.lines)
+        self._add(log, steps, looked)
+        measured = {name: value for name, value in looked[0][1].items() if name != "weights"}
+        final = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
         for _, monitor in self.experiment.monitors:
             monitor.finish(self.out)
         write_json(self.out / "summary.json", final)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gftkit_plugins.features import digits_classifier, efficientnet
 from torch.nn import functional
 
 import gftkit
 from gftkit.errors import ConfigError
+from gftkit_plugins.features import digits_classifier, efficientnet
 
 REGISTRY = gftkit.load()
 SHORT = digits_classifier.Recipe(steps=3)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
@@ -15,6 +14,7 @@ import gftkit
 from gftkit.contracts import Batch
 from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
+from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 
 REGISTRY = gftkit.load()
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions

@@ -12,6 +12,7 @@ from torch import nn
 
 import gftkit
 from gftkit import checkpoint, training
+from gftkit.anchor import FrozenAnchor
 from gftkit.errors import ConfigError, DataError, DivergenceError, RunError
 
 STEPS = 24
@@ -193,14 +194,14 @@ def test_the_anchor_costs_one_pass_and_none_without_temperature(
     tuning, tmp_path, registry, monkeypatch, schedule, wanted
 ):
     calls = []
-    forward = training.FrozenAnchor.__call__
+    forward = FrozenAnchor.__call__
 
     def counted(self, t, x, **conditions):
         out = forward(self, t, x, **conditions)
         calls.append(out.requires_grad)
         return out
 
-    monkeypatch.setattr(training.FrozenAnchor, "__call__", counted)
+    monkeypatch.setattr(FrozenAnchor, "__call__", counted)
     gftkit.finetune({**tuning, "schedule": {"name": schedule}}, tmp_path / "run", registry=registry)
     assert len(calls) == wanted  # linear is exactly 0 from s = 0.9 on: steps 22 and 23
     assert not any(calls)

@@ -1,9 +1,10 @@
 """Couplings: which source sample goes with which data sample, as a permutation."""
 
-import gftkit
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
+
+import gftkit
 
 
 class Independent:

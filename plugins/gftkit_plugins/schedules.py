@@ -1,6 +1,7 @@
 """Temperature schedules: beta as a function of progress s, the share of training done."""
 
 import bisect
+import itertools
 import math
 from typing import Annotated
 
@@ -131,7 +132,7 @@ class Stepwise:
     def __init__(
         self, temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (4.0, 1.0, 0.25, 0.0)
     ) -> None:
-        if any(later > earlier for earlier, later in zip(temperatures, temperatures[1:], strict=False)):
+        if any(later > earlier for earlier, later in itertools.pairwise(temperatures)):
             raise ValueError(f"temperatures never rise in Gradual Fine-Tuning, got {list(temperatures)}.")
         self.temperatures = temperatures
         self.floor = temperatures[-1]

@@ -1,8 +1,9 @@
 """Fixed-step solvers: each is one step; the kernel owns the loop, the grid and the noise."""
 
+from torch import Tensor
+
 import gftkit
 from gftkit.contracts import Diffusion, Field
-from torch import Tensor
 
 
 class Euler:

@@ -20,7 +20,7 @@ class Arrays:
     """Samples from a .npy, .npz, .pt or .safetensors file: (n, *event) of real numbers, given out as float32.
 
     Values are never rescaled. All formats but .npz stay on disk, mapped into memory, and are converted batch by batch;
-    an .npz file is compressed and is read whole. Nothing is ever unpickled. An integer array ``label``, (n,), in the
+    an .npz file is read whole. Nothing is ever unpickled. An integer array ``label``, (n,), in the
     same file gives classes; an array ``x0``, of the samples' shape, gives each sample a fixed partner in the source.
 
     Args:

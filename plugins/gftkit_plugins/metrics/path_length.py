@@ -7,7 +7,7 @@ from torch import Generator
 
 from gftkit.contracts import Estimate
 from gftkit.evaluation import Evaluation
-from gftkit_plugins.metrics.naming import Steps
+from gftkit_plugins.metrics.naming import Steps, key
 
 
 class PathLength:
@@ -17,7 +17,8 @@ class PathLength:
     stochastic flow the length has no limit: it grows like the square root of the number of steps, so compare equal
     numbers of steps only.
 
-    Value: ``path_length``; standard error std/sqrt(n) over the first 250 samples at most.
+    Value: ``path_length``, or ``path_length_4_steps`` where ``steps`` is 4; standard error std/sqrt(n) over the first
+    250 samples at most.
 
     Args:
         steps: solver steps; the evaluation's own number by default.
@@ -43,4 +44,5 @@ class PathLength:
         lengths = states.diff(dim=0).norm(dim=2).sum(0)  # (count,)
         if len(lengths) < 2:
             raise ValueError(f"path-length wants at least 2 samples for a standard error, got {len(lengths)}.")
-        return {"path_length": Estimate(float(lengths.mean()), float(lengths.std()) / math.sqrt(len(lengths)))}
+        value = Estimate(float(lengths.mean()), float(lengths.std()) / math.sqrt(len(lengths)))
+        return {key("path_length", self.steps): value}

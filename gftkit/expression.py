@@ -37,7 +37,13 @@ def parse(text: str) -> sympy.Expr:
         if not isinstance(node, _ALLOWED) or wrong_name or wrong_number:
             raise ValueError(f"'{text}': only numbers, t, pi, + - * / ** and {', '.join(_FUNCTIONS)} may be used.")
     known = {"t": TIME, "pi": sympy.pi, **{name: getattr(sympy, name) for name in _FUNCTIONS}}
-    return sympy.sympify(text.strip(), locals=known)
+    try:
+        found = sympy.sympify(text.strip(), locals=known)
+    except (sympy.SympifyError, TypeError, ValueError):
+        found = None
+    if not isinstance(found, sympy.Expr):
+        raise ValueError(f"'{text}' is not a formula in t: a function wants one argument, as in 'sqrt(1 - t)'.")
+    return found
 
 
 def function(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:

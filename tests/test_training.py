@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gftkit
-from gftkit import checkpoint, training
+from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor
 from gftkit.errors import ConfigError, DataError, DivergenceError, RunError
+from gftkit.files import digest, read_tensors, write_tensors
 
 STEPS = 24
 PRETRAIN = {
@@ -154,9 +155,7 @@ def test_a_resumed_run_takes_the_same_configuration_and_anchor(tuning, tmp_path,
     with pytest.raises(RunError, match=r"another configuration: train differ"):
         gftkit.finetune(tuning, out, registry=registry, resume=True, overrides=["train.learning_rate=0.1"])
     path = checkpoint.found(out / "checkpoints")[-1]
-    tensors, notes = training.checkpoint.read_tensors(path)
-    from gftkit.files import write_tensors
-
+    tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {**notes, "anchor": "another"})
     with pytest.raises(RunError, match="have changed since this run"):
         gftkit.finetune(tuning, out, registry=registry, resume=True)
@@ -176,16 +175,14 @@ def test_monitors_do_not_change_a_run(tuning, tmp_path, registry):
 
 def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registry, monkeypatch):
     seen = []
-    whole = training.write_model
+    whole = loop.write_model
 
     def spy(folder, drift, facts, notes):
         seen.append(notes["anchor"])
         whole(folder, drift, facts, notes)
 
-    monkeypatch.setattr(training, "write_model", spy)
+    monkeypatch.setattr(loop, "write_model", spy)
     gftkit.finetune(tuning, tmp_path / "run", registry=registry)
-    from gftkit.files import digest
-
     assert seen == [digest(model(tuning["pretrained"]))]
 
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 CouplingName = Literal["independent", "optimal-transport"]
 Diffusion = float | Callable[[Tensor], Tensor]
+Affine = tuple[Tensor, Tensor]
+"""(A, c) of an affine drift A x + c: (batch, d, d) and (batch, d)."""
+AffineDrift = Callable[[Tensor], Affine]
 
 SYMMETRIC = 1e-10
 """Largest asymmetry of a covariance, relative to its largest entry."""
@@ -81,9 +84,19 @@ class GaussianFlow:
 
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
         """v(t, x): (batch,), (batch, d) -> (batch, d)."""
+        return self.mean1 - self.mean0 - (self._displacement(t) @ self.score(t, x)[..., None])[..., 0]
+
+    def affine(self, t: Tensor, diffusion: Diffusion = 0.0) -> Affine:
+        """(A, c) with drift(t, x, diffusion) = A x + c: (batch,) -> (batch, d, d), (batch, d)."""
+        mean, cov = self.marginal(t)
+        noise = _scale(diffusion, t)[..., None] ** 2 / 2
+        slope = torch.linalg.solve(cov, self._displacement(t) - noise * torch.eye(len(self.mean0)), left=False)
+        return slope, self.mean1 - self.mean0 - (slope @ mean[..., None])[..., 0]
+
+    def _displacement(self, t: Tensor) -> Tensor:
+        """D_t = Cov(x1 - x0, x_t), (batch, d, d)."""
         u, v = _column(1 - t)[..., None], _column(t)[..., None]
-        with_state = v * self.cov1 - u * self.cov0 + u * self.cross.mT - v * self.cross
-        return self.mean1 - self.mean0 - (with_state @ self.score(t, x)[..., None])[..., 0]
+        return v * self.cov1 - u * self.cov0 + u * self.cross.mT - v * self.cross
 
     def score(self, t: Tensor, x: Tensor) -> Tensor:
         """grad log p_t(x) = -S_t^(-1) (x - m_t)."""
@@ -96,10 +109,7 @@ class GaussianFlow:
         Raises:
             ValueError: for a diffusion that is negative.
         """
-        g = diffusion(t) if callable(diffusion) else torch.full_like(t, diffusion, dtype=torch.float64)
-        if (g < 0).any():
-            raise ValueError(f"a diffusion is >= 0, got {float(g.min())}.")
-        return self.velocity(t, x) + g.double()[..., None] ** 2 / 2 * self.score(t, x)
+        return self.velocity(t, x) + _scale(diffusion, t) ** 2 / 2 * self.score(t, x)
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n pairs (x0, x1) of the coupling, (n, d) each."""
@@ -118,6 +128,14 @@ def _column(t: Tensor) -> Tensor:
     if ((t < 0) | (t > 1)).any():
         raise ValueError(f"t: wanted values in [0, 1], got {float(t.min())} to {float(t.max())}.")
     return t.double()[..., None]
+
+
+def _scale(diffusion: Diffusion, t: Tensor) -> Tensor:
+    """g(t) in a column, (batch, 1)."""
+    g = diffusion(t) if callable(diffusion) else torch.full_like(t, diffusion, dtype=torch.float64)
+    if (g < 0).any():
+        raise ValueError(f"a diffusion is >= 0, got {float(g.min())}.")
+    return g.double()[..., None]
 
 
 def _covariance(name: str, matrix: Tensor) -> Tensor:

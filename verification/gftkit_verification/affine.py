@@ -1,0 +1,133 @@
+"""Affine drifts A_t x + c_t: their blends, the Gaussians they carry, distances between laws, to solver precision."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from gftkit.objective import blend
+from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, square_root
+
+Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t -> (mean, cov) of a law at each time: (batch,) -> (batch, d), (batch, d, d)."""
+
+NODES = 80
+"""Gauss-Legendre nodes of an integral over t."""
+
+TOLERANCE = 1e-12
+"""Relative tolerance of the moment equations' solver."""
+
+_SERIES = 1e-2
+"""Below it e - log(1 + e) is summed as a series: the difference would lose its digits."""
+
+
+def blended(target: AffineDrift, anchor: AffineDrift, temperature: float) -> AffineDrift:
+    """The optimum b_beta = (b_tgt + beta b_pre)/(1 + beta) of two affine drifts, which is affine (theory, T1)."""
+
+    def drift(t: Tensor) -> Affine:
+        (slope, shift), (slope0, shift0) = target(t), anchor(t)
+        return blend(slope, slope0, temperature), blend(shift, shift0, temperature)
+
+    return drift
+
+
+def carry(drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance at t = 1 of dX = (A_t X + c_t) dt + g dW from N(mean, cov).
+
+    Solves m' = A m + c and S' = A S + S A^T + g^2 I (theory, section 4).
+
+    Args:
+        drift: t -> (A, c), (1,) -> (1, d, d), (1, d).
+        diffusion: g, a number or a function of t.
+        mean: (d,), at t = 0.
+        cov: (d, d), at t = 0.
+
+    Raises:
+        ValueError: where the solver gives up.
+    """
+    d = len(mean)
+    eye = np.eye(d)
+
+    def rate(t: float, state: np.ndarray) -> np.ndarray:
+        at = torch.tensor([t], dtype=torch.float64)
+        slope, shift = (value[0].numpy() for value in drift(at))
+        g = float(diffusion(at)) if callable(diffusion) else diffusion
+        moment, spread = state[:d], state[d:].reshape(d, d)
+        moved = slope @ spread
+        return np.concatenate([slope @ moment + shift, (moved + moved.T + g**2 * eye).ravel()])
+
+    start = torch.cat([mean.double(), cov.double().flatten()]).numpy()
+    found = solve_ivp(rate, (0.0, 1.0), start, method="DOP853", rtol=TOLERANCE, atol=TOLERANCE * 1e-3)
+    if not found.success:
+        raise ValueError(f"the moment equations could not be solved: {found.message}")
+    end = torch.from_numpy(found.y[:, -1].copy())
+    spread = end[d:].reshape(d, d)
+    return end[:d], (spread + spread.mT) / 2
+
+
+def gaussian_kl(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) -> float:
+    """KL(N(mean, cov) || N(mean_q, cov_q)), without cancellation where the two are close.
+
+    Half the sum of e - log(1 + e) over the eigenvalues e of L^-1 (S - S_q) L^-T with S_q = L L^T, and of the squared
+    mean difference in S_q's metric.
+    """
+    root = torch.linalg.cholesky(cov_q)
+    inner = torch.linalg.solve_triangular(root, cov - cov_q, upper=False)
+    inner = torch.linalg.solve_triangular(root, inner.mT, upper=False)
+    excess = torch.linalg.eigvalsh((inner + inner.mT) / 2)
+    series = sum((-1) ** k * excess**k / k for k in range(2, 10))
+    terms = torch.where(excess.abs() < _SERIES, series, excess - torch.log1p(excess))
+    apart = torch.linalg.solve_triangular(root, (mean - mean_q)[:, None], upper=False)
+    return float((terms.sum() + apart.square().sum()) / 2)
+
+
+def bures_wasserstein(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) -> float:
+    """W2(N(mean, cov), N(mean_q, cov_q)), without cancellation where the two are close.
+
+    W2^2 = |m - m_q|^2 + the least |S^(1/2) - S_q^(1/2) U|^2 over rotations U, by a singular value decomposition.
+
+    Reference: Bhatia, Jain, Lim (2019), On the Bures-Wasserstein distance between positive definite matrices.
+    """
+    root, root_q = square_root(cov), square_root(cov_q)
+    left, _, right = torch.linalg.svd(root_q @ root)
+    return math.sqrt(float((mean - mean_q).square().sum() + (root - root_q @ (left @ right)).square().sum()))
+
+
+def squared_gap(drift: AffineDrift, other: AffineDrift, t: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """E|(A x + c) - (A' x + c')|^2 for x ~ N(mean, cov), at each t: |D m + e|^2 + tr(D S D^T), (batch,)."""
+    (slope, shift), (slope0, shift0) = drift(t), other(t)
+    apart, moved = slope - slope0, shift - shift0
+    at_mean = (apart @ mean[..., None])[..., 0] + moved
+    return at_mean.square().sum(-1) + ((apart @ cov) * apart).sum((-1, -2))
+
+
+def integral(values: Callable[[Tensor], Tensor], end: float = 1.0) -> float:
+    """The integral of a smooth function of t over [0, end], by Gauss-Legendre quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    t = torch.from_numpy(end * (nodes + 1) / 2)
+    return float(torch.from_numpy(weights) @ values(t)) * end / 2
+
+
+def drift_gap(drift: AffineDrift, other: AffineDrift, marginal: Marginal) -> float:
+    """|b - b'|_w with w = 1: the root of int E_{x ~ p_t} |b - b'|^2 dt."""
+    return math.sqrt(integral(lambda t: squared_gap(drift, other, t, *marginal(t))))
+
+
+def path_kl(drift: AffineDrift, other: AffineDrift, diffusion: float, marginal: Marginal) -> float:
+    """KL(P_b || P_b') = 1/2 E int |b - b'|^2/g^2 dt of two SDEs of one g > 0 and one start law (Girsanov; theory, T5).
+
+    Args:
+        drift: b, whose marginals ``marginal`` are.
+        other: b'.
+        diffusion: g > 0.
+        marginal: of the first SDE.
+
+    Raises:
+        ValueError: for g <= 0, where the laws are singular to each other.
+    """
+    if diffusion <= 0:
+        raise ValueError(f"diffusion: wanted g > 0, got {diffusion}: the laws of two ODEs have no finite KL.")
+    return drift_gap(drift, other, marginal) ** 2 / (2 * diffusion**2)

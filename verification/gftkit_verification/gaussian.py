@@ -59,7 +59,7 @@ class GaussianFlow:
         self, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor, coupling: CouplingName = "independent"
     ) -> None:
         self.mean0, self.mean1 = mean0.double(), mean1.double()
-        self.cov0, self.cov1 = _covariance("cov0", cov0), _covariance("cov1", cov1)
+        self.cov0, self.cov1 = checked_covariance("cov0", cov0), checked_covariance("cov1", cov1)
         d = len(self.mean0)
         shapes = {self.mean0.shape, self.mean1.shape}, {self.cov0.shape, self.cov1.shape}
         if shapes != ({(d,)}, {(d, d)}):
@@ -89,7 +89,7 @@ class GaussianFlow:
     def affine(self, t: Tensor, diffusion: Diffusion = 0.0) -> Affine:
         """(A, c) with drift(t, x, diffusion) = A x + c: (batch,) -> (batch, d, d), (batch, d)."""
         mean, cov = self.marginal(t)
-        noise = _scale(diffusion, t)[..., None] ** 2 / 2
+        noise = scale_of(diffusion, t)[..., None] ** 2 / 2
         slope = torch.linalg.solve(cov, self._displacement(t) - noise * torch.eye(len(self.mean0)), left=False)
         return slope, self.mean1 - self.mean0 - (slope @ mean[..., None])[..., 0]
 
@@ -109,7 +109,7 @@ class GaussianFlow:
         Raises:
             ValueError: for a diffusion that is negative.
         """
-        return self.velocity(t, x) + _scale(diffusion, t) ** 2 / 2 * self.score(t, x)
+        return self.velocity(t, x) + scale_of(diffusion, t) ** 2 / 2 * self.score(t, x)
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n pairs (x0, x1) of the coupling, (n, d) each."""
@@ -124,13 +124,22 @@ def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(n, len(like), generator=generator, dtype=torch.float64, device=like.device)
 
 
-def _column(t: Tensor) -> Tensor:
+def time_of(t: Tensor) -> Tensor:
+    """t in float64.
+
+    Raises:
+        ValueError: outside [0, 1].
+    """
     if ((t < 0) | (t > 1)).any():
         raise ValueError(f"t: wanted values in [0, 1], got {float(t.min())} to {float(t.max())}.")
-    return t.double()[..., None]
+    return t.double()
 
 
-def _scale(diffusion: Diffusion, t: Tensor) -> Tensor:
+def _column(t: Tensor) -> Tensor:
+    return time_of(t)[..., None]
+
+
+def scale_of(diffusion: Diffusion, t: Tensor) -> Tensor:
     """g(t) in a column, (batch, 1)."""
     g = diffusion(t) if callable(diffusion) else torch.full_like(t, diffusion, dtype=torch.float64)
     if (g < 0).any():
@@ -138,7 +147,12 @@ def _scale(diffusion: Diffusion, t: Tensor) -> Tensor:
     return g.double()[..., None]
 
 
-def _covariance(name: str, matrix: Tensor) -> Tensor:
+def checked_covariance(name: str, matrix: Tensor) -> Tensor:
+    """A covariance in float64, made exactly symmetric.
+
+    Raises:
+        ValueError: where it is not a symmetric positive definite matrix.
+    """
     matrix = matrix.double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name}: wanted a square matrix (d, d), got {tuple(matrix.shape)}.")

@@ -34,7 +34,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a fini
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the config; may be repeated.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Run folder to make.  [default: runs/NAME of the config]")]
+Out = Annotated[Path | None, typer.Option(help="Run folder to make.  (default: runs/ and the name of CONFIG)")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")]
@@ -102,14 +102,14 @@ def finetune(
 def sample(
     run: RunFolder,
     count: Annotated[int, typer.Option(help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of source samples, labels and noise.")] = 0,
-    solver: Annotated[str | None, typer.Option(help="Solver by name.  [default: as the run is evaluated]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.  [default: as the run is evaluated]")] = None,
-    label: Annotated[int | None, typer.Option(help="Class to sample.  [default: all in turn]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of source samples, labels and noise.")] = 0,
+    solver: Annotated[str | None, typer.Option(help="Solver by name.  (default: as the run is evaluated)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: as the run is evaluated)")] = None,
+    label: Annotated[int | None, typer.Option(help="Class to sample.  (default: all in turn)")] = None,
     weights: WeightsName = "ema",
     out: Annotated[
         Path | None,
-        typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  [default: RUN/samples-seed-S.npz]"),
+        typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  (default: RUN/samples-seed-S.npz)"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     device: Device = "auto",
@@ -223,7 +223,16 @@ def _train(
     as_json: bool,
 ) -> None:
     folder = out or Path("runs") / config.stem
-    made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+    finished = resume and (folder / "model.safetensors").is_file()
+    try:
+        made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+    except KeyboardInterrupt:
+        kept = any((folder / "checkpoints").glob("*"))
+        cure = "Go on with it by --resume." if kept else "It had no checkpoint yet (see train.checkpoint_every)."
+        print(f"Interrupted: {folder} is unfinished. {cure}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if finished:
+        print(f"{folder} was finished already: nothing was trained.", file=sys.stderr)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes, and not the one that answers
     from gftkit.files import read_json
@@ -292,6 +301,3 @@ def main() -> None:
         text = escape(str(error))  # an error may quote what looks like markup, such as a list
         Console(stderr=True).print(f"[bold red]Error:[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Interrupted. Go on with the run by --resume.", file=sys.stderr)
-        sys.exit(130)

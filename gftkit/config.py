@@ -165,7 +165,7 @@ def read(
     known = FINETUNE_KEYS if kind == "finetune" else KEYS
     if kind == "pretrain" and ("pretrained" in raw or "schedule" in raw):
         raise ConfigError("`pretrained` and `schedule` belong to a fine-tune: use `gft finetune`.")
-    check_known(raw, dict.fromkeys(known), "the configuration")  # type: ignore[arg-type]
+    check_known(raw, known, "the configuration")
 
     inherited: dict[str, Any] = {}
     pretrained: Path | None = None

@@ -21,6 +21,9 @@ from gftkit.registry import Registry
 from gftkit.run import Facts, Run, build_drift, build_metrics, build_source, is_run, solver_of
 from gftkit.subset import classes_of
 
+FAR_OUTSIDE = 3.0
+"""Largest value that passes without a warning for a drift trained on [-1, 1]."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -41,6 +44,7 @@ class Experiment:
     monitors: list[tuple[str, Monitor]]
     training: Batch
     reference: Batch
+    warnings: list[str]
 
     @property
     def conditional(self) -> bool:
@@ -96,6 +100,7 @@ def build(config: Config, registry: Registry) -> Experiment:
     if "label" in getattr(drift, "conditions", ()):
         _check_labels(data.data, facts)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
+    training = data.some(config.evaluate.count, stream(config.seed, "training"))
     train = config.train
     assert train.pairing_batch is not None
     return Experiment(
@@ -122,9 +127,23 @@ def build(config: Config, registry: Registry) -> Experiment:
         steps=steps,
         metrics=build_metrics(config.evaluate, registry),
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
-        training=data.some(config.evaluate.count, stream(config.seed, "training")),
+        training=training,
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
+        warnings=_scale_warnings(training, data, parent),
     )
+
+
+def _scale_warnings(training: Batch, data: Samples, parent: Run | None) -> list[str]:
+    """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside."""
+    if parent is None or parent.weights()[1].range is None or data.scaling.range is not None:
+        return []
+    largest = float(training.x1.abs().max())
+    if largest <= FAR_OUTSIDE:
+        return []
+    return [
+        f"data: the pretrained drift knows values in [-1, 1], and these go to {largest:.4g}; data without a range are "
+        f"never rescaled. Bring them to [-1, 1] yourself."
+    ]
 
 
 def _inherit(facts: Facts, parent: Run) -> Facts:

@@ -156,7 +156,10 @@ def read_weights(path: Path) -> State:
         WeightsError: for a file that is missing, damaged, holds no state dict, or would execute code.
     """
     if path.suffix == ".safetensors" or not path.is_file():
-        return read_tensors(path)[0]
+        tensors, notes = read_tensors(path)
+        if "optimizer" in notes and "step" in notes:
+            raise WeightsError(f"{path} is a run's checkpoint: give the run folder, or its model.safetensors.")
+        return tensors
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise WeightsError(f"{path}: wanted .safetensors, .pt, .pth or .bin, got '{path.suffix}'.")
     try:

@@ -51,8 +51,8 @@ def load(
             plugin = source.load() if isinstance(source, EntryPoint) else source
             _register(manager, plugin, origin)
             given = list(_components_of(manager, plugin, origin))
-        except PluginError:
-            raise
+        except PluginError as error:
+            raise PluginError(f"{error} To go on without this plugin, set {BLOCK_VARIABLE}={origin.plugin}.") from error
         except (Exception, SystemExit) as error:  # a module may be a script that exits
             if strict:
                 raise PluginError(f"{origin} failed to load: {type(error).__name__}: {error}") from error

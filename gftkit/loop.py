@@ -76,7 +76,7 @@ class Loop:
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         found, damaged = checkpoint.latest(self.out / CHECKPOINTS)
-        for warning in (*warnings, *damaged):
+        for warning in (*warnings, *self.experiment.warnings, *damaged):
             self.progress.warn(warning)
         first = 0 if found is None else found.step
         if self.main:

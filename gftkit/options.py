@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -124,7 +124,7 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
     return found
 
 
-def check_known(options: Mapping[str, Any], known: Mapping[str, Option], where: str) -> None:
+def check_known(options: Mapping[str, Any], known: Collection[str], where: str) -> None:
     """Refuse options that nobody declared.
 
     Raises:

@@ -57,9 +57,11 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
     """
     shapes = {tuple(values.shape[1:]) for values in panels.values()}
     (event,) = shapes
+    last = list(panels.values())[-1]
+    span = span or (float(last.min()), float(last.max()))  # one scale of grey for all panels
     figure = Figure(figsize=(3.1 * len(panels), 3.4), layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
-    centre, basis = _components(list(panels.values())[-1])
+    centre, basis = _components(last)
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
         axis.set_title(name, fontsize=11)
         if is_image(event):

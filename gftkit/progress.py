@@ -23,7 +23,7 @@ class Progress:
         self._total, self._title = total, title
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TextColumn("{task.fields[rate]}"),
@@ -46,11 +46,12 @@ class Progress:
 
     def show(self, values: Mapping[str, float]) -> None:
         """The numbers of a step."""
+        cooling = f" temp {values['temperature']:.3f} retention {values['retention']:.3f}"
         speed = self._bar.tasks[0].speed
         self._bar.update(
             self._task,
-            numbers=f"loss {values['loss']:.4f}  beta {values['temperature']:.3f}  rho {values['retention']:.3f}",
-            rate=f"{speed:.0f} steps/s" if speed else "",
+            numbers=f"loss {values['loss']:.3f}" + (cooling if self._title == "finetune" else ""),
+            rate=f"{speed:.0f}/s" if speed else "",
         )
 
     def warn(self, text: str) -> None:

@@ -166,7 +166,7 @@ class Registry:
         name = spec["name"]
         known = self.options(self.component(kind, name, where))
         given = {key: value for key, value in spec.items() if key != "name"}
-        check_known(given, known, f"{where} '{name}'")
+        check_known(given, [*known, "name"], f"{where} '{name}'")
         resolved: dict[str, Any] = {"name": name}
         for option in known.values():
             key = f"{where}.{option.name}"

@@ -86,6 +86,8 @@ class Run:
             ConfigError: where its config.yaml is damaged.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise RunError(f"{folder} is a file: wanted the run folder that holds it, {folder.parent}.")
         if not is_run(folder):
             raise RunError(
                 f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."

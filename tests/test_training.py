@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,7 +14,7 @@ from torch import nn
 import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor
-from gftkit.errors import ConfigError, DataError, DivergenceError, RunError
+from gftkit.errors import ConfigError, DataError, DivergenceError, RunError, WeightsError
 from gftkit.files import digest, read_tensors, write_tensors
 
 STEPS = 24
@@ -294,6 +295,32 @@ def test_labels_that_a_conditional_drift_does_not_know_are_refused(tmp_path, reg
     tuning["data"] = {"name": "gaussian", "event_shape": [2]}
     with pytest.raises(DataError, match="have no labels"):
         gftkit.finetune(tuning, tmp_path / "run", registry=registry)
+
+
+def test_data_far_outside_the_scale_of_a_pretrained_drift_are_warned_of(tmp_path, registry, capsys):
+    """A drift trained on [-1, 1], and arrays in 0..16, which are never rescaled; the same within [-1, 1] pass."""
+    config = {**PRETRAIN, "data": {"name": "digits", "count": 40}, "coupling": {"name": "independent"}}
+    before = gftkit.pretrain(config, tmp_path / "pre", registry=registry, overrides=["train.steps=2"])
+    for scale, warned in ((16.0, True), (1.0, False)):
+        np.save(tmp_path / "data.npy", np.full((30, 1, 8, 8), scale, dtype=np.float32))
+        tuning = {
+            "pretrained": str(before.folder),
+            "data": {"name": "arrays", "file": str(tmp_path / "data.npy")},
+            "schedule": {"name": "zero"},
+            "train": {"steps": 1, "batch_size": 8},
+            "evaluate": {"count": 30, "metrics": ["path-length"]},
+        }
+        gftkit.finetune(tuning, tmp_path / f"run-{scale}", registry=registry)
+        assert ("never rescaled" in " ".join(capsys.readouterr().err.split())) == warned
+
+
+def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):
+    path = checkpoint.found(Path(tuning["pretrained"]) / "checkpoints")[-1]
+    config = {**tuning, "pretrained": str(path), "drift": PRETRAIN["drift"]}
+    with pytest.raises(WeightsError, match="is a run's checkpoint: give the run folder"):
+        gftkit.finetune(config, tmp_path / "run", registry=registry)
+    with pytest.raises(RunError, match="wanted the run folder"):
+        gftkit.Run.open(path)
 
 
 def test_a_batch_may_exceed_the_data(tuning, tmp_path, registry):

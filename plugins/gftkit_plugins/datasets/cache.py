@@ -1,13 +1,14 @@
 """Tensors that take long to make, kept on disk between runs."""
 
 import os
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
+
+from gftkit.errors import RunError, WeightsError
+from gftkit.files import read_tensors, write_tensors
 
 VARIABLE = "GFTKIT_CACHE"
 """Environment variable that names the cache folder."""
@@ -44,21 +45,9 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         file = folder() / f"{name}.safetensors"
     except RuntimeError:
         return make()
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError):
-        pass
+    with suppress(WeightsError):
+        return read_tensors(file)[0]
     tensors = make()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{name}-")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(save(tensors))
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        pass
+    with suppress(RunError):
+        write_tensors(file, tensors, {})
     return tensors

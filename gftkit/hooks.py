@@ -1,4 +1,4 @@
-"""The whole extension surface: one hook per kind of component.
+"""The whole extension surface: one hook per kind of component, and one for claims.
 
 A plugin is any module (or object) that implements some of these with ``@gftkit.hookimpl`` and is named by an entry
 point in group ``gftkit``. Each hook returns a mapping from registry names (lower case, hyphens) to factories: classes
@@ -6,10 +6,14 @@ or functions with typed keyword options and a docstring. The contract of each ki
 ``gftkit.contracts``.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
+
+if TYPE_CHECKING:
+    from gftkit.claims import Claim
+    from gftkit.registry import Registry
 
 PROJECT = "gftkit"
 Factories = Mapping[str, Callable[..., Any]]
@@ -19,7 +23,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Hooks(Protocol):
-    """The hooks that a plugin may implement; the kinds of component are exactly these."""
+    """The hooks that a plugin may implement; the kinds of component are these, and claims."""
 
     @hookspec
     def gftkit_drifts(self) -> Factories:
@@ -57,5 +61,11 @@ class Hooks(Protocol):
     def gftkit_monitors(self) -> Factories:
         """Measurements beside a training run: ``contracts.Monitor``."""
 
+    @hookspec
+    def gftkit_claims(self, registry: "Registry") -> "Iterable[Claim]":
+        """Statements to check, about anything that is registered: ``claims.Claim``. Asked last, and only to verify."""
 
-KINDS: tuple[str, ...] = tuple(name.removeprefix("gftkit_")[:-1] for name in vars(Hooks) if name.startswith("gftkit_"))
+
+CLAIMS = "gftkit_claims"
+HOOKS: tuple[str, ...] = tuple(name for name in vars(Hooks) if name.startswith("gftkit_"))
+KINDS: tuple[str, ...] = tuple(name.removeprefix("gftkit_")[:-1] for name in HOOKS if name != CLAIMS)

@@ -10,9 +10,9 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 import pluggy
 
 from gftkit.errors import PluginError, UnknownNameError, unknown
-from gftkit.hooks import KINDS, PROJECT, Hooks
+from gftkit.hooks import CLAIMS, HOOKS, KINDS, PROJECT, Hooks
 from gftkit.options import options_of
-from gftkit.registry import Component, Origin, Plugin, Registry
+from gftkit.registry import ClaimHook, Component, Origin, Plugin, Registry
 
 BLOCK_VARIABLE = "GFTKIT_BLOCK"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -43,6 +43,7 @@ def load(
     manager.add_hookspecs(Hooks)
     found: list[Plugin] = []
     components: dict[tuple[str, str], Component] = {}
+    loaded: list[tuple[Origin, object]] = []
     for origin, source in _sources(plugins):
         if origin.plugin in blocked:
             found.append(Plugin(origin, "blocked"))
@@ -66,8 +67,10 @@ def load(
                     f"{origin}. Block one of them ({BLOCK_VARIABLE}=NAME) or uninstall it."
                 )
             components[key] = component
+        loaded.append((origin, plugin))
         found.append(Plugin(origin, "loaded"))
-    return Registry(components, found)
+    claims: list[tuple[Origin, ClaimHook]] = [(origin, _caller(manager, plugin, CLAIMS)) for origin, plugin in loaded]
+    return Registry(components, found, claims)
 
 
 def _sources(plugins: Mapping[str, object] | Iterable[object]) -> list[tuple[Origin, object]]:
@@ -99,7 +102,7 @@ def _name_of(plugin: object) -> str:
 
 def _register(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> None:
     """Register one plugin, and refuse hooks that are misspelt or not marked."""
-    hooks = {f"{PROJECT}_{kind}s" for kind in KINDS}
+    hooks = set(HOOKS)
     manager.register(plugin, origin.plugin)
     implemented = {caller.name for caller in manager.get_hookcallers(plugin) or []}
     for name, _ in inspect.getmembers(plugin, callable):
@@ -121,10 +124,9 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> 
 
 def _components_of(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> Iterable[Component]:
     """Ask one plugin alone for its components, so that each knows where it comes from."""
-    others = [other for other in manager.get_plugins() if other is not plugin]
     for kind in KINDS:
         hook = f"{PROJECT}_{kind}s"
-        for factories in manager.subset_hook_caller(hook, others)():
+        for factories in _caller(manager, plugin, hook)():
             if not isinstance(factories, Mapping):
                 raise PluginError(f"{origin}: {hook} gave {factories!r}; wanted a mapping from name to factory.")
             for name, factory in factories.items():
@@ -134,3 +136,8 @@ def _components_of(manager: pluggy.PluginManager, plugin: object, origin: Origin
                 if not callable(factory):
                     raise PluginError(f"{who}: wanted a class or function, got {factory!r}.")
                 yield Component(kind, name, factory, options_of(factory, who), origin)
+
+
+def _caller(manager: pluggy.PluginManager, plugin: object, hook: str) -> pluggy.HookCaller:
+    """One hook of one plugin alone."""
+    return manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])

@@ -105,7 +105,7 @@ class Loop:
         assert train.checkpoint_every is not None  # filled in by config.read
         assert every is not None
         for step in range(first, train.steps):
-            numbers = self._step(step)
+            numbers = self.step(step)
             done = step + 1
             last = done == train.steps
             logged, evaluated, saved = (last or done % n == 0 for n in (train.log_every, every, train.checkpoint_every))
@@ -135,7 +135,11 @@ class Loop:
             raise ConfigError(f"schedule '{(self.config.schedule or {})['name']}' at step {step}: {error}") from None
         return beta
 
-    def _step(self, step: int) -> dict[str, Any]:
+    def times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """The law of t: uniform on [0, t_end]."""
+        return self._t_end * torch.rand(count, generator=generator, device=self.device)
+
+    def step(self, step: int) -> dict[str, Any]:
         """One optimiser step; what it returns stays on the device until somebody looks."""
         experiment, train = self.experiment, self.config.train
         beta = self.temperature(step)
@@ -144,7 +148,7 @@ class Loop:
             group["lr"] = rate
         pairs = experiment.pairs.at(step)
         generator = stream(self.config.seed, "time", step, device=self.device)
-        t = self._t_end * torch.rand(len(pairs), generator=generator, device=self.device)
+        t = self.times(len(pairs), generator)
         noise = None
         if self._noisy:
             noise = torch.randn(pairs.x1.shape, generator=generator, device=self.device)[self.share]

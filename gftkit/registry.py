@@ -4,13 +4,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gftkit.contracts import CONTRACTS
 from gftkit.errors import ConfigError, GftkitError, PluginError, unknown
 from gftkit.hooks import KINDS
 from gftkit.options import Option, check_known
 from gftkit.subset import SUBSET_OPTIONS, subset
+
+if TYPE_CHECKING:
+    from gftkit.claims import Claim
+
+ClaimHook = Callable[..., Sequence[Any]]
+"""One plugin's hook for claims: the registry -> what each implementation gave."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,15 @@ class Description:
 class Registry:
     """Components by kind and name. Made by ``gftkit.load``; there is no global one."""
 
-    def __init__(self, components: Mapping[tuple[str, str], Component], plugins: Sequence[Plugin]) -> None:
+    def __init__(
+        self,
+        components: Mapping[tuple[str, str], Component],
+        plugins: Sequence[Plugin],
+        claims: Sequence[tuple[Origin, ClaimHook]] = (),
+    ) -> None:
         self._components = dict(components)
         self.plugins = tuple(plugins)
+        self._claims = tuple(claims)
 
     def kinds(self) -> tuple[str, ...]:
         """Every kind of component."""
@@ -115,6 +127,30 @@ class Registry:
                 kind if where in ("", kind) else f"{kind} at {where}:", name, self.names(kind), " ".join(hints)
             )
         return self._components[kind, name]
+
+    def claims(self) -> "tuple[Claim, ...]":
+        """Every plugin's claims about this registry, sorted by name. Plugins are asked anew at each call.
+
+        Raises:
+            PluginError: for a plugin whose claims can't be made, what isn't a claim, or two of one name.
+        """
+        from gftkit.claims import Claim
+
+        found: dict[str, tuple[Claim, Origin]] = {}
+        for origin, hook in self._claims:
+            try:
+                given = [claim for each in hook(registry=self) for claim in each]
+            except Exception as error:
+                raise PluginError(f"{origin}: its claims can't be made: {type(error).__name__}: {error}") from error
+            for claim in given:
+                if not isinstance(claim, Claim):
+                    raise PluginError(f"{origin}: gftkit_claims gave {claim!r}; wanted gftkit.claims.Claim objects.")
+                if claim.name in found:
+                    raise PluginError(
+                        f"claim '{claim.name}' is made twice: by {found[claim.name][1]} and by {origin}. Rename one."
+                    )
+                found[claim.name] = claim, origin
+        return tuple(claim for _, (claim, _) in sorted(found.items()))
 
     def describe(self, kind: str, name: str) -> Description:
         """Docstring, typed options with defaults, plugin, distribution and version of a component.

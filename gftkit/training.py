@@ -77,7 +77,7 @@ def train(
     _check_folder(out, config, resume)
     if resume and (out / MODEL).is_file():
         return Run(out, config, registry)
-    accelerator = _accelerator(device)
+    accelerator = accelerator_of(device)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
@@ -85,7 +85,12 @@ def train(
     return Run(out, config, registry)
 
 
-def _accelerator(device: str) -> Any:
+def accelerator_of(device: str) -> Any:
+    """The processes and the device of a run, by the accelerate library.
+
+    Raises:
+        ConfigError: for a device that is unknown or isn't there.
+    """
     from accelerate import Accelerator
 
     if device not in ("auto", "cpu", "cuda"):

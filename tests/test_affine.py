@@ -6,13 +6,13 @@ from functools import partial
 import mpmath
 import pytest
 import torch
-from gaussian_problems import random_covariance, random_flow
 
 from gftkit.objective import retention
 from gftkit.predictions import drift_error
 from gftkit.predictions import path_kl as predicted_path_kl
 from gftkit_verification.affine import blended, bures_wasserstein, carry, drift_gap, gaussian_kl, path_kl
 from gftkit_verification.gaussian import GaussianFlow
+from gftkit_verification.problems import random_covariance, random_flow
 
 RELATIVE = 1e-8  # what the oracles promise
 BETAS = (0.01, 0.1, 1.0, 10.0)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from gaussian_problems import random_flow
 
 from gftkit import flow
 from gftkit.errors import ConfigError, DivergenceError
 from gftkit.integrate import bind, generate, trajectory, uniform_grid
+from gftkit_verification.problems import random_flow
 
 N, D = 20_000, 2
 MOMENTS = 5 / math.sqrt(N)  # 5 standard errors of a mean of unit variance

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from gaussian_problems import random_flow
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,6 +19,7 @@ from gftkit.objective import (
     retention,
     squared_norm,
 )
+from gftkit_verification.problems import random_flow
 
 ROUND_OFF = 1e-10  # float64, sums of some hundred terms of order 1 to 100
 TEMPERATURES = (0.0, 0.01, 0.3, 1.0, 7.0)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from gaussian_problems import random_flow
 
 from gftkit.objective import blend, retention, squared_norm
 from gftkit.predictions import (
@@ -17,6 +16,7 @@ from gftkit.predictions import (
     stochastic_drift,
     wasserstein_bound,
 )
+from gftkit_verification.problems import random_flow
 
 BETAS = (0.01, 0.1, 1.0, 10.0)
 ROUND_OFF = 1e-9

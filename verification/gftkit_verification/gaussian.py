@@ -1,6 +1,7 @@
 """Exact Gaussian flows: velocity, drift, score and marginals of the linear path between two normal laws."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -70,7 +71,7 @@ class GaussianFlow:
         if coupling == "independent":
             self.cross = torch.zeros_like(self.cov0)
         elif coupling == "optimal-transport":
-            self.cross = self.cov0 @ bures_map(self.cov0, self.cov1).mT
+            self.cross = self.cov0 @ self._map.mT
         else:
             raise ValueError(f"coupling: wanted 'independent' or 'optimal-transport', got '{coupling}'.")
         self.coupling = coupling
@@ -113,11 +114,26 @@ class GaussianFlow:
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n pairs (x0, x1) of the coupling, (n, d) each."""
-        root0 = square_root(self.cov0)
-        x0 = self.mean0 + _normal(n, self.mean0, generator) @ root0
+        x0 = self.starts(n, generator)
         if self.coupling == "independent":
-            return x0, self.mean1 + _normal(n, self.mean1, generator) @ square_root(self.cov1)
-        return x0, self.mean1 + (x0 - self.mean0) @ bures_map(self.cov0, self.cov1).mT
+            return x0, self.mean1 + _normal(n, self.mean1, generator) @ self._root1
+        return x0, self.mean1 + (x0 - self.mean0) @ self._map.mT
+
+    def starts(self, n: int, generator: torch.Generator) -> Tensor:
+        """n samples of the source, (n, d)."""
+        return self.mean0 + _normal(n, self.mean0, generator) @ self._root0
+
+    @cached_property
+    def _root0(self) -> Tensor:
+        return square_root(self.cov0)
+
+    @cached_property
+    def _root1(self) -> Tensor:
+        return square_root(self.cov1)
+
+    @cached_property
+    def _map(self) -> Tensor:
+        return bures_map(self.cov0, self.cov1)
 
 
 def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:

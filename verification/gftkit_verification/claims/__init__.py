@@ -1,0 +1,35 @@
+"""The claims: one module for each part of the theory, each with ``claims(registry)``.
+
+Nothing of it is imported before claims are asked for.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import gftkit
+
+if TYPE_CHECKING:
+    from gftkit.claims import Claim
+    from gftkit.registry import Registry
+
+MODULES = (
+    "proofs",  # what algebra decides, with sympy
+    "objective",  # T1 to T4, T7, T8 and T18 on closed forms
+    "laws",  # T5, T6, T12, T16 and T17 on closed forms
+    "paths",
+    "schedules",
+    "couplings",  # with T10
+    "solvers",
+    "sampling",  # T11 and T12, by the sampler
+    "gradients",  # T9
+    "dynamics",  # T13 to T15
+    "training",  # the shipped loop and trained networks
+)
+
+
+@gftkit.hookimpl
+def gftkit_claims(registry: "Registry") -> "Iterator[Claim]":
+    """Every claim of gftkit_verification."""
+    for name in MODULES:
+        yield from import_module(f"{__name__}.{name}").claims(registry)

@@ -1,0 +1,11 @@
+"""How a run follows its optimum: T13, T14 and T15."""
+
+from collections.abc import Iterator
+
+from gftkit.claims import Claim
+from gftkit.registry import Registry
+
+
+def claims(registry: Registry) -> Iterator[Claim]:  # noqa: ARG001
+    """The claims of this part."""
+    yield from ()

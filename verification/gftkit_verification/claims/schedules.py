@@ -1,0 +1,11 @@
+"""Every registered schedule: temperatures are >= 0 and never rise."""
+
+from collections.abc import Iterator
+
+from gftkit.claims import Claim
+from gftkit.registry import Registry
+
+
+def claims(registry: Registry) -> Iterator[Claim]:  # noqa: ARG001
+    """The claims of this part."""
+    yield from ()

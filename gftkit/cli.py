@@ -121,6 +121,7 @@ def sample(
     """
     from rich.progress import Progress
 
+    from gftkit.environment import device_of
     from gftkit.run import Run
     from gftkit.samples import check_target, write_samples
 
@@ -137,7 +138,7 @@ def sample(
             _solver(opened, solver, steps),
             label,
             _weights(weights),
-            _device(device),
+            device_of(device),
             lambda done: progress.advance(task, done),
         )
     write_samples(target, made, labels, facts.range)
@@ -156,14 +157,71 @@ def evaluate(
 
     Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
     """
+    from gftkit.environment import device_of
     from gftkit.report import estimates
     from gftkit.run import Run
 
-    values = Run.open(run).evaluate(overrides or [], _weights(weights), _device(device))
+    values = Run.open(run).evaluate(overrides or [], _weights(weights), device_of(device))
     if as_json:
         print(json.dumps(values, indent=2))
     else:
         _table(["metric", "value"], estimates(values))
+
+
+@app.command()
+def verify(
+    claim: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Only claims of this name; wildcards allowed: 'T04*'.")
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(metavar="KIND:NAME", help="Only claims about this component: solver:heun.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="quick: closed forms, solvers, a short training loop. full: trained networks too.")
+    ] = "quick",
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random problems.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for stdout.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained report.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of claims as Markdown; measure nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the files of --json and --html.")] = False,
+) -> None:
+    """Check the theory against this code: claims and their negative controls.
+
+    A claim measures the very functions that training and sampling call.
+    A mutant is a likely slip in their place, such as a wrong sign.
+    Exit code 1: a claim fails, or a mutant of it is not rejected.
+
+    Examples: gft verify; gft verify --claim 'T04*' --html report.html
+    """
+    from gftkit import verify as verification
+    from gftkit.claims import select
+    from gftkit.environment import device_of
+    from gftkit.loading import load
+
+    if profile not in ("quick", "full"):
+        raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
+    on_stdout = json_file is not None and str(json_file) == "-"
+    verification.check_targets([None if on_stdout else json_file, html], force)
+    place = device_of(device)
+    chosen = select(load().claims(), profile, claim, component)  # type: ignore[arg-type]
+    if markdown:
+        print(verification.markdown(chosen))
+        return
+    results = verification.run(chosen, seed, place, Console(stderr=on_stdout))
+    if on_stdout:
+        print(verification.as_json(results))
+    elif json_file is not None:
+        verification.write_json_report(json_file, results)
+    if html is not None:
+        verification.write_html_report(html, results, seed, place)
+    Console(stderr=on_stdout).print(verification.summary(results), markup=False, highlight=False, soft_wrap=True)
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
 
 
 @plugins_app.callback()
@@ -264,16 +322,6 @@ def _weights(name: str) -> Any:
     if name not in ("ema", "raw"):
         raise ConfigError(f"--weights: wanted ema or raw, got '{name}'.")
     return name
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device: wanted auto, cpu or cuda, got '{name}'.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device: cuda is not available here. Use cpu, or install a CUDA build of torch.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _table(head: list[str], rows: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a run was made with: kept in environment.json."""
+"""Where a run is made, and what with: kept in environment.json."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -7,9 +7,34 @@ from typing import Any
 import torch
 
 from gftkit.config import Config
+from gftkit.errors import ConfigError
 from gftkit.registry import Registry
 
 _PACKAGES = ("gftkit", "torch", "numpy", "scipy", "accelerate", "safetensors", "pluggy", "pydantic")
+
+
+def device_of(name: str) -> str:
+    """The device that a name stands for: "auto" is the accelerator where there is one.
+
+    Raises:
+        ConfigError: for an unknown name, or cuda where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: wanted auto, cpu or cuda, got '{name}'.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda is not available here. Use cpu, or install a CUDA build of torch.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Versions and device."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
 
 
 def describe_environment(registry: Registry, config: Config, device: torch.device, processes: int) -> dict[str, Any]:
@@ -22,12 +47,8 @@ def describe_environment(registry: Registry, config: Config, device: torch.devic
         if spec is not None
     }
     return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **describe_machine(device),
         "processes": processes,
-        "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in _PACKAGES},
         "components": {
             where: {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
             for where, origin in origins.items()

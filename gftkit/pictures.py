@@ -119,6 +119,31 @@ def curves(
     return png(figure)
 
 
+def measurements(
+    lines: Mapping[str, Curve], others: Mapping[str, Curve], axes: tuple[str, str], scales: tuple[str, str]
+) -> bytes:
+    """Measured points beside what the theory says, as PNG.
+
+    Args:
+        lines: "measured" is drawn as points, the others as lines.
+        others: drawn dashed with small points: mutants, or the components of a family.
+        axes: labels, x and y.
+        scales: "log" or "linear" for each axis.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for (name, curve), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
+        style = {"marker": "o", "linestyle": "", "zorder": 3} if name == "measured" else {"linewidth": 1.6}
+        axis.plot(*curve, label=name, color=colour, **style)
+    for (name, curve), colour in zip(others.items(), _cycle(len(others), len(lines)), strict=True):
+        axis.plot(*curve, label=name, color=colour, marker=".", markersize=5, linewidth=1, linestyle="--", alpha=0.7)
+    axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scales[0], yscale=scales[1])
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return png(figure)
+
+
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
     FigureCanvasAgg(figure)
@@ -136,5 +161,5 @@ def write_png(path: Path, picture: bytes) -> None:
     write_atomically(path, write)
 
 
-def _cycle(n: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(n)]
+def _cycle(n: int, first: int = 0) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(first, first + n)]

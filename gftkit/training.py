@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from gftkit.config import Config, Kind, read
-from gftkit.errors import ConfigError, RunError
+from gftkit.environment import device_of
+from gftkit.errors import RunError
 from gftkit.experiment import build
 from gftkit.files import read_yaml
 from gftkit.loading import load
@@ -93,11 +94,7 @@ def accelerator_of(device: str) -> Any:
     """
     from accelerate import Accelerator
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device: wanted auto, cpu or cuda, got '{device}'.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda is not available here. Use --device cpu, or install a CUDA build of torch.")
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    return Accelerator(cpu=device_of(device) == "cpu")
 
 
 def _check_folder(out: Path, config: Config, resume: bool) -> None:

@@ -96,7 +96,10 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class Coupling(Protocol):
-    """Pairs a source batch with a data batch. The kernel chooses the set that is paired."""
+    """Pairs a source batch with a data batch. The kernel chooses the set that is paired.
+
+    Optional: ``independent``, whether x0 stays independent of x1 (default False): what needs that is refused without.
+    """
 
     def pair(self, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None) -> Tensor:
         """A permutation ``order`` of (n,): x0[order[i]] goes with x1[i]. x0 and x1 are (n, *event), on the CPU."""
@@ -181,10 +184,17 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Monitor(Protocol):
-    """A measurement beside a training run. It has a generator of its own and never changes the run."""
+    """A measurement beside a training run. It has a generator of its own and never changes the run.
 
-    def observe(self, state: "TrainingState") -> Mapping[str, float]:
-        """Named measurements at an evaluation step."""
+    Optional members:
+
+    - ``sections(lines)``: what it shows in reports, a sequence of ``gftkit.report.Section``; ``lines`` are its own
+      lines of metrics.jsonl, one for each evaluation;
+    - ``verdict(run)``: a ``gftkit.monitoring.Verdict`` on a finished run, from its files.
+    """
+
+    def observe(self, state: "TrainingState") -> Mapping[str, float | str]:
+        """Named measurements at an evaluation step; a text where a word is needed, such as why one is missing."""
 
     def finish(self, folder: FilePath) -> None:
         """Called once at the end; may write files into the run folder."""

@@ -7,7 +7,8 @@ For x_t = sigma x0 + alpha x1 + gamma eps (theory, section 1): velocity = d/dt a
 import torch
 from torch import Tensor
 
-from gftkit.contracts import Path
+from gftkit.contracts import Coupling, Path
+from gftkit.errors import ConfigError
 
 
 def expand(value: Tensor, x: Tensor) -> Tensor:
@@ -87,6 +88,37 @@ def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -
         return moving
     scale = diffusion(path, t)
     return moving + expand(scale**2 / 2, noise) * conditional_score(path, t, noise)
+
+
+def score(path: Path, t: Tensor, x: Tensor, velocity: Tensor, coupling: Coupling) -> Tensor:
+    """grad log p_t(x) from the marginal velocity, for a source N(0, I) independent of the data: -E[x0|x_t]/sigma.
+
+    E[x0|x_t = x] = (alpha v - alpha' x)/(alpha sigma' - alpha' sigma); for the linear path the score is
+    -(x - t v)/(1 - t). Under optimal transport x0 given x_t is another law, and this is false (theory, section 1).
+
+    Args:
+        path: an affine path: gamma = 0 and g = 0.
+        t: (batch,), in [0, 1), where sigma > 0.
+        x: states, (batch, *event).
+        velocity: v(t, x), of x's shape.
+        coupling: what pairs x0 with x1.
+
+    Raises:
+        ConfigError: for a coupling that isn't independent, or a path with noise, whose score isn't known so.
+
+    Reference: Albergo, Boffi, Vanden-Eijnden (2023), Stochastic Interpolants, arXiv:2303.08797, section 2.
+    """
+    if not getattr(coupling, "independent", False):
+        raise ConfigError(
+            f"coupling {type(coupling).__name__}: the score is known from the velocity only where x0 is independent of "
+            f"x1. Train with the independent coupling, or sample this flow by its ODE."
+        )
+    if is_noisy(path) or is_stochastic(path):
+        raise ConfigError("path: the score is known from the velocity for affine paths only, and this one has noise.")
+    sigma, alpha, _ = (expand(value, x) for value in path.coefficients(t))
+    sigma_rate, alpha_rate, _ = (expand(value, x) for value in rates(path, t))
+    start = (alpha * velocity - alpha_rate * x) / (alpha * sigma_rate - alpha_rate * sigma)
+    return -start / sigma
 
 
 def _combine(weights: tuple[Tensor, Tensor, Tensor], x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:

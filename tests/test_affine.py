@@ -133,3 +133,21 @@ def test_odes_have_no_path_kl():
     flow = random_flow(0, 2)
     with pytest.raises(ValueError, match="wanted g > 0"):
         path_kl(flow.affine, flow.affine, 0.0, flow.marginal)
+
+
+@pytest.mark.parametrize(
+    ("mean", "cov", "message"),
+    [
+        (torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "wanted a symmetric matrix"),
+        (torch.zeros(2), torch.tensor([[1.0, 1.0], [1.0, 1.0]]), "least eigenvalue is not > 0"),
+        (torch.zeros(3), torch.eye(2), r"got \(3,\) and \(2, 2\)"),
+        (torch.zeros(3), torch.eye(3), "3"),
+    ],
+)
+def test_laws_that_are_none_or_do_not_match_are_refused(mean, cov, message):
+    law = torch.zeros(2), torch.eye(2)
+    for distance in (gaussian_kl, bures_wasserstein):
+        with pytest.raises(ValueError, match=message):
+            distance(*law, mean, cov)
+    with pytest.raises(ValueError, match=message):
+        carry(random_flow(0, 2).affine, 0.0, mean, cov)

@@ -17,6 +17,8 @@ class Independent:
         tensor([0, 1, 2])
     """
 
+    independent = True
+
     def pair(self, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The identity: draws from the source are independent of the data already."""
         return torch.arange(len(x0))

@@ -8,11 +8,13 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from gftkit.objective import blend
-from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, square_root
+from gftkit import objective
+from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, checked_law, square_root
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t -> (mean, cov) of a law at each time: (batch,) -> (batch, d), (batch, d, d)."""
+Blend = Callable[[Tensor, Tensor, float], Tensor]
+"""(target, anchor, temperature) -> their blend."""
 
 NODES = 80
 """Gauss-Legendre nodes of an integral over t."""
@@ -24,8 +26,17 @@ _SERIES = 1e-2
 """Below it e - log(1 + e) is summed as a series: the difference would lose its digits."""
 
 
-def blended(target: AffineDrift, anchor: AffineDrift, temperature: float) -> AffineDrift:
-    """The optimum b_beta = (b_tgt + beta b_pre)/(1 + beta) of two affine drifts, which is affine (theory, T1)."""
+def blended(
+    target: AffineDrift, anchor: AffineDrift, temperature: float, blend: Blend = objective.blend
+) -> AffineDrift:
+    """The optimum b_beta = (b_tgt + beta b_pre)/(1 + beta) of two affine drifts, which is affine (theory, T1).
+
+    Args:
+        target: b_tgt.
+        anchor: b_pre.
+        temperature: beta.
+        blend: how slopes and shifts are blended; another one for a mutant.
+    """
 
     def drift(t: Tensor) -> Affine:
         (slope, shift), (slope0, shift0) = target(t), anchor(t)
@@ -46,9 +57,15 @@ def carry(drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor) -
         cov: (d, d), at t = 0.
 
     Raises:
-        ValueError: where the solver gives up.
+        ValueError: for a start that is no normal law of the drift's dimension, or where the solver gives up.
     """
+    mean, cov = checked_law("the start", mean, cov)
     d = len(mean)
+    slope = drift(torch.zeros(1, dtype=torch.float64))[0]
+    if slope.shape != (1, d, d):
+        raise ValueError(
+            f"drift: wanted slopes (1, {d}, {d}), as the start has dimension {d}, got {tuple(slope.shape)}."
+        )
     eye = np.eye(d)
 
     def rate(t: float, state: np.ndarray) -> np.ndarray:
@@ -59,7 +76,7 @@ def carry(drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor) -
         moved = slope @ spread
         return np.concatenate([slope @ moment + shift, (moved + moved.T + g**2 * eye).ravel()])
 
-    start = torch.cat([mean.double(), cov.double().flatten()]).numpy()
+    start = torch.cat([mean, cov.flatten()]).numpy()
     found = solve_ivp(rate, (0.0, 1.0), start, method="DOP853", rtol=TOLERANCE, atol=TOLERANCE * 1e-3)
     if not found.success:
         raise ValueError(f"the moment equations could not be solved: {found.message}")
@@ -73,7 +90,11 @@ def gaussian_kl(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) -> flo
 
     Half the sum of e - log(1 + e) over the eigenvalues e of L^-1 (S - S_q) L^-T with S_q = L L^T, and of the squared
     mean difference in S_q's metric.
+
+    Raises:
+        ValueError: for what isn't two normal laws of one dimension.
     """
+    mean, cov, mean_q, cov_q = _checked_pair(mean, cov, mean_q, cov_q)
     root = torch.linalg.cholesky(cov_q)
     inner = torch.linalg.solve_triangular(root, cov - cov_q, upper=False)
     inner = torch.linalg.solve_triangular(root, inner.mT, upper=False)
@@ -89,11 +110,22 @@ def bures_wasserstein(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) 
 
     W2^2 = |m - m_q|^2 + the least |S^(1/2) - S_q^(1/2) U|^2 over rotations U, by a singular value decomposition.
 
+    Raises:
+        ValueError: for what isn't two normal laws of one dimension.
+
     Reference: Bhatia, Jain, Lim (2019), On the Bures-Wasserstein distance between positive definite matrices.
     """
+    mean, cov, mean_q, cov_q = _checked_pair(mean, cov, mean_q, cov_q)
     root, root_q = square_root(cov), square_root(cov_q)
     left, _, right = torch.linalg.svd(root_q @ root)
     return math.sqrt(float((mean - mean_q).square().sum() + (root - root_q @ (left @ right)).square().sum()))
+
+
+def _checked_pair(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    law, law_q = checked_law("the first law", mean, cov), checked_law("the second law", mean_q, cov_q)
+    if law[0].shape != law_q[0].shape:
+        raise ValueError(f"wanted two laws of one dimension, got {len(law[0])} and {len(law_q[0])}.")
+    return *law, *law_q
 
 
 def squared_gap(drift: AffineDrift, other: AffineDrift, t: Tensor, mean: Tensor, cov: Tensor) -> Tensor:

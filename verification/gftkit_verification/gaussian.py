@@ -163,6 +163,20 @@ def scale_of(diffusion: Diffusion, t: Tensor) -> Tensor:
     return g.double()[..., None]
 
 
+def checked_law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a normal law in float64, of one dimension.
+
+    Raises:
+        ValueError: for mismatched dimensions, or what ``checked_covariance`` refuses.
+    """
+    cov = checked_covariance(f"the covariance of {name}", cov)
+    if mean.shape != cov.shape[:1]:
+        raise ValueError(
+            f"{name}: wanted a mean (d,) and a covariance (d, d), got {tuple(mean.shape)} and {tuple(cov.shape)}."
+        )
+    return mean.double(), cov
+
+
 def checked_covariance(name: str, matrix: Tensor) -> Tensor:
     """A covariance in float64, made exactly symmetric.
 

@@ -1,0 +1,105 @@
+"""One slip at a time in a copy of the source: ``gft verify`` must end with exit code 1."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gftkit", "plugins/gftkit_plugins", "verification/gftkit_verification")
+PLUGINS = "plugins/gftkit_plugins"
+
+
+@dataclass(frozen=True)
+class Slip:
+    """``old`` becomes ``new`` in one place of a file."""
+
+    file: str
+    old: str
+    new: str
+
+
+SLIPS = {
+    "score-sign": Slip(
+        "gftkit/flow.py", "moving + expand(scale**2 / 2, noise)", "moving - expand(scale**2 / 2, noise)"
+    ),
+    "score-half": Slip("gftkit/flow.py", "expand(scale**2 / 2, noise)", "expand(scale**2, noise)"),
+    "conditional-score-sign": Slip("gftkit/flow.py", "return -noise / expand", "return noise / expand"),
+    "stochastic-drift-sign": Slip(
+        "gftkit/predictions.py", "velocity + diffusion**2 / 2", "velocity - diffusion**2 / 2"
+    ),
+    "stochastic-drift-half": Slip("gftkit/predictions.py", "velocity + diffusion**2 / 2", "velocity + diffusion**2"),
+    "retention": Slip("gftkit/objective.py", "return temperature / (1 + temperature)", "return 1 / (1 + temperature)"),
+    "anchor-shares-weights": Slip("gftkit/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"),
+    "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
+    "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * torch.randn", "h * torch.randn"),
+    "late-times": Slip(
+        "gftkit/loop.py",
+        "return self._t_end * torch.rand(count, generator=generator, device=self.device)",
+        "return self._t_end * (1 + torch.rand(count, generator=generator, device=self.device)) / 2",
+    ),
+    "coupling-with-replacement": Slip(
+        f"{PLUGINS}/couplings.py",
+        "return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])",
+        "return torch.randint(len(x0), (len(x0),), generator=generator)",
+    ),
+    "ema-for-anchor": Slip(
+        "gftkit/loop.py",
+        "anchored = self.anchor(t, x, **conditions)",
+        "anchored = self.ema(t, x, **conditions).detach()",
+    ),
+    "last-step-dropped": Slip(
+        "gftkit/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
+    ),
+    "closing-step-dropped": Slip("gftkit/integrate.py", "if grid.closing is not None:", "if False:"),
+    "rising-schedule": Slip(f"{PLUGINS}/schedules.py", "(1 + math.cos(", "(1 - math.cos("),
+}
+"""By name: what ``gft verify`` must see."""
+
+
+def verify(folder: Path, slip: Slip | None) -> subprocess.CompletedProcess[str]:
+    """``gft verify`` on a copy of the packages with one slip."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if slip is not None:
+        source = (folder / slip.file).read_text()
+        assert source.count(slip.old) == 1, f"{slip.file} holds {source.count(slip.old)} times: {slip.old}"
+        (folder / slip.file).write_text(source.replace(slip.old, slip.new))
+    path = os.pathsep.join(str(folder / package.rpartition("/")[0]) for package in PACKAGES)
+    code = (
+        "import sys, gftkit, gftkit_plugins, gftkit_verification; "
+        f"assert all(m.__file__.startswith({str(folder)!r}) for m in (gftkit, gftkit_plugins, gftkit_verification)); "
+        "from gftkit.cli import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "verify", "--json", "-"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_in_the_source_is_seen(name, tmp_path):
+    done = verify(tmp_path, SLIPS[name])
+    assert done.returncode == 1, done.stderr
+    assert any(not claim["holds"] for claim in json.loads(done.stdout)), done.stderr
+
+
+@pytest.mark.slow
+def test_the_source_as_it_is_passes(tmp_path):
+    done = verify(tmp_path, None)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_slip_is_one_place_of_the_source():
+    for slip in SLIPS.values():
+        assert (ROOT / slip.file).read_text().count(slip.old) == 1, slip

@@ -51,6 +51,6 @@ def function(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:
     compiled = sympy.lambdify(TIME, expression, modules=[_TORCH, "math"])
 
     def evaluate(t: Tensor) -> Tensor:
-        return torch.as_tensor(compiled(t), dtype=t.dtype, device=t.device).expand_as(t)
+        return compiled(t) + torch.zeros_like(t)  # a constant formula too has t's shape
 
     return evaluate

@@ -10,7 +10,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs clean
+.PHONY: help demo test test-all lint types docs claims clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -36,6 +36,9 @@ types: $(VENV)/.dev  ## check types with mypy
 docs: $(VENV)/.dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
+
+claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
+	$(RUN) verification/write_table.py
 
 clean:  ## remove what make made, .venv too; runs/ stays
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

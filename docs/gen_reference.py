@@ -67,6 +67,8 @@ def overview(registry: Registry) -> str:
         names = ", ".join(f"[{name}]({kind}.md#{name})" for name in registry.names(kind))
         says = escape((inspect.getdoc(hook(kind)) or "").split(":")[0])
         lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
+    says = escape((inspect.getdoc(Hooks.gftkit_claims) or "").split(",")[0])
+    lines.append(f"| claim | `gftkit_claims` | {says} | [the claims](../claims.md) |")
     return "\n".join([*lines, "", "How to add one: [Writing a plugin](../guide/plugins.md).", ""])
 
 

@@ -12,6 +12,7 @@ from gftkit.data import Samples, Scaling
 from gftkit.errors import ConfigError
 from gftkit.files import read_json, write_json
 from gftkit.log import curve
+from gftkit.monitoring import sections_of
 from gftkit.randomness import stream
 from gftkit.report import Section, number, write_report
 from gftkit.run import Run
@@ -61,7 +62,10 @@ def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict
         logarithmic=True,
     )
     pictures.write_png(out / "curve.png", drawn)
-    write_report(out / "report.html", title, _lead(first.config), _sections(summary, metric, sheet, drawn))
+    sections = _sections(summary, metric, sheet, drawn)
+    for name, run in runs.items():
+        sections += sections_of(run, name)
+    write_report(out / "report.html", title, _lead(first.config), sections)
     return summary
 
 

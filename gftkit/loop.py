@@ -255,6 +255,9 @@ class Loop:
                     experiment.pairs.coupling,
                     self.device,
                     self.config.seed,
+                    experiment.pairs.order.samples,
+                    self.config,
+                    experiment.weight,
                 )
                 for name, monitor in experiment.monitors:
                     lines.append(("monitor", {"monitor": name, **monitor.observe(state)}))

@@ -3,8 +3,9 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -142,6 +143,85 @@ def measurements(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return png(figure)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One line of a panel.
+
+    Attributes:
+        steps: where it was measured.
+        values: what was measured there; None is left out.
+        errors: a standard error for each value, drawn as bars of two; or nothing.
+        style: "measured" (points), "predicted" (a dashed line) or "faint" (small points, for comparison).
+        colour: its place among the colours of the pictures; predictions share that of what they predict.
+    """
+
+    steps: Sequence[float]
+    values: Sequence[float | None]
+    errors: Sequence[float | None] = ()
+    style: Literal["measured", "predicted", "faint"] = "measured"
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several panels over one axis of steps.
+
+    Attributes:
+        label: of its axis.
+        traces: by name.
+        band: values between which a measurement agrees with its prediction, shaded; or None.
+        span: the values that are shown; by default those of the traces.
+    """
+
+    label: str
+    traces: Mapping[str, Trace]
+    band: tuple[float, float] | None = None
+    span: tuple[float, float] | None = None
+
+
+def stacked(panels: Sequence[Panel]) -> bytes:
+    """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
+    figure = Figure(figsize=(7.2, 2.5 * len(panels) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        if panel.band is not None:
+            axis.axhspan(*panel.band, color="#8a8a8a", alpha=0.18, linewidth=0)
+        for name, trace in panel.traces.items():
+            _draw(axis, name, trace)
+        if panel.span is not None:
+            axis.set_ylim(*panel.span)
+        axis.set_ylabel(panel.label, fontsize=9)
+        axis.legend(frameon=False, fontsize=8, loc="best")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("step")
+    return png(figure)
+
+
+def _draw(axis: Any, name: str, trace: Trace) -> None:
+    colour = COLOURS[trace.colour % len(COLOURS)]
+    errors = trace.errors or [None] * len(trace.steps)
+    kept = [(x, y, 2 * (e or 0.0)) for x, y, e in zip(trace.steps, trace.values, errors, strict=True) if y is not None]
+    steps, values, bars = ([point[k] for point in kept] for k in range(3))
+    if trace.style == "predicted":
+        axis.plot(steps, values, color=colour, linestyle="--", linewidth=1.6, label=name)
+        return
+    faint = trace.style == "faint"
+    axis.errorbar(
+        steps,
+        values,
+        yerr=bars if trace.errors else None,
+        color=colour,
+        alpha=0.55 if faint else 1.0,
+        marker="o",
+        markersize=2.5 if faint else 4,
+        markerfacecolor="white" if faint else colour,
+        linewidth=0.8 if faint else 1.2,
+        elinewidth=0.9,
+        label=name,
+    )
 
 
 def png(figure: Figure) -> bytes:

@@ -16,6 +16,7 @@ from gftkit import pictures
 from gftkit.data import Scaling
 from gftkit.files import write_text
 from gftkit.log import curve
+from gftkit.monitoring import sections as monitored
 
 if TYPE_CHECKING:
     from gftkit.experiment import Experiment
@@ -99,6 +100,7 @@ def write_run_report(
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )
+    sections += monitored(experiment.monitors, lines)
     sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
     title = "Pretraining" if config.kind == "pretrain" else f"Fine-tuning, schedule {(config.schedule or {})['name']}"
     named = {key: getattr(config, key)["name"] for key in ("drift", "data", "path", "coupling")}

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 MODULES = (
     "proofs",  # what algebra decides, with sympy
-    "objective",  # T1 to T4, T7, T8 and T18 on closed forms
+    "objective",  # T1 to T3 on closed forms
+    "optima",  # T4, T7 and T8 on closed forms
+    "anchors",  # T18
     "laws",  # T5, T6, T12, T16 and T17 on closed forms
     "paths",
     "schedules",

@@ -1,7 +1,9 @@
 """The shipped training loop on a problem whose answer is known: in memory, without a run folder."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,10 @@ from gftkit.progress import Progress
 from gftkit.registry import Registry
 from gftkit.run import Facts, default_solver, solver_of
 from gftkit.training import accelerator_of
+from gftkit_verification.gaussian import GaussianFlow
+
+NODES = 40
+"""Gauss-Legendre nodes of an integral over t; exact for the polynomials that Gaussian moments are."""
 
 
 class Constant:
@@ -52,8 +58,63 @@ class LinearModel(nn.Module):
         return torch.cat([powers, (powers[:, :, None] * x[:, None]).flatten(1)], 1)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """W phi(t, x)."""
-        return self.features(t, x) @ self.weight.mT
+        """W phi(t, x), in the weight's type."""
+        return self.features(t.to(self.weight.dtype), x.to(self.weight.dtype)) @ self.weight.mT
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The least-squares fit of a conditional drift by W phi(t, x): what a ``LinearModel`` tends to (theory, T1, T4).
+
+    Attributes:
+        weight: W = E[y phi^T] E[phi phi^T]^-1, (d, p): the optimum of plain flow matching in the class.
+        gram: H = E[phi phi^T], (p, p): |W phi|_w^2 = tr(W H W^T).
+    """
+
+    weight: Tensor
+    gram: Tensor
+
+    def optimum(self, anchor: Tensor, retention: float) -> Tensor:
+        """W_beta = (1 - rho) W + rho W_pre, for an anchor W_pre phi of the class.
+
+        The label of the blended form is (1 - rho) y + rho W_pre phi, and least squares are linear in the label.
+        """
+        return (1 - retention) * self.weight + retention * anchor
+
+
+def regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: float = 0.0) -> Regression:
+    """The fit over t uniform on [0, end] and pairs of a Gaussian flow, in closed form but for quadrature over t.
+
+    x_t = (1 - t) x0 + t x1 + scale sqrt(t (1 - t)) eps has covariance S_t + scale^2 t (1 - t) I, and its conditional
+    drift y mean m1 - m0 and Cov(y, x_t) = D_t - scale^2 t I (theory, section 4); D_t = A_t S_t of the velocity
+    A_t x + c_t. Features are affine in x: phi(t, x) = J_t (1, x).
+
+    Args:
+        flow: the law of the pairs.
+        model: gives the features.
+        end: the largest time.
+        scale: 0 for the linear path, g for the Brownian bridge.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    t, weight = torch.from_numpy(end * (nodes + 1) / 2), torch.from_numpy(weights / 2)
+    d, n = len(flow.mean0), len(t)
+    eye = torch.eye(d, dtype=torch.float64)
+    constant = model.features(t, torch.zeros(n, d, dtype=torch.float64))
+    slopes = [model.features(t, unit.expand(n, d)) - constant for unit in eye]
+    expand = torch.stack([constant, *slopes], 2)  # J_t, (n, p, 1 + d)
+
+    mean, cov = flow.marginal(t)
+    at = t[:, None, None]
+    cross = flow.affine(t)[0] @ cov - scale**2 * at * eye
+    cov = cov + scale**2 * at * (1 - at) * eye
+    one = torch.cat([torch.ones(n, 1, dtype=torch.float64), mean], 1)
+    second = one[:, :, None] * one[:, None]  # E[(1, x)(1, x)^T], (n, 1 + d, 1 + d)
+    second[:, 1:, 1:] += cov
+    mixed = (flow.mean1 - flow.mean0)[:, None] * one[:, None]  # E[y (1, x)^T], (n, d, 1 + d)
+    mixed[:, :, 1:] += cross
+    gram = torch.einsum("n,npi,nij,nqj->pq", weight, expand, second, expand)
+    moment = torch.einsum("n,nki,npi->kp", weight, mixed, expand)
+    return Regression(torch.linalg.solve(gram, moment, left=False), gram)
 
 
 def trial(
@@ -80,12 +141,13 @@ def trial(
         path: the conditional path.
         coupling: pairs them; not asked where the data bring x0.
         schedule: a schedule, or a constant temperature.
-        train: steps, batch size, optimiser, learning rate; ``ema`` is filled in.
+        train: steps, batch size, optimiser, learning rate; ``ema`` is 0.99 where it is None.
         seed: of everything random.
         form: of the objective.
         device: where the networks are.
         pretrained: the anchor's network; by default the drift as it is given.
     """
+    train = replace(train, ema=0.99 if train.ema is None else train.ema)
     samples = Samples(data, "data")
     spec = {"name": "claim"}
     size = train.pairing_batch or train.batch_size

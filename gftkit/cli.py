@@ -188,6 +188,9 @@ def verify(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of claims as Markdown; measure nothing.")
     ] = False,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Check a finished run instead, by what its monitors measured.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the files of --json and --html.")] = False,
 ) -> None:
     """Check the theory against this code: claims and their negative controls.
@@ -196,7 +199,7 @@ def verify(
     A mutant is a likely slip in their place, such as a wrong sign.
     Exit code 1: a claim fails, or a mutant of it is not rejected.
 
-    Examples: gft verify; gft verify --claim 'T04*' --html report.html
+    Examples: gft verify --claim 'T04*' --html report.html; gft verify --run runs/gft
     """
     from gftkit import verify as verification
     from gftkit.claims import select
@@ -207,6 +210,11 @@ def verify(
         raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
     on_stdout = json_file is not None and str(json_file) == "-"
     verification.check_targets([None if on_stdout else json_file, html], force)
+    if run is not None:
+        if claim or component or html or markdown:
+            raise ConfigError("--run checks a finished run, not claims: it goes with --json only.")
+        _verify_run(run, json_file, on_stdout)
+        return
     place = device_of(device)
     chosen = select(load().claims(), profile, claim, component)  # type: ignore[arg-type]
     if markdown:
@@ -221,6 +229,29 @@ def verify(
         verification.write_html_report(html, results, seed, place)
     Console(stderr=on_stdout).print(verification.summary(results), markup=False, highlight=False, soft_wrap=True)
     if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
+def _verify_run(folder: Path, json_file: Path | None, on_stdout: bool) -> None:
+    from gftkit.files import write_json
+    from gftkit.monitoring import verify_run
+    from gftkit.run import Run
+
+    verdicts = verify_run(Run.open(folder))
+    found = [
+        {"monitor": name, "followed": verdict.followed, "lines": list(verdict.lines), **verdict.findings}
+        for name, verdict in verdicts
+    ]
+    if on_stdout:
+        print(json.dumps(found, indent=2))
+    elif json_file is not None:
+        write_json(json_file, found)
+    for name, verdict in verdicts:
+        says = "followed the theory" if verdict.followed else "did NOT follow the theory"
+        print(f"{folder} {says}, by its monitor '{name}':", file=sys.stderr if on_stdout else sys.stdout)
+        for line in verdict.lines:
+            print(f"- {line}", file=sys.stderr if on_stdout else sys.stdout)
+    if not all(verdict.followed for _, verdict in verdicts):
         raise typer.Exit(1)
 
 

@@ -79,11 +79,13 @@ def shown(recorded: Mapping[str, Any]) -> list[Section]:
         return []
     exact = recorded["setting"].get("oracle") == "applies"
     last = points[-1]
-    why = "" if exact else f"|b - b_tgt| itself is not known here: {recorded['setting'].get('oracle', 'no oracle')}. "
+    oracle = recorded["setting"].get("oracle", "no oracle")
+    why = "" if exact else f"|b - b_tgt| itself is not known here: {oracle}."
     text = (
-        "Raw weights, on training targets with fresh source samples, times and noise, the same at every evaluation; "
-        "bars are two standard errors over independent batches. At its temperature's optimum b_beta a drift has "
-        f"T = 0, and keeps the share rho of the gap to the target drift (T1, T4). {why}Behind it, it lags (T13)."
+        "How the run followed its temperature. Raw weights, on training targets with fresh source samples, times and "
+        "noise, the same at every evaluation; bars are two standard errors over independent batches. At its "
+        "temperature's optimum b_beta a drift has T = 0, and keeps the share rho of the gap to the target drift (T1, "
+        f"T4); a lag behind it is T13's. {why}"
     )
     rows = [
         ("at the end", "measured", "predicted"),
@@ -119,7 +121,7 @@ def _panels(recorded: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
         }
         floored = trace("predicted_drift_error_with_floor", style="predicted", colour=2)
         if recorded["gap"]["value"] > 1.02 * recorded["reachable_gap"]["value"]:
-            traces["predicted, with what the run can't close"] = floored
+            traces["predicted, with what the run did not close"] = floored
         yield Panel("drift error", traces)
     rho = trace("retention", style="predicted")
     yield Panel("share of the gap left", {"measured": trace("remaining"), "predicted: rho": rho})
@@ -217,10 +219,7 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
     except (KeyError, TypeError) as error:
         raise RunError(f"{log} is damaged: a line of the monitor lacks or spoils {error}. Run it again.") from None
     left = [text for text in broken.values() if text is not None]
-    if left:
-        head = "The run did not follow the theory."
-    else:
-        head = "The run is consistent with the theory."
+    head = "The run did not follow the theory." if left else "The run is consistent with the theory."
     said = [f"{check.name}: {broken[check.name] or check.holds}" for check in CHECKS]
     checks = {name: {"holds": text is None, "where": text} for name, text in broken.items()}
     return Verdict(not left, [head, *said, *told], {"checks": checks, **findings, "false_alarm": FALSE_ALARM})
@@ -229,28 +228,34 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
 def outcome(held: Record) -> tuple[list[str], dict[str, Any]]:
     """Where the run ended and how it lagged: in words and as plain values."""
     last, bound = held.points[-1], held.bound
-    told, findings = [], {}
+    told: list[str] = []
+    findings: dict[str, Any] = {}
     reached = last["reached"]
     score = _score(last, "T") or 0.0
-    if reached is None:
+    way = f"At its end it has come {_shown(last, 'reached')} of the way to its last optimum (temperature {_beta(last)})"
+    if reached is None or not _closed(held):
         status = "nowhere"
-        told.append("arrived: no. At its end the drift has not moved towards its target.")
+        told.append(
+            "arrived: no. At its end the drift is no nearer to its target than the pretrained one was: there was no "
+            "gap to close, too little training, or too much noise in it."
+        )
+    elif abs(reached - 1) <= NEAR or abs(score) <= bound:
+        status = "arrived"
+        told.append(
+            f"arrived: yes, as far as T can tell. {way}; T is {score:+.1f} standard errors. T sees the direction in "
+            f"which the drift has moved, not what it hasn't begun to learn."
+        )
+    elif reached < 1:
+        status = "lags"
+        told.append(
+            f"arrived: no. {way}. It lags, as T13 predicts of a run that cools faster than it learns: more steps or a "
+            f"higher learning rate would bring it nearer."
+        )
     else:
-        way = f"it has come {_shown(last, 'reached')} of the way to its last optimum (temperature {_beta(last)})"
-        if abs(reached - 1) <= NEAR or abs(score) <= bound:
-            status = "arrived"
-            told.append(f"arrived: yes. At its end {way}; T is {score:+.1f} standard errors.")
-        elif reached < 1:
-            status = "lags"
-            told.append(
-                f"arrived: no. At its end {way}. It lags, as T13 predicts of a run that cools faster than it learns: "
-                f"more steps or a higher learning rate would bring it nearer."
-            )
-        else:
-            status = "beyond"
-            told.append(f"arrived: no. At its end {way}: noise of training (T14, T15) or overfitting took it beyond.")
+        status = "beyond"
+        told.append(f"arrived: no. {way}: noise of training (T14, T15) or overfitting took it beyond.")
     lags = [(p["remaining"] - p["retention"], p) for p in held.points[1:] if p.get("remaining") is not None]
-    if lags:
+    if lags and _closed(held):
         most, where = max(lags, key=lambda pair: pair[0])
         findings["largest_lag"] = {"value": most, "step": where["step"], "temperature": where["temperature"]}
         if most > NEAR:
@@ -264,7 +269,8 @@ def outcome(held: Record) -> tuple[list[str], dict[str, Any]]:
         told.append(
             f"drift error: |b - b_tgt| fell from {held.points[0]['drift_error']:.4g} to {_shown(last, 'drift_error')}; "
             f"predicted at the last optimum {last['predicted_drift_error']:.4g}, and "
-            f"{last['predicted_drift_error_with_floor']:.4g} with what this run could not close."
+            f"{last['predicted_drift_error_with_floor']:.4g} with what this run did not close. The distance to that "
+            f"optimum, |b - b_beta|, is {_shown(last, 'distance_to_optimum')}; |Delta| is {last['gap']:.4g}."
         )
     else:
         told.append(f"drift error: not measurable here, since {held.recorded['setting']['oracle']}.")
@@ -348,6 +354,8 @@ def _targets(held: Record) -> str | None:
 
 def _overshoot(held: Record) -> str | None:
     """No drift is significantly beyond its optimum, both by T and along Delta (T13): noise alone raises only T."""
+    if not _closed(held):
+        return None
     reachable = Estimate(**held.recorded["reachable_gap"])
     square, error = reachable.value**2, 2 * reachable.value * (reachable.stderr or 0.0)
     for point in held.points[1:]:
@@ -363,12 +371,17 @@ def _overshoot(held: Record) -> str | None:
 
 
 def _direction(held: Record) -> str | None:
-    """No drift is significantly further from its target than the pretrained one was: P >= 0."""
+    """No drift has significantly moved away from its target: P >= 0, which noise that is large but aimless allows."""
     for point in held.points[1:]:
-        score = _score(point, "towards_target")
-        if score is not None and score < -held.bound:
+        score, moved = _score(point, "towards_target"), point["distance_from_pretrained"]
+        if score is not None and score < -held.bound and point["towards_target"] < -NEAR * moved**2:
             return f"left it at {_place(point)}: the drift moved away from its target ({score:+.1f} standard errors)."
     return None
+
+
+def _closed(held: Record) -> bool:
+    """Whether the run's last drift is significantly nearer to its target than the pretrained one."""
+    return (_score(held.points[-1], "gap_squared_by_loss") or 0.0) > held.bound
 
 
 CHECKS = (

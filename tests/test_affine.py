@@ -10,7 +10,7 @@ import torch
 from gftkit.objective import retention
 from gftkit.predictions import drift_error
 from gftkit.predictions import path_kl as predicted_path_kl
-from gftkit_verification.affine import blended, bures_wasserstein, carry, drift_gap, gaussian_kl, path_kl
+from gftkit_verification.affine import blended, bures_wasserstein, carried, carry, drift_gap, gaussian_kl, path_kl
 from gftkit_verification.gaussian import GaussianFlow
 from gftkit_verification.problems import random_covariance, random_flow
 
@@ -45,6 +45,17 @@ def test_the_drift_carries_the_source_to_the_target(d, g):
     assert relative(cov, flow.cov1) < RELATIVE
     if g > 0:
         assert relative(carry(flow.affine, g, flow.mean0, flow.cov0)[1], flow.cov1) > 1e-4  # the ODE's drift
+
+
+@pytest.mark.parametrize("g", [0.0, 0.7, lambda t: 1.5 - t])
+def test_collocation_carries_as_the_solver_does(g):
+    for seed in range(4):
+        flow, before = random_flow(seed, 3), random_flow(seed + 10, 3)
+        drift = blended(partial(flow.affine, diffusion=g), partial(before.affine, diffusion=g), 0.7)
+        found, wanted = (by(drift, g, flow.mean0, flow.cov0) for by in (carried, carry))
+        assert all(relative(one, other) < RELATIVE for one, other in zip(found, wanted, strict=True))
+        rough = carried(drift, g, flow.mean0, flow.cov0, nodes=4)
+        assert relative(rough[1], wanted[1]) > 1e-6
 
 
 @pytest.mark.parametrize("coupling", ["independent", "optimal-transport"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from gftkit import objective
-from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, checked_law, square_root
+from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, checked_law, scale_of, square_root
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]
 """t -> (mean, cov) of a law at each time: (batch,) -> (batch, d), (batch, d, d)."""
@@ -83,6 +84,51 @@ def carry(drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor) -
     end = torch.from_numpy(found.y[:, -1].copy())
     spread = end[d:].reshape(d, d)
     return end[:d], (spread + spread.mT) / 2
+
+
+def carried(
+    drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor, nodes: int = 40
+) -> tuple[Tensor, Tensor]:
+    """As ``carry``, some hundred times faster, for a drift that is smooth on [0, 1].
+
+    Collocation at Gauss-Legendre nodes: the propagator of (x, 1) obeys F(t_i) = I + sum_j Q_ij A(t_j) F(t_j), with Q_ij
+    the integral over [0, t_i] of the polynomial that is 1 at t_j and 0 at the other nodes. Its error falls
+    exponentially with the number of nodes.
+
+    Args:
+        drift: t -> (A, c), (batch,) -> (batch, d, d), (batch, d).
+        diffusion: g, a number or a function of t.
+        mean: (d,), at t = 0.
+        cov: (d, d), at t = 0.
+        nodes: of the quadrature.
+    """
+    d = len(mean)
+    t, weights, integrals = _collocation(nodes)
+    slope, shift = drift(t)
+    whole = torch.zeros(nodes, d + 1, d + 1, dtype=torch.float64)  # acts on (x, 1)
+    whole[:, :d, :d], whole[:, :d, d] = slope, shift
+    size, eye = nodes * (d + 1), torch.eye(d + 1, dtype=torch.float64)
+    system = torch.eye(size) - torch.einsum("ij,jab->iajb", integrals, whole).reshape(size, size)
+    flow = torch.linalg.solve(system, eye.repeat(nodes, 1)).reshape(nodes, d + 1, d + 1)  # from 0 to t
+    end = eye + torch.einsum("j,jab,jbc->ac", weights, whole, flow)
+    onward = torch.linalg.solve(flow, end.expand_as(flow), left=False)[:, :d, :d]  # from t to 1
+    noise = weights * scale_of(diffusion, t)[:, 0] ** 2
+    spread = end[:d, :d] @ cov.double() @ end[:d, :d].mT + torch.einsum("j,jab,jcb->ac", noise, onward, onward)
+    return end[:d, :d] @ mean.double() + end[:d, d], (spread + spread.mT) / 2
+
+
+@cache
+def _collocation(nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [0, 1], and the integrals of the nodes' Lagrange polynomials up to each."""
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    values = np.polynomial.legendre.legvander(at, nodes)  # P_k(t_i), k = 0, ..., nodes
+    degrees = np.arange(1, nodes)
+    primitives = np.empty((nodes, nodes))  # the integral of P_k from -1 to t_i
+    primitives[:, 0] = at + 1
+    primitives[:, 1:] = (values[:, 2:] - values[:, :-2]) / (2 * degrees + 1)
+    coefficients = (np.arange(nodes) + 0.5)[:, None] * values[:, :nodes].T * weights  # of the Lagrange polynomials
+    found = (at + 1) / 2, weights / 2, primitives @ coefficients / 2
+    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
 
 
 def gaussian_kl(mean: Tensor, cov: Tensor, mean_q: Tensor, cov_q: Tensor) -> float:

@@ -6,8 +6,13 @@ import pytest
 import sympy
 import torch
 
+import gftkit
 from gftkit import flow
+from gftkit.claims import check
+from gftkit.loading import load
 from gftkit.objective import LOSSES
+from gftkit_verification.claims import paths
+from gftkit_verification.claims.proofs import flows
 from gftkit_verification.symbolic import NotSymbolicError, Symbolic, number
 
 ROUND_OFF = 1e-12
@@ -66,6 +71,25 @@ def test_drifts_of_symbols_are_drifts_of_numbers(registry, name):
     t, x0, x1, noise = numbers(4), numbers((4, 3)), numbers((4, 3), 1), numbers((4, 3), 2)
     for function in (flow.sample, flow.drift):
         assert close(function(path, *map(symbolic, (t, x0, x1, noise))), function(path, t, x0, x1, noise))
+
+
+def test_what_goes_through_symbols_is_proved_and_the_rest_is_left_to_numbers(registry):
+    class Clamped:
+        """The linear path, by a function that Symbolic doesn't have."""
+
+        def coefficients(self, t):
+            return 1 - t.clamp(0, 1), t.clamp(0, 1), torch.zeros_like(t)
+
+    class Paths:
+        @gftkit.hookimpl
+        def gftkit_paths(self):
+            return {"clamped": Clamped}
+
+    names = {claim.name for claim in flows.claims(load(plugins={"mine": Paths()}))}
+    assert {f"path-drift-proof-{name}" for name in registry.names("path")} <= names
+    assert "path-drift-proof-clamped" not in names
+    numbers = {claim.name: claim for claim in paths.claims(load(plugins={"mine": Paths()}))}
+    assert check(numbers["path-transport-clamped"]).passed
 
 
 def test_autograd_is_the_derivative():

@@ -25,6 +25,7 @@ MODULES = (
     "solvers",
     "sampling",  # T11 and T12, by the sampler
     "gradients",  # T9
+    "gradients_trained",  # T9 in the shipped loop
     "dynamics",  # T13 to T15
     "training",  # the shipped loop and trained networks
 )

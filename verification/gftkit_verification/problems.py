@@ -41,11 +41,11 @@ class GaussianData:
         flow: the flow, on the CPU.
     """
 
-    range = None
+    range: tuple[float, float] | None = None
 
     def __init__(self, flow: GaussianFlow) -> None:
         self.flow = flow
-        self.event_shape = (len(flow.mean0),)
+        self.event_shape: tuple[int, ...] = (len(flow.mean0),)
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """n fresh samples, in float32."""

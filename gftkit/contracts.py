@@ -193,8 +193,8 @@ class Monitor(Protocol):
     - ``verdict(run)``: a ``gftkit.monitoring.Verdict`` on a finished run, from its files.
     """
 
-    def observe(self, state: "TrainingState") -> Mapping[str, float | str]:
-        """Named measurements at an evaluation step; a text where a word is needed, such as why one is missing."""
+    def observe(self, state: "TrainingState") -> Mapping[str, Any]:
+        """Named measurements at an evaluation step: numbers, or other plain values that JSON has."""
 
     def finish(self, folder: FilePath) -> None:
         """Called once at the end; may write files into the run folder."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy import stats
+from torch import Tensor
 
 from gftkit import pictures
 from gftkit.contracts import Estimate
@@ -18,7 +20,7 @@ from gftkit.pictures import Panel, Trace
 from gftkit.predictions import drift_error
 from gftkit.report import Section, number
 from gftkit.run import Run
-from gftkit.statistics import root
+from gftkit.statistics import mean, ratio, root
 
 Point = Mapping[str, Any]
 
@@ -55,10 +57,8 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         point["predicted_drift_error"] = rho * gap.value
         point["predicted_drift_error_with_floor"] = drift_error(rho, reachable.value, floor)
         point["predicted_distance_from_pretrained"] = (1 - rho) * reachable.value
-        towards = _estimate(line, "towards_target")
-        if reachable.value > 0:
-            point["remaining"] = 1 - towards.value / reachable.value**2
-            point["remaining_stderr"] = towards.stderr / reachable.value**2
+        closed = ratio(_towards(line), _closed_square(last))
+        point["remaining"], point["remaining_stderr"] = 1 - closed.value, closed.stderr
         points.append(point)
     made = {
         "setting": {key: first[key] for key in SETTING if key in first},
@@ -239,11 +239,17 @@ def outcome(held: Record) -> tuple[list[str], dict[str, Any]]:
             "arrived: no. At its end the drift is no nearer to its target than the pretrained one was: there was no "
             "gap to close, too little training, or too much noise in it."
         )
-    elif abs(reached - 1) <= NEAR or abs(score) <= bound:
+    elif abs(reached - 1) <= NEAR:
         status = "arrived"
         told.append(
             f"arrived: yes, as far as T can tell. {way}; T is {score:+.1f} standard errors. T sees the direction in "
             f"which the drift has moved, not what it hasn't begun to learn."
+        )
+    elif abs(score) <= bound:
+        status = "unclear"
+        told.append(
+            f"arrived: can't be told. {way}, which is not known well enough: T is {score:+.1f} standard errors. Give "
+            f"the monitor more `batches` or `states`."
         )
     elif reached < 1:
         status = "lags"
@@ -356,13 +362,11 @@ def _overshoot(held: Record) -> str | None:
     """No drift is significantly beyond its optimum, both by T and along Delta (T13): noise alone raises only T."""
     if not _closed(held):
         return None
-    reachable = Estimate(**held.recorded["reachable_gap"])
-    square, error = reachable.value**2, 2 * reachable.value * (reachable.stderr or 0.0)
+    closed = _closed_square(held.points[-1])
     for point in held.points[1:]:
-        score, towards = _score(point, "T"), _estimate(point, "towards_target")
-        rho = point["retention"]
-        allowed = (1 + NEAR) * (1 - rho) * (square + held.bound * error)
-        if score is not None and score > held.bound and towards.value - held.bound * towards.stderr > allowed:
+        score, rho = _score(point, "T"), point["retention"]
+        beyond = mean(_towards(point) - (1 + NEAR) * (1 - rho) * closed)
+        if score is not None and score > held.bound and beyond.value > held.bound * beyond.stderr:
             return (
                 f"left it at {_place(point)}: the drift is beyond its optimum (T is {score:+.1f} standard errors), and "
                 f"only {point['remaining']:.2f} of the gap is left where rho = {rho:.2f} must be (T13: no overshoot)."
@@ -377,6 +381,16 @@ def _direction(held: Record) -> str | None:
         if score is not None and score < -held.bound and point["towards_target"] < -NEAR * moved**2:
             return f"left it at {_place(point)}: the drift moved away from its target ({score:+.1f} standard errors)."
     return None
+
+
+def _towards(point: Point) -> Tensor:
+    """P of each batch: <b_pre - b_tgt, b_pre - b>_w."""
+    return (torch.tensor(point["g"], dtype=torch.float64) + torch.tensor(point["r"], dtype=torch.float64)) / 2
+
+
+def _closed_square(last: Point) -> Tensor:
+    """The square of the gap that the run closed by its end, by its loss, of each batch."""
+    return torch.tensor(last["g"], dtype=torch.float64) / (1 - last["retention"] ** 2)
 
 
 def _closed(held: Record) -> bool:

@@ -92,7 +92,7 @@ class Theory:
         self._why_not = ""
 
     @torch.no_grad()
-    def observe(self, state: TrainingState) -> dict[str, float | str]:
+    def observe(self, state: TrainingState) -> dict[str, Any]:
         """What is measured at an evaluation; at step 0 also the setting."""
         if state.anchor is None:
             raise ConfigError(
@@ -101,11 +101,14 @@ class Theory:
             )
         if not self._probes:
             self._prepare(state)
-        found: dict[str, float | str] = {"temperature": state.temperature, "retention": retention(state.temperature)}
+        found: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
         for name, probe in self._probes.items():
             drift = _values(state.drift, probe.drawn)
-            measured = summary(self._statistics(drift, probe, state.temperature), state.temperature)
-            found |= {f"{name}{key}": value for key, value in numbers(measured).items()}
+            batches = self._statistics(drift, probe, state.temperature)
+            measured = numbers(summary(batches, state.temperature))
+            found |= {f"{name}{key}": value for key, value in measured.items()}
+            if name == "":
+                found |= {"g": [batch.g for batch in batches], "r": [batch.r for batch in batches]}
             if probe.exact is not None:
                 found |= self._against_oracle(drift, probe, state.temperature)
         whole = self._probes[""]
@@ -181,7 +184,7 @@ class Theory:
             for b, target, anchor, weight in zip(*parts, weights, strict=True)
         ]
 
-    def _against_oracle(self, drift: Tensor, probe: Probe, temperature: float) -> dict[str, float | str]:
+    def _against_oracle(self, drift: Tensor, probe: Probe, temperature: float) -> dict[str, Any]:
         """|b - b_tgt|_w, |b - b_beta|_w, |Delta|_w, T without label noise, and what that noise averages to."""
         assert probe.exact is not None
         few = probe.exact.shape[1]
@@ -193,7 +196,7 @@ class Theory:
             return mean((products if weight is None else weight * products).mean(1))
 
         optimum = blend(probe.exact, anchor, temperature)
-        found: dict[str, float | str] = {}
+        found: dict[str, Any] = {}
         for name, apart in (
             ("drift_error", b - probe.exact),
             ("distance_to_optimum", b - optimum),

@@ -1,4 +1,4 @@
-"""What the theory predicts for a fine-tune: one pure function per statement T4 to T12 of the theory page, section 2.
+"""What the theory predicts for a fine-tune: one pure function per statement T4 to T12 and T15 of the theory page.
 
 Norms are |f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2) along the target path; ``gap`` is |b_pre - b_tgt|_w.
 """
@@ -131,3 +131,40 @@ def stochastic_drift(velocity: Tensor, score: Tensor, diffusion: Tensor) -> Tens
         diffusion: g, broadcast against the velocity.
     """
     return velocity + diffusion**2 / 2 * score
+
+
+def error_with_noise(retention: float, gap: float, noise: float) -> float:
+    """T15: E|b - b_tgt|_w^2 = rho^2 |Delta|_w^2 + (1 - rho)^2 F for a fit b = b_beta + (1 - rho) zeta, F = E|zeta|_w^2.
+
+    zeta is what plain fine-tuning would add to b_tgt, by the noise of its gradients or by its finitely many samples;
+    in a model linear in its parameters a fit at a temperature adds (1 - rho) times it. Needs E<zeta, Delta> = 0.
+
+    Args:
+        retention: rho in [0, 1).
+        gap: |Delta|_w.
+        noise: F, a mean square.
+
+    Example:
+        >>> error_with_noise(0.0, 2.0, 4.0), error_with_noise(0.5, 2.0, 4.0)
+        (4.0, 2.0)
+    """
+    return retention**2 * gap**2 + (1 - retention) ** 2 * noise
+
+
+def best_temperature(gap: float, noise: float) -> float:
+    """T15: beta* = F/|Delta|_w^2, at which ``error_with_noise`` is least: F |Delta|^2/(F + |Delta|^2), below either.
+
+    Args:
+        gap: |Delta|_w > 0.
+        noise: F >= 0, a mean square.
+
+    Raises:
+        ValueError: for a gap of 0, where the pretrained drift is the best and no temperature reaches it.
+
+    Example:
+        >>> best_temperature(2.0, 4.0)
+        1.0
+    """
+    if gap <= 0:
+        raise ValueError(f"gap: wanted |Delta| > 0, got {gap}: without a gap the pretrained drift is the best.")
+    return noise / gap**2

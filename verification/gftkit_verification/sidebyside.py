@@ -127,6 +127,27 @@ class Regressions:
         )
 
 
+class Finite:
+    """A finite training set for every replica: each its own.
+
+    Args:
+        batch: features x0 and labels x1, (n, replicas, d) each.
+    """
+
+    range: tuple[float, float] | None = None
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.event_shape: tuple[int, ...] = tuple(batch.x1.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices."""
+        return self._batch[indices]
+
+
 def drawn_regressions(d: int, generator: Generator, replicas: int = 1, sigma: float = 1.0) -> Regressions:
     """A random problem whose features have variance 1 on average."""
     features = random_covariance(d, generator)

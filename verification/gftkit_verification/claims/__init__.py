@@ -18,7 +18,9 @@ MODULES = (
     "objective",  # T1 to T3 on closed forms
     "optima",  # T4, T7 and T8 on closed forms
     "anchors",  # T18
-    "laws",  # T5, T6, T12, T16 and T17 on closed forms
+    "laws",  # T5 and T6 on closed forms
+    "marginals",  # T12 on closed forms
+    "targets",  # T16 and T17
     "paths",
     "schedules",
     "couplings",  # with T10
@@ -26,7 +28,8 @@ MODULES = (
     "sampling",  # T11 and T12, by the sampler
     "gradients",  # T9
     "gradients_trained",  # T9 in the shipped loop
-    "dynamics",  # T13 to T15
+    "tracking",  # T13
+    "dynamics",  # T14 and T15
     "training",  # the shipped loop and trained networks
 )
 

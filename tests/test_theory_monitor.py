@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor
+from gftkit.comparison import compare
 from gftkit.contracts import Batch
 from gftkit.errors import ConfigError, RunError
 from gftkit.monitoring import sections_of, verify_run
@@ -347,6 +348,8 @@ def test_what_can_not_be_verified_is_said(copied, pretrained, registry, tune, co
     assert "metrics.jsonl is cut off" in said()
     (copied.folder / "metrics.jsonl").write_text("".join(log).replace('"anchor_norm"', '"other"'))
     assert "metrics.jsonl is damaged" in said()
+    (copied.folder / "metrics.jsonl").write_text("".join(log).replace('"temperature": ', '"temperature": -'))
+    assert "metrics.jsonl is damaged" in said()
     (copied.folder / "metrics.jsonl").unlink()
     assert "metrics.jsonl is cut off" in said()
     (copied.folder / "model.safetensors").unlink()
@@ -365,6 +368,22 @@ def test_the_report_shows_the_picture_and_why(finished):
     page = (finished.folder / "report.html").read_text()
     assert "<h2>Theory</h2>" in page
     assert 'alt="Theory"' in page
+
+
+def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path):
+    compare({"gft": finished}, tmp_path, "path_length", "Title")
+    assert "<h2>gft: Theory</h2>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.cuda
+def test_on_cuda_it_measures_the_same(finished, config, tmp_path, registry):
+    run = gftkit.finetune(config, tmp_path / "run", registry=registry, device="cuda")
+    one, other = points(run), points(finished)
+    for key in ("gap", "drift_error", "anchor_norm", "label_noise"):
+        assert one[0][key] == pytest.approx(other[0][key], rel=1e-3, abs=1e-5)
+    found = verdict(run)
+    assert found.followed, found.lines
+    assert found.findings["arrived"]
 
 
 def test_a_good_run_followed_and_arrived(finished):
@@ -511,4 +530,7 @@ def test_a_record_that_was_changed_is_caught(copied):
     path.write_text(json.dumps(values))
     found = verdict(copied)
     assert broken(found) == {"record"}
-    assert "step 60" in " ".join(found.lines)
+    assert "differs from metrics.jsonl at step 60 (temperature 0.422) in T." in " ".join(found.lines)
+    values["points"].pop()
+    path.write_text(json.dumps(values))
+    assert broken(verdict(copied)) == {"record"}

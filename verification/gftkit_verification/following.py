@@ -176,11 +176,20 @@ class Check:
 
 @dataclass(frozen=True)
 class Record:
-    """What a verdict is made from: the run, its points, what they were written as, and the bound in standard errors."""
+    """What a verdict is made from.
+
+    Attributes:
+        run: the run.
+        recorded: what theory.json should hold.
+        written: what it holds.
+        measured: the keys of a point that were measured; the others follow from them.
+        bound: of every statistical check, in standard errors.
+    """
 
     run: Run
     recorded: Mapping[str, Any]
     written: Mapping[str, Any]
+    measured: frozenset[str]
     bound: float
 
     @property
@@ -216,10 +225,10 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
             )
         degrees = recorded["setting"]["batches"] - 1
         bound = float(stats.t.isf(FALSE_ALARM / (3 * len(steps)), degrees))
-        held = Record(run, recorded, written, bound)
+        held = Record(run, recorded, written, frozenset(key for line in lines for key in line), bound)
         broken = {check.name: check.find(held) for check in CHECKS}
         told, findings = outcome(held)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{log} is damaged: a line of the monitor lacks or spoils {error}. Run it again.") from None
     left = [text for text in broken.values() if text is not None]
     head = "The run did not follow the theory." if left else "The run is consistent with the theory."
@@ -296,12 +305,13 @@ def outcome(held: Record) -> tuple[list[str], dict[str, Any]]:
 
 def _record(held: Record) -> str | None:
     """theory.json says what metrics.jsonl says."""
-    if held.written == held.recorded:
-        return None
-    for mine, theirs in zip(held.points, held.written["points"], strict=False):
-        if mine != theirs:
-            return f"theory.json differs from metrics.jsonl at {_place(mine)}: one of them was changed afterwards."
-    return "theory.json differs from metrics.jsonl: one of them was changed afterwards."
+    if len(held.written["points"]) != len(held.points):
+        return f"theory.json has {len(held.written['points'])} points and metrics.jsonl {len(held.points)}."
+    for mine, theirs in zip(held.points, held.written["points"], strict=True):
+        differ = [key for key in mine if key in held.measured and theirs.get(key) != mine[key]]
+        if differ:
+            return f"theory.json differs from metrics.jsonl at {_place(mine)} in {', '.join(differ)}."
+    return None
 
 
 def _schedule(held: Record) -> str | None:
@@ -391,12 +401,14 @@ def _direction(held: Record) -> str | None:
 
 def _towards(point: Point) -> Tensor:
     """P of each batch: <b_pre - b_tgt, b_pre - b>_w."""
-    return (torch.tensor(point["g"], dtype=torch.float64) + torch.tensor(point["r"], dtype=torch.float64)) / 2
+    return (
+        torch.tensor(point["G_batches"], dtype=torch.float64) + torch.tensor(point["R_batches"], dtype=torch.float64)
+    ) / 2
 
 
 def _closed_square(last: Point) -> Tensor:
     """The square of the gap that the run closed by its end, by its loss, of each batch."""
-    return torch.tensor(last["g"], dtype=torch.float64) / (1 - last["retention"] ** 2)
+    return torch.tensor(last["G_batches"], dtype=torch.float64) / (1 - last["retention"] ** 2)
 
 
 def _closed(held: Record) -> bool:

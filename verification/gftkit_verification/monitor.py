@@ -108,7 +108,7 @@ class Theory:
             measured = numbers(summary(batches, state.temperature))
             found |= {f"{name}{key}": value for key, value in measured.items()}
             if name == "":
-                found |= {"g": [batch.g for batch in batches], "r": [batch.r for batch in batches]}
+                found |= {"G_batches": [batch.g for batch in batches], "R_batches": [batch.r for batch in batches]}
             if probe.exact is not None:
                 found |= self._against_oracle(drift, probe, state.temperature)
         whole = self._probes[""]

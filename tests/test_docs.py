@@ -139,14 +139,18 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_demo_and_pictures(folder: Path) -> None:
-    """What README's own-data example starts from: a pretrained run of 8x8 images, and a folder of pictures."""
+    """What README's examples start from: the demo's runs, on 8x8 images, and a folder of pictures."""
     settings = {
         "drift": {"name": "mlp", "width": 8, "depth": 1},
         "data": {"name": "digits", "count": 20},
         "train": {"steps": 2},
         "evaluate": {"count": 20},
     }
-    gftkit.pretrain(settings, folder / "runs/demo/pretrained")
+    pretrained = folder / "runs/demo/pretrained"
+    gftkit.pretrain(settings, pretrained)
+    target = {"data": {"name": "digits", "count": 30, "seed": 1}, "schedule": {"name": "exponential"}}
+    watched = {"train": {"steps": 12}, "evaluate": {"every": 4, "count": 20}, "monitors": [{"name": "theory"}]}
+    gftkit.finetune({**target, **watched, "pretrained": str(pretrained)}, folder / "runs/demo/gft")
     (folder / "my-pictures").mkdir()
     numbers = np.random.default_rng(0)
     for index in range(40):

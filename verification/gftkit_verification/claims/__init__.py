@@ -29,8 +29,10 @@ MODULES = (
     "gradients",  # T9
     "gradients_trained",  # T9 in the shipped loop
     "tracking",  # T13
-    "dynamics",  # T14 and T15
-    "training",  # the shipped loop and trained networks
+    "dynamics",  # T14
+    "best_temperature",  # T15
+    "training",  # the shipped loop
+    "networks",  # trained ones
 )
 
 

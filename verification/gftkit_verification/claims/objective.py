@@ -51,13 +51,16 @@ class Shipped:
 SHIPPED = Shipped()
 
 
-def mutants(**wrong: Mapping[str, Any]) -> dict[str, Shipped]:
-    """``SHIPPED`` with one function replaced: by field, the mutants' names and wrong functions."""
+def variants(shipped: Any, **wrong: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataclass of functions with one replaced: by field, the mutants' names and wrong functions."""
     return {
-        f"{field.replace('_', ' ')}: {name}": replace(SHIPPED, **{field: function})
+        f"{field.replace('_', ' ')}: {name}": replace(shipped, **{field: function})
         for field, functions in wrong.items()
         for name, function in functions.items()
     }
+
+
+mutants: Callable[..., dict[str, Shipped]] = partial(variants, SHIPPED)
 
 
 def rho_of(beta: float) -> float:

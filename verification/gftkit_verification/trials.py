@@ -1,5 +1,6 @@
 """The shipped training loop on a problem whose answer is known: in memory, without a run folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from gftkit.registry import Registry
 from gftkit.run import Facts, default_solver, solver_of
 from gftkit.training import accelerator_of
 from gftkit_verification.gaussian import GaussianFlow
+
+Build = Callable[..., Loop]
+"""``trial``, or one that tampers with the loop it has made."""
 
 NODES = 40
 """Gauss-Legendre nodes of an integral over t; exact for the polynomials that Gaussian moments are."""

@@ -18,10 +18,7 @@ from gftkit.registry import Registry
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
 from gftkit_verification.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.statistics import cross_fitted
-from gftkit_verification.trials import LinearModel, Regression, regression, trial
-
-Build = Callable[..., Loop]
-"""``trials.trial``, or one that tampers with the loop it has made."""
+from gftkit_verification.trials import Build, LinearModel, Regression, regression, trial
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 5.0, 30.0)
 BATCH, STEPS = 512, 60
@@ -131,12 +128,13 @@ def _problem(d: int, degree: int, coupling: CouplingName, path: Path, scale: flo
     return Problem(target, regression(target, model, end, scale), anchor, degree)
 
 
-def _seed(generator: Generator) -> int:
+def seed_of(generator: Generator) -> int:
+    """A seed drawn by a generator."""
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
 def _on_cpu(generator: Generator) -> Generator:
-    return torch.Generator().manual_seed(_seed(generator))
+    return torch.Generator().manual_seed(seed_of(generator))
 
 
 def _iterates(loop: Loop, steps: int) -> Tensor:
@@ -160,7 +158,7 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
         problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, _on_cpu(generator))
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
-        loop = problem.loop(build, registry, path, beta, train, _seed(generator), device=generator.device)
+        loop = problem.loop(build, registry, path, beta, train, seed_of(generator), device=generator.device)
         weights = _iterates(loop, STEPS)
         rho, root = beta / (1 + beta), torch.linalg.cholesky(gram)
         optimum = fit.optimum(problem.anchor, rho)
@@ -191,7 +189,7 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
     worst = 0.0
     for k, beta in enumerate(TEMPERATURES):
         problem = _problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, _on_cpu(generator))
-        seed = _seed(generator)
+        seed = seed_of(generator)
         runs = []
         forms: Sequence[tuple[Form, float]] = (("blended", 1.0), ("penalty", 1 + beta))
         for form, divisor in forms:
@@ -204,7 +202,7 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
     return worst
 
 
-def _tampered(name: str, value: Callable[[Loop], Any], form: Form | None = None) -> Build:
+def tampered(name: str, value: Callable[[Loop], Any], form: Form | None = None) -> Build:
     """``trial``, with one attribute of the loop it makes replaced; of loops of one form only where it is given."""
 
     def build(*arguments: Any, **options: Any) -> Loop:
@@ -217,15 +215,17 @@ def _tampered(name: str, value: Callable[[Loop], Any], form: Form | None = None)
 
 
 def _on_path(change: type["Tampered"]) -> Build:
-    return _tampered("experiment", lambda loop: replace(loop.experiment, path=change(loop.experiment.path)))
+    return tampered("experiment", lambda loop: replace(loop.experiment, path=change(loop.experiment.path)))
 
 
-def _at_temperature(change: Callable[[float], float], form: Form | None = None) -> Build:
+def at_temperature(change: Callable[[float], float], form: Form | None = None) -> Build:
+    """``trial``, with a loop that takes the schedule's temperature for another one."""
+
     def value(loop: Loop) -> Callable[[int], float]:
         temperature = loop.temperature
         return lambda step: change(temperature(step))
 
-    return _tampered("temperature", value, form)
+    return tampered("temperature", value, form)
 
 
 class Tampered:
@@ -290,18 +290,18 @@ def _faster(loop: Loop, factor: float) -> Config:
     return replace(loop.config, train=replace(train, learning_rate=factor * train.learning_rate))
 
 
-def _shared(loop: Loop) -> Callable[[Tensor, Tensor], Tensor]:
+def shared_weights(loop: Loop) -> Callable[[Tensor, Tensor], Tensor]:
     """An anchor of the weights that are trained."""
     return lambda t, x: loop.drift(t, x).detach()
 
 
 ANY_PATH = {
-    "anchor that shares the weights": _tampered("anchor", _shared),
-    "moving average for the anchor": _tampered("anchor", lambda loop: loop.ema),
-    "t from the upper half": _tampered("times", _upper_half),
-    "1/(1 + beta) for beta/(1 + beta)": _at_temperature(lambda beta: 1 / beta),
-    "rho for beta": _at_temperature(retention),
-    "loss summed over the event": _tampered("config", lambda loop: _faster(loop, loop.experiment.facts.event_shape[0])),
+    "anchor that shares the weights": tampered("anchor", shared_weights),
+    "moving average for the anchor": tampered("anchor", lambda loop: loop.ema),
+    "t from the upper half": tampered("times", _upper_half),
+    "1/(1 + beta) for beta/(1 + beta)": at_temperature(lambda beta: 1 / beta),
+    "rho for beta": at_temperature(retention),
+    "loss summed over the event": tampered("config", lambda loop: _faster(loop, loop.experiment.facts.event_shape[0])),
 }
 LINEAR = {"x0 and x1 swapped in x_t": _on_path(_SwappedEnds), "x0 and x1 swapped": _on_path(_Backwards)}
 BRIDGE = {
@@ -310,7 +310,7 @@ BRIDGE = {
     "velocity for drift": _on_path(_Velocity),
 }
 FORMS = {
-    "rho for beta in the penalty": _at_temperature(retention, "penalty"),
-    "learning rate not divided": _tampered("config", lambda loop: _faster(loop, 1 + loop.temperature(0)), "penalty"),
-    "anchor that shares the weights": _tampered("anchor", _shared, "penalty"),
+    "rho for beta in the penalty": at_temperature(retention, "penalty"),
+    "learning rate not divided": tampered("config", lambda loop: _faster(loop, 1 + loop.temperature(0)), "penalty"),
+    "anchor that shares the weights": tampered("anchor", shared_weights, "penalty"),
 }

@@ -191,11 +191,11 @@ def _tracking(name: str, schedule: Schedule) -> Claim:
 
 def _lag(registry: Registry) -> Claim:
     schedule = registry.create("schedule", "exponential")
-    steps = 700
+    steps = 520
 
     def measure(loss: Loss, generator: Generator) -> Measurement:
         generator = on_cpu(generator)
-        modes = drawn_modes(drawn_rates(generator, 150.0, 600.0), generator)
+        modes = drawn_modes(drawn_rates(generator, 150.0, 450.0), generator)
         share = modes.along(modes.descend(loss, schedule, steps))
         worst, measured, theory = 0.0, [], []
         at = range(steps // 5, steps * 4 // 5, steps // 20)
@@ -216,7 +216,7 @@ def _lag(registry: Registry) -> Claim:
         measure,
         order(0.05),
         {"penalty form": penalty_loss, "loss doubled": slips.doubled, "target and anchor swapped": slips.swapped},
-        "Schedule `exponential`, 4 modes with lambda 150 to 600, s from 0.2 to 0.8.",
+        "Schedule `exponential`, 4 modes with lambda 150 to 450, s from 0.2 to 0.8.",
         component="schedule:exponential",
         seeds=1,
         axes=("progress", "c - rho"),
@@ -311,7 +311,7 @@ def _overshoot(schedules: dict[str, Schedule]) -> Iterator[Claim]:
 
 
 def _length() -> Claim:
-    steps = 400
+    steps = 300
 
     def measure(loss: Loss, generator: Generator) -> Measurement:
         generator = on_cpu(generator)
@@ -336,7 +336,7 @@ def _length() -> Claim:
         "theory, T13",
         blended_loss,
         measure,
-        order(0.04),
+        order(0.02),
         {"no anchor": slips.unanchored, "anchor shares the weights": slips.shared, "swapped": slips.swapped},
         "rho from 1 to 0, linear in s; 4 modes with lambda 20 to 3000; plain fine-tuning's is at least 1.1 |Delta|.",
         seeds=1,

@@ -440,6 +440,15 @@ def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatc
     assert "T13: no overshoot" in " ".join(found.lines)
 
 
+def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
+    """rho replaced by 1 - rho at a constant temperature: by the exact gap, since the run's own end is wrong too."""
+    blended = loop.LOSSES["blended"]
+    monkeypatch.setitem(loop.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
+    found = verdict(tune(config, schedule={"name": "constant", "value": 4.0}))
+    assert broken(found) == {"overshoot"}
+    assert found.findings["status"] == "beyond"
+
+
 def test_a_run_that_climbs_is_caught(tune, config, monkeypatch):
     """A sign: the anchor's mirror image of the target."""
     monkeypatch.setitem(loop.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))

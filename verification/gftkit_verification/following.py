@@ -378,14 +378,18 @@ def _overshoot(held: Record) -> str | None:
     """
     if not _closed(held):
         return None
-    closed = _closed_square(held.points[-1])
+    closed, exact = _closed_square(held.points[-1]), _exact_square(held)
     for point in held.points[1:]:
-        score, rho = _score(point, "T"), point["retention"]
-        beyond = mean(_towards(point) - (1 - rho + NEAR) * closed)
-        if score is not None and score > held.bound and beyond.value > held.bound * beyond.stderr:
+        score, towards, share = _score(point, "T"), _towards(point), 1 - point["retention"] + NEAR
+        beyond = [mean(towards - share * closed)]
+        if exact is not None:  # this doesn't rely on the run's own end, which may have a temperature that isn't its own
+            along = mean(towards)
+            beyond.append(Estimate(along.value - share * exact.value, along.stderr + share * exact.stderr))
+        if score is not None and score > held.bound and any(one.value > held.bound * one.stderr for one in beyond):
+            left = point["remaining"] if exact is None else 1 - float(towards.mean()) / exact.value
             return (
                 f"left it at {_place(point)}: the drift is beyond its optimum (T is {score:+.1f} standard errors), and "
-                f"only {point['remaining']:.2f} of the gap is left where rho = {rho:.2f} must be (T13: no overshoot)."
+                f"only {left:.2f} of the gap is left where rho = {point['retention']:.2f} must be (T13: no overshoot)."
             )
     return None
 
@@ -409,6 +413,14 @@ def _towards(point: Point) -> Tensor:
 def _closed_square(last: Point) -> Tensor:
     """The square of the gap that the run closed by its end, by its loss, of each batch."""
     return torch.tensor(last["G_batches"], dtype=torch.float64) / (1 - last["retention"] ** 2)
+
+
+def _exact_square(held: Record) -> Estimate | None:
+    """|Delta|^2 where the oracle applies."""
+    if held.points[0].get("gap") is None:
+        return None
+    gap = _estimate(held.points[0], "gap")
+    return Estimate(gap.value**2, 2 * gap.value * gap.stderr)
 
 
 def _closed(held: Record) -> bool:

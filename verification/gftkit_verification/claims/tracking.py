@@ -345,7 +345,7 @@ def _length() -> Claim:
     )
 
 
-REPLICAS, LEARNING = 24, 40
+REPLICAS, LEARNING = 32, 40
 """Runs of the loop, and their steps."""
 
 
@@ -416,7 +416,7 @@ def _trained(registry: Registry) -> Claim:
             "temperature never falls": slips.never_cooling,
             "anchor shares the weights": slips.sharing_anchor,
         },
-        "Gaussian flow, d = 2, linear path, independent coupling; linear model; schedule `exponential`; 24 runs of 40 "
+        "Gaussian flow, d = 2, linear path, independent coupling; linear model; schedule `exponential`; 32 runs of 40 "
         "steps, batches of 256.",
         component="schedule:exponential",
         profile="full",

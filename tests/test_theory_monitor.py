@@ -230,7 +230,7 @@ def test_the_oracle_applies_to_affine_paths_and_the_bridge(before, finished, tun
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"coupling": {"name": "optimal-transport"}}, "the coupling is 'optimal-transport', not 'independent'"),
+        ({"coupling": {"name": "optimal-transport"}}, "the coupling is 'optimal-transport', not an independent one"),
         ({"source": {"name": "gaussian", "std": 2.0}}, "the source is not N(0, I)"),
         ({"source": {"name": "gaussian", "mean": 1.0}}, "the source is not N(0, I)"),
         ({"source": {"name": "gaussian-mixture"}}, "the source is not N(0, I)"),

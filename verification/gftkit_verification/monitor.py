@@ -216,15 +216,15 @@ class Theory:
 def why_no_oracle(state: TrainingState) -> list[str]:
     """Why b_tgt is not the empirical oracle's drift in this run, each a clause; nothing where it is.
 
-    Laws are told by name: a source or coupling that only behaves like the known ones is not taken for one.
+    The source is told by name; a coupling says by its member ``independent`` whether it is.
     """
-    source, coupling = state.config.source, state.config.coupling["name"]
+    source = state.config.source
     reasons = []
     standard = source["name"] == "gaussian" and source.get("std") in (None, 1.0) and source.get("covariance") is None
     if not standard or source.get("mean", 0.0) != 0.0:
         reasons.append("the source is not N(0, I)")
-    if coupling != "independent":
-        reasons.append(f"the coupling is '{coupling}', not 'independent'")
+    if not getattr(state.coupling, "independent", False):
+        reasons.append(f"the coupling is '{state.config.coupling['name']}', not an independent one")
     if state.conditional:
         reasons.append("the drift is given labels, and each label has a target drift of its own")
     if state.dataset.size is None:

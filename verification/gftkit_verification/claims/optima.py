@@ -187,7 +187,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         order(0.01),
         mutants(blend={**BLENDS, "not divided": unscaled}),
         seeds=1,
-        conditions=CONDITIONS,
+        conditions=f"{CONDITIONS} Dimensions 2 and 5 alone.",
         axes=("temperature", "drift error |b_beta - b_tgt|"),
     )
     yield Claim(

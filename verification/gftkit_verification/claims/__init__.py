@@ -26,6 +26,7 @@ MODULES = (
     "couplings",  # with T10
     "solvers",
     "sampling",  # T11 and T12, by the sampler
+    "sampling_trained",  # T10 to T12 with trained networks
     "gradients",  # T9
     "gradients_trained",  # T9 in the shipped loop
     "tracking",  # T13

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit import flow, integrate, objective, predictions
-from gftkit.claims import Claim, Measurement, exact, order, statistical
+from gftkit.claims import Claim, Line, Measurement, exact, order, statistical
 from gftkit.contracts import Drift, Path, Solver
 from gftkit.registry import Registry
 from gftkit_verification.claims.solvers import NOISE_SLIPS, SLIPS, Altered
@@ -98,6 +98,10 @@ class FewSteps:
     transport: bool = True
 
 
+At = Callable[[int, Tensor], Derivatives]
+"""Derivatives at a numbered time and states."""
+
+
 class AffineGrid:
     """A Gaussian flow's velocity A x + c and its derivatives at times k/(2 FINE), computed once."""
 
@@ -115,25 +119,30 @@ class AffineGrid:
         return Derivatives(x @ slope.mT + self.shift[k], rate, slope.expand(len(x), -1, -1))
 
 
-def leading_error(
-    subject: FewSteps, target: GaussianFlow, anchor: GaussianFlow, beta: float, x0: Tensor
-) -> tuple[Tensor, Tensor]:
+def leading_error(subject: FewSteps, one: At, other: At, beta: float, x0: Tensor, fine: int) -> tuple[Tensor, Tensor]:
     """x(1), and the integral of Phi(1, t) a_t/2: e(1) of e' = (grad v) e + a/2 along the blend's flow x' = v.
 
     By the classical Runge-Kutta scheme on the pair (x, e).
+
+    Args:
+        subject: the theory.
+        one: the target's derivatives at time k/(2 fine) and states x.
+        other: the anchor's.
+        beta: the temperature.
+        x0: the starts, (n, d).
+        fine: steps.
     """
-    rho, h = objective.retention(beta), 1 / FINE
-    one, other = AffineGrid(target), AffineGrid(anchor)
+    rho, h = objective.retention(beta), 1 / fine
 
     def rates(k: int, state: Tensor) -> Tensor:
         x, e = state
-        here, there = one.at(k, x), other.at(k, x)
+        here, there = one(k, x), other(k, x)
         carried = (1 - rho) * here.along(e) + rho * there.along(e) if subject.transport else torch.zeros_like(e)
         pushed = subject.share * subject.acceleration(here, there, rho)
         return torch.stack([objective.blend(here.value, there.value, beta), carried + pushed])
 
     state = torch.stack([x0, torch.zeros_like(x0)])
-    for k in range(0, 2 * FINE, 2):
+    for k in range(0, 2 * fine, 2):
         k1 = rates(k, state)
         k2 = rates(k + 1, state + h / 2 * k1)
         k3 = rates(k + 1, state + h / 2 * k2)
@@ -159,20 +168,38 @@ def end(drift: Drift, solver: Solver, steps: int, x0: Tensor) -> Tensor:
 def euler_constant(subject: FewSteps, generator: Generator) -> Measurement:
     """The relative distance of N times the error, extrapolated to h = 0, from its predicted limit."""
     generator = on_cpu(generator)
-    worst, lines = 0.0, {}
+    worst = 0.0
+    lines: dict[str, Line] = {}
     for coupling, beta in zip(COUPLINGS * 2, TEMPERATURES, strict=False):
         target = drawn_flow(3, generator, coupling)
         anchor = retargeted(target, generator)
         x0 = target.starts(8, generator)
-        exact_end, predicted = leading_error(subject, target, anchor, beta, x0)
+        exact_end, predicted = leading_error(subject, AffineGrid(target).at, AffineGrid(anchor).at, beta, x0, FINE)
         drift = blended(target.velocity, anchor.velocity, beta)
-        errors = [exact_end - end(drift, subject.solver, n, x0) for n in STEPS]
-        last, before = STEPS[-1] * errors[-1], STEPS[-2] * errors[-2]
-        worst = max(worst, float((2 * last - before - predicted).norm() / predicted.norm()))
-        sizes = [float(error.norm(dim=1).square().mean().sqrt()) for error in errors]
-        constant = float(predicted.norm(dim=1).square().mean().sqrt())
-        lines = {"measured": (list(STEPS), sizes), "theory": (list(STEPS), [constant / n for n in STEPS])}
+        apart, lines = extrapolated(drift, subject.solver, STEPS, x0, exact_end, predicted)
+        worst = max(worst, apart)
     return Measurement(worst, lines)
+
+
+def extrapolated(
+    drift: Drift, solver: Solver, counts: tuple[int, ...], x0: Tensor, wanted: Tensor, predicted: Tensor
+) -> tuple[float, dict[str, Line]]:
+    """The relative distance of lim N (error in N steps) from its prediction, and the errors as lines.
+
+    Args:
+        drift: what is sampled.
+        solver: Euler's scheme.
+        counts: numbers of steps; the last is twice the one before, and both give the limit up to O(h^2).
+        x0: the starts.
+        wanted: the exact states at 1.
+        predicted: the limit.
+    """
+    errors = [wanted - end(drift, solver, n, x0) for n in counts]
+    found = 2 * counts[-1] * errors[-1] - counts[-2] * errors[-2]
+    sizes = [float(error.square().sum(1).mean().sqrt()) for error in errors]
+    constant = float(predicted.square().sum(1).mean().sqrt())
+    lines: dict[str, Line] = {"measured": (counts, sizes), "theory": (counts, [constant / n for n in counts])}
+    return float((found - predicted).norm() / predicted.norm()), lines
 
 
 def straight(solver: Solver, generator: Generator) -> float:
@@ -353,7 +380,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         order(0.04),
         {
             "d_t v dropped": replace(
-                few, acceleration=lambda one, other, rho: acceleration(_still(one), _still(other), rho)
+                few, acceleration=lambda one, other, rho: acceleration(still(one), still(other), rho)
             ),
             "(grad Delta) Delta dropped": replace(
                 few, acceleration=lambda one, other, rho: (1 - rho) * one.acceleration + rho * other.acceleration
@@ -429,5 +456,6 @@ def claims(registry: Registry) -> Iterator[Claim]:
     )
 
 
-def _still(found: Derivatives) -> Derivatives:
+def still(found: Derivatives) -> Derivatives:
+    """The same without d_t v."""
     return replace(found, rate=torch.zeros_like(found.rate))

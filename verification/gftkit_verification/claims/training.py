@@ -34,7 +34,7 @@ FORM_STEPS, FORM_BATCH = 6, 32
 DEGREES = (1, 0, 0, 1, 0, 1)
 """Of the features in t at each temperature. Degree 0 alone can't tell t from 1 - t."""
 
-SCALE, DELTA = 0.5, 0.1
+SCALE, DELTA = 0.8, 0.1
 """Of the bridge: g, and how far from t = 1 training stops."""
 
 

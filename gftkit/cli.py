@@ -181,6 +181,10 @@ def verify(
     ] = "quick",
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of the random problems.")] = 0,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes.  (default: a core each, at most 8; 1 for a few claims or cuda)"),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for stdout.")
     ] = None,
@@ -220,7 +224,9 @@ def verify(
     if markdown:
         print(verification.markdown(chosen))
         return
-    results = verification.run(chosen, seed, place, Console(stderr=on_stdout))
+    if jobs is None:
+        jobs = 1 if len(chosen) < verification.FEW or place != "cpu" else min(os.cpu_count() or 1, 8)
+    results = verification.run(chosen, seed, place, Console(stderr=on_stdout), jobs)
     if on_stdout:
         print(verification.as_json(results))
     elif json_file is not None:

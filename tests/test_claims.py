@@ -288,6 +288,14 @@ def test_bad_input_gets_one_clear_error(verifying, arguments, message):
     assert done.err.startswith(f"Error: {message}")
 
 
+def test_several_processes_measure_the_same():
+    given = [found for found in gftkit.load().claims() if found.name.startswith("schedule-range-")]
+    alone, together = verify.run(given), verify.run(given, jobs=2)
+    assert [result.claim for result in together] == given
+    assert [result.measured for result in alone] == [result.measured for result in together]
+    assert [result.mutants for result in alone] == [result.mutants for result in together]
+
+
 def test_claims_of_a_family_share_a_picture(tmp_path):
     def drawn(name):
         measure = lambda value, _: Measurement(value, {"measured": ([1.0, 2.0], [3.0, 4.0])})  # noqa: E731

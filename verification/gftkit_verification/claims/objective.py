@@ -373,7 +373,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         component="path:brownian-bridge",
     )
     yield Claim(
-        "T03-conditional-marginal-bridge-counterexample",
+        "T03-bridge-counterexample",
         "With w = 1 up to t = 1 the bridge's C_beta - L_beta is infinite: it grows as d scale^2 log(1/delta).",
         "theory, T3",
         SHIPPED,

@@ -241,7 +241,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "theory, T11",
         few,
         lambda subject, generator: few_steps(subject, plain, generator),
-        order(TOLERANCE),
+        order(0.02),
         {
             "factor 1/2 dropped": replace(few, share=1.0),
             "Phi dropped": replace(few, transport=False),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gftkit.files import write_atomically
 
-COLOURS = ("#1b6ca8", "#d1495b", "#2e7d5b", "#7a5195", "#8a8a8a")
+COLOURS = ("#1b6ca8", "#d1495b", "#2e7d5b", "#7a5195", "#8a8a8a", "#3fa7a3", "#b0724a", "#d87fb0", "#404040")
 TEMPERATURE_COLOUR = "#c98b1b"
 Curve = tuple[Sequence[float], Sequence[float]]
 

@@ -55,17 +55,17 @@ def _rise(temperature: Temperature, generator: Generator) -> Measurement:
     return Measurement(rise / _scale(betas), _shown(temperature))
 
 
-def _outside(floor: float) -> Callable[[Temperature, Generator], Measurement]:
-    def measure(temperature: Temperature, generator: Generator) -> Measurement:
+def _outside(floor: float) -> Callable[[Temperature, Generator], float]:
+    def measure(temperature: Temperature, generator: Generator) -> float:
         """How far the temperature is outside [floor, temperature(0)], relative to the largest one."""
         betas = [float(temperature(s)) for s in _progress(generator)]
         if not all(map(math.isfinite, betas)):
-            return Measurement(math.inf, _shown(temperature))
+            return math.inf
         low, high = max(0.0, floor), betas[0]
         outside = max(max(low - beta, beta - high) for beta in betas)
         # The loop refuses a temperature below 0 where it takes the share of the anchor.
         refused = not all(_accepted(beta) for beta in betas)
-        return Measurement(math.inf if refused else max(0.0, outside) / _scale(betas), _shown(temperature))
+        return math.inf if refused else max(0.0, outside) / _scale(betas)
 
     return measure
 
@@ -128,8 +128,6 @@ def _claims_of(name: str, schedule: Schedule) -> Iterator[Claim]:
         outside,
         conditions,
         f"schedule:{name}",
-        axes=("progress", "temperature"),
-        scales=("linear", "linear"),
     )
 
 

@@ -7,9 +7,11 @@ import torch
 
 from gftkit.objective import blend, retention, squared_norm
 from gftkit.predictions import (
+    best_temperature,
     blend_acceleration,
     drift_error,
     drift_error_range,
+    error_with_noise,
     label_noise,
     path_kl,
     step_between_optima,
@@ -118,6 +120,17 @@ def test_t11_acceleration_of_a_blend():
     along = velocity(a_pre - a_tgt, c_pre - c_tgt) @ (a_pre - a_tgt).mT
     assert torch.allclose(measured, blend_acceleration(*accelerations, along, rho))
     assert not torch.allclose(measured, blend_acceleration(*accelerations, 0 * along, rho), rtol=1e-2)
+
+
+def test_t15_the_best_temperature_is_where_the_error_is_least():
+    gap, noise = 3.0, 2.0
+    best = retention(best_temperature(gap, noise))
+    least = error_with_noise(best, gap, noise)
+    assert math.isclose(least, noise * gap**2 / (noise + gap**2))
+    assert all(error_with_noise(best + apart, gap, noise) > least for apart in (-0.05, 0.05))
+    assert error_with_noise(retention(noise / gap), gap, noise) > least * 1.01  # the gap not squared
+    with pytest.raises(ValueError, match="without a gap the pretrained drift is the best"):
+        best_temperature(0.0, 1.0)
 
 
 def test_t12_the_drift_of_the_oracle():

@@ -155,6 +155,11 @@ def on_cpu(generator: Generator) -> Generator:
     return torch.Generator().manual_seed(seed_of(generator))
 
 
+def rho_of(beta: float) -> float:
+    """beta/(1 + beta): not the kernel's ``retention``, which is part of what is measured."""
+    return beta / (1 + beta)
+
+
 def seed_of(generator: Generator) -> int:
     """A seed, drawn."""
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))

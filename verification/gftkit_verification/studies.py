@@ -16,6 +16,7 @@ from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
+from gftkit_verification.moments import seed_of
 from gftkit_verification.problems import GaussianData, drawn_flow, retargeted
 from gftkit_verification.trials import Build, trial
 
@@ -44,11 +45,11 @@ class Study:
         generator = stream(seed, "problem", d, coupling)
         target = drawn_flow(d, generator, coupling)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_seed(generator))
+            torch.manual_seed(seed_of(generator))
             drift = self.registry.create("drift", "mlp", event_shape=[d], width=WIDTH, depth=DEPTH)
-        before = Problem(retargeted(target, generator), drift, _seed(generator), device)
+        before = Problem(retargeted(target, generator), drift, seed_of(generator), device)
         loop = self.loop(before, trial, 0.0, PRETRAINING)
-        return replace(before, target=target, pretrained=_trained(loop), seed=_seed(generator))
+        return replace(before, target=target, pretrained=_trained(loop), seed=seed_of(generator))
 
     def _network(self, problem: "Problem", build: Build, temperature: float, steps: int = STEPS) -> nn.Module:
         """The pretrained network fine-tuned at a constant temperature."""
@@ -118,7 +119,3 @@ def states(problem: Problem, path: Path, n: int, generator: Generator) -> States
 def norm(drift: Tensor) -> float:
     """|b|_w over states, (n, d)."""
     return float(squared_norm(drift).mean().sqrt())
-
-
-def _seed(generator: Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator))

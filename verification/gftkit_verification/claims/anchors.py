@@ -24,9 +24,8 @@ from gftkit_verification.claims.objective import (
     apart,
     cases,
     mutants,
-    rho_of,
 )
-from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu
+from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu, rho_of
 from gftkit_verification.trials import LinearModel
 
 Drift = Callable[[Tensor, Tensor], Tensor]

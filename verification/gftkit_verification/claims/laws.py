@@ -23,10 +23,10 @@ from gftkit_verification.affine import (
     path_kl,
     squared_gap,
 )
-from gftkit_verification.claims.objective import BLENDS, keeping, off, rho_of, variants
+from gftkit_verification.claims.objective import BLENDS, keeping, off, variants
 from gftkit_verification.claims.optima import slopes
 from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion
-from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu
+from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of
 from gftkit_verification.problems import random_covariance
 
 G = 0.8

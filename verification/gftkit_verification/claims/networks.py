@@ -21,8 +21,9 @@ from gftkit.loop import Loop
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
-from gftkit_verification.claims.training import at_temperature, seed_of, shared_weights, tampered
+from gftkit_verification.claims.training import at_temperature, shared_weights, tampered
 from gftkit_verification.gaussian import CouplingName
+from gftkit_verification.moments import rho_of, seed_of
 from gftkit_verification.problems import COUPLINGS
 from gftkit_verification.statistics import cross_fitted
 from gftkit_verification.studies import (
@@ -99,23 +100,18 @@ def _drift_error(study: Study, subject: Subject, generator: Generator) -> Measur
             moved = [network(at.t, at.x) - plain for network in networks]
         gap, apart = norm(delta), [norm(one) for one in moved]
         along = [float((one * delta).sum(1).mean()) / gap for one in moved]  # a blend of the wrong sign is as far apart
-        wanted = [subject.predicted(_rho(beta), gap) for beta in subject.temperatures]
+        wanted = [subject.predicted(rho_of(beta), gap) for beta in subject.temperatures]
         found.append(_distance(subject.temperatures, apart, wanted, 1.0))
         found.append((0.0, max(abs(one / other - 1) for one, other in zip(along, wanted, strict=True))))
         lines = lines or {"measured": (subject.temperatures, apart), "theory": (subject.temperatures, wanted)}
     return _worst(found, lines)
 
 
-def _rho(temperature: float) -> float:
-    """Not the kernel's ``retention``, which is part of what is measured."""
-    return temperature / (1 + temperature)
-
-
 def _distance(
     temperatures: Sequence[float], measured: Sequence[float], wanted: Sequence[float], power: float
 ) -> tuple[float, float]:
     """How far the slope of log measured on log rho is from ``power``, and the worst ratio to what is wanted from 1."""
-    slope = _slope([_rho(beta) for beta in temperatures], measured)
+    slope = _slope([rho_of(beta) for beta in temperatures], measured)
     return abs(slope - power), max(abs(one / other - 1) for one, other in zip(measured, wanted, strict=True))
 
 
@@ -147,7 +143,7 @@ def _path_kl(study: Study, subject: Subject, generator: Generator) -> Measuremen
                 squares = [squared_norm(bind(other)(t, x) - drift).mean() for other in others]
                 kl += (later - t) / (2 * g(t) ** 2) * torch.stack(squares).cpu()
         pretrained, *measured = kl.tolist()
-        wanted = [subject.predicted(_rho(beta), pretrained) for beta in subject.temperatures]
+        wanted = [subject.predicted(rho_of(beta), pretrained) for beta in subject.temperatures]
         found.append(_distance(subject.temperatures, measured, wanted, 2.0))
         lines = lines or {"measured": (subject.temperatures, measured), "theory": (subject.temperatures, wanted)}
     return _worst(found, lines)
@@ -197,10 +193,10 @@ def _range(held_out: Callable[..., HeldOut], subject: Inexact, generator: Genera
         at = held_out(d, coupling, seed, generator.device)
         ends = []
         for beta, drift in zip(TEMPERATURES, at.drifts, strict=True):
-            optimum = at.b_tgt + _rho(beta) * (at.anchor - at.b_tgt)
+            optimum = at.b_tgt + rho_of(beta) * (at.anchor - at.b_tgt)
             risk, least = (subject.loss(b, at.label, at.anchor, beta) for b in (drift, optimum))
             excess = max(0.0, float((risk - least).double().mean()))
-            ends.append(subject.predicted(_rho(beta), at.gap, excess))
+            ends.append(subject.predicted(rho_of(beta), at.gap, excess))
         lower, upper = zip(*ends, strict=True)
         outside = [max(low / e, e / high) - 1 for low, e, high in zip(lower, at.errors, upper, strict=True)]
         worst = max(worst, *outside)
@@ -252,7 +248,7 @@ def _stages(study: Study, subject: Subject, generator: Generator) -> Measurement
     seed, worst = seed_of(generator), 0.0
     lines: dict[str, Line] = {}
     schedule = study.registry.create("schedule", "stepwise", temperatures=STAGES)
-    retentions = [1.0, *(_rho(beta) for beta in STAGES)]
+    retentions = [1.0, *(rho_of(beta) for beta in STAGES)]
     train = Train(steps=STAGE * len(STAGES), batch_size=BATCH, learning_rate=2e-3, clip=None, ema=0.99)
     for d, coupling in PROBLEMS:
         problem = study.problem(d, coupling, seed, generator.device)
@@ -316,7 +312,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "norm for its square": Losses(lambda b, y, a, beta: objective.blended_loss(b, y, a, beta).sqrt()),
             "sign of the label": Losses(lambda b, y, a, beta: objective.blended_loss(b, -y, a, beta)),
             "rho for beta in the penalty": Losses(
-                penalty=lambda b, y, a, beta: objective.penalty_loss(b, y, a, _rho(beta))
+                penalty=lambda b, y, a, beta: objective.penalty_loss(b, y, a, rho_of(beta))
             ),
         },
         conditions=f"{trained}; linear path, dimensions 2 and 4, both couplings; {constant}; {BATCHES} batches",
@@ -334,7 +330,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         {
             "1/(1 + beta) for beta/(1 + beta)": Subject(drift_error, INVERSE),
             "anchor that shares the weights": Subject(drift_error, SHARED),
-            "rho for beta": Subject(drift_error, at_temperature(_rho)),
+            "rho for beta": Subject(drift_error, at_temperature(rho_of)),
             "rho^2 for rho": Subject(lambda rho, gap: drift_error(rho**2, gap)),
         },
         conditions=f"{trained}; linear path, {two}; {constant}; {STEPS} steps",

@@ -16,7 +16,7 @@ from gftkit.contracts import Path
 from gftkit.objective import squared_norm
 from gftkit.registry import Registry
 from gftkit_verification.affine import Blend
-from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, states
+from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of, states
 
 CONDITIONS = (
     f"Gaussian problems of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; linear path; "
@@ -61,11 +61,6 @@ def variants(shipped: Any, **wrong: Mapping[str, Any]) -> dict[str, Any]:
 
 
 mutants: Callable[..., dict[str, Shipped]] = partial(variants, SHIPPED)
-
-
-def rho_of(beta: float) -> float:
-    """beta/(1 + beta), independently of what is shipped."""
-    return beta / (1 + beta)
 
 
 SHARES: Mapping[str, Share] = {

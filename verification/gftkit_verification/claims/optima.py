@@ -26,11 +26,10 @@ from gftkit_verification.claims.objective import (
     gradient,
     mutants,
     off,
-    rho_of,
     unscaled,
 )
 from gftkit_verification.components import components
-from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes
+from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, rho_of
 
 
 def slopes(xs: list[float], ys: list[float]) -> list[float]:

@@ -24,12 +24,12 @@ from gftkit_verification.affine import (
     squared_gap,
 )
 from gftkit_verification.claims.laws import CONDITIONS, TOO_CLOSE, G, Law, both, chain, start_of
-from gftkit_verification.claims.objective import BLENDS, SIGN, apart, off, rho_of, variants
+from gftkit_verification.claims.objective import BLENDS, SIGN, apart, off, variants
 from gftkit_verification.claims.optima import slopes
 from gftkit_verification.components import components
 from gftkit_verification.gaussian import Affine, AffineDrift, GaussianFlow
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.moments import TEMPERATURES, fine_tunes, legendre, on_cpu, states
+from gftkit_verification.moments import TEMPERATURES, fine_tunes, legendre, on_cpu, rho_of, states
 from gftkit_verification.problems import random_covariance
 
 Rates = Callable[[Path, Tensor], tuple[Tensor, Tensor, Tensor]]

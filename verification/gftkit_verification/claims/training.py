@@ -16,6 +16,7 @@ from gftkit.loop import Loop
 from gftkit.objective import Form, retention
 from gftkit.registry import Registry
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
+from gftkit_verification.moments import on_cpu, seed_of
 from gftkit_verification.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.statistics import cross_fitted
 from gftkit_verification.trials import Build, LinearModel, Regression, regression, trial
@@ -128,15 +129,6 @@ def _problem(d: int, degree: int, coupling: CouplingName, path: Path, scale: flo
     return Problem(target, regression(target, model, end, scale), anchor, degree)
 
 
-def seed_of(generator: Generator) -> int:
-    """A seed drawn by a generator."""
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
-
-
-def _on_cpu(generator: Generator) -> Generator:
-    return torch.Generator().manual_seed(seed_of(generator))
-
-
 def _iterates(loop: Loop, steps: int) -> Tensor:
     """W_0, ..., W_steps of a linear model, (steps + 1, d, p)."""
     (weight,) = loop.drift.parameters()
@@ -155,7 +147,7 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
     """
     samples, shares = [], []
     for k, beta in enumerate(TEMPERATURES):
-        problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, _on_cpu(generator))
+        problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, on_cpu(generator))
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
         loop = problem.loop(build, registry, path, beta, train, seed_of(generator), device=generator.device)
@@ -188,7 +180,7 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
     """The largest distance of two runs' iterates, in units of the way from the start."""
     worst = 0.0
     for k, beta in enumerate(TEMPERATURES):
-        problem = _problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, _on_cpu(generator))
+        problem = _problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, on_cpu(generator))
         seed = seed_of(generator)
         runs = []
         forms: Sequence[tuple[Form, float]] = (("blended", 1.0), ("penalty", 1 + beta))

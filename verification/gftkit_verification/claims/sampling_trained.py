@@ -29,9 +29,11 @@ from gftkit_verification.problems import GaussianData, drawn_flow
 from gftkit_verification.trials import LinearModel, trial
 
 LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
+NOISY = Train(steps=1500, batch_size=256, learning_rate=0.15, decay="cosine", clip=None)
+"""For the bridge, whose labels have more noise."""
 NETWORK = Train(steps=400, batch_size=256, learning_rate=3e-3, decay="cosine", clip=None)
-DEGREE = 4
-"""Of the linear model's polynomials in t."""
+DEGREE, NOISY_DEGREE = 4, 6
+"""Of the linear model's polynomials in t; the bridge's drift changes fast near t = 1."""
 SAMPLES = 8000
 STEPS = {False: 6, True: 120}
 """Of the sampler, without and with noise."""
@@ -170,7 +172,7 @@ def _squared(gaussian: GaussianFlow, t: Tensor) -> Tensor:
 def stochastic(run: Run, generator: Generator) -> Measurement:
     """How far the samples of a trained stochastic flow are from q."""
     gaussian = apart_flow(on_cpu(generator))
-    drift = run.fitted(LinearModel(2, DEGREE), gaussian, LINEAR, generator)
+    drift = run.fitted(LinearModel(2, NOISY_DEGREE), gaussian, NOISY, generator)
     return Measurement(missed(run.states(drift, gaussian, generator), gaussian))
 
 
@@ -221,14 +223,14 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "theory, T12 and section 1",
         noisy,
         stochastic,
-        order(TOLERANCE),
+        order(0.06),
         {
             "no noise in sampling": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["no noise"])),
             "noise scaled by h": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["noise scaled by h"])),
             "half of the drift": replace(noisy, solver=Altered(noisy.solver, SLIPS["half of the drift"])),
             "trained on x1 - x0": replace(noisy, trained=PairDrift),
         },
-        f"normal laws in the plane, independent pairs, linear model of degree {DEGREE} in t, {STEPS[True]} steps",
+        f"normal laws in the plane, independent pairs, linear model of degree {NOISY_DEGREE} in t, {STEPS[True]} steps",
         "solver:euler-maruyama",
         "full",
         seeds=1,

@@ -11,8 +11,8 @@ from gftkit.objective import retention
 from gftkit.predictions import drift_error
 from gftkit.predictions import path_kl as predicted_path_kl
 from gftkit_verification.affine import blended, bures_wasserstein, carried, carry, drift_gap, gaussian_kl, path_kl
+from gftkit_verification.beds.problems import random_covariance, random_flow
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.problems import random_covariance, random_flow
 
 RELATIVE = 1e-8  # what the oracles promise
 BETAS = (0.01, 0.1, 1.0, 10.0)

@@ -5,8 +5,8 @@ import torch
 
 from gftkit import flow
 from gftkit.errors import ConfigError
+from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.problems import random_covariance
 
 ROUND_OFF = 1e-10  # float64, t at most 0.95
 

@@ -8,7 +8,7 @@ import torch
 from gftkit import flow
 from gftkit.errors import ConfigError, DivergenceError
 from gftkit.integrate import bind, generate, trajectory, uniform_grid
-from gftkit_verification.problems import random_flow
+from gftkit_verification.beds.problems import random_flow
 
 N, D = 20_000, 2
 MOMENTS = 5 / math.sqrt(N)  # 5 standard errors of a mean of unit variance

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gftkit_verification.beds.problems import random_covariance, random_flow
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.problems import random_covariance, random_flow
 
 ROUND_OFF = 1e-9
 D = 2

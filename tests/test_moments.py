@@ -5,8 +5,8 @@ import torch
 
 import gftkit
 from gftkit_verification import affine
-from gftkit_verification.moments import fine_tunes, legendre, states
-from gftkit_verification.problems import COUPLINGS, random_flow
+from gftkit_verification.beds.moments import fine_tunes, legendre, states
+from gftkit_verification.beds.problems import COUPLINGS, random_flow
 
 ROUND_OFF = 1e-12
 

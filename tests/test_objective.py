@@ -19,7 +19,7 @@ from gftkit.objective import (
     retention,
     squared_norm,
 )
-from gftkit_verification.problems import random_flow
+from gftkit_verification.beds.problems import random_flow
 
 ROUND_OFF = 1e-10  # float64, sums of some hundred terms of order 1 to 100
 TEMPERATURES = (0.0, 0.01, 0.3, 1.0, 7.0)

@@ -11,9 +11,9 @@ from gftkit import flow
 from gftkit.claims import check
 from gftkit.loading import load
 from gftkit.objective import LOSSES
+from gftkit_verification.beds.symbolic import NotSymbolicError, Symbolic, number
 from gftkit_verification.claims import paths
 from gftkit_verification.claims.proofs import flows
-from gftkit_verification.symbolic import NotSymbolicError, Symbolic, number
 
 ROUND_OFF = 1e-12
 FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "abs", "square", "neg", "reciprocal")

@@ -6,9 +6,9 @@ import torch
 import gftkit
 from gftkit import flow
 from gftkit.run import Run, build_source
+from gftkit_verification.beds.problems import COUPLINGS, random_flow
+from gftkit_verification.beds.trials import LinearModel, regression, trial
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.problems import COUPLINGS, random_flow
-from gftkit_verification.trials import LinearModel, regression, trial
 
 PAIRS = 200_000
 STANDARD_ERRORS = 5.0

@@ -13,6 +13,8 @@ from gftkit.claims import Claim, exact
 from gftkit.contracts import Path
 from gftkit.objective import blended_loss, penalty_loss
 from gftkit.registry import Registry
+from gftkit_verification.beds.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu, rho_of
+from gftkit_verification.beds.trials import LinearModel
 from gftkit_verification.claims.objective import (
     BLENDS,
     CONDITIONS,
@@ -25,8 +27,6 @@ from gftkit_verification.claims.objective import (
     cases,
     mutants,
 )
-from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu, rho_of
-from gftkit_verification.trials import LinearModel
 
 Drift = Callable[[Tensor, Tensor], Tensor]
 MakeAnchor = Callable[[nn.Module], Drift]

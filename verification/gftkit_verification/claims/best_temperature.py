@@ -13,13 +13,13 @@ from gftkit.objective import blend, retention, squared_norm
 from gftkit.predictions import best_temperature, error_with_noise
 from gftkit.registry import Registry
 from gftkit_verification.affine import drift_gap
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.beds.sidebyside import Finite, drawn_regressions, weight_of
+from gftkit_verification.beds.slips import Trial
+from gftkit_verification.beds.trials import trial
 from gftkit_verification.claims.dynamics import LOOP_SLIPS, TEMPERATURES, standardised
 from gftkit_verification.gaussian import Affine, AffineDrift
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import COUPLINGS, drawn_flow, retargeted
-from gftkit_verification.sidebyside import Finite, drawn_regressions, weight_of
-from gftkit_verification.slips import Trial
-from gftkit_verification.trials import trial
 
 DIMENSIONS = (2, 3, 5)
 

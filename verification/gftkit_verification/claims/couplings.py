@@ -17,11 +17,10 @@ from gftkit.data import Order, Samples, Source
 from gftkit.pairing import Pairs
 from gftkit.registry import Registry
 from gftkit_verification import affine
-from gftkit_verification.components import components
-from gftkit_verification.equations import Equation
-from gftkit_verification.gaussian import GaussianFlow, bures_map, square_root
-from gftkit_verification.moments import legendre, on_cpu, seed_of
-from gftkit_verification.pairs import (
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.equations import Equation
+from gftkit_verification.beds.moments import legendre, on_cpu, seed_of
+from gftkit_verification.beds.pairs import (
     Function,
     TwoClasses,
     covariance,
@@ -30,8 +29,9 @@ from gftkit_verification.pairs import (
     lower_bound,
     regression,
 )
-from gftkit_verification.problems import GaussianData, drawn_flow
-from gftkit_verification.statistics import cross_fitted, student
+from gftkit_verification.beds.problems import GaussianData, drawn_flow
+from gftkit_verification.beds.statistics import cross_fitted, student
+from gftkit_verification.gaussian import GaussianFlow, bures_map, square_root
 
 DIMENSIONS = (2, 5)
 POINTS = 128

@@ -11,14 +11,14 @@ from torch import Generator, Tensor
 from gftkit.claims import Claim, Measurement, exact, statistical
 from gftkit.objective import blend, blended_loss, penalty_loss, retention
 from gftkit.registry import Registry
-from gftkit_verification import slips
+from gftkit_verification.beds import slips
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import random_covariance
+from gftkit_verification.beds.sidebyside import Regressions, drawn_regressions, weight_of
+from gftkit_verification.beds.slips import Loss, Trial
+from gftkit_verification.beds.statistics import cross_fitted, evened
+from gftkit_verification.beds.trials import trial
 from gftkit_verification.gaussian import square_root
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import random_covariance
-from gftkit_verification.sidebyside import Regressions, drawn_regressions, weight_of
-from gftkit_verification.slips import Loss, Trial
-from gftkit_verification.statistics import cross_fitted, evened
-from gftkit_verification.trials import trial
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SIGMA = 0.7

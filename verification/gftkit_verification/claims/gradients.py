@@ -13,12 +13,12 @@ from gftkit.contracts import Path
 from gftkit.objective import blended_loss, penalty_loss, retention, squared_norm
 from gftkit.predictions import label_noise
 from gftkit.registry import Registry
-from gftkit_verification import slips
+from gftkit_verification.beds import slips
+from gftkit_verification.beds.moments import on_cpu
+from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.beds.slips import Loss
+from gftkit_verification.beds.trials import LinearModel
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.moments import on_cpu
-from gftkit_verification.problems import COUPLINGS, drawn_flow, retargeted
-from gftkit_verification.slips import Loss
-from gftkit_verification.trials import LinearModel
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DIMENSIONS = (2, 3, 5)

@@ -14,7 +14,13 @@ from gftkit.loop import Loop
 from gftkit.objective import retention
 from gftkit.predictions import label_noise
 from gftkit.registry import Registry
-from gftkit_verification import slips
+from gftkit_verification.beds import slips
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
+from gftkit_verification.beds.sidebyside import drawn_regressions, weight_of
+from gftkit_verification.beds.slips import Trial
+from gftkit_verification.beds.statistics import cross_fitted
+from gftkit_verification.beds.trials import LinearModel, trial
 from gftkit_verification.claims.gradients import (
     AXES,
     LABEL_SLIPS,
@@ -27,12 +33,6 @@ from gftkit_verification.claims.gradients import (
     random_weight,
 )
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import GaussianData, drawn_flow, retargeted
-from gftkit_verification.sidebyside import drawn_regressions, weight_of
-from gftkit_verification.slips import Trial
-from gftkit_verification.statistics import cross_fitted
-from gftkit_verification.trials import LinearModel, trial
 
 TRAINED = "Gaussian flow, d = 2, independent coupling; drift `mlp`, 2 x 32, trained by the loop; beta 0.01 to 30."
 

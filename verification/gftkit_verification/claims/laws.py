@@ -23,11 +23,11 @@ from gftkit_verification.affine import (
     path_kl,
     squared_gap,
 )
+from gftkit_verification.beds.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of
+from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.claims.objective import BLENDS, keeping, off, variants
 from gftkit_verification.claims.optima import slopes
 from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion
-from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of
-from gftkit_verification.problems import random_covariance
 
 G = 0.8
 """Noise scale of the SDEs."""

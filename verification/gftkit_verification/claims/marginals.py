@@ -13,12 +13,12 @@ from gftkit.contracts import Path
 from gftkit.objective import squared_norm
 from gftkit.registry import Registry
 from gftkit_verification.affine import Blend, blended, bures_wasserstein, carried
+from gftkit_verification.beds.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
+from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.claims.laws import CONDITIONS, G, start_of
 from gftkit_verification.claims.objective import variants
 from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, scale_of
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
-from gftkit_verification.problems import random_covariance
 
 
 @dataclass(frozen=True)

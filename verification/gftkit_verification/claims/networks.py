@@ -21,12 +21,10 @@ from gftkit.loop import Loop
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
-from gftkit_verification.claims.training import at_temperature, shared_weights, tampered
-from gftkit_verification.gaussian import CouplingName
-from gftkit_verification.moments import rho_of, seed_of
-from gftkit_verification.problems import COUPLINGS
-from gftkit_verification.statistics import cross_fitted
-from gftkit_verification.studies import (
+from gftkit_verification.beds.moments import rho_of, seed_of
+from gftkit_verification.beds.problems import COUPLINGS
+from gftkit_verification.beds.statistics import cross_fitted
+from gftkit_verification.beds.studies import (
     BATCH,
     DEPTH,
     STEPS,
@@ -38,7 +36,9 @@ from gftkit_verification.studies import (
     states,
     take_steps,
 )
-from gftkit_verification.trials import Build, trial
+from gftkit_verification.beds.trials import Build, trial
+from gftkit_verification.claims.training import at_temperature, shared_weights, tampered
+from gftkit_verification.gaussian import CouplingName
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 30.0)
 FEW = (0.03, 0.3, 5.0)

@@ -16,7 +16,16 @@ from gftkit.contracts import Path
 from gftkit.objective import squared_norm
 from gftkit.registry import Registry
 from gftkit_verification.affine import Blend
-from gftkit_verification.moments import DIMENSIONS, TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of, states
+from gftkit_verification.beds.moments import (
+    DIMENSIONS,
+    TEMPERATURES,
+    FineTune,
+    fine_tunes,
+    legendre,
+    on_cpu,
+    rho_of,
+    states,
+)
 
 CONDITIONS = (
     f"Gaussian problems of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; linear path; "

@@ -14,6 +14,8 @@ from gftkit.claims import Claim, Line, Measurement, exact, order
 from gftkit.contracts import Path
 from gftkit.registry import Registry
 from gftkit_verification import affine
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.moments import TEMPERATURES, FineTune, fine_tunes, rho_of
 from gftkit_verification.claims.objective import (
     BLENDS,
     CONDITIONS,
@@ -28,8 +30,6 @@ from gftkit_verification.claims.objective import (
     off,
     unscaled,
 )
-from gftkit_verification.components import components
-from gftkit_verification.moments import TEMPERATURES, FineTune, fine_tunes, rho_of
 
 
 def slopes(xs: list[float], ys: list[float]) -> list[float]:

@@ -12,10 +12,10 @@ from gftkit import flow
 from gftkit.claims import Claim, exact
 from gftkit.contracts import Path
 from gftkit.registry import Registry
-from gftkit_verification.components import components
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.moments import DIMENSIONS, on_cpu
+from gftkit_verification.beds.problems import COUPLINGS, drawn_flow
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.moments import DIMENSIONS, on_cpu
-from gftkit_verification.problems import COUPLINGS, drawn_flow
 
 FURTHER: Mapping[str, Mapping[str, Any]] = {
     "affine": {"alpha": "t**2", "sigma": "sqrt(1 - t**2)"},

@@ -11,13 +11,13 @@ from gftkit import flow, integrate, objective, predictions
 from gftkit.claims import Claim, Line, Measurement, exact, order, statistical
 from gftkit.contracts import Drift, Path, Solver
 from gftkit.registry import Registry
+from gftkit_verification.beds.equations import Equation
+from gftkit_verification.beds.moments import on_cpu
+from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, random_covariance, retargeted
+from gftkit_verification.beds.statistics import cross_fitted
 from gftkit_verification.claims.solvers import NOISE_SLIPS, SLIPS, Altered
-from gftkit_verification.equations import Equation
 from gftkit_verification.gaussian import GaussianFlow, bures_map, square_root
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.moments import on_cpu
-from gftkit_verification.problems import COUPLINGS, drawn_flow, random_covariance, retargeted
-from gftkit_verification.statistics import cross_fitted
 
 STEPS = (6, 12, 24)
 TEMPERATURES = (0.0, 0.5, 3.0)

@@ -12,6 +12,10 @@ from gftkit.config import Train
 from gftkit.contracts import Coupling, Path, Solver
 from gftkit.registry import Registry
 from gftkit_verification import affine
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import GaussianData, drawn_flow
+from gftkit_verification.beds.trials import LinearModel, trial
 from gftkit_verification.claims.sampling import (
     Derivatives,
     FewSteps,
@@ -22,11 +26,7 @@ from gftkit_verification.claims.sampling import (
     still,
 )
 from gftkit_verification.claims.solvers import NOISE_SLIPS, SLIPS, Altered
-from gftkit_verification.components import components
 from gftkit_verification.gaussian import GaussianFlow
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import GaussianData, drawn_flow
-from gftkit_verification.trials import LinearModel, trial
 
 LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
 NOISY = Train(steps=1500, batch_size=256, learning_rate=0.15, decay="cosine", clip=None)

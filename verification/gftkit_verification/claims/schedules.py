@@ -11,7 +11,7 @@ from gftkit.claims import Claim, Measurement, exact
 from gftkit.contracts import Schedule
 from gftkit.objective import retention
 from gftkit.registry import Registry
-from gftkit_verification.components import components
+from gftkit_verification.beds.components import components
 
 POINTS = 1000
 """Equal parts of the progress; each limit is approached from both sides too: schedules jump at simple fractions."""

@@ -11,10 +11,10 @@ from gftkit import integrate
 from gftkit.claims import Claim, Measurement, order, statistical
 from gftkit.contracts import Diffusion, Field, Solver
 from gftkit.registry import Registry
-from gftkit_verification.components import components
-from gftkit_verification.equations import DIMENSION, Equation, Mixed, Scaled
-from gftkit_verification.moments import on_cpu
-from gftkit_verification.problems import random_covariance
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.equations import DIMENSION, Equation, Mixed, Scaled
+from gftkit_verification.beds.moments import on_cpu
+from gftkit_verification.beds.problems import random_covariance
 
 ODE_STEPS = (10, 20, 40)
 SDE_STEPS = (8, 16, 32)

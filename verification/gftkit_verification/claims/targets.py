@@ -23,14 +23,14 @@ from gftkit_verification.affine import (
     gaussian_kl,
     squared_gap,
 )
+from gftkit_verification.beds.components import components
+from gftkit_verification.beds.moments import TEMPERATURES, fine_tunes, legendre, on_cpu, rho_of, states
+from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.claims.laws import CONDITIONS, TOO_CLOSE, G, Law, both, chain, start_of
 from gftkit_verification.claims.objective import BLENDS, SIGN, apart, off, variants
 from gftkit_verification.claims.optima import slopes
-from gftkit_verification.components import components
 from gftkit_verification.gaussian import Affine, AffineDrift, GaussianFlow
 from gftkit_verification.mixture import MixtureFlow
-from gftkit_verification.moments import TEMPERATURES, fine_tunes, legendre, on_cpu, rho_of, states
-from gftkit_verification.problems import random_covariance
 
 Rates = Callable[[Path, Tensor], tuple[Tensor, Tensor, Tensor]]
 

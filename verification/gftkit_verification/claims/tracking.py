@@ -12,13 +12,13 @@ from gftkit.config import Train
 from gftkit.contracts import Schedule
 from gftkit.objective import blended_loss, penalty_loss, retention
 from gftkit.registry import Registry
-from gftkit_verification import slips
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import GaussianData, drawn_flow, retargeted
-from gftkit_verification.sidebyside import weight_of
-from gftkit_verification.slips import Loss, Trial
-from gftkit_verification.statistics import cross_fitted, evened
-from gftkit_verification.trials import Constant, LinearModel, regression, trial
+from gftkit_verification.beds import slips
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
+from gftkit_verification.beds.sidebyside import weight_of
+from gftkit_verification.beds.slips import Loss, Trial
+from gftkit_verification.beds.statistics import cross_fitted, evened
+from gftkit_verification.beds.trials import Constant, LinearModel, regression, trial
 
 MODES = 4
 STEPS = 60

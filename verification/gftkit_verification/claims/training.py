@@ -15,11 +15,11 @@ from gftkit.contracts import Path
 from gftkit.loop import Loop
 from gftkit.objective import Form, retention
 from gftkit.registry import Registry
+from gftkit_verification.beds.moments import on_cpu, seed_of
+from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
+from gftkit_verification.beds.statistics import cross_fitted
+from gftkit_verification.beds.trials import Build, LinearModel, Regression, regression, trial
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.moments import on_cpu, seed_of
-from gftkit_verification.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.statistics import cross_fitted
-from gftkit_verification.trials import Build, LinearModel, Regression, regression, trial
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 5.0, 30.0)
 BATCH, STEPS = 512, 60

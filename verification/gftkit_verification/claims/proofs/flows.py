@@ -12,9 +12,9 @@ from gftkit import flow
 from gftkit.claims import Claim
 from gftkit.contracts import Path
 from gftkit.registry import Registry
+from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.paths import WEIGHTS, Flow, scored, variants
 from gftkit_verification.claims.proofs.algebra import G, Residuals, T, only, proof
-from gftkit_verification.symbolic import Symbolic
 
 X0, X1, EPS = sympy.symbols("x0 x1 epsilon", real=True)
 PAIR: Any = (Symbolic([T]), Symbolic([[X0]]), Symbolic([[X1]]))

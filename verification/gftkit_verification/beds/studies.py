@@ -15,10 +15,10 @@ from gftkit.loop import Loop, cuda_devices
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
+from gftkit_verification.beds.moments import seed_of
+from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
+from gftkit_verification.beds.trials import Build, trial
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.moments import seed_of
-from gftkit_verification.problems import GaussianData, drawn_flow, retargeted
-from gftkit_verification.trials import Build, trial
 
 WIDTH, DEPTH, BATCH = 48, 2, 256
 PRETRAINING = Train(steps=400, batch_size=BATCH, learning_rate=5e-3, decay="cosine", clip=None)

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from gftkit import flow
 from gftkit.contracts import Path
 from gftkit.objective import squared_norm
+from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted
 from gftkit_verification.gaussian import GaussianFlow, square_root
-from gftkit_verification.problems import COUPLINGS, drawn_flow, retargeted
 
 DIMENSIONS = (2, 3, 5)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gftkit.loop import Loop
 from gftkit.objective import blended_loss, retention, squared_norm
-from gftkit_verification.trials import trial
+from gftkit_verification.beds.trials import trial
 
 Loss = Callable[..., Tensor]
 """(drift, target, anchor, temperature) -> (batch,), as ``gftkit.objective.blended_loss``."""

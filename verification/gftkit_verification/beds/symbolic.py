@@ -146,7 +146,7 @@ class Symbolic:
             return cls(np.vectorize(_ELEMENTWISE[name], otypes=[object])(_values(args[0])))
         raise NotSymbolicError(
             f"torch's '{name}' isn't known to Symbolic, so nothing is proved about what calls it. "
-            f"Add it to gftkit_verification.symbolic."
+            f"Add it to gftkit_verification.beds.symbolic."
         )
 
 

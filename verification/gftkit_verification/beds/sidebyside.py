@@ -11,9 +11,9 @@ from gftkit.config import Train
 from gftkit.contracts import Batch, Dataset, Sampler, Schedule
 from gftkit.loop import Loop
 from gftkit.registry import Registry
+from gftkit_verification.beds.problems import random_covariance
+from gftkit_verification.beds.slips import Trial
 from gftkit_verification.gaussian import square_root
-from gftkit_verification.problems import random_covariance
-from gftkit_verification.slips import Trial
 
 
 class RegressionPath:

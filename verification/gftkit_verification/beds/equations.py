@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit import integrate
 from gftkit.contracts import Drift, Solver
-from gftkit_verification.problems import random_covariance
+from gftkit_verification.beds.problems import random_covariance
 
 DIMENSION = 3
 

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.contracts import Batch, Path
+from gftkit_verification.beds.problems import drawn_flow
 from gftkit_verification.gaussian import GaussianFlow, bures_map, square_root
-from gftkit_verification.problems import drawn_flow
 
 Function = Callable[[Path, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A function of gftkit.flow: (path, t, x0, x1, noise) -> a value for each pair."""

@@ -13,7 +13,7 @@ def _parameter(claim):
     return pytest.param(claim, id=claim.name, marks=[pytest.mark.slow] if claim.profile == "full" else [])
 
 
-@pytest.mark.parametrize("claim", map(_parameter, gftkit.load().claims()))
+@pytest.mark.parametrize("claim", [_parameter(claim) for claim in gftkit.load().claims()])
 def test_claim(claim):
     result = check(claim, SEED)
     assert result.passed, summary([result])

@@ -5,6 +5,7 @@ Each mutant is a likely slip in the subject's place. A claim holds if the measur
 bound for the worst seed; a mutant is rejected if its measurement exceeds the bound by a margin for its best seed.
 """
 
+import difflib
 import fnmatch
 import math
 import time
@@ -16,7 +17,7 @@ import torch
 from scipy import stats
 from torch import Generator
 
-from gftkit.errors import GftkitError, unknown
+from gftkit.errors import GftkitError, UnknownNameError, unknown
 from gftkit.randomness import stream
 
 Kind = Literal["exact", "order", "statistical"]
@@ -288,7 +289,12 @@ def select(
     if pattern is not None:
         fitting = [claim for claim in claims if fnmatch.fnmatchcase(claim.name.lower(), pattern.lower())]
         if not fitting:
-            raise unknown("claim", pattern, [claim.name for claim in claims], "Wildcards are allowed: 'T04*'.")
+            nearest = difflib.get_close_matches(pattern, [claim.name for claim in claims], cutoff=0.4)
+            near = f" The nearest: {', '.join(nearest)}." if nearest else ""
+            raise UnknownNameError(
+                f"unknown claim '{pattern}'.{near} Wildcards are allowed: 'T04*'. `gft verify --profile full --markdown` "
+                f"lists all of them."
+            )
         claims = fitting
     fast = [claim for claim in claims if profile == "full" or claim.profile == "quick"]
     return fast or list(claims)

@@ -292,8 +292,8 @@ def select(
             nearest = difflib.get_close_matches(pattern, [claim.name for claim in claims], cutoff=0.4)
             near = f" The nearest: {', '.join(nearest)}." if nearest else ""
             raise UnknownNameError(
-                f"unknown claim '{pattern}'.{near} Wildcards are allowed: 'T04*'. `gft verify --profile full --markdown` "
-                f"lists all of them."
+                f"unknown claim '{pattern}'.{near} Wildcards are allowed: 'T04*'. "
+                f"`gft verify --profile full --markdown` lists all of them."
             )
         claims = fitting
     fast = [claim for claim in claims if profile == "full" or claim.profile == "quick"]

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 import gftkit
 from gftkit import cli, config
-from gftkit.hooks import KINDS
+from gftkit.hooks import HOOKS, KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -177,9 +177,10 @@ def test_a_broken_example_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_component_hook_and_option_is_in_the_reference() -> None:
     pages, registry = reference(), gftkit.load()
+    for hook in HOOKS:
+        assert f"`{hook}" in pages["reference/index.md"]
+        assert f"`{hook}" in (ROOT / "plugins/README.md").read_text()
     for kind in KINDS:
-        assert f"`gftkit_{kind}s`" in pages["reference/index.md"]
-        assert f"`gftkit_{kind}s`" in (ROOT / "plugins/README.md").read_text()
         page = pages[f"reference/{kind}.md"]
         for component in registry.names(kind):
             assert f"## {component} " in page

@@ -1,0 +1,90 @@
+"""A plugin's components are checked by being installed: sound ones pass their claims, broken ones fail some."""
+
+import pytest
+import torch
+
+import gftkit
+from gftkit.claims import check
+
+
+class Quadratic:
+    """A schedule that falls, and one that rises, by the sign of its curve."""
+
+    def __init__(self, sign):
+        self.sign = sign
+
+    def temperature(self, progress):
+        return 2 + self.sign * progress**2
+
+
+class Smooth:
+    """The path (1 - t^2) x0 + t^2 x1; swapped, x0 and x1 change places."""
+
+    def __init__(self, swapped):
+        self.swapped = swapped
+
+    def coefficients(self, t):
+        sigma, alpha = (t**2, 1 - t**2) if self.swapped else (1 - t**2, t**2)
+        return sigma, alpha, torch.zeros_like(t)
+
+
+class Reversed:
+    """A coupling that turns the source batch round; broken, it takes one sample for all."""
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def pair(self, x0, x1, generator, label=None):
+        return torch.zeros(len(x0), dtype=torch.int64) if self.broken else torch.arange(len(x0)).flip(0)
+
+
+class Ralston:
+    """Ralston's method; broken, its second slope is taken at the start of the step. Both declare order 2."""
+
+    ode_order, strong_order, weak_order = 2.0, None, None
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def step(self, drift, diffusion, t, h, x, dw):
+        first = drift(t, x)
+        second = first if self.broken else drift(t + 2 * h / 3, x + 2 * h / 3 * first)
+        return x + h * (first / 4 + 3 * second / 4)
+
+
+SOUND = {
+    "schedule": lambda: Quadratic(-1),
+    "path": lambda: Smooth(False),
+    "coupling": lambda: Reversed(False),
+    "solver": lambda: Ralston(False),
+}
+BROKEN = {
+    "schedule": lambda: Quadratic(1),
+    "path": lambda: Smooth(True),
+    "coupling": lambda: Reversed(True),
+    "solver": lambda: Ralston(True),
+}
+
+
+def results(kind, make):
+    """What the claims about one component of a plugin measure."""
+
+    def factory():
+        """A component."""
+        return make()
+
+    hook = gftkit.hookimpl(lambda self: {"mine": factory})
+    registry = gftkit.load(plugins={"mine": type("Mine", (), {f"gftkit_{kind}s": hook})()})
+    claims = [claim for claim in registry.claims() if claim.component == f"{kind}:mine" and claim.profile == "quick"]
+    assert claims
+    return [check(claim) for claim in claims]
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_sound_component_passes(kind):
+    assert [result.claim.name for result in results(kind, SOUND[kind]) if not result.passed] == []
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_component_fails(kind):
+    assert not all(result.holds for result in results(kind, BROKEN[kind]))

@@ -16,7 +16,7 @@ from gftkit.predictions import label_noise
 from gftkit.registry import Registry
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, seed_of
-from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
+from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.sidebyside import drawn_regressions, weight_of
 from gftkit_verification.beds.slips import Trial
 from gftkit_verification.beds.statistics import cross_fitted
@@ -175,8 +175,11 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 
     def noise(subject: LabelNoise, generator: Generator) -> Measurement:
         here = on_cpu(generator)
-        bench = Bench(registry, drawn_flow(2, here), seed_of(here), generator.device)
-        drift = bench.trained(_mlp(registry, 2, here), 1.0)
+        return _worst([noise_of(subject, d, here, generator.device) for d in (2, 4)])
+
+    def noise_of(subject: LabelNoise, d: int, here: Generator, device: torch.device) -> Measurement:
+        bench = Bench(registry, drawn_flow(d, here), seed_of(here), device)
+        drift = bench.trained(_mlp(registry, d, here), 1.0)
         weights = dict(drift.named_parameters())
 
         def model(values: Weights, t: Tensor, x: Tensor) -> Tensor:
@@ -187,8 +190,12 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 
     def first_steps(make: Trial, generator: Generator) -> Measurement:
         here = on_cpu(generator)
-        bench = Bench(registry, drawn_flow(2, here), seed_of(here), generator.device)
-        pretrained = replace(bench, flow=retargeted(bench.flow, here)).trained(_mlp(registry, 2, here), 0.0)
+        flows = [drawn_flow(d, here, coupling) for d, coupling in zip((2, 4), COUPLINGS, strict=True)]
+        return _worst([first_steps_of(make, flow, here, generator.device) for flow in flows])
+
+    def first_steps_of(make: Trial, flow: GaussianFlow, here: Generator, device: torch.device) -> Measurement:
+        bench, drift = Bench(registry, flow, seed_of(here), device), _mlp(registry, len(flow.mean0), here)
+        pretrained = replace(bench, flow=retargeted(flow, here)).trained(drift, 0.0)
         resting = Train(BATCHES, 16, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)  # below round-off of any weight
         found = []
         for beta in (0.0, *TEMPERATURES):
@@ -236,7 +243,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         noise,
         exact(),
         {name: slip for name, slip in LABEL_SLIPS.items() if name not in ("beta for rho", "no anchor")},
-        TRAINED,
+        f"{TRAINED} Dimensions 2 and 4, independent coupling: under the optimal one (t, x) leaves no noise.",
         profile="full",
         seeds=1,
         axes=AXES,
@@ -250,7 +257,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         first_steps,
         exact(),
         FIRST_STEP_SLIPS,
-        TRAINED,
+        f"{TRAINED} Dimension 2 with independent and 4 with optimal coupling.",
         profile="full",
         seeds=1,
         axes=AXES,
@@ -269,6 +276,11 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         seeds=1,
         axes=AXES,
     )
+
+
+def _worst(found: list[Measurement]) -> Measurement:
+    """The largest value, with the lines of the first."""
+    return Measurement(max(one.value for one in found), found[0].lines)
 
 
 def _gradient(loop: Loop, step: int) -> Tensor:

@@ -265,6 +265,13 @@ def _stages(study: Study, subject: Subject, generator: Generator) -> Measurement
         wanted = [subject.predicted(one, other, gap) for one, other in itertools.pairwise(retentions)]
         aside = [norm(b - last - rho * delta) / gap for rho, b in zip(retentions, drifts, strict=True)]
         worst = max(worst, *aside, *(abs(one / other - 1) for one, other in zip(apart, wanted, strict=True)))
+        hot_first = sorted(subject.temperatures, reverse=True)
+        with torch.no_grad():
+            optima = [study.network(problem, subject.build, beta)(at.t, at.x) for beta in (*hot_first, 0.0)]
+            whole = norm(problem.pretrained(at.t, at.x) - study.network(problem, trial, 0.0)(at.t, at.x))
+        rhos = [*(rho_of(beta) for beta in hot_first), 0.0]
+        for (one, other), (rho, later) in zip(itertools.pairwise(optima), itertools.pairwise(rhos), strict=True):
+            worst = max(worst, abs(norm(one - other) / subject.predicted(rho, later, whole) - 1))
         stages = range(1, len(wanted) + 1)
         lines = lines or {"measured": (stages, apart), "theory": (stages, wanted)}
     return Measurement(worst, lines)
@@ -381,7 +388,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
     yield Claim(
         "T08-gradual-steps-trained",
         "At the ends of a stepwise schedule's stages the trained network lies on the segment from b_pre to its end, in "
-        "steps of |rho_(k+1) - rho_k| |Delta|, the first (1 - rho_0) |Delta|.",
+        "steps of |rho_(k+1) - rho_k| |Delta|, the first (1 - rho_0) |Delta|; as far apart are networks of equal "
+        "seeds at successive temperatures.",
         "theory, T8 and T18",
         Subject(step),
         lambda subject, generator: _stages(linear, subject, generator),
@@ -392,7 +400,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "squared retentions": Subject(lambda before, after, gap: step(before**2, after**2, gap)),
         },
         conditions=f"{trained}; linear path, {two}; temperatures {', '.join(f'{beta:g}' for beta in STAGES)}, {STAGE} "
-        f"steps each; moving average of the weights",
+        f"steps each; moving average of the weights; "
+        f"and networks of equal seeds at {', '.join(f'{beta:g}' for beta in TEMPERATURES)} and 0, {STEPS} steps each",
         profile="full",
         seeds=1,
         axes=("stage", "step of the network"),

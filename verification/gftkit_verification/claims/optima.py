@@ -57,7 +57,8 @@ def error_slope(path: Path, shipped: Shipped, generator: Generator) -> Measureme
         gap = affine.drift_gap(problem.pretrained.affine, problem.target.affine, problem.target.marginal)
         theory = [rho * gap for rho in rhos]
         lines = lines or {"measured": (TEMPERATURES, errors), "rho |Delta|": (TEMPERATURES, theory)}
-    return Measurement(worst, lines)
+        fitted = slopes([rhos[0], rhos[-1]], [errors[0], errors[-1]])[0]
+    return Measurement(worst, lines, f"Fitted slope of log error on log rho: {fitted:.6f}.")
 
 
 def error_value(path: Path, shipped: Shipped, generator: Generator) -> float:

@@ -245,10 +245,10 @@ def _sgd_trained(registry: Registry) -> Claim:
 
     def measure(make: Trial, generator: Generator) -> Measurement:
         here = on_cpu(generator)
-        problem = drawn_regressions(2, here, REPLICAS, SIGMA)
-        eta = 0.5 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
+        problems = [drawn_regressions(d, here, REPLICAS, SIGMA) for d in (2, 3)]
         samples, measured, theory = [], [], []
-        for beta in TEMPERATURES:
+        for beta, problem in zip(TEMPERATURES, itertools.cycle(problems), strict=False):
+            eta = 0.5 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
             loop = problem.loop(make, registry, beta, seed_of(here), eta, steps, device=generator.device)
             for step in range(steps):
                 loop.step(step)
@@ -276,7 +276,8 @@ def _sgd_trained(registry: Registry) -> Claim:
         measure,
         statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
         LOOP_SLIPS,
-        "Linear model, Gaussian features, d = 2, batches of 1, 60 steps, 500 independent runs; beta 0.01 to 30.",
+        "Linear model, Gaussian features, d = 2 and 3 in turn, batches of 1, 60 steps, 500 independent runs; beta "
+        "0.01 to 30.",
         profile="full",
         seeds=1,
         axes=("temperature", "E|W - W_beta|^2"),

@@ -1,6 +1,7 @@
 """The noise of gradients, T9, where the shipped loop takes steps and trains networks."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from gftkit.registry import Registry
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.beds.sidebyside import drawn_regressions, weight_of
+from gftkit_verification.beds.sidebyside import Regressions, drawn_regressions, weight_of
 from gftkit_verification.beds.slips import Trial
 from gftkit_verification.beds.statistics import cross_fitted
 from gftkit_verification.beds.trials import LinearModel, trial
@@ -211,23 +212,23 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 
     def at_trained(make: Trial, generator: Generator) -> Measurement:
         here = on_cpu(generator)
-        problem = drawn_regressions(3, here, replicas=REPLICAS, sigma=0.3)
+        problems = [drawn_regressions(d, here, replicas=REPLICAS, sigma=0.3) for d in (2, 3)]
 
-        def variances(beta: float) -> Tensor:
+        def variances(bed: Regressions, beta: float) -> Tensor:
             """Trace of the gradient's covariance at each replica's weights after training, (replicas,)."""
-            loop = problem.loop(make, registry, beta, seed_of(here), 0.05, LEARNING + BATCHES, device=generator.device)
+            loop = bed.loop(make, registry, beta, seed_of(here), 0.05, LEARNING + BATCHES, device=generator.device)
             for step in range(LEARNING):
                 loop.step(step)
             learned = weight_of(loop).clone()
             found = []
             for step in range(LEARNING, LEARNING + BATCHES):
-                found.append(_gradient(loop, step).reshape(problem.replicas, -1).cpu())
+                found.append(_gradient(loop, step).reshape(bed.replicas, -1).cpu())
                 weight_of(loop).copy_(learned)
             return torch.stack(found).double().var(0).sum(1)
 
         samples, measured, theory = [], [], []
-        for beta in TEMPERATURES:
-            blended, plain = variances(beta), variances(0.0)
+        for beta, bed in zip(TEMPERATURES, itertools.cycle(problems), strict=False):
+            blended, plain = variances(bed, beta), variances(bed, 0.0)
             wanted = label_noise(retention(beta), 1.0) * plain
             samples.append((blended - wanted) / (blended + wanted))  # of equal laws: symmetric about 0
             measured.append(float(blended.mean()))
@@ -271,7 +272,8 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         at_trained,
         statistical(degrees=REPLICAS // 2 - 1),
         LOOP_SLIPS,
-        "Linear model with Gaussian features, d = 3, batches of 1, 400 independent replicas; beta 0.01 to 30.",
+        "Linear model with Gaussian features, d = 2 and 3 in turn, batches of 1, 400 independent replicas; beta "
+        "0.01 to 30.",
         profile="full",
         seeds=1,
         axes=AXES,

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Generator
 
 from gftkit.errors import GftkitError, UnknownNameError, unknown
+from gftkit.files import finite
 from gftkit.randomness import stream
 
 Kind = Literal["exact", "order", "statistical"]
@@ -217,17 +218,17 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; what isn't finite is None."""
         claim = self.claim
-        return {
+        values = {
             "name": claim.name,
             "statement": claim.statement,
             "reference": claim.reference,
             "kind": claim.bound.kind,
-            "measured": _finite(self.measured),
+            "measured": self.measured,
             "bound": claim.bound.value,
             "holds": self.holds,
             "seconds": round(self.seconds, 3),
             "mutants": [
-                {"name": mutant.name, "measured": _finite(mutant.measured), "rejected": mutant.rejected}
+                {"name": mutant.name, "measured": mutant.measured, "rejected": mutant.rejected}
                 for mutant in self.mutants
             ],
             "conditions": claim.conditions,
@@ -237,6 +238,7 @@ class Result:
             "note": self.note,
             "error": self.error or None,
         }
+        return dict(finite(values))
 
 
 def check(claim: Claim, seed: int = 0, device: torch.device | str = "cpu") -> Result:
@@ -253,9 +255,7 @@ def check(claim: Claim, seed: int = 0, device: torch.device | str = "cpu") -> Re
         text = f"{type(error).__name__}: {error}"
         return Result(claim, math.nan, False, time.perf_counter() - started, error=text)
     holds = _size(worst) <= claim.bound.value
-    return Result(
-        claim, worst.value, holds, time.perf_counter() - started, mutants, found[0].lines, worst.note, error=""
-    )
+    return Result(claim, worst.value, holds, time.perf_counter() - started, mutants, found[0].lines, worst.note)
 
 
 def _mutant(claim: Claim, name: str, subject: Any, seed: int, device: torch.device | str) -> MutantResult:
@@ -302,7 +302,3 @@ def select(
 
 def _size(found: Measurement) -> float:
     return math.inf if math.isnan(found.value) else abs(found.value)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -208,6 +208,7 @@ def verify(
     from gftkit import verify as verification
     from gftkit.claims import select
     from gftkit.environment import device_of
+    from gftkit.files import write_json
     from gftkit.loading import load
 
     if profile not in ("quick", "full"):
@@ -230,7 +231,7 @@ def verify(
     if on_stdout:
         print(verification.as_json(results))
     elif json_file is not None:
-        verification.write_json_report(json_file, results)
+        write_json(json_file, [result.to_dict() for result in results])
     if html is not None:
         verification.write_html_report(html, results, seed, place)
     Console(stderr=on_stdout).print(verification.summary(results), markup=False, highlight=False, soft_wrap=True)

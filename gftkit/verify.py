@@ -20,7 +20,6 @@ from gftkit import pictures
 from gftkit.claims import Claim, Result, check
 from gftkit.environment import describe_machine
 from gftkit.errors import RunError
-from gftkit.files import write_text
 from gftkit.loading import load
 from gftkit.report import Section, write_report
 
@@ -122,11 +121,6 @@ def summary(results: Sequence[Result]) -> str:
     for result in failed:
         lines += [f"{result.claim.name}: {reason}" for reason in _reasons(result)]
     return "\n".join(lines)
-
-
-def write_json_report(path: Path, results: Sequence[Result]) -> None:
-    """Write the results as a list of objects, whole or not at all."""
-    write_text(path, as_json(results) + "\n")
 
 
 def as_json(results: Sequence[Result]) -> str:

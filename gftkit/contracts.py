@@ -4,8 +4,8 @@ Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1
 Members marked *optional* are looked up by the kernel and have the stated default.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,25 +25,30 @@ class Batch:
         x1: data, (batch, *event), floating point.
         label: class of each sample, (batch,) of int64 in [0, classes), or None.
         x0: a fixed partner of each sample, (batch, *event), or None where the source is drawn.
+        conditions: what else is known of each sample, by name, (batch, *shape) each, floating point: a vector, a
+            sequence of embeddings (batch, tokens, d), a mask of zeros and ones.
     """
 
     x1: Tensor
     label: Tensor | None = None
     x0: Tensor | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x1)
 
     def __getitem__(self, index: Any) -> "Batch":
-        label = None if self.label is None else self.label[index]
-        x0 = None if self.x0 is None else self.x0[index]
-        return Batch(self.x1[index], label, x0)
+        return self._each(lambda values: values[index])
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        label = None if self.label is None else self.label.to(device)
-        x0 = None if self.x0 is None else self.x0.to(device)
-        return Batch(self.x1.to(device), label, x0)
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed alike."""
+        label = None if self.label is None else change(self.label)
+        x0 = None if self.x0 is None else change(self.x0)
+        return Batch(change(self.x1), label, x0, {name: change(values) for name, values in self.conditions.items()})
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Drift(Protocol):
     """A network for the drift b(t, x): an ``nn.Module`` with ``forward(t, x, **named conditions)``.
 
     (batch,), (batch, *event) -> (batch, *event). Optional: ``conditions``, the names of the conditions that it uses
-    (default none; the kernel knows ``label``), each a keyword of ``forward``.
+    (default none), each a keyword of ``forward``: ``label``, (batch,) of int64, and the names in ``Batch.conditions``.
     """
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -142,7 +147,8 @@ class Dataset(Protocol):
 
     ``event_shape``: shape of one sample. ``range``: (low, high) of its values, which the kernel maps to [-1, 1] for
     training and back for samples, or None for data that are never rescaled.
-    Optional: ``labels``, (len,) of int64; ``classes``, the number of classes (default: from ``labels``).
+    Optional: ``labels``, (len,) of int64; ``classes``, the number of classes (default: from ``labels``);
+    ``condition_shapes``, name -> shape for one sample, of the ``conditions`` of every batch (default none).
     """
 
     event_shape: tuple[int, ...]
@@ -157,7 +163,7 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A synthetic data set: a law to draw from. ``event_shape`` and ``range`` as in ``Dataset``."""
+    """A synthetic data set: a law to draw from. ``event_shape``, ``range``, ``condition_shapes`` as in ``Dataset``."""
 
     event_shape: tuple[int, ...]
     range: tuple[float, float] | None

@@ -55,6 +55,7 @@ class Samples:
         self.data, self.where = data, where
         self.event_shape = tuple(data.event_shape)
         self.scaling = Scaling(None if data.range is None else (float(data.range[0]), float(data.range[1])))
+        self.condition_shapes = condition_shapes_of(data)
         self.size = len(data) if isinstance(data, Dataset) else None
         if self.size == 0:
             raise DataError(f"{where}: the data set is empty. Give at least one sample.")
@@ -80,20 +81,32 @@ class Samples:
         return self.draw(count if self.size is None else min(count, self.size), generator)
 
     def _checked(self, batch: Batch, n: int, indices: Tensor | None = None) -> Batch:
-        for name, values in (("x1", batch.x1), ("x0", batch.x0)):
-            if values is None:
-                continue
-            if values.shape != (n, *self.event_shape) or not values.is_floating_point():
-                raise DataError(
-                    f"{self.where}: wanted {name} of shape {(n, *self.event_shape)} and a floating type, got "
-                    f"{tuple(values.shape)} {values.dtype}."
-                )
-            if not torch.isfinite(values).all():
-                row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
-                which = row if indices is None else int(indices[row])
-                raise DataError(f"{self.where}: sample {which} holds NaN or infinity. Remove or mend it.")
+        self._check("x1", batch.x1, n, self.event_shape, indices)
+        if batch.x0 is not None:
+            self._check("x0", batch.x0, n, self.event_shape, indices)
+        if set(batch.conditions) != set(self.condition_shapes):
+            raise DataError(
+                f"{self.where}: wanted the conditions {sorted(self.condition_shapes)}, as its `condition_shapes` says, "
+                f"got {sorted(batch.conditions)}."
+            )
+        for name, values in batch.conditions.items():
+            self._check(f"condition '{name}'", values, n, self.condition_shapes[name], indices)
         x0 = None if batch.x0 is None else self.scaling.scale(batch.x0.float())
-        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0)
+        given = {name: values.float() for name, values in batch.conditions.items()}
+        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, given)
+
+    def _check(self, name: str, values: Tensor, n: int, shape: tuple[int, ...], indices: Tensor | None) -> None:
+        """Refuse values of another shape or type, and numbers that aren't finite, naming the sample."""
+        if values.shape != (n, *shape) or not values.is_floating_point():
+            raise DataError(
+                f"{self.where}: wanted {name} of shape {(n, *shape)} and a floating type, got "
+                f"{tuple(values.shape)} {values.dtype}."
+            )
+        if not torch.isfinite(values).all():
+            row = int((~torch.isfinite(values)).reshape(n, -1).any(1).nonzero()[0])
+            which = row if indices is None else int(indices[row])
+            inside = "" if name == "x1" else f", in its {name}"
+            raise DataError(f"{self.where}: sample {which} holds NaN or infinity{inside}. Remove or mend it.")
 
 
 class Order:
@@ -122,6 +135,12 @@ class Order:
             parts.append(part)
             first, n = first + len(part), n - len(part)
         return self.samples.at(torch.cat(parts))
+
+
+def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:
+    """The named conditions of a data set's samples, each with its shape for one sample."""
+    declared = getattr(data, "condition_shapes", None) or {}
+    return {name: tuple(shape) for name, shape in declared.items()}
 
 
 def permuted(n: int, size: int, generator: Generator) -> Tensor:

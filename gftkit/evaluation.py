@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit import flow
+from gftkit import conditions, flow
 from gftkit.contracts import Batch, Drift, Metric, Path, Solver
 from gftkit.data import Source
 from gftkit.errors import ConfigError
@@ -76,12 +76,11 @@ class Evaluation:
         """(times, count, *event): the states of the first ``count`` samples, from source to data."""
         return self._integrate(steps or self.steps, min(count, self.count), whole=True)
 
-    def labels(self, count: int) -> Tensor | None:
-        """(count,): labels in the reference's proportions for conditional drifts, else None."""
-        if "label" not in getattr(self.drift, "conditions", ()) or self.reference.label is None:
-            return None
+    def conditions(self, count: int) -> dict[str, Tensor]:
+        """What the drift is given for its first ``count`` samples: the conditions of random reference data."""
         generator = stream(self.seed, "labels")
-        return self.reference.label[torch.randint(len(self.reference), (self.count,), generator=generator)][:count]
+        chosen = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
+        return conditions.of(self.drift, self.reference[chosen])
 
     def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""
@@ -92,7 +91,7 @@ class Evaluation:
             steps,
             self._source(self.count, stream(self.seed, "source"))[:count],
             stream(self.seed, "solver", device=self._device),
-            self.labels(count),
+            self.conditions(count),
             self._batch_size,
             whole,
         )

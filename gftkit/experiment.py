@@ -1,12 +1,12 @@
 """Everything that a configuration names, built and checked against each other, before any work is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from gftkit import expression, flow
+from gftkit import conditions, expression, flow
 from gftkit.anchor import FrozenAnchor
 from gftkit.config import Config
 from gftkit.contracts import Batch, Coupling, Dataset, Metric, Monitor, Path, Sampler, Schedule, Solver
@@ -46,11 +46,6 @@ class Experiment:
     reference: Batch
     warnings: list[str]
 
-    @property
-    def conditional(self) -> bool:
-        """Whether the drift is given labels."""
-        return "label" in getattr(self.drift, "conditions", ())
-
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
         """A drift under evaluation, on this experiment's reference data."""
         return Evaluation(
@@ -76,7 +71,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         GftkitError: naming what doesn't fit, before anything is written.
     """
     data = Samples(registry.build("dataset", config.data, "data"), "data")
-    facts = Facts(data.event_shape, classes_of(data.data), data.scaling.range)
+    facts = Facts(data.event_shape, classes_of(data.data), data.scaling.range, data.condition_shapes)
     path: Path = registry.build("path", config.path)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, facts.event_shape, registry)
@@ -97,7 +92,8 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.pretrained is not None:
         weights = parent.weights()[0] if parent else read_weights(config.pretrained)
         load_weights(drift, weights, config.pretrained)
-    if "label" in getattr(drift, "conditions", ()):
+    used = conditions.names(drift)
+    if conditions.LABEL in used:
         _check_labels(data.data, facts)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     training = data.some(config.evaluate.count, stream(config.seed, "training"))
@@ -117,7 +113,7 @@ def build(config: Config, registry: Registry) -> Experiment:
             train.batch_size,
             train.pairing_batch,
             config.seed,
-            within_labels="label" in getattr(drift, "conditions", ()),
+            within_labels=conditions.LABEL in used,
         ),
         weight=None
         if config.objective.weight.strip() == "1"
@@ -154,7 +150,17 @@ def _inherit(facts: Facts, parent: Run) -> Facts:
             f"data: wanted samples of shape {before.event_shape}, as the pretrained run {parent.folder} has, got "
             f"{facts.event_shape}. Resize or crop them (image sets take `size`)."
         )
-    return Facts(facts.event_shape, before.classes or facts.classes, facts.range)
+    changed = [
+        f"'{name}' of shape {shape}, got {facts.condition_shapes.get(name, 'none')}"
+        for name, shape in before.condition_shapes.items()
+        if facts.condition_shapes.get(name) != shape
+    ]
+    if changed:
+        raise DataError(
+            f"data: wanted the conditions that the pretrained run {parent.folder} has: {'; '.join(changed)}. "
+            f"Give every sample these conditions."
+        )
+    return replace(facts, classes=before.classes or facts.classes)
 
 
 def _check_labels(data: Dataset | Sampler, facts: Facts) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -117,7 +117,7 @@ def generate(
     steps: int,
     x0: Tensor,
     generator: Generator,
-    label: Tensor | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
     batch_size: int = 500,
     whole: bool = False,
     advance: Callable[[int], None] = lambda _: None,
@@ -131,7 +131,7 @@ def generate(
         steps: how many, before the closing step where there is one.
         x0: source samples, (n, *event), on the CPU.
         generator: draws the Brownian increments, on the device where the drift is evaluated.
-        label: (n,), for a conditional drift.
+        conditions: for a conditional drift, by name, (n, ...) each.
         batch_size: samples integrated at once.
         whole: keep every state.
         advance: called with the number of samples done in each batch.
@@ -150,9 +150,9 @@ def generate(
     parts = []
     for first in range(0, len(x0), batch_size):
         chosen = slice(first, first + batch_size)
-        conditions = {} if label is None else {"label": label[chosen].to(generator.device)}
+        given = {name: values[chosen].to(generator.device) for name, values in (conditions or {}).items()}
         start = x0[chosen].to(generator.device)
-        states = trajectory(bind(drift, **conditions), diffusion, solver, grid, start, generator)
+        states = trajectory(bind(drift, **given), diffusion, solver, grid, start, generator)
         if whole:
             parts.append(torch.stack([x.cpu() for x in states]))
         else:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from gftkit import checkpoint, flow
+from gftkit import checkpoint, conditions, flow
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
@@ -155,16 +155,16 @@ class Loop:
         mine = pairs[self.share].to(self.device)
         t = t[self.share]
         assert mine.x0 is not None
-        conditions = {"label": mine.label} if experiment.conditional and mine.label is not None else {}
+        given = conditions.of(self.drift, mine)
         x = flow.sample(experiment.path, t, mine.x0, mine.x1, noise)
         target = flow.drift(experiment.path, t, mine.x0, mine.x1, noise)
         anchored = None
         if beta > 0 and self.anchor is not None:
-            anchored = self.anchor(t, x, **conditions)
+            anchored = self.anchor(t, x, **given)
         # Dropout draws from torch's global generator: seeded anew for each step and process.
         seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
         self.model.train()
-        drift = self.model(t, x, **conditions)
+        drift = self.model(t, x, **given)
         weight = None if experiment.weight is None else experiment.weight(t)
         loss = LOSSES[self.config.objective.form](drift, target, anchored, beta, weight).mean() / x[0].numel()
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow
+from gftkit import conditions, flow
 from gftkit.anchor import FrozenAnchor
 from gftkit.config import Config
 from gftkit.contracts import Batch, Coupling, Monitor, Path
@@ -65,8 +65,8 @@ class TrainingState:
 
     @property
     def conditional(self) -> bool:
-        """Whether the drift is given labels."""
-        return "label" in getattr(self.drift, "conditions", ())
+        """Whether the drift is given conditions."""
+        return bool(conditions.names(self.drift))
 
     def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
         """Fresh pairs, times and noise on training or held-out targets, on ``device``.
@@ -82,16 +82,16 @@ class TrainingState:
         x0 = chosen.x0
         if x0 is None:  # otherwise the data set comes with its own pairs
             x0 = self.source(count, generator)
-            x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, self.conditional)]
+            within = conditions.LABEL in conditions.names(self.drift)
+            x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within)]
         chosen, x0 = chosen[:keep], x0[:keep]
         t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
         noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None
-        conditions = {"label": chosen.label.to(self.device)} if self.conditional and chosen.label is not None else {}
         return Draw(
             t.to(self.device),
             flow.sample(self.path, t, x0, chosen.x1, noise).to(self.device),
             flow.drift(self.path, t, x0, chosen.x1, noise).to(self.device),
-            conditions,
+            conditions.of(self.drift, chosen.to(self.device)),
         )
 
 

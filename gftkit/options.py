@@ -19,7 +19,7 @@ from torch import nn
 from gftkit.contracts import NESTED
 from gftkit.errors import ConfigError, PluginError, unknown
 
-SUPPLIED = ("event_shape", "classes", "generator")
+SUPPLIED = ("event_shape", "classes", "condition_shapes", "generator")
 """Options that the kernel supplies where a factory asks for them and the user gives none."""
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -156,6 +156,8 @@ def type_text(annotation: Any) -> str:
         return f"list of {' and '.join(inner)}" if Ellipsis in args or origin is list else f"list [{', '.join(inner)}]"
     if origin is typing.get_origin(Callable[..., Any]):
         return "function"
+    if origin is dict:
+        return f"mapping from {type_text(args[0])} to {type_text(args[1])}"
     return getattr(annotation, "__name__", str(annotation))
 
 

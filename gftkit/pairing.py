@@ -1,5 +1,7 @@
 """Pairs (x0, x1): which set is paired, and with what randomness. The kernel's part of every coupling."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class Pairs:
         x0 = self.source(self.pairing_batch, stream(self.seed, "source", number))
         generator = stream(self.seed, "coupling", number)
         order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels)
-        return Batch(batch.x1, batch.label, x0[order])
+        return replace(batch, x0=x0[order])
 
 
 def pair(

@@ -1,7 +1,7 @@
 """A run folder: what a training run wrote, and what can be done with it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gftkit import checkpoint, flow
+from gftkit import checkpoint, conditions, flow
 from gftkit.config import (
     DEFAULT_STEPS,
     KEYS,
@@ -49,21 +49,49 @@ class Facts:
         event_shape: shape of one sample.
         classes: number of classes, None without labels.
         range: (low, high) of the data's values, None where they weren't scaled.
+        condition_shapes: the named conditions of a sample, each with its shape.
     """
 
     event_shape: tuple[int, ...]
     classes: int | None
     range: tuple[float, float] | None
+    condition_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> "Facts":
         """The facts from a file's metadata."""
         span = notes["range"]
-        return cls(tuple(notes["event_shape"]), notes["classes"], None if span is None else (span[0], span[1]))
+        shapes = {name: tuple(shape) for name, shape in notes.get("condition_shapes", {}).items()}
+        return cls(tuple(notes["event_shape"]), notes["classes"], None if span is None else (span[0], span[1]), shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
-        return {"event_shape": list(self.event_shape), "classes": self.classes, "range": self.range}
+        return {
+            "event_shape": list(self.event_shape),
+            "classes": self.classes,
+            "range": self.range,
+            "condition_shapes": {name: list(shape) for name, shape in self.condition_shapes.items()},
+        }
+
+    def zeros(self, names: Sequence[str], count: int) -> dict[str, Tensor]:
+        """Conditions of these names for ``count`` samples, all zero.
+
+        Raises:
+            ConfigError: for a condition that the data don't have.
+        """
+        unknown = [name for name in names if name not in self.condition_shapes and name != conditions.LABEL]
+        if unknown:
+            raise ConfigError(
+                f"the drift is given {', '.join(map(repr, unknown))}, and the data have "
+                f"{', '.join(map(repr, self.condition_shapes)) or 'no such conditions'}. Give every sample these "
+                f"conditions, or use another drift."
+            )
+        return {
+            name: torch.zeros(count, dtype=torch.int64)
+            if name == conditions.LABEL
+            else torch.zeros(count, *self.condition_shapes[name])
+            for name in names
+        }
 
 
 def is_run(folder: Path) -> bool:
@@ -159,10 +187,11 @@ class Run:
         facts = self.weights(weights)[1]
         path = self.registry.build("path", self.config.path)
         made, steps = solver_of(solver or self.config.evaluate.solver, path, self.registry)
-        labels = _labels(count, label, facts.classes if "label" in getattr(drift, "conditions", ()) else None)
+        labels = _labels(count, label, facts.classes if conditions.LABEL in conditions.names(drift) else None)
         noise = stream(seed, "solver", device=device)
         x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
-        x1 = generate(drift, path, made, steps, x0, noise, labels, advance=advance)
+        given = {} if labels is None else {conditions.LABEL: labels}
+        x1 = generate(drift, path, made, steps, x0, noise, given, advance=advance)
         return Scaling(facts.range).unscale(x1), labels
 
     def evaluate(
@@ -238,13 +267,19 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry) -> nn.Module:
     Raises:
         ConfigError: where its output isn't of its input's shape.
     """
-    drift: nn.Module = registry.build("drift", spec, event_shape=facts.event_shape, classes=facts.classes)
+    drift: nn.Module = registry.build(
+        "drift",
+        spec,
+        event_shape=facts.event_shape,
+        classes=facts.classes,
+        condition_shapes=facts.condition_shapes,
+    )
     x = torch.zeros(2, *facts.event_shape)
-    conditions = {"label": torch.zeros(2, dtype=torch.int64)} if "label" in getattr(drift, "conditions", ()) else {}
+    given = facts.zeros(conditions.names(drift), 2)
     drift.eval()
     try:
         with torch.no_grad():
-            out = drift(torch.full((2,), 0.5), x, **conditions)
+            out = drift(torch.full((2,), 0.5), x, **given)
     except Exception as error:
         raise ConfigError(
             f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}"

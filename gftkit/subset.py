@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gftkit.contracts import Batch, Dataset, Sampler
+from gftkit.data import condition_shapes_of
 from gftkit.errors import DataError
 from gftkit.options import options_of
 
@@ -35,6 +36,7 @@ class Subset:
         labels = getattr(dataset, "labels", None)
         self.labels: Tensor | None = None if labels is None else labels[indices]
         self.classes: int | None = classes_of(dataset)
+        self.condition_shapes = condition_shapes_of(dataset)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,6 +60,7 @@ class Fixed:
         self.range = like.range
         self.labels = samples.label
         self.classes: int | None = classes_of(like)
+        self.condition_shapes = condition_shapes_of(like)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,6 +148,7 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
         torch.cat([batch.x1 for batch in kept]),
         torch.cat(labels) if labels else None,
         torch.cat(partners) if partners else None,
+        {name: torch.cat([batch.conditions[name] for batch in kept]) for name in kept[0].conditions},
     )
     return Fixed(joined[slice(count)], law)
 

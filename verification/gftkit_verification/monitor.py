@@ -59,7 +59,7 @@ class Theory:
     section 5), the share of the way from the pretrained drift to b_beta, and the two estimates of |Delta|^2, with
     standard errors over independent batches. Where the target drift b_tgt is known exactly it measures |b - b_tgt|,
     |b - b_beta| and |Delta| too: with the source N(0, I), the coupling ``independent``, an affine path or the Brownian
-    bridge, a finite training set that is not augmented and a drift without labels; then b_tgt is the drift that
+    bridge, a finite training set that is not augmented and a drift without conditions; then b_tgt is the drift that
     reproduces the training set. Where that doesn't apply theory.json and the report say why.
 
     The same states serve all evaluations, so that curves are comparable and most of the work is done once. The raw
@@ -226,7 +226,7 @@ def why_no_oracle(state: TrainingState) -> list[str]:
     if not getattr(state.coupling, "independent", False):
         reasons.append(f"the coupling is '{state.config.coupling['name']}', not an independent one")
     if state.conditional:
-        reasons.append("the drift is given labels, and each label has a target drift of its own")
+        reasons.append("the drift is given conditions, and each has a target drift of its own")
     if state.dataset.size is None:
         reasons.append("the training data are a law, not a finite set")
         return reasons

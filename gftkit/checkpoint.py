@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gftkit.errors import WeightsError
+from gftkit.errors import RunError, WeightsError
 from gftkit.files import State, explained, load_weights, read_tensors, write_tensors
 
 _FILE = re.compile(r"step-(\d+)\.safetensors")
@@ -53,7 +53,9 @@ def write(
     notes: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``step-N.safetensors``, whole or not at all, then delete all but the ``keep`` newest.
+    """Write ``step-N.safetensors``, whole or not at all, then delete all but the ``keep`` newest up to it.
+
+    Later ones are there where a run went back to an earlier one because they are damaged.
 
     Raises:
         RunError: where it can't be written; earlier checkpoints are kept.
@@ -71,7 +73,7 @@ def write(
     path = folder / f"step-{step:09d}.safetensors"
     write_tensors(path, tensors, {**notes, "step": step, "optimizer": numbers})
     with explained(folder, "tidy"):
-        for old in found(folder)[:-keep]:
+        for old in [other for other in found(folder) if other.name <= path.name][:-keep]:
             old.unlink()
     return path
 
@@ -82,12 +84,23 @@ def found(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be read, and a warning for each damaged one."""
+    """The newest checkpoint that can be read, and a warning for each damaged one.
+
+    Raises:
+        RunError: where there are some, all of them damaged.
+    """
     warnings: list[str] = []
     for path in reversed(found(folder)):
         try:
-            tensors, notes = read_tensors(path)
-            return Checkpoint(int(notes["step"]), path, tensors, notes), warnings
-        except (WeightsError, KeyError, ValueError) as error:
+            tensors, notes = read_tensors(path, ours=True)
+        except WeightsError as error:
             warnings.append(f"{path.name} is damaged and was passed over: {error}")
+        else:
+            return Checkpoint(int(notes["step"]), path, tensors, notes), warnings
+    if warnings:
+        raise RunError(
+            f"{folder}: wanted a checkpoint to go on from, and none can be read.\n  "
+            + "\n  ".join(warnings)
+            + "\nPut a sound copy of one there, or start anew with another --out."
+        )
     return None, warnings

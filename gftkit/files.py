@@ -23,6 +23,11 @@ from gftkit.errors import ConfigError, RunError, WeightsError
 
 State = dict[str, Tensor]
 
+_DIGEST = "gftkit-digest"
+"""Where a safetensors file of ours keeps the digest of everything else in it."""
+_PART = ".part"
+"""Stands in the name of a file that is being written."""
+
 
 @contextmanager
 def explained(path: Path, doing: str = "write") -> Iterator[None]:
@@ -54,7 +59,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART + path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -69,6 +74,30 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a change of names last through a power cut, where the file system can promise that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what network file systems say that can't
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left of files that it was writing; where nobody else writes into the folder.
+
+    Raises:
+        RunError: where one can't be deleted.
+    """
+    with explained(folder, "tidy"):
+        for path in folder.glob(f".*{_PART}*"):
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -115,17 +144,23 @@ def finite(value: Any) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file with JSON metadata, whole or not at all."""
+    """Write a safetensors file with JSON metadata and a digest of it all, whole or not at all."""
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     notes = {key: json.dumps(value) for key, value in metadata.items()}
-    write_atomically(path, lambda temporary: save_file(held, temporary, metadata={"format": "pt", **notes}))
+    notes = {"format": "pt", **notes}
+    notes[_DIGEST] = _digest_of_file(held, notes)
+    write_atomically(path, lambda temporary: save_file(held, temporary, metadata=notes))
 
 
-def read_tensors(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors and metadata of a safetensors file.
+def read_tensors(path: Path, ours: bool = False) -> tuple[State, dict[str, Any]]:
+    """The tensors and metadata of a safetensors file; where it has a digest, that is checked.
+
+    Args:
+        path: the file.
+        ours: refuse a file without a digest: it wasn't written by ``write_tensors``.
 
     Raises:
-        WeightsError: for a file that is missing, empty, truncated or of another format.
+        WeightsError: for a file that is missing, empty, truncated, of another format, or changed since it was written.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file.")
@@ -138,7 +173,18 @@ def read_tensors(path: Path) -> tuple[State, dict[str, Any]]:
             f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
             f"It may be truncated or of another format; copy or export it again."
         ) from None
+    written = notes.pop(_DIGEST, None)
+    if (ours and written is None) or (written is not None and written != _digest_of_file(tensors, notes)):
+        raise WeightsError(
+            f"{path}: its content isn't what was written: wanted the digest {written}, got another. The disk or a copy "
+            f"damaged it; copy it again, or go back to an earlier one."
+        )
     return tensors, {key: _decoded(value) for key, value in notes.items() if key != "format"}
+
+
+def _digest_of_file(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    """SHA-256 of a file's tensors and metadata."""
+    return hashlib.sha256(json.dumps([digest(tensors), dict(sorted(notes.items()))]).encode()).hexdigest()
 
 
 def _decoded(note: str) -> Any:

@@ -19,7 +19,7 @@ from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
-from gftkit.files import check_space, write_json
+from gftkit.files import check_space, remove_leftovers, write_json
 from gftkit.log import Log
 from gftkit.monitoring import TrainingState
 from gftkit.objective import LOSSES, retention
@@ -80,6 +80,8 @@ class Loop:
             self.progress.warn(warning)
         first = 0 if found is None else found.step
         if self.main:
+            for folder in (self.out, self.out / CHECKPOINTS):
+                remove_leftovers(folder)
             self._check_space()
         if found is not None:
             self._check_anchor(found)

@@ -1,0 +1,316 @@
+"""A run that was killed at any moment goes on to the result of an undisturbed one, bit for bit."""
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from itertools import count
+
+import killing
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gftkit
+from gftkit import checkpoint
+from gftkit.errors import RunError, WeightsError
+from gftkit.files import read_tensors, remove_leftovers, write_tensors, write_text
+
+UNET = {
+    "drift": {"name": "unet", "width": 4, "multipliers": [1, 2], "dropout": 0.2},
+    "data": {"name": "digits", "count": 40},
+    "coupling": {"name": "optimal-transport"},
+    "train": {"steps": 12, "batch_size": 8, "pairing_batch": 16, "checkpoint_every": 3, "log_every": 2, "ema": 0.8},
+    "evaluate": {"every": 4, "count": 24, "solver": {"name": "euler", "steps": 2}},
+    "seed": 3,
+}
+MLP = {
+    "drift": {"name": "mlp", "width": 16, "depth": 1},
+    "data": {"name": "two-moons"},
+    "train": {"steps": 12, "batch_size": 8, "checkpoint_every": 3, "log_every": 2, "decay": "cosine", "warmup": 4},
+    "evaluate": {"every": 6, "count": 24, "solver": {"name": "euler", "steps": 2}},
+    "seed": 5,
+}
+
+
+def tuned(pretrained, **changes):
+    """A fine-tune that everything random takes part in, with a monitor that has a memory."""
+    return {
+        **{key: MLP[key] for key in ("train", "evaluate", "seed")},
+        "pretrained": str(pretrained),
+        "data": {"name": "gaussian-mixture", "count": 20},
+        "coupling": {"name": "optimal-transport"},
+        "schedule": {"name": "exponential"},
+        "monitors": [{"name": "theory", "batches": 2}],
+        **changes,
+    }
+
+
+def result(folder):
+    """All that a run is, apart from its seconds: weights, optimiser, log, monitors' files, names of checkpoints."""
+    last, damaged = checkpoint.latest(folder / "checkpoints")
+    assert not damaged
+    summary = json.loads((folder / "summary.json").read_text())
+    theory = folder / "theory.json"
+    return {
+        "model": values(load_file(folder / "model.safetensors")),
+        "checkpoint": values(last.tensors),
+        "optimizer": last.notes["optimizer"],
+        "log": (folder / "metrics.jsonl").read_text(),
+        "summary": {key: value for key, value in summary.items() if key != "seconds"},
+        "theory": theory.read_text() if theory.exists() else None,
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+    }
+
+
+def values(tensors):
+    """The bytes of tensors by name."""
+    return {name: held.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, held in tensors.items()}
+
+
+def go_on(config, out, moment=None):
+    """Resume, or start anew where the run hadn't begun."""
+    return killing.start(config, out, resume=(out / "config.yaml").is_file(), moment=moment)
+
+
+def test_a_run_killed_at_a_step_and_within_a_checkpoint_goes_on_as_if_undisturbed(pretrained, tmp_path, registry):
+    config = tuned(pretrained)
+    gftkit.finetune(config, tmp_path / "whole", registry=registry)
+    out = tmp_path / "killed"
+    killing.finish(killing.start(config, out, moment=("at-a-step", 8)), -signal.SIGKILL)
+    assert [found.name for found in checkpoint.found(out / "checkpoints")] == [
+        f"step-{n:09d}.safetensors" for n in (3, 6)
+    ]
+    killing.finish(go_on(config, out, ("within-a-write", 1)), -signal.SIGKILL)
+    assert killing.is_writing(out / "checkpoints")  # a leftover
+    killing.finish(go_on(config, out))
+    assert result(out) == result(tmp_path / "whole")
+
+
+def test_what_the_comparison_sees(finished, tmp_path):
+    """Its wrong twins: a weight that is off by one bit, in either file; a line too many; a file left over."""
+    whole, copy = result(finished), shutil.copytree(finished, tmp_path / "copy")
+    assert result(copy) == whole
+    (copy / ".x.part").touch()
+    with (copy / "metrics.jsonl").open("a") as log:
+        log.write("{}\n")
+    for path in (copy / "model.safetensors", checkpoint.found(copy / "checkpoints")[-1]):
+        tensors, notes = read_tensors(path)
+        next(held for held in tensors.values() if held.ndim).view(-1).view(torch.int32)[0] ^= 1
+        write_tensors(path, tensors, notes)
+    assert [key for key in whole if whole[key] != result(copy)[key]] == ["model", "checkpoint", "log", "files"]
+
+
+@pytest.fixture(scope="module")
+def variants(pretrained, tmp_path_factory):
+    """Configurations by name, each with the folder of an undisturbed run and its seconds."""
+    found = {}
+    for name, config in {
+        "pretraining": MLP,
+        "unet, dropout, optimal transport": UNET,
+        "fine-tune, monitored": tuned(pretrained),
+        "penalty, stepwise, momentum": tuned(
+            pretrained,
+            objective={"form": "penalty", "weight": "1 - t"},
+            schedule={"name": "stepwise", "temperatures": [3.0, 1.0, 0.0]},
+            train={**MLP["train"], "optimizer": {"name": "sgd", "momentum": 0.9}, "keep_checkpoints": 1},
+        ),
+    }.items():
+        whole = tmp_path_factory.mktemp("whole") / "run"
+        found[name] = (config, whole, killing.seconds_of(killing.start(config, whole)))
+    return found
+
+
+NAMES = ("pretraining", "unet, dropout, optimal transport", "fine-tune, monitored", "penalty, stepwise, momentum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_twenty_kills_at_random_moments(variants, tmp_path, name):
+    """Five of them as soon as a checkpoint is being written; the others anywhere, also in the start and the end."""
+    config, whole, seconds = variants[name]
+    wanted, kills, leftovers, runs = result(whole), 0, 0, 0
+    waits, choice = killing.moments(11, seconds), random.Random(13)
+    for runs in count():
+        out = tmp_path / str(runs)
+        while not (out / "model.safetensors").exists():
+            process = go_on(config, out)
+            if kills >= 20:
+                killing.finish(process)
+            elif kills % 4 == 3:
+                kills += killing.kill_while_writing(process, out / "checkpoints", choice.randrange(3))
+                leftovers += killing.is_writing(out / "checkpoints")
+            else:
+                kills += killing.kill_after(process, next(waits))
+        assert result(out) == wanted
+        shutil.rmtree(out)
+        if kills >= 20:
+            break
+    assert leftovers  # some were within a write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("moment", list(killing.MOMENTS))
+def test_a_kill_at_every_kind_of_moment(variants, tmp_path, name, moment):
+    config, whole, _ = variants[name]
+    out = tmp_path / "run"
+    for times in (2, 1) if moment != "before-the-model" else (1, 1):
+        killing.finish(go_on(config, out, (moment, times)), -signal.SIGKILL)
+    killing.finish(go_on(config, out))
+    assert result(out) == result(whole)
+
+
+# Damaged checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, registry):
+    """A finished run of ``MLP``."""
+    return gftkit.pretrain(MLP, tmp_path_factory.mktemp("finished") / "run", registry=registry).folder
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """The same, not finished, with its checkpoints of steps 9 and 12."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def flip(path, place):
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 16
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "a byte short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "a bit of the length": lambda path: flip(path, 1),
+    "a bit of the header": lambda path: flip(path, 40),
+    "a bit of the last tensor": lambda path: flip(path, -1),
+    "a bit of the first tensor": lambda path: flip(path, 8 + int.from_bytes(path.read_bytes()[:8], "little")),
+    "another file": lambda path: path.write_bytes(b"#!/bin/sh\n" * 100),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, damage):
+    newest = checkpoint.found(stopped / "checkpoints")[-1]
+    DAMAGES[damage](newest)
+    found, warnings = checkpoint.latest(stopped / "checkpoints")
+    assert found.step == 9
+    assert [warning.split(":")[0] for warning in warnings] == [f"{newest.name} is damaged and was passed over"]
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(stopped, finished, registry, capsys):
+    newest = checkpoint.found(stopped / "checkpoints")[-1]
+    flip(newest, -1)
+    gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
+    assert f"{newest.name} is damaged" in capsys.readouterr().err
+    assert result(stopped) == result(finished)
+
+
+def test_a_bit_anywhere_in_a_file_is_seen(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_tensors(path, {"w": torch.ones(2, 2), "n": torch.arange(2)}, {"step": 3, "optimizer": {}})
+    whole = path.read_bytes()
+    read_tensors(path, ours=True)
+    for bit in random.Random(1).sample(range(8 * len(whole)), 400):
+        raw = bytearray(whole)
+        raw[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        with pytest.raises(WeightsError):
+            read_tensors(path, ours=True)
+
+
+def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
+    folder = stopped / "checkpoints"
+    for path in checkpoint.found(folder):
+        flip(path, -3)
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="wanted a checkpoint to go on from, and none can be read") as caught:
+        gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
+    assert all(path.name in str(caught.value) for path in checkpoint.found(folder))
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_checkpoints_do_not_push_out_sound_ones(tmp_path):
+    drift = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(drift.parameters())
+    for step in (10, 20, 30):
+        checkpoint.write(tmp_path, step, drift, drift, optimizer, {}, keep=3)
+    for path in checkpoint.found(tmp_path)[1:]:
+        flip(path, -1)
+    assert checkpoint.latest(tmp_path)[0].step == 10
+    checkpoint.write(tmp_path, 20, drift, drift, optimizer, {}, keep=1)
+    assert checkpoint.latest(tmp_path)[0].step == 20
+    checkpoint.write(tmp_path, 30, drift, drift, optimizer, {}, keep=1)
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000000030.safetensors"]
+
+
+# What is left over, and a disk that is full
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    kept = ["step-000000003.safetensors", ".hidden", "x.part", ".notes-abcdefgh.txt"]
+    for name in (*kept, ".step-000000006-abcdefgh.part.safetensors", ".config-12345678.part.yaml"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    remove_leftovers(tmp_path / "none")
+
+
+def test_the_name_of_a_new_file_is_synced_too(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(handle):
+        synced.append((os.path.realpath(f"/proc/self/fd/{handle}"), os.listdir(tmp_path)))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_text(tmp_path / "a.txt", "text")
+    (file, before), (folder, after) = synced
+    assert ".part" in file
+    assert len(before) == 1
+    assert "a.txt" not in before
+    assert (folder, after) == (str(tmp_path.resolve()), ["a.txt"])
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_borne(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refuse(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EINVAL:
+        write_text(tmp_path / "a.txt", "text")
+    else:
+        with pytest.raises(RunError, match="cannot write"):
+            write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_a_disk_that_takes_no_more_keeps_the_earlier_checkpoint(tmp_path):
+    """The system's own refusal, not a played one: no file may grow beyond a limit."""
+    drift = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(drift.parameters())
+    checkpoint.write(tmp_path, 1, drift, drift, optimizer, {}, keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*step-000000002\.safetensors"):
+            checkpoint.write(tmp_path, 2, drift, drift, optimizer, {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == ["step-000000001.safetensors"]
+    assert checkpoint.latest(tmp_path)[0].step == 1

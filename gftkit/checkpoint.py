@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gftkit.averages import Averages
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import State, explained, load_weights, read_tensors, write_tensors
 
@@ -24,14 +25,14 @@ class Checkpoint:
     tensors: State
     notes: dict[str, Any]
 
-    def restore(self, drift: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, drift: nn.Module, averages: Averages, optimizer: torch.optim.Optimizer) -> None:
         """Put the saved state back, bit for bit.
 
         Raises:
             WeightsError: where it belongs to another drift.
         """
         load_weights(drift, self.part("drift."), self.path)
-        load_weights(ema, self.part("ema."), self.path)
+        averages.restore(self.part("ema."), self.path)
         state: dict[int, dict[str, Any]] = {int(key): dict(held) for key, held in self.notes["optimizer"].items()}
         for name, tensor in self.part("optimizer.").items():
             index, _, key = name.partition(".")
@@ -48,7 +49,7 @@ def write(
     folder: Path,
     step: int,
     drift: nn.Module,
-    ema: nn.Module,
+    averages: Averages,
     optimizer: torch.optim.Optimizer,
     notes: Mapping[str, Any],
     keep: int,
@@ -62,7 +63,7 @@ def write(
     """
     tensors: dict[str, Tensor] = {}
     tensors |= {f"drift.{name}": held for name, held in drift.state_dict().items()}
-    tensors |= {f"ema.{name}": held for name, held in ema.state_dict().items()}
+    tensors |= {f"ema.{name}": held for name, held in averages.tensors().items()}
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, held in state.items():

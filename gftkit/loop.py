@@ -4,7 +4,6 @@ Everything random is a function of (seed, purpose, step): a resumed run repeats 
 checkpoint needs to keep the step only.
 """
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gftkit import checkpoint, conditions, flow
+from gftkit.averages import Averages
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
@@ -63,12 +62,13 @@ class Loop:
         share = self.config.train.batch_size // processes
         self.share = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
         self.drift = experiment.drift.to(self.device).requires_grad_(True)
-        self.ema = copy.deepcopy(self.drift).eval().requires_grad_(False)
         self.anchor = None if experiment.anchor is None else experiment.anchor.to(self.device)
         self.optimizer = optimizer_of(self.config.train, self.drift.parameters())
         self.model = accelerator.prepare_model(self.drift)
-        self._parameters, self._averages = list(self.drift.parameters()), list(self.ema.parameters())
-        self._average = get_ema_multi_avg_fn(self.config.train.ema)  # type: ignore[no-untyped-call]
+        assert self.config.train.ema is not None  # filled in by config.read
+        self.averages = Averages(self.drift, self.config.train.ema)
+        self.ema = self.averages.drift()
+        self._parameters = list(self.drift.parameters())
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
         self._bad = torch.full((), -1, device=self.device)
@@ -85,7 +85,7 @@ class Loop:
             self._check_space()
         if found is not None:
             self._check_anchor(found)
-            found.restore(self.drift, self.ema, self.optimizer)
+            found.restore(self.drift, self.averages, self.optimizer)
         # The first look asks every metric and monitor: what they refuse is known before the folder holds a run.
         looked = self._look(0, self.drift, "raw", []) if self.main and found is None else []
         if self.main:
@@ -175,10 +175,7 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self._parameters, limit)
         self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss.detach() + norm), step, self._bad)
         self.optimizer.step()
-        with torch.no_grad():
-            self._average(self._averages, self._parameters, 0)
-            for mean, now in zip(self.ema.buffers(), self.drift.buffers(), strict=True):
-                mean.copy_(now)
+        self.averages.update()
         return {
             "loss": loss.detach(),
             "temperature": beta,
@@ -222,7 +219,7 @@ class Loop:
             self.out / CHECKPOINTS,
             done,
             self.drift,
-            self.ema,
+            self.averages,
             self.optimizer,
             {
                 "seconds": seconds,

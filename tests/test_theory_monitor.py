@@ -156,7 +156,7 @@ def last_state(run):
 
     experiment = loop_of(run, [("spy", Spy())])
     found, _ = checkpoint.latest(run.folder / "checkpoints")
-    found.restore(experiment.drift, experiment.ema, experiment.optimizer)
+    found.restore(experiment.drift, experiment.averages, experiment.optimizer)
     experiment._look(run.config.train.steps, experiment.drift, "raw", [])
     return seen[0]
 

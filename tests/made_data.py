@@ -1,0 +1,43 @@
+"""What the tests of data sets share: files that they make, and the whole of a data set as one batch."""
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+
+def whole(dataset):
+    return dataset.batch(torch.arange(len(dataset)))
+
+
+def write(file, arrays):
+    """Numpy arrays into a file of the format that its ending says; one array without a name under ''."""
+    if file.suffix == ".npy":
+        np.save(file, arrays[""])
+    elif file.suffix == ".npz":
+        np.savez(file, **arrays)
+    else:
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        if file.suffix == ".pt":
+            torch.save(tensors.get("", tensors), file)
+        else:
+            safetensors.torch.save_file(tensors, file)
+    return file
+
+
+def picture(file, color, size=(4, 4), mode="RGB"):
+    """A picture of one colour."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(file)
+    return file
+
+
+def pictures(folder):
+    """21 pictures of 5 x 4 random pixels in the classes ant, bee and cat."""
+    generator = np.random.default_rng(0)
+    for label in ("cat", "ant", "bee"):
+        (folder / label).mkdir(parents=True)
+        for number in range(7):
+            pixels = generator.integers(256, size=(5, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder

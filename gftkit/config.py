@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from gftkit import expression
+from gftkit.blocks import SHUFFLE_BUFFER
 from gftkit.errors import ConfigError
 from gftkit.files import parse_yaml, read_yaml
 from gftkit.options import check_known, options_of
@@ -35,6 +36,7 @@ class Train:
         clip: the largest gradient norm; null for none.
         ema: decay of the exponential moving average of the weights; null for 1 - 10/steps within [0.9, 0.9999].
         pairing_batch: samples that the coupling pairs at once, a multiple of batch_size; null for batch_size.
+        shuffle_buffer: samples that are shuffled together where the data are read block by block, such as shards.
         checkpoint_every: steps between checkpoints; null for a tenth of the run.
         keep_checkpoints: how many checkpoints stay.
         log_every: steps between lines of metrics.jsonl.
@@ -49,6 +51,7 @@ class Train:
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     pairing_batch: Count | None = None
+    shuffle_buffer: Count = SHUFFLE_BUFFER
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
     log_every: Count = 10

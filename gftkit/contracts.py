@@ -148,7 +148,10 @@ class Dataset(Protocol):
     ``event_shape``: shape of one sample. ``range``: (low, high) of its values, which the kernel maps to [-1, 1] for
     training and back for samples, or None for data that are never rescaled.
     Optional: ``labels``, (len,) of int64; ``classes``, the number of classes (default: from ``labels``);
-    ``condition_shapes``, name -> shape for one sample, of the ``conditions`` of every batch (default none).
+    ``condition_shapes``, name -> shape for one sample, of the ``conditions`` of every batch (default none); ``blocks``,
+    the sizes of consecutive stretches of indices that are cheap to read together, such as the files of a set (default:
+    none, and every sample costs the same). ``batch`` may be called in worker processes: a data set can be pickled, and
+    opens its files where they are first read.
     """
 
     event_shape: tuple[int, ...]

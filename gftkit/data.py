@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from gftkit.blocks import SHUFFLE_BUFFER, Blocks, blocks_of
 from gftkit.contracts import Batch, Dataset, Sampler
 from gftkit.errors import DataError
 from gftkit.randomness import stream
@@ -112,13 +113,22 @@ class Samples:
 class Order:
     """The order in which a run visits its data: a function of seed and position, so that it resumes exactly.
 
+    A data set that declares ``blocks`` is shuffled block by block, another one as a whole; either way every epoch
+    visits every sample once.
+
     Args:
         samples: the data.
         seed: of the permutations.
+        shuffle_buffer: samples of a set in blocks that are shuffled together.
+
+    Raises:
+        PluginError: for blocks that don't add up to the set.
     """
 
-    def __init__(self, samples: Samples, seed: int) -> None:
+    def __init__(self, samples: Samples, seed: int, shuffle_buffer: int = SHUFFLE_BUFFER) -> None:
         self.samples, self.seed = samples, seed
+        sizes = blocks_of(samples.data, samples.where)
+        self._blocks = None if sizes is None else Blocks(sizes, seed, shuffle_buffer)
         self._permutation: tuple[int, Tensor] | None = None
 
     def take(self, first: int, n: int) -> Batch:
@@ -128,13 +138,23 @@ class Order:
             return self.samples.draw(n, stream(self.seed, "data", first))
         parts = []
         while n > 0:
-            epoch, offset = divmod(first, size)
-            if self._permutation is None or self._permutation[0] != epoch:
-                self._permutation = epoch, torch.randperm(size, generator=stream(self.seed, "data", epoch))
-            part = self._permutation[1][offset : offset + n]
+            part = self._part(*divmod(first, size), n)
             parts.append(part)
             first, n = first + len(part), n - len(part)
         return self.samples.at(torch.cat(parts))
+
+    def _part(self, epoch: int, offset: int, n: int) -> Tensor:
+        """At most n indices of an epoch's permutation, from ``offset`` on."""
+        if self._blocks is not None:
+            return self._blocks.indices(epoch, offset, n)
+        if self._permutation is None or self._permutation[0] != epoch:
+            size = self.samples.size or 0
+            self._permutation = epoch, torch.randperm(size, generator=stream(self.seed, "data", epoch))
+        return self._permutation[1][offset : offset + n]
+
+
+MANY = 2**24
+"""Above so many samples no permutation of the whole set is made where a few samples are wanted."""
 
 
 def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:
@@ -145,8 +165,22 @@ def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:
 
 def permuted(n: int, size: int, generator: Generator) -> Tensor:
     """n indices below ``size``: consecutive random permutations, so that n may exceed size."""
+    if size > MANY and n <= size // 2:
+        return _few(n, size, generator)
     rounds = [torch.randperm(size, generator=generator) for _ in range(-(-n // size))]
     return torch.cat(rounds)[:n]
+
+
+def _few(n: int, size: int, generator: Generator) -> Tensor:
+    """n different indices below ``size``, in memory O(n): the first n different ones of a random sequence."""
+    drawn = torch.empty(0, dtype=torch.int64)
+    while True:
+        drawn = torch.cat([drawn, torch.randint(size, (n,), generator=generator)])
+        values, inverse = torch.unique(drawn, return_inverse=True)
+        if len(values) >= n:
+            places = torch.arange(len(drawn))
+            first = torch.full((len(values),), len(drawn)).scatter_reduce(0, inverse, places, "amin")
+            return drawn[first.sort().values[:n]]
 
 
 def source_of(samples: Samples) -> Source:

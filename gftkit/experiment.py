@@ -107,7 +107,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         path=path,
         schedule=None if config.schedule is None else registry.build("schedule", config.schedule),
         pairs=Pairs(
-            Order(data, config.seed),
+            Order(data, config.seed, train.shuffle_buffer),
             source,
             coupling,
             train.batch_size,

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gftkit.blocks import blocks_of
 from gftkit.contracts import Batch, Dataset, Sampler
 from gftkit.data import condition_shapes_of
 from gftkit.errors import DataError
@@ -25,7 +26,7 @@ class Subset:
 
     Args:
         dataset: the whole set.
-        indices: (n,) of int64, which of its samples.
+        indices: (n,) of int64, which of its samples; ascending for a set in blocks, which then stays in blocks.
     """
 
     def __init__(self, dataset: Dataset, indices: Tensor) -> None:
@@ -37,6 +38,7 @@ class Subset:
         self.labels: Tensor | None = None if labels is None else labels[indices]
         self.classes: int | None = classes_of(dataset)
         self.condition_shapes = condition_shapes_of(dataset)
+        self.blocks = _kept(blocks_of(dataset), indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,6 +70,14 @@ class Fixed:
     def batch(self, indices: Tensor) -> Batch:
         """The samples at these indices."""
         return self.samples[indices]
+
+
+def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
+    """How many of these ascending indices lie in each block; blocks without any are left out."""
+    if blocks is None:
+        return None
+    counts = torch.searchsorted(indices, blocks.cumsum(0)).diff(prepend=torch.zeros(1, dtype=torch.int64))
+    return counts[counts > 0]
 
 
 def classes_of(dataset: Dataset | Sampler) -> int | None:
@@ -119,6 +129,8 @@ def subset(
         if count > len(indices):
             raise DataError(f"count: {count} samples wanted, {len(indices)} are left. Ask for at most that many.")
         indices = np.random.default_rng(seed).permutation(indices)[:count]
+        if blocks_of(dataset) is not None:
+            indices = np.sort(indices)
     if len(indices) == 0:
         raise DataError(f"no sample is left (split: {split}, classes: {classes}).")
     return Subset(dataset, torch.from_numpy(indices))

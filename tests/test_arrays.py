@@ -253,3 +253,80 @@ def test_pickled_content_never_runs(registry, tmp_path, ending, wrapped):
 def test_the_payload_would_run(tmp_path):
     pickle.loads(pickle.dumps(Payload(tmp_path / "ran"))).close()
     assert (tmp_path / "ran").exists()
+
+
+# Large arrays
+
+
+@pytest.fixture
+def nothing_is_small(monkeypatch):
+    """Makes every array a large one, in blocks of at most four rows."""
+    module = importlib.import_module("gftkit_plugins.datasets.arrays")
+    monkeypatch.setattr(module, "_LARGE", 0)
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 4)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("dtype", ["float32", ">f8", "float16", "uint8"])
+def test_a_large_array_gives_what_a_small_one_does(registry, tmp_path, request, ending, dtype):
+    if dtype == ">f8" and ending in (".pt", ".safetensors"):
+        pytest.skip("torch has no foreign byte order")
+    values = np.arange(66).reshape(11, 2, 3).astype(dtype)
+    file = write(tmp_path / f"s{ending}", {"" if ending in (".npy", ".pt") else "x1": values})
+    small = registry.create("dataset", "arrays", file=file)
+    request.getfixturevalue("nothing_is_small")
+    large = registry.create("dataset", "arrays", file=file)
+    assert small.blocks is None
+    assert large.blocks is None if ending == ".npz" else large.blocks.tolist() == [4, 4, 3]
+    indices = torch.tensor([10, 0, 3, 3])
+    assert torch.equal(large.batch(indices).x1, small.batch(indices).x1)
+    assert large.batch(indices[:0]).x1.shape == (0, 2, 3)
+    assert torch.equal(pickle.loads(pickle.dumps(large)).batch(indices).x1, small.batch(indices).x1)
+
+
+def test_a_large_array_in_fortran_order_is_read_right(registry, tmp_path, nothing_is_small):
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.arange(12.0).reshape(4, 3)))
+    dataset = registry.create("dataset", "arrays", file=tmp_path / "f.npy")
+    assert dataset.batch(torch.tensor([2, 0])).x1.tolist() == [[6.0, 7.0, 8.0], [0.0, 1.0, 2.0]]
+
+
+@pytest.mark.parametrize("ending", [".npy", ".pt", ".safetensors"])
+def test_a_large_array_names_a_bad_row_when_it_is_read(registry, tmp_path, nothing_is_small, ending):
+    values = np.zeros((20, 2))
+    values[17, 1] = np.nan
+    file = write(tmp_path / f"s{ending}", {"" if ending in (".npy", ".pt") else "x1": values})
+    dataset = registry.create("dataset", "arrays", file=file, split="all")
+    dataset.batch(torch.arange(17))
+    with pytest.raises(DataError, match=rf"^{re.escape(str(file))}.* in row 17 .*Repair"):
+        dataset.batch(torch.tensor([3, 17]))
+    rows = registry.create("dataset", "arrays", file=file, count=20, seed=1)  # a subset names the row of the file
+    with pytest.raises(DataError, match="in row 17 "):
+        whole(rows)
+
+
+def test_a_large_file_that_shrinks_is_named(registry, tmp_path, nothing_is_small):
+    """A map of it would end the process with a bus error."""
+    file = write(tmp_path / "s.npy", {"": np.ones((1000, 100))})
+    dataset = registry.create("dataset", "arrays", file=file)
+    with file.open("r+b") as stream:
+        stream.truncate(2000)
+    assert whole_rows(dataset, 0, 2) == 1.0
+    with pytest.raises(DataError, match=r"s\.npy: wanted 800 bytes from byte \d+ on, and the file ends before"):
+        dataset.batch(torch.tensor([999]))
+    file.unlink()
+    with pytest.raises(DataError, match=r"s\.npy: can't be read \(No such file or directory\)\. Check the path"):
+        pickle.loads(pickle.dumps(dataset)).batch(torch.tensor([0]))
+
+
+def whole_rows(dataset, first, last):
+    return float(dataset.batch(torch.arange(first, last)).x1.unique())
+
+
+def test_what_counts_as_large(registry, tmp_path):
+    """A file with a hole: 1.2 GB that take no space. Nothing of it is read at the start."""
+    shape = (300_000, 1000)
+    np.lib.format.open_memmap(tmp_path / "hole.npy", mode="w+", dtype=np.float32, shape=shape).flush()
+    dataset = registry.create("dataset", "arrays", file=tmp_path / "hole.npy")
+    assert dataset.blocks.sum() == 300_000
+    assert dataset.blocks.max() * 4000 <= 2**22
+    assert whole_rows(dataset, 299_990, 300_000) == 0.0

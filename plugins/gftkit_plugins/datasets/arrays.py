@@ -9,19 +9,28 @@ from gftkit.contracts import Batch
 from gftkit.errors import DataError
 from gftkit_plugins.datasets.reading import Arrays as Found
 from gftkit_plugins.datasets.reading import read_arrays
+from gftkit_plugins.datasets.rows import Rows
 
 _SAMPLES = ("x1", "samples", "data")
 _LABEL, _PARTNER = "label", "x0"
 _CHUNK = 2**22
 """Values that the first look at a file converts at a time: 16 MiB of float32."""
+_LARGE, _MANY = 2**30, 2**24
+"""Above so many bytes, or rows, an array on disk is read in blocks and checked row by row as it is read."""
+_BLOCK_BYTES, _BLOCK_ROWS = 2**22, 2**12
+"""The most that a block of a large array holds."""
 
 
 class Arrays:
     """Samples from a .npy, .npz, .pt or .safetensors file: (n, *event) of real numbers, given out as float32.
 
     Values are never rescaled. All formats but .npz stay on disk, mapped into memory, and are converted batch by batch;
-    an .npz file is read whole. Nothing is ever unpickled. An integer array ``label``, (n,), in the
-    same file gives classes; an array ``x0``, of the samples' shape, gives each sample a fixed partner in the source.
+    an .npz file is read whole. Nothing is ever unpickled. An integer array ``label``, (n,), in the same file gives
+    classes; an array ``x0``, of the samples' shape, gives each sample a fixed partner in the source.
+
+    Values are checked at the start; those of a large array (over 1 GiB or 16,777,216 rows, and not in an .npz file) as
+    they are read. Training visits a large array in blocks of up to 4 MiB (``train.shuffle_buffer``). Rows of a large
+    .npy file are read without mapping it, so that memory doesn't grow with what was read.
 
     Args:
         file: the file.
@@ -47,7 +56,8 @@ class Arrays:
     def __init__(self, file: Path, key: str | None = None, labels: str | None = None) -> None:
         found = read_arrays(file)
         key = _samples_key(found, key, labels)
-        self._x1 = found[key]
+        self._file, self._key = file, key
+        self._x1: Tensor | Rows = found[key]
         shape = tuple(self._x1.shape)
         who = _named(file, key)
         if len(shape) == 1:
@@ -57,16 +67,21 @@ class Arrays:
         if len(shape) == 0 or 0 in shape:
             raise DataError(f"{who}: wanted samples of shape (n, *event) with n > 0, got {shape}. Write some samples.")
         self.event_shape = shape[1:]
-        _check_finite(self._x1, who)
+        self.blocks = None if file.suffix.lower() == ".npz" else _blocks(self._x1)
+        if self.blocks is None:
+            _check_finite(self._x1, who)
+        elif file.suffix.lower() == ".npy":
+            self._x1 = Rows.open(file) or self._x1
         self._x0 = found[_PARTNER] if _PARTNER in found and key != _PARTNER else None
         if self._x0 is not None:
             who = _named(file, _PARTNER)
-            if self._x0.shape != self._x1.shape:
+            if tuple(self._x0.shape) != shape:
                 raise DataError(
                     f"{who}: wanted the shape of '{key}', {shape}, got {tuple(self._x0.shape)}. Give every sample one "
                     f"partner."
                 )
-            _check_finite(self._x0, who)
+            if self.blocks is None:
+                _check_finite(self._x0, who)
         if labels is not None and labels not in found:
             raise DataError(f"{file}: no array '{labels}' for labels. It holds: {_listed(found)}.")
         label_key = labels or (_LABEL if _LABEL in found and key != _LABEL else None)
@@ -77,10 +92,19 @@ class Arrays:
         return len(self._x1)
 
     def batch(self, indices: Tensor) -> Batch:
-        """The samples at these indices, (batch,) of int64."""
+        """The samples at these indices, (batch,) of int64.
+
+        Raises:
+            DataError: for a row of a large array with NaN or infinite values, or a large file cut off in the meantime.
+        """
         label = None if self.labels is None else self.labels[indices]
+        x1 = self._x1[indices].to(torch.float32)
         x0 = None if self._x0 is None else self._x0[indices].to(torch.float32)
-        return Batch(self._x1[indices].to(torch.float32), label, x0)
+        if self.blocks is not None:
+            for values, key in ((x1, self._key), (x0, _PARTNER)):
+                if values is not None:
+                    _check_rows(values, indices, _named(self._file, key))
+        return Batch(x1, label, x0)
 
 
 def _samples_key(found: Found, key: str | None, labels: str | None) -> str:
@@ -112,18 +136,33 @@ def _labels(label: Tensor, n: int, who: str) -> Tensor:
     return label
 
 
+def _blocks(values: Tensor) -> Tensor | None:
+    """The sizes of a large array's blocks, None for one that isn't large."""
+    n, size = len(values), values[0].numel() * values.element_size()
+    if n * size <= _LARGE and n <= _MANY:
+        return None
+    rows = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // size))
+    sizes = torch.full((-(-n // rows),), rows)
+    sizes[-1] = n - rows * (len(sizes) - 1)
+    return sizes
+
+
 def _check_finite(values: Tensor, who: str) -> None:
     """Refuse NaN and inf, looking at a few rows at a time."""
     rows = max(1, _CHUNK // values[0].numel())
     for start in range(0, len(values), rows):
-        chunk = values[start : start + rows].to(torch.float32).flatten(1)
-        bad = ~chunk.isfinite().all(1)
-        if bad.any():
-            row = start + int(bad.nonzero()[0])
-            raise DataError(
-                f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row {row} "
-                f"(counted from 0). Repair or drop that row."
-            )
+        chunk = values[start : start + rows].to(torch.float32)
+        _check_rows(chunk, torch.arange(start, start + len(chunk)), who)
+
+
+def _check_rows(values: Tensor, rows: Tensor, who: str) -> None:
+    """Refuse NaN and inf in these rows of a file."""
+    bad = ~values.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise DataError(
+            f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row "
+            f"{int(rows[bad][0])} (counted from 0). Repair or drop that row."
+        )
 
 
 def _named(file: Path, key: str) -> str:

@@ -106,6 +106,7 @@ class Config:
         seed: of everything random.
         pretrained: a run folder or weights file; fine-tuning only.
         schedule: the temperature; fine-tuning only.
+        anchor: which pretrained drift is held on to; fine-tuning only.
         objective: what is minimised.
     """
 
@@ -122,6 +123,7 @@ class Config:
     pretrained: Path | None
     schedule: Spec | None
     objective: Objective
+    anchor: Spec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as config.yaml holds them; what doesn't apply is left out."""
@@ -130,7 +132,7 @@ class Config:
 
 
 KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "seed", "objective")
-FINETUNE_KEYS = (*KEYS, "pretrained", "schedule")
+FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor")
 INHERITED = ("drift", "source", "path", "coupling")
 DEFAULTS: Mapping[str, Spec] = {
     "source": {"name": "gaussian"},
@@ -157,6 +159,7 @@ def read(
         ConfigError: for a key that is missing or has no valid value.
         UnknownNameError: for an unknown key, component or option.
     """
+    from gftkit import lineage
     from gftkit.run import Run, is_run
 
     if isinstance(source, Mapping):
@@ -166,24 +169,18 @@ def read(
     for setting in overrides:
         raw = override(raw, setting)
     known = FINETUNE_KEYS if kind == "finetune" else KEYS
-    if kind == "pretrain" and ("pretrained" in raw or "schedule" in raw):
-        raise ConfigError("`pretrained` and `schedule` belong to a fine-tune: use `gft finetune`.")
+    tuning = [key for key in FINETUNE_KEYS if key not in KEYS and key in raw]
+    if kind == "pretrain" and tuning:
+        raise ConfigError(f"`{'` and `'.join(tuning)}` belong to a fine-tune: use `gft finetune`.")
     check_known(raw, known, "the configuration")
 
     inherited: dict[str, Any] = {}
     pretrained: Path | None = None
     if kind == "finetune":
-        if not isinstance(raw.get("pretrained"), str):
-            raise ConfigError("pretrained is missing: wanted a run folder or a weights file to start from.")
-        pretrained = base / raw["pretrained"]
+        pretrained = lineage.found(raw.get("pretrained"), "pretrained", base)
         if is_run(pretrained):
             parent = Run.open(pretrained, registry).config
             inherited = {key: getattr(parent, key) for key in INHERITED}
-        elif not pretrained.is_file():
-            raise ConfigError(
-                f"pretrained: {pretrained} is neither a run folder nor a weights file "
-                f"(relative paths start at the config's folder)."
-            )
         if "schedule" not in raw:
             raise ConfigError("schedule is missing: wanted e.g. `schedule: {name: exponential}`, or zero for none.")
     specs: dict[str, Spec] = {}
@@ -207,6 +204,9 @@ def read(
         pretrained=pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if kind == "finetune" else None,
         objective=section(Objective, raw.get("objective", {}), "objective"),
+        anchor=None
+        if pretrained is None
+        else lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], registry, base),
     )
     _check_weight(config.objective.weight)
     return config, _warnings(config, inherited)

@@ -1,13 +1,14 @@
 """Everything that a configuration names, built and checked against each other, before any work is done."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from torch import nn
 
-from gftkit import conditions, expression, flow
-from gftkit.anchor import FrozenAnchor
+from gftkit import conditions, expression, flow, lineage
+from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor
 from gftkit.config import Config
 from gftkit.contracts import Batch, Coupling, Dataset, Metric, Monitor, Path, Sampler, Schedule, Solver
 from gftkit.data import Order, Samples, Source
@@ -27,12 +28,15 @@ FAR_OUTSIDE = 3.0
 
 @dataclass(frozen=True)
 class Experiment:
-    """The components of a run, and the data in the form that the loop and the metrics use."""
+    """The components of a run, and the data in the form that the loop and the metrics use.
+
+    ``anchors`` are the hashes of the anchors of the fine-tunes that led here, oldest first, this run's own last.
+    """
 
     config: Config
     facts: Facts
     drift: nn.Module
-    anchor: FrozenAnchor | None
+    anchor: Anchor | None
     path: Path
     schedule: Schedule | None
     pairs: Pairs
@@ -45,6 +49,7 @@ class Experiment:
     training: Batch
     reference: Batch
     warnings: list[str]
+    anchors: tuple[str, ...] = ()
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
         """A drift under evaluation, on this experiment's reference data."""
@@ -86,12 +91,16 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.pretrained is not None and is_run(config.pretrained):
         parent = Run.open(config.pretrained, registry)
         facts = _inherit(facts, parent)
-        _check_same_path(path, registry.build("path", parent.config.path), config, parent)
+        _check_same_path(path, config, parent)
     torch.manual_seed(config.seed)
     drift = build_drift(config.drift, facts, registry)
+    anchor: Anchor | None = None
+    anchors: tuple[str, ...] = ()
     if config.pretrained is not None:
         weights = parent.weights()[0] if parent else read_weights(config.pretrained)
         load_weights(drift, weights, config.pretrained)
+        anchor = _anchor(config, drift, facts, path, registry)
+        anchors = (*lineage.anchors(config.pretrained), anchor.hash)
     used = conditions.names(drift)
     if conditions.LABEL in used:
         _check_labels(data.data, facts)
@@ -103,7 +112,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         config=config,
         facts=facts,
         drift=drift,
-        anchor=FrozenAnchor(drift) if config.kind == "finetune" else None,
+        anchor=anchor,
         path=path,
         schedule=None if config.schedule is None else registry.build("schedule", config.schedule),
         pairs=Pairs(
@@ -126,7 +135,36 @@ def build(config: Config, registry: Registry) -> Experiment:
         training=training,
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
         warnings=_scale_warnings(training, data, parent),
+        anchors=anchors,
     )
+
+
+def _anchor(config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry) -> Anchor:
+    """The anchor of a fine-tune; ``drift`` holds the weights that it starts from."""
+    spec = config.anchor or {}
+    if spec["name"] == lineage.FROZEN:
+        return FrozenAnchor(drift, lineage.made_of(config.drift, facts, registry))
+    source = FilePath(spec["pretrained"])
+    weights = None
+    if is_run(source):
+        parent = Run.open(source, registry)
+        _check_same_path(path, config, parent, "anchor.pretrained")
+        weights, before = parent.weights()
+        if before.event_shape != facts.event_shape:
+            raise ConfigError(
+                f"anchor.pretrained: wanted a drift for samples of shape {facts.event_shape}, and {source} was "
+                f"trained on {before.event_shape}. Choose another anchor."
+            )
+        facts = before
+    other = build_drift(spec["drift"], facts, registry)
+    load_weights(other, read_weights(source) if weights is None else weights, source)
+    lacking = sorted(set(conditions.names(other)) - set(conditions.names(drift)))
+    if lacking:
+        raise ConfigError(
+            f"anchor: its drift is given {', '.join(lacking)}, and the drift that is trained isn't. "
+            f"Choose an anchor without, or a conditional drift."
+        )
+    return ExternalAnchor(other, lineage.made_of(spec["drift"], facts, registry))
 
 
 def _scale_warnings(training: Batch, data: Samples, parent: Run | None) -> list[str]:
@@ -180,13 +218,14 @@ def _check_labels(data: Dataset | Sampler, facts: Facts) -> None:
         )
 
 
-def _check_same_path(path: Path, before: Path, config: Config, parent: Run) -> None:
+def _check_same_path(path: Path, config: Config, parent: Run, key: str = "pretrained") -> None:
     """Refuse a path or diffusion that differs from the anchor's: the blend of two such drifts means nothing.
 
     Raises:
         ConfigError: with the reason.
     """
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    before: Path = parent.registry.build("path", parent.config.path)
     now, then = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, before))
     differs = [
         name
@@ -195,7 +234,7 @@ def _check_same_path(path: Path, before: Path, config: Config, parent: Run) -> N
     ]
     if differs:
         raise ConfigError(
-            f"path: {config.path} differs from the pretrained run's {parent.config.path} in {', '.join(differs)}. "
+            f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "
             f"Its anchor is the drift of another process, and a blend of the two would end in neither law. "
             f"Leave `path` out to inherit it, or pretrain on this path."
         )

@@ -162,24 +162,44 @@ def read_tensors(path: Path, ours: bool = False) -> tuple[State, dict[str, Any]]
     Raises:
         WeightsError: for a file that is missing, empty, truncated, of another format, or changed since it was written.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            notes = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
-            f"It may be truncated or of another format; copy or export it again."
-        ) from None
+    with _opened(path) as file:
+        tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     written = notes.pop(_DIGEST, None)
     if (ours and written is None) or (written is not None and written != _digest_of_file(tensors, notes)):
         raise WeightsError(
             f"{path}: its content isn't what was written: wanted the digest {written}, got another. The disk or a copy "
             f"damaged it; copy it again, or go back to an earlier one."
         )
-    return tensors, {key: _decoded(value) for key, value in notes.items() if key != "format"}
+    return tensors, _plain_notes(notes)
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, without its tensors.
+
+    Raises:
+        WeightsError: for a file that is missing or damaged.
+    """
+    with _opened(path) as file:
+        return _plain_notes(file.metadata() or {})
+
+
+def _plain_notes(notes: Mapping[str, str]) -> dict[str, Any]:
+    return {key: _decoded(value) for key, value in notes.items() if key not in ("format", _DIGEST)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
+            f"It may be truncated or of another format; copy or export it again."
+        ) from None
 
 
 def _digest_of_file(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gftkit import checkpoint, conditions, flow
+from gftkit.anchor import short
 from gftkit.averages import Averages
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
@@ -78,6 +79,8 @@ class Loop:
         found, damaged = checkpoint.latest(self.out / CHECKPOINTS)
         for warning in (*warnings, *self.experiment.warnings, *damaged):
             self.progress.warn(warning)
+        if self.anchor is not None:
+            self.progress.say(f"Anchor: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
         first = 0 if found is None else found.step
         if self.main:
             for folder in (self.out, self.out / CHECKPOINTS):
@@ -200,12 +203,25 @@ class Loop:
         return self.config.objective.form == "penalty"
 
     def _check_anchor(self, found: checkpoint.Checkpoint) -> None:
-        mine = None if self.anchor is None else self.anchor.hash
-        if found.notes["anchor"] != mine:
+        if self.anchor is None:
+            return
+        if "anchors" not in found.notes:
             raise RunError(
-                f"{found.path}: the pretrained weights at {self.config.pretrained} have changed since this run "
-                f"started (anchor {found.notes['anchor']}, now {mine}). Restore them, or start anew with another --out."
+                f"{found.path} was written by an earlier version, which knew an anchor by its weights alone and not by "
+                f"how its drift is called. Finish the run with that version, or start anew with another --out."
             )
+        if found.notes["anchors"] != list(self.experiment.anchors):
+            raise RunError(
+                f"{found.path}: the anchor ({self.anchor.kind}) isn't the one that this run started with: hash "
+                f"{short(str(found.notes['anchor']))}, now {short(self.anchor.hash)}. The weights at "
+                f"{(self.config.anchor or {}).get('pretrained', self.config.pretrained)}, or how their drift is made, "
+                f"have changed. Restore them, or start anew with another --out."
+            )
+
+    def _origin(self) -> dict[str, Any]:
+        """The anchor by its hash, and those of the fine-tunes that led here, for a file's metadata."""
+        hashed = None if self.anchor is None else self.anchor.hash
+        return {"anchor": hashed, "anchors": list(self.experiment.anchors)}
 
     def _check_space(self) -> None:
         """Refuse a folder that can't hold the run, before anything is measured."""
@@ -223,7 +239,7 @@ class Loop:
             self.optimizer,
             {
                 "seconds": seconds,
-                "anchor": None if self.anchor is None else self.anchor.hash,
+                **self._origin(),
                 **self.experiment.facts.to_dict(),
             },
             self.config.train.keep_checkpoints,
@@ -273,12 +289,14 @@ class Loop:
         looked = self._look(steps, self.ema, "ema", log.lines)
         self._add(log, steps, looked)
         measured = {name: value for name, value in looked[0][1].items() if name != "weights"}
-        final = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
+        final: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
+        if self.anchor is not None:
+            final["anchor"] = {**self.anchor.describe(), "anchors": list(self.experiment.anchors)}
         for _, monitor in self.experiment.monitors:
             monitor.finish(self.out)
         write_json(self.out / "summary.json", final)
         write_run_report(self.out, self.experiment, self.ema, self.device, log.lines, final)
-        notes = {"drift": plain(self.config.drift), "anchor": None if self.anchor is None else self.anchor.hash}
+        notes = {"drift": plain(self.config.drift), **self._origin()}
         write_model(self.out, self.ema, self.experiment.facts, notes)
 
 

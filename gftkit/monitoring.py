@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gftkit import conditions, flow
-from gftkit.anchor import FrozenAnchor
+from gftkit.anchor import Anchor
 from gftkit.config import Config
 from gftkit.contracts import Batch, Coupling, Monitor, Path
 from gftkit.data import Samples, Source, permuted
@@ -50,7 +50,7 @@ class TrainingState:
     temperature: float
     drift: nn.Module
     ema: nn.Module
-    anchor: FrozenAnchor | None
+    anchor: Anchor | None
     path: Path
     training: Batch
     reference: Batch

@@ -54,6 +54,11 @@ class Progress:
             rate=f"{speed:.0f}/s" if speed else "",
         )
 
+    def say(self, text: str) -> None:
+        """A line that is worth knowing; not where the bar is off."""
+        if not self._bar.disable:
+            self.console.print(escape(text), highlight=False)
+
     def warn(self, text: str) -> None:
         """A warning, also where the bar is off."""
         self.console.print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False)

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from gftkit import pictures
+from gftkit.anchor import short
 from gftkit.data import Scaling
 from gftkit.files import write_text
 from gftkit.log import curve
@@ -105,4 +106,8 @@ def write_run_report(
     title = "Pretraining" if config.kind == "pretrain" else f"Fine-tuning, schedule {(config.schedule or {})['name']}"
     named = {key: getattr(config, key)["name"] for key in ("drift", "data", "path", "coupling")}
     lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
+    if experiment.anchor is not None:
+        lead += f" Anchor {experiment.anchor.kind}, hash {short(experiment.anchor.hash)}"
+        count = len(experiment.anchors)
+        lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)

@@ -258,6 +258,7 @@ def restore(values: Mapping[str, Any]) -> Config:
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
         objective=section(Objective, values["objective"], "objective"),
+        anchor=values.get("anchor", {"name": "frozen"}) if pretrained else None,
     )
 
 

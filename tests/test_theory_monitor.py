@@ -411,7 +411,7 @@ def test_a_run_without_a_gap_goes_nowhere_and_is_consistent(tune, config):
 
 
 def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monkeypatch):
-    def shared(self, drift):
+    def shared(self, drift, made_of=None):
         self.module, self.hash, self.conditions = drift, "hash", ()
 
     monkeypatch.setattr(FrozenAnchor, "__init__", shared)

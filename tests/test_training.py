@@ -13,9 +13,9 @@ from torch import nn
 
 import gftkit
 from gftkit import checkpoint, loop
-from gftkit.anchor import FrozenAnchor
+from gftkit.anchor import FrozenAnchor, identity
 from gftkit.errors import ConfigError, DataError, DivergenceError, RunError, WeightsError
-from gftkit.files import digest, read_tensors, write_tensors
+from gftkit.files import read_tensors, write_tensors
 
 STEPS = 24
 PRETRAIN = {
@@ -157,8 +157,8 @@ def test_a_resumed_run_takes_the_same_configuration_and_anchor(tuning, tmp_path,
         gftkit.finetune(tuning, out, registry=registry, resume=True, overrides=["train.learning_rate=0.1"])
     path = checkpoint.found(out / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
-    write_tensors(path, tensors, {**notes, "anchor": "another"})
-    with pytest.raises(RunError, match="have changed since this run"):
+    write_tensors(path, tensors, {**notes, "anchors": ["another"]})
+    with pytest.raises(RunError, match="isn't the one that this run started with"):
         gftkit.finetune(tuning, out, registry=registry, resume=True)
     with pytest.raises(RunError, match="no run to resume"):
         gftkit.finetune(tuning, tmp_path / "none", registry=registry, resume=True)
@@ -184,7 +184,8 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
 
     monkeypatch.setattr(loop, "write_model", spy)
     gftkit.finetune(tuning, tmp_path / "run", registry=registry)
-    assert seen == [digest(model(tuning["pretrained"]))]
+    spec = {"drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False}, "event_shape": [2]}
+    assert seen == [identity(model(tuning["pretrained"]), spec)]
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("zero", 0), ("constant", STEPS), ("linear", 22)])

@@ -1,0 +1,98 @@
+"""Which anchor a fine-tune holds on to: as its configuration says, or refused where that could mean two drifts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gftkit.anchor import identity, short
+from gftkit.errors import ConfigError, unknown
+from gftkit.files import read_notes, read_tensors
+from gftkit.options import check_known
+from gftkit.registry import Registry, plain
+from gftkit.run import MODEL, Facts, Run, is_run
+
+FROZEN, EXTERNAL = "frozen", "external"
+OPTIONS = {FROZEN: (), EXTERNAL: ("pretrained", "drift")}
+"""The anchors that a configuration may name, and their options."""
+
+
+def found(value: Any, key: str, base: Path) -> Path:
+    """A run folder or weights file that a configuration names; relative paths start at ``base``.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{key} is missing: wanted a run folder or a weights file to start from.")
+    path = base / value
+    if not is_run(path) and not path.is_file():
+        raise ConfigError(
+            f"{key}: {path} is neither a run folder nor a weights file (relative paths start at the config's folder)."
+        )
+    return path
+
+
+def resolve(spec: Any, pretrained: Path, drift: Mapping[str, Any], registry: Registry, base: Path) -> dict[str, Any]:
+    """The spec of a fine-tune's anchor with every default filled in.
+
+    Args:
+        spec: what the configuration says: a name, ``{name: ..., **options}``, or None.
+        pretrained: where the fine-tune starts.
+        drift: the resolved spec of the fine-tune's own drift.
+        registry: components, for the ``drift`` of an external anchor.
+        base: where relative paths start.
+
+    Raises:
+        ConfigError: for an anchor that is left out where it could mean two, or whose options have no valid value.
+        UnknownNameError: for an unknown anchor or option.
+    """
+    if spec is None:
+        if anchors(pretrained):
+            raise ConfigError(_ambiguous(pretrained, drift, registry))
+        spec = FROZEN
+    given = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ConfigError(f"anchor: wanted {{name: ...}} with one of {', '.join(OPTIONS)}, got {spec!r}.")
+    name = given["name"]
+    if name not in OPTIONS:
+        raise unknown("anchor", name, OPTIONS)
+    check_known(given, (*OPTIONS[name], "name"), f"anchor '{name}'")
+    if name != EXTERNAL:
+        return {"name": name}
+    path = found(given.get("pretrained"), "anchor.pretrained", base)
+    own: Any = given.get("drift")
+    if own is None:
+        own = Run.open(path, registry).config.drift if is_run(path) else drift
+    return {"name": name, "pretrained": path, "drift": registry.resolve("drift", own, "anchor.drift", base)}
+
+
+def anchors(path: Path) -> tuple[str, ...]:
+    """The hashes of the anchors of the fine-tunes that led to a run or weights file, oldest first; () for none."""
+    path = path / MODEL if is_run(path) else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ()
+    notes = read_notes(path)
+    known = notes.get("anchors", [notes["anchor"]] if notes.get("anchor") else [])
+    return tuple(str(hashed) for hashed in known)
+
+
+def made_of(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[str, Any]:
+    """What determines a drift beside its weights, as plain values: its spec without files, and the event shape."""
+    return {"drift": plain(registry.without_files("drift", spec)), "event_shape": list(facts.event_shape)}
+
+
+def _ambiguous(pretrained: Path, drift: Mapping[str, Any], registry: Registry) -> str:
+    """Why an anchor must be named, with both drifts that it could be."""
+    tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
+    own = identity(tensors, made_of(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
+    before, original = anchors(pretrained)[-1], "ORIGINAL"
+    if is_run(pretrained):
+        parent = Run.open(pretrained, registry).config
+        held = (parent.anchor or {}).get("pretrained") or parent.pretrained
+        original = str(held)
+    return (
+        f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "
+        f"to what this fine-tune starts from{f' (hash {short(own)})' if own else ''}: `anchor: frozen`. To hold on to "
+        f"what that one held on to (hash {short(before)}): `anchor: {{name: external, pretrained: {original}}}`. With "
+        f"the first, what is retained of the original shrinks with every fine-tune (T18)."
+    )

@@ -1,12 +1,13 @@
-"""Conditions: what a drift is told beside time and state, taken from the samples of a batch."""
+"""Conditions: what a drift is told beside time and state, taken from the samples of a batch, and left out of some."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from gftkit.contracts import Batch
-from gftkit.errors import DataError
+from gftkit.errors import ConfigError, DataError
 
 LABEL = "label"
 """The condition that is a class: whole numbers, held apart in a batch since couplings pair within each class."""
@@ -35,3 +36,48 @@ def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
             f"Give every sample these conditions, or use another drift."
         )
     return {name: have[name] for name in wanted}
+
+
+def nulls(drift: Any) -> dict[str, Any]:
+    """What stands for "not given", by condition: the drift's member ``null``; nothing where it has none."""
+    return dict(getattr(drift, "null", None) or {})
+
+
+def without(drift: Any, given: Mapping[str, Tensor], chosen: Tensor | None = None) -> dict[str, Tensor]:
+    """The conditions with the drift's null in place of each that has one.
+
+    Args:
+        drift: says what its null is.
+        given: its conditions, (batch, ...) each.
+        chosen: (batch,) of bool, whose conditions are left out, all of a sample together; everybody's by default.
+    """
+    found = dict(given)
+    for name, value in nulls(drift).items():
+        values = given[name]
+        null = torch.as_tensor(value, dtype=values.dtype, device=values.device).expand_as(values)
+        if chosen is None:
+            found[name] = null
+        else:
+            here = chosen.reshape(-1, *[1] * (values.ndim - 1)).to(values.device)
+            found[name] = torch.where(here, null, values)
+    return found
+
+
+def dropped(count: int, share: float, generator: Generator) -> Tensor:
+    """(count,) of bool: whose conditions condition dropout leaves out, each with probability ``share``."""
+    return torch.rand(count, generator=generator, device=generator.device) < share
+
+
+def check_null(drift: Any, who: str, where: str) -> None:
+    """Refuse a drift that doesn't say what stands for "not given".
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if nulls(drift):
+        return
+    reason = "has no `null`, which says what stands for a condition that isn't given"
+    raise ConfigError(
+        f"{where}: the drift '{who}' {reason if names(drift) else 'is given no condition'}. "
+        f"Use a conditional drift with a null (mlp and unet have one), or leave it out."
+    )

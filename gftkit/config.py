@@ -40,6 +40,7 @@ class Train:
         checkpoint_every: steps between checkpoints; null for a tenth of the run.
         keep_checkpoints: how many checkpoints stay.
         log_every: steps between lines of metrics.jsonl.
+        condition_dropout: probability that a sample's conditions are left out in a step, for guidance at sampling.
     """
 
     steps: Count = 3000
@@ -55,6 +56,7 @@ class Train:
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
     log_every: Count = 10
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class Drift(Protocol):
 
     (batch,), (batch, *event) -> (batch, *event). Optional: ``conditions``, the names of the conditions that it uses
     (default none), each a keyword of ``forward``: ``label``, (batch,) of int64, and the names in ``Batch.conditions``.
+    ``null``, condition -> the value that stands for "not given", a number or a tensor that broadcasts to one sample's
+    condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
     """
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Data as the kernel uses them: scaled, checked, in consecutive random permutations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,9 @@ from gftkit.blocks import SHUFFLE_BUFFER, Blocks, blocks_of
 from gftkit.contracts import Batch, Dataset, Sampler
 from gftkit.errors import DataError
 from gftkit.randomness import stream
+
+RESERVED = ("t", "x", "label", "x0", "x1")
+"""Names that mean something else to a drift or a data set, so that no condition has them."""
 
 Source = Callable[[int, Generator], Tensor]
 """Draws n source samples, (n, *event), with a CPU generator."""
@@ -47,16 +50,24 @@ class Samples:
         data: the component.
         where: its key in the config, for errors.
         event_shape: the shape that its events must have, or None to take what comes.
+        condition_shapes: the named conditions that it must have, or None to take what comes.
 
     Raises:
-        DataError: for an empty set, or events of another shape.
+        DataError: for an empty set, or events or conditions of another shape.
     """
 
-    def __init__(self, data: Dataset | Sampler, where: str, event_shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        data: Dataset | Sampler,
+        where: str,
+        event_shape: tuple[int, ...] | None = None,
+        condition_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self.data, self.where = data, where
         self.event_shape = tuple(data.event_shape)
         self.scaling = Scaling(None if data.range is None else (float(data.range[0]), float(data.range[1])))
         self.condition_shapes = condition_shapes_of(data)
+        self.classes = classes_of(data)
         self.size = len(data) if isinstance(data, Dataset) else None
         if self.size == 0:
             raise DataError(f"{where}: the data set is empty. Give at least one sample.")
@@ -65,6 +76,17 @@ class Samples:
                 f"{where}: wanted samples of shape {event_shape}, as the rest of the run, got {self.event_shape}. "
                 f"Resize or crop them (image sets take `size`)."
             )
+        if condition_shapes is not None and self.condition_shapes != condition_shapes:
+            raise DataError(
+                f"{where}: wanted the conditions of the training data, {_listed(condition_shapes)}, got "
+                f"{_listed(self.condition_shapes)}. Give every sample these."
+            )
+        for name in self.condition_shapes:
+            if not name.isidentifier() or name in RESERVED:
+                raise DataError(
+                    f"{where}: wanted a condition's name of letters, digits and underscores, and none of "
+                    f"{', '.join(RESERVED)}, got '{name}'. Rename it."
+                )
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """n samples: fresh ones from a law; from a finite set, consecutive random permutations of it."""
@@ -92,9 +114,24 @@ class Samples:
             )
         for name, values in batch.conditions.items():
             self._check(f"condition '{name}'", values, n, self.condition_shapes[name], indices)
+        if batch.label is not None:
+            self._check_label(batch.label, n)
         x0 = None if batch.x0 is None else self.scaling.scale(batch.x0.float())
         given = {name: values.float() for name, values in batch.conditions.items()}
         return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, given)
+
+    def _check_label(self, label: Tensor, n: int) -> None:
+        """Refuse labels that aren't one class for each sample."""
+        if label.shape != (n,) or label.dtype != torch.int64:
+            raise DataError(
+                f"{self.where}: wanted labels of shape ({n},) and type int64, got {tuple(label.shape)} {label.dtype}."
+            )
+        if n and (int(label.min()) < 0 or (self.classes is not None and int(label.max()) >= self.classes)):
+            last = "" if self.classes is None else f" to {self.classes - 1}"
+            raise DataError(
+                f"{self.where}: wanted labels from 0{last}, got {int(label.min())} to {int(label.max())}. "
+                f"Number the classes from 0."
+            )
 
     def _check(self, name: str, values: Tensor, n: int, shape: tuple[int, ...], indices: Tensor | None) -> None:
         """Refuse values of another shape or type, and numbers that aren't finite, naming the sample."""
@@ -161,6 +198,19 @@ def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:
     """The named conditions of a data set's samples, each with its shape for one sample."""
     declared = getattr(data, "condition_shapes", None) or {}
     return {name: tuple(shape) for name, shape in declared.items()}
+
+
+def classes_of(data: Dataset | Sampler) -> int | None:
+    """The number of classes of a data set, None where it has no labels."""
+    declared = getattr(data, "classes", None)
+    if declared is not None:
+        return int(declared)
+    labels = getattr(data, "labels", None)
+    return None if labels is None or len(labels) == 0 else int(labels.max()) + 1
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes.items()) or "none"
 
 
 def permuted(n: int, size: int, generator: Generator) -> Tensor:

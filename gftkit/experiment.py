@@ -10,7 +10,7 @@ from torch import nn
 from gftkit import conditions, expression, flow, lineage
 from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor
 from gftkit.config import Config
-from gftkit.contracts import Batch, Coupling, Dataset, Metric, Monitor, Path, Sampler, Schedule, Solver
+from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
@@ -20,7 +20,6 @@ from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry
 from gftkit.run import Facts, Run, build_drift, build_metrics, build_source, is_run, solver_of
-from gftkit.subset import classes_of
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -76,7 +75,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         GftkitError: naming what doesn't fit, before anything is written.
     """
     data = Samples(registry.build("dataset", config.data, "data"), "data")
-    facts = Facts(data.event_shape, classes_of(data.data), data.scaling.range, data.condition_shapes)
+    facts = Facts(data.event_shape, data.classes, data.scaling.range, data.condition_shapes)
     path: Path = registry.build("path", config.path)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, facts.event_shape, registry)
@@ -85,7 +84,10 @@ def build(config: Config, registry: Registry) -> Experiment:
     reference = data
     if config.evaluate.data is not None:
         reference = Samples(
-            registry.build("dataset", config.evaluate.data, "evaluate.data"), "evaluate.data", facts.event_shape
+            registry.build("dataset", config.evaluate.data, "evaluate.data"),
+            "evaluate.data",
+            facts.event_shape,
+            facts.condition_shapes,
         )
     parent = None
     if config.pretrained is not None and is_run(config.pretrained):
@@ -103,7 +105,15 @@ def build(config: Config, registry: Registry) -> Experiment:
         anchors = (*lineage.anchors(config.pretrained), anchor.hash)
     used = conditions.names(drift)
     if conditions.LABEL in used:
-        _check_labels(data.data, facts)
+        for each in (data, reference):
+            _check_labels(each, facts)
+    if extra := [name for name in facts.condition_shapes if name not in used]:
+        raise ConfigError(
+            f"data: the drift '{config.drift['name']}' isn't given the condition {', '.join(map(repr, extra))}, which "
+            f"the data bring. Name it in the drift's `conditions`, or leave it out of the data's."
+        )
+    if config.train.condition_dropout > 0:
+        conditions.check_null(drift, config.drift["name"], "train.condition_dropout")
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     training = data.some(config.evaluate.count, stream(config.seed, "training"))
     train = config.train
@@ -201,20 +211,22 @@ def _inherit(facts: Facts, parent: Run) -> Facts:
     return replace(facts, classes=before.classes or facts.classes)
 
 
-def _check_labels(data: Dataset | Sampler, facts: Facts) -> None:
+def _check_labels(samples: Samples, facts: Facts) -> None:
     """Refuse data whose labels a conditional drift can't use; of a part of a data set only its own labels count.
 
     Raises:
         DataError: for data without labels, or with a label beyond the classes that the drift was made for.
     """
-    labels = getattr(data, "labels", None)
-    wanted = classes_of(data) if labels is None else int(labels.max()) + 1
+    labels = getattr(samples.data, "labels", None)
+    wanted = samples.classes if labels is None else int(labels.max()) + 1
     if wanted is None:
-        raise DataError("data: the drift is conditional and the data have no labels. Give labels, or another drift.")
+        raise DataError(
+            f"{samples.where}: the drift is conditional and the data have no labels. Give labels, or another drift."
+        )
     if facts.classes is not None and wanted > facts.classes:
         raise DataError(
-            f"data: labels up to {wanted - 1}, and the pretrained drift knows {facts.classes} classes. Choose those "
-            f"with `classes`, or pretrain on all of them."
+            f"{samples.where}: labels up to {wanted - 1}, and the drift knows {facts.classes} classes. Choose those "
+            f"with `classes`, or train a drift on all of them."
         )
 
 

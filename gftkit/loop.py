@@ -161,6 +161,10 @@ class Loop:
         t = t[self.share]
         assert mine.x0 is not None
         given = conditions.of(self.drift, mine)
+        if train.condition_dropout > 0:
+            generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
+            dropped = conditions.dropped(len(pairs), train.condition_dropout, generator)
+            given = conditions.without(self.drift, given, dropped[self.share])
         x = flow.sample(experiment.path, t, mine.x0, mine.x1, noise)
         target = flow.drift(experiment.path, t, mine.x0, mine.x1, noise)
         anchored = None

@@ -91,8 +91,16 @@ class TrainingState:
             t.to(self.device),
             flow.sample(self.path, t, x0, chosen.x1, noise).to(self.device),
             flow.drift(self.path, t, x0, chosen.x1, noise).to(self.device),
-            conditions.of(self.drift, chosen.to(self.device)),
+            self._given(chosen.to(self.device), generator),
         )
+
+    def _given(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """What the drift is given, with as many left out as in training."""
+        given = conditions.of(self.drift, batch)
+        share = self.config.train.condition_dropout
+        if share == 0:
+            return given
+        return conditions.without(self.drift, given, conditions.dropped(len(batch), share, generator))
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def type_text(annotation: Any) -> str:
         return f"list of {' and '.join(inner)}" if Ellipsis in args or origin is list else f"list [{', '.join(inner)}]"
     if origin is typing.get_origin(Callable[..., Any]):
         return "function"
-    if origin is dict:
+    if origin is dict and args[1] is not Any:
         return f"mapping from {type_text(args[0])} to {type_text(args[1])}"
     return getattr(annotation, "__name__", str(annotation))
 

@@ -223,7 +223,7 @@ class Run:
         held_out = training
         if chosen.data is not None:
             made = self.registry.build("dataset", chosen.data, "evaluate.data")
-            held_out = Samples(made, "evaluate.data", facts.event_shape)
+            held_out = Samples(made, "evaluate.data", facts.event_shape, facts.condition_shapes)
         evaluation = Evaluation(
             self.drift(weights, device),
             path,
@@ -281,6 +281,7 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry) -> nn.Module:
     try:
         with torch.no_grad():
             out = drift(torch.full((2,), 0.5), x, **given)
+            drift(torch.full((2,), 0.5), x, **conditions.without(drift, given))
     except Exception as error:
         raise ConfigError(
             f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}"

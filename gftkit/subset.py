@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gftkit.blocks import blocks_of
 from gftkit.contracts import Batch, Dataset, Sampler
-from gftkit.data import condition_shapes_of
+from gftkit.data import classes_of, condition_shapes_of
 from gftkit.errors import DataError
 from gftkit.options import options_of
 
@@ -78,15 +78,6 @@ def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
         return None
     counts = torch.searchsorted(indices, blocks.cumsum(0)).diff(prepend=torch.zeros(1, dtype=torch.int64))
     return counts[counts > 0]
-
-
-def classes_of(dataset: Dataset | Sampler) -> int | None:
-    """The number of classes of a data set, None where it has no labels."""
-    declared = getattr(dataset, "classes", None)
-    if declared is not None:
-        return int(declared)
-    labels = getattr(dataset, "labels", None)
-    return None if labels is None or len(labels) == 0 else int(labels.max()) + 1
 
 
 def subset(

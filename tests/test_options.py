@@ -200,5 +200,5 @@ def test_a_supplied_option_is_missed_where_nothing_tells_it(registry):
 
 def test_resolving_fills_in_defaults_and_leaves_out_what_is_supplied(registry):
     resolved = registry.resolve("drift", {"name": "mlp", "width": 4})
-    assert resolved == {"name": "mlp", "width": 4, "depth": 3, "conditional": False}
+    assert resolved == {"name": "mlp", "width": 4, "depth": 3, "conditional": False, "conditions": ()}
     assert registry.resolve("drift", resolved) == resolved

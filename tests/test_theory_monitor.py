@@ -272,7 +272,7 @@ class Set:
         (Set(), (), []),
         (Set(noise=0.1), (), ["augmented"]),
         (Set(partners=True), (), ["partners of their own"]),
-        (Set(), ("label",), ["given labels"]),
+        (Set(), ("label",), ["given conditions"]),
     ],
     ids=["plain", "augmented", "paired", "labels"],
 )

@@ -37,10 +37,11 @@ class Arrays:
         key: which array holds the samples, where there are several; by default ``x1``, ``samples`` or ``data``, or
             the only one.
         labels: which array holds the labels; by default ``label``, if there is one.
+        conditions: arrays (n, *shape) of real numbers that give each sample its conditions, by name.
 
     Raises:
         DataError: for a missing, empty, damaged or unsafe file, samples of the wrong shape or dtype, a row with NaN or
-            infinite values (as float32), and labels or partners that don't fit the samples.
+            infinite values (as float32), and labels, partners or conditions that don't fit the samples.
 
     Example:
         >>> import gftkit, numpy, tempfile, torch
@@ -53,9 +54,11 @@ class Arrays:
 
     range: tuple[float, float] | None = None
 
-    def __init__(self, file: Path, key: str | None = None, labels: str | None = None) -> None:
+    def __init__(
+        self, file: Path, key: str | None = None, labels: str | None = None, conditions: tuple[str, ...] = ()
+    ) -> None:
         found = read_arrays(file)
-        key = _samples_key(found, key, labels)
+        key = _samples_key(found, key, labels, conditions)
         self._file, self._key = file, key
         self._x1: Tensor | Rows = found[key]
         shape = tuple(self._x1.shape)
@@ -87,6 +90,11 @@ class Arrays:
         label_key = labels or (_LABEL if _LABEL in found and key != _LABEL else None)
         self.labels = None if label_key is None else _labels(found[label_key], shape[0], _named(file, label_key))
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
+        self._conditions = {name: _condition(found, name, shape[0]) for name in conditions}
+        if self.blocks is None:
+            for name, values in self._conditions.items():
+                _check_finite(values, _named(file, name))
+        self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in self._conditions.items()}
 
     def __len__(self) -> int:
         return len(self._x1)
@@ -100,20 +108,21 @@ class Arrays:
         label = None if self.labels is None else self.labels[indices]
         x1 = self._x1[indices].to(torch.float32)
         x0 = None if self._x0 is None else self._x0[indices].to(torch.float32)
+        given = {name: values[indices].to(torch.float32) for name, values in self._conditions.items()}
         if self.blocks is not None:
-            for values, key in ((x1, self._key), (x0, _PARTNER)):
+            for values, key in ((x1, self._key), (x0, _PARTNER), *((values, name) for name, values in given.items())):
                 if values is not None:
                     _check_rows(values, indices, _named(self._file, key))
-        return Batch(x1, label, x0)
+        return Batch(x1, label, x0, given)
 
 
-def _samples_key(found: Found, key: str | None, labels: str | None) -> str:
+def _samples_key(found: Found, key: str | None, labels: str | None, conditions: tuple[str, ...]) -> str:
     """The name of the array with the samples."""
     if key is not None:
         if key not in found:
             raise DataError(f"{found.file}: no array '{key}'. It holds: {_listed(found)}. Set `key` to one of them.")
         return key
-    others = [name for name in found if name not in (_LABEL, _PARTNER, labels)]
+    others = [name for name in found if name not in (_LABEL, _PARTNER, labels, *conditions)]
     usual = [name for name in _SAMPLES if name in others]
     if not usual and len(others) != 1:
         raise DataError(
@@ -147,6 +156,16 @@ def _blocks(values: Tensor) -> Tensor | None:
     return sizes
 
 
+def _condition(found: Found, name: str, n: int) -> Tensor:
+    """(n, *shape), checked."""
+    if name not in found:
+        raise DataError(f"{found.file}: no array '{name}' for a condition. It holds: {_listed(found)}.")
+    values, who = found[name], _named(found.file, name)
+    if values.ndim == 0 or len(values) != n or 0 in values.shape:
+        raise DataError(f"{who}: wanted a condition for each of {n} samples, ({n}, *shape), got {tuple(values.shape)}.")
+    return values
+
+
 def _check_finite(values: Tensor, who: str) -> None:
     """Refuse NaN and inf, looking at a few rows at a time."""
     rows = max(1, _CHUNK // values[0].numel())
@@ -157,7 +176,7 @@ def _check_finite(values: Tensor, who: str) -> None:
 
 def _check_rows(values: Tensor, rows: Tensor, who: str) -> None:
     """Refuse NaN and inf in these rows of a file."""
-    bad = ~values.flatten(1).isfinite().all(1)
+    bad = ~values[:, None].flatten(1).isfinite().all(1)
     if bad.any():
         raise DataError(
             f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row "

@@ -12,18 +12,22 @@ from gftkit_plugins.drifts.conditioning import FEATURES, Conditioning, check_inp
 class Mlp(nn.Module):
     """A fully connected network for events of any shape: small images, points, curves.
 
-    b(t, x) = W h_depth with h_1 = silu(U x + V c(t, label)) and h_k = silu(W_k h_(k-1)), biases aside; c are
-    ``FEATURES`` sines and cosines of time, plus a learned vector for the class. The state is flattened.
+    b(t, x) = W h_depth with h_1 = silu(U x + V c) and h_k = silu(W_k h_(k-1)), biases aside; c are ``FEATURES`` sines
+    and cosines of time, plus a learned vector for the class and for each named condition. The state is flattened.
 
     Args:
         event_shape: shape of one sample; any.
         classes: number of classes in the data.
+        condition_shapes: shapes of the data's named conditions.
         width: units of a hidden layer.
         depth: number of hidden layers.
         conditional: whether the drift is told the class of a sample.
+        conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
+            which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:
-        ValueError: for ``conditional`` where the data have no labels; in use, for inputs of the wrong shape.
+        ValueError: for ``conditional`` where the data have no labels, or conditions that they don't have; in use, for
+            inputs of the wrong shape.
 
     Example:
         >>> import gftkit, torch
@@ -36,23 +40,25 @@ class Mlp(nn.Module):
         self,
         event_shape: tuple[int, ...],
         classes: int | None = None,
+        condition_shapes: dict[str, tuple[int, ...]] | None = None,
         width: Annotated[int, Field(gt=0)] = 512,
         depth: Annotated[int, Field(gt=0)] = 3,
         conditional: bool = False,
+        conditions: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         size = math.prod(self.event_shape)
-        self.conditioning = Conditioning(classes, conditional)
-        self.conditions = self.conditioning.names
+        self.conditioning = Conditioning(classes, conditional, conditions, condition_shapes)
+        self.conditions, self.null = self.conditioning.names, self.conditioning.null
         self.from_state = nn.Linear(size, width)
         self.from_condition = nn.Linear(FEATURES, width, bias=False)
         hidden = [layer for _ in range(depth - 1) for layer in (nn.SiLU(), nn.Linear(width, width))]
         self.body = nn.Sequential(*hidden, nn.SiLU(), nn.Linear(width, size))
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """(batch,), (batch, *event) and, where conditional, (batch,) of int64 -> (batch, *event)."""
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """(batch,), (batch, *event), and (batch,) of int64 or (batch, *shape) for conditions -> (batch, *event)."""
         check_inputs(t, x, self.event_shape)
-        condition = self.from_condition(self.conditioning(t, label))  # (batch, width)
+        condition = self.from_condition(self.conditioning(t, label, conditions))  # (batch, width)
         out: Tensor = self.body(self.from_state(x.reshape(len(x), -1)) + condition)
         return out.reshape(x.shape)

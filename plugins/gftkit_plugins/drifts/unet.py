@@ -24,16 +24,20 @@ class Unet(nn.Module):
     Args:
         event_shape: (channels, height, width).
         classes: number of classes in the data.
+        condition_shapes: shapes of the data's named conditions.
         width: channels at full resolution, at least 4.
         multipliers: channels of each level, in units of ``width``; their number is the number of levels.
         blocks: residual blocks in a level, on the way down; one more on the way up.
         attention: how many levels have self-attention, from the lowest resolution up.
         dropout: share of activations dropped in each block while training.
         conditional: whether the drift is told the class of a sample.
+        conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
+            which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:
         ValueError: for events that aren't images, a height or width that doesn't divide by 2^(levels - 1), or
-            ``conditional`` where the data have no labels; in use, for inputs of the wrong shape.
+            ``conditional`` where the data have no labels, or conditions that they don't have; in use, for inputs of
+            the wrong shape.
 
     Reference: Ronneberger et al. (2015), Fig. 1, arXiv:1505.04597; Ho et al. (2020), appendix B, arXiv:2006.11239.
 
@@ -48,18 +52,20 @@ class Unet(nn.Module):
         self,
         event_shape: tuple[int, ...],
         classes: int | None = None,
+        condition_shapes: dict[str, tuple[int, ...]] | None = None,
         width: Annotated[int, Field(ge=4)] = 32,
         multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2),
         blocks: Positive = 1,
         attention: Annotated[int, Field(ge=0)] = 1,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         conditional: bool = False,
+        conditions: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         _check_event_shape(self.event_shape, len(multipliers))
-        self.conditioning = Conditioning(classes, conditional)
-        self.conditions = self.conditioning.names
+        self.conditioning = Conditioning(classes, conditional, conditions, condition_shapes)
+        self.conditions, self.null = self.conditioning.names, self.conditioning.null
         size = 4 * width
         self.embed = nn.Sequential(nn.Linear(FEATURES, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
 
@@ -89,10 +95,10 @@ class Unet(nn.Module):
                 self.up.append(Upsample(now))
         self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, self.event_shape[0], 3, padding=1)))
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """(batch,), (batch, *event) and, where conditional, (batch,) of int64 -> (batch, *event)."""
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """(batch,), (batch, *event), and (batch,) of int64 or (batch, *shape) for conditions -> (batch, *event)."""
         check_inputs(t, x, self.event_shape)
-        embedding = self.embed(self.conditioning(t, label))  # (batch, 4 width)
+        embedding = self.embed(self.conditioning(t, label, conditions))  # (batch, 4 width)
         x = self.first(x)
         kept = [x]
         for layer in self.down:
@@ -112,7 +118,7 @@ class Block(nn.Module):
     Args:
         into: channels that come in.
         out: channels that go out.
-        embedding: size of the embedding of time and class.
+        embedding: size of the embedding of time and conditions.
         dropout: share of activations dropped while training.
         attention: whether self-attention follows.
     """

@@ -1,5 +1,8 @@
 """What the tests of data sets share: files that they make, and the whole of a data set as one batch."""
 
+import io
+import tarfile
+
 import numpy as np
 import safetensors.torch
 import torch
@@ -41,3 +44,26 @@ def pictures(folder):
             pixels = generator.integers(256, size=(5, 4, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{number}.png")
     return folder
+
+
+def tar(file, members):
+    """A plain tar file of these members: name -> bytes, or pairs of them."""
+    with tarfile.open(file, "w") as opened:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            opened.addfile(about, io.BytesIO(content))
+    return file
+
+
+def encoded(values, ending="png"):
+    """The bytes of a file: a picture of (h, w) or (h, w, 3) of uint8, or an array, one or by name."""
+    stream = io.BytesIO()
+    if ending == "npy":
+        np.save(stream, values)
+    elif ending == "safetensors":
+        named = values if isinstance(values, dict) else {"x1": values}
+        return safetensors.torch.save({name: torch.as_tensor(array) for name, array in named.items()})
+    else:
+        Image.fromarray(values).save(stream, ending)
+    return stream.getvalue()

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import pictures, whole
+from made_data import encoded, pictures, tar, whole
+from torch.utils.data import DataLoader
 
 from gftkit.contracts import Batch, Dataset, Sampler
 from gftkit.errors import DataError
@@ -23,9 +25,13 @@ MINIMAL = {
     "gaussian-mixture": lambda folder: {},
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
+    "shards": lambda folder: {"files": folder / "part-{0..1}.tar"},
     "two-moons": lambda folder: {},
 }
 """The fewest options that make each data set."""
+
+HEAVY = {"sklearn", "mlxtend", "PIL", "datasets", "pyarrow"}
+"""What is imported where it is used."""
 
 LAWS = ("gaussian", "gaussian-mixture", "two-moons")
 """Those that are drawn from."""
@@ -38,7 +44,21 @@ def files(tmp_path_factory):
     generator = np.random.default_rng(0)
     np.savez(folder / "labelled.npz", x1=generator.normal(size=(31, 2, 3)), label=np.arange(31) % 3)
     pictures(folder / "classes")
+    for part, count in enumerate((12, 17)):
+        members = {}
+        for number in range(count):
+            members[f"{number:03}.png"] = encoded(generator.integers(256, size=(5, 4, 3), dtype=np.uint8))
+            members[f"{number:03}.cls"] = str(number % 3).encode()
+        tar(folder / f"part-{part}.tar", members)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """A cache folder of these tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GFTKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +236,36 @@ def test_a_law_that_gives_partners_keeps_them():
     assert torch.equal(batch.x1, 2 * batch.x0)
 
 
+@every_finite_one
+def test_a_copy_for_another_process_gives_the_same(seen, name):
+    dataset, everything = seen(name)
+    copy = pickle.loads(pickle.dumps(dataset))
+    indices = torch.tensor([len(dataset) - 1, 0])
+    assert torch.equal(copy.batch(indices).x1, everything.x1[indices])
+
+
+class Batches(torch.utils.data.Dataset):
+    """The samples of a data set, as worker processes read them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset.batch(torch.tensor([index])).x1[0]
+
+
+@pytest.mark.parametrize("name", ["arrays", "shards", "image-folder"])
+def test_workers_read_the_same(seen, name):
+    """Forked after files were opened: reading by position shares nothing."""
+    dataset, everything = seen(name)
+    loader = DataLoader(Batches(dataset), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert torch.equal(torch.stack(list(loader)), everything.x1)
+    assert torch.equal(whole(dataset).x1, everything.x1)
+
+
 def test_nothing_heavy_is_imported_with_the_plugin():
     """At the top of each module, outside ``if TYPE_CHECKING``."""
     package = Path(importlib.import_module("gftkit_plugins.datasets").__file__).parent
@@ -223,4 +273,6 @@ def test_nothing_heavy_is_imported_with_the_plugin():
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"sklearn", "mlxtend", "PIL"}, file
+            assert not {name.split(".")[0] for name in names} & {"sklearn", "mlxtend", "PIL", "datasets", "pyarrow"}, (
+                file
+            )

@@ -7,6 +7,7 @@ import gftkit
 from gftkit_plugins.datasets.arrays import Arrays
 from gftkit_plugins.datasets.image_folder import ImageFolder
 from gftkit_plugins.datasets.images import digits, mnist5k
+from gftkit_plugins.datasets.shards import Shards
 from gftkit_plugins.datasets.synthetic import Gaussian, GaussianMixture, TwoMoons
 
 
@@ -20,5 +21,6 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "gaussian-mixture": GaussianMixture,
         "image-folder": ImageFolder,
         "mnist5k": mnist5k,
+        "shards": Shards,
         "two-moons": TwoMoons,
     }

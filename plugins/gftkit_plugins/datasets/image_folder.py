@@ -1,7 +1,7 @@
 """Pictures in a folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,17 +10,10 @@ from torch import Tensor
 
 from gftkit.contracts import Batch
 from gftkit.errors import DataError
+from gftkit_plugins.datasets.pictures import ENDINGS, Decoder, Mode, Pixels, header_shape
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _MEMORY = 512 * 2**20
 """Largest set, in bytes, that is decoded once and kept."""
-
-_ORIENTATION = 0x0112
-_TURNED = range(5, 9)
-"""The EXIF tag for orientation, and its values that swap width and height."""
 
 
 class ImageFolder:
@@ -53,10 +46,8 @@ class ImageFolder:
 
     range: tuple[float, float] | None = (0.0, 255.0)
 
-    def __init__(
-        self, folder: Path, size: Annotated[int, Field(gt=0)] | None = None, mode: Literal["RGB", "L"] = "RGB"
-    ) -> None:
-        self._mode, self._size = mode, size
+    def __init__(self, folder: Path, size: Annotated[int, Field(gt=0)] | None = None, mode: Mode = "RGB") -> None:
+        self._decoder = Decoder(size, mode)
         self.files, self.class_names = _listed(folder)
         self.labels: Tensor | None = None
         self.classes: int | None = None
@@ -64,9 +55,9 @@ class ImageFolder:
             numbers = {name: number for number, name in enumerate(self.class_names)}
             self.labels = torch.tensor([numbers[file.parent.name] for file in self.files])
             self.classes = len(numbers)
-        self._shape: tuple[int, int] | None = None if size is None else (size, size)  # (h, w)
         first = self._decode(self.files[0])
-        self._shape = first.shape[1:]
+        if size is None:
+            self._decoder.first = self.files[0].name, (first.shape[1], first.shape[2])
         self.event_shape = first.shape
         self._pixels: Tensor | None = None
         if len(self.files) * first.size <= _MEMORY:
@@ -95,58 +86,12 @@ class ImageFolder:
         return Batch(pixels.to(torch.float32), None if self.labels is None else self.labels[indices])
 
     def _check_header(self, file: Path) -> None:
-        from PIL import Image
-
-        try:
-            with Image.open(file) as image:
-                # a PNG keeps its orientation at the end: looking there would decode it
-                turned = image.format != "PNG" and image.getexif().get(_ORIENTATION) in _TURNED
-                shape = image.size if turned else image.size[::-1]
-        except Exception as error:
-            raise _unreadable(file, error) from error
-        if self._size is None and shape != self._shape:
+        shape = header_shape(file, str(file))
+        if self._decoder.first is not None and shape != self._decoder.first[1]:
             self._decode(file)  # the whole picture decides
 
-    def _decode(self, file: Path) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-        """(c, h, w) of uint8."""
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(file) as opened:
-                opened.load()
-                image: Image.Image = ImageOps.exif_transpose(opened)
-            self._check(file, image, (image.height, image.width))
-            if "transparency" in image.info:
-                image = image.convert("RGBA")  # Pillow warns where a palette with transparency goes straight to RGB
-            image = image.convert(self._mode)
-            if self._size is not None:
-                image = _square(image).resize((self._size, self._size), Image.Resampling.BICUBIC)
-            pixels = np.array(image, dtype=np.uint8)
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            raise _unreadable(file, error) from error
-        return pixels[None] if self._mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-    def _check(self, file: Path, image: "Image", shape: tuple[int, int]) -> None:
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise DataError(
-                f"{file}: wanted 8 bits for each colour, got Pillow mode '{image.mode}'. Convert it to 8 bits, or give "
-                f"the numbers as a file of data set 'arrays'."
-            )
-        if self._size is None and self._shape not in (None, shape):
-            wanted = "{1} x {0}".format(*self._shape or ())
-            raise DataError(
-                f"{file}: wanted a picture of {wanted} pixels, as {self.files[0].name}, got {shape[1]} x {shape[0]}. "
-                f"Set `size` to cut and resize all of them."
-            )
-
-
-def _square(image: "Image") -> "Image":
-    """The central square, as large as the picture allows."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    def _decode(self, file: Path) -> Pixels:
+        return self._decoder.decode(file, str(file))
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
@@ -159,7 +104,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[str]]:
     if not direct and not any(below.values()):
         raise DataError(
             f"{folder}: wanted pictures in it or in one subfolder for each class, found none among its "
-            f"{sum(1 for _ in folder.iterdir())} entries. Pictures end in {', '.join(sorted(_ENDINGS))}; hidden files "
+            f"{sum(1 for _ in folder.iterdir())} entries. Pictures end in {', '.join(sorted(ENDINGS))}; hidden files "
             f"don't count."
         )
     if not any(below.values()):
@@ -177,13 +122,9 @@ def _listed(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file) and file.is_file()
+        file for file in folder.iterdir() if file.suffix.lower() in ENDINGS and not _hidden(file) and file.is_file()
     )
 
 
 def _hidden(file: Path) -> bool:
     return file.name.startswith(".")
-
-
-def _unreadable(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file}: this picture can't be read ({error}). It is damaged or cut off: replace or remove it.")

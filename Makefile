@@ -61,4 +61,5 @@ $(VENV)/.data: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing gftkit and its tools into $(VENV): some minutes the first time."
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps torchcfm
 	@touch $(VENV)/.data $@

@@ -12,13 +12,17 @@ from typing import Any
 import gftkit
 from gftkit import config as configuration
 from gftkit.contracts import NESTED
+from gftkit.convention import Convention
 from gftkit.hooks import KINDS, Hooks
 from gftkit.options import Option, options_of
 from gftkit.registry import Registry, plain
 from gftkit.subset import SUBSET_OPTIONS
 
 SECTIONS = {"train": configuration.Train, "objective": configuration.Objective, "evaluate": configuration.Evaluate}
-"""Parts of a configuration whose tables ``<!-- keys: train -->`` stands for."""
+"""Parts of a configuration."""
+
+BLOCKS = {**SECTIONS, "convention": Convention}
+"""What has a table that ``<!-- keys: train -->`` stands for."""
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)
 _MARK = re.compile(r"<!-- keys: (\w+) -->")
@@ -102,8 +106,8 @@ def protocols(kind: str) -> list[type]:
 
 
 def section_table(name: str) -> str:
-    """The keys of one section of a configuration."""
-    return table(options_of(SECTIONS[name], name))
+    """The keys of one section of a configuration, or of a convention."""
+    return table(options_of(BLOCKS[name], name))
 
 
 def table(options: Mapping[str, Option]) -> str:

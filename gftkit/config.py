@@ -106,7 +106,7 @@ class Config:
         evaluate: how the run is measured.
         monitors: measurements beside the run.
         seed: of everything random.
-        pretrained: a run folder or weights file; fine-tuning only.
+        pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
         schedule: the temperature; fine-tuning only.
         anchor: which pretrained drift is held on to; fine-tuning only.
         objective: what is minimised.
@@ -126,6 +126,11 @@ class Config:
     schedule: Spec | None
     objective: Objective
     anchor: Spec | None = None
+
+    @property
+    def start(self) -> Path | None:
+        """Where the weights come from that a run starts from: a run folder or a file; None for new weights."""
+        return self.pretrained or self.drift.get("weights")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as config.yaml holds them; what doesn't apply is left out."""
@@ -179,10 +184,11 @@ def read(
     inherited: dict[str, Any] = {}
     pretrained: Path | None = None
     if kind == "finetune":
-        pretrained = lineage.found(raw.get("pretrained"), "pretrained", base)
-        if is_run(pretrained):
+        pretrained = lineage.found(raw.get("pretrained"), raw.get("drift"), "pretrained", base)
+        if pretrained is not None and is_run(pretrained):
             parent = Run.open(pretrained, registry).config
             inherited = {key: getattr(parent, key) for key in INHERITED}
+            inherited["drift"] = without_weights(inherited["drift"])
         if "schedule" not in raw:
             raise ConfigError("schedule is missing: wanted e.g. `schedule: {name: exponential}`, or zero for none.")
     specs: dict[str, Spec] = {}
@@ -206,12 +212,17 @@ def read(
         pretrained=pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if kind == "finetune" else None,
         objective=section(Objective, raw.get("objective", {}), "objective"),
-        anchor=None
-        if pretrained is None
-        else lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], registry, base),
+        anchor=lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], registry, base)
+        if kind == "finetune"
+        else None,
     )
     _check_weight(config.objective.weight)
     return config, _warnings(config, inherited)
+
+
+def without_weights(drift: Mapping[str, Any]) -> Spec:
+    """The drift of a config, where its weights come from elsewhere: the file that it first started from isn't read."""
+    return {**drift, "weights": None} if "weights" in drift else dict(drift)
 
 
 def section(cls: type[Section], values: Any, where: str) -> Section:

@@ -67,6 +67,8 @@ class Drift(Protocol):
     (default none), each a keyword of ``forward``: ``label``, (batch,) of int64, and the names in ``Batch.conditions``.
     ``null``, condition -> the value that stands for "not given", a number or a tensor that broadcasts to one sample's
     condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
+    ``notes``, what to tell the user before a run. A factory may take ``weights``, a file to start from: where the
+    weights come from a run, the kernel gives None.
     """
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:

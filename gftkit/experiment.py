@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from gftkit import conditions, expression, flow, lineage
+from gftkit import conditions, expression, flow, lineage, weights
 from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor
-from gftkit.config import Config
+from gftkit.config import DEFAULTS, Config, Spec
 from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
-from gftkit.files import load_weights, read_weights
+from gftkit.files import load_weights
+from gftkit.foreign import ForeignDrift, check_score
 from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
-from gftkit.registry import Registry
+from gftkit.registry import Registry, plain
 from gftkit.run import Facts, Run, build_drift, build_metrics, build_source, is_run, solver_of
 
 FAR_OUTSIDE = 3.0
@@ -95,13 +96,12 @@ def build(config: Config, registry: Registry) -> Experiment:
         facts = _inherit(facts, parent)
         _check_same_path(path, config, parent)
     torch.manual_seed(config.seed)
-    drift = build_drift(config.drift, facts, registry)
+    drift, notes = _drift(config.drift, config.pretrained, parent, facts, path, config, registry)
     anchor: Anchor | None = None
     anchors: tuple[str, ...] = ()
-    if config.pretrained is not None:
-        weights = parent.weights()[0] if parent else read_weights(config.pretrained)
-        load_weights(drift, weights, config.pretrained)
-        anchor = _anchor(config, drift, facts, path, registry)
+    if config.kind == "finetune":
+        anchor, more = _anchor(config, drift, facts, path, registry)
+        notes += more
         anchors = (*lineage.anchors(config.pretrained), anchor.hash)
     used = conditions.names(drift)
     if conditions.LABEL in used:
@@ -144,37 +144,57 @@ def build(config: Config, registry: Registry) -> Experiment:
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=training,
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
-        warnings=_scale_warnings(training, data, parent),
+        warnings=[*notes, *_scale_warnings(training, data, parent)],
         anchors=anchors,
     )
 
 
-def _anchor(config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry) -> Anchor:
-    """The anchor of a fine-tune; ``drift`` holds the weights that it starts from."""
+def _drift(
+    spec: Spec,
+    source: FilePath | None,
+    parent: Run | None,
+    facts: Facts,
+    path: Path,
+    config: Config,
+    registry: Registry,
+) -> tuple[nn.Module, list[str]]:
+    """A network with the weights that it starts from (a run's, a file's, its own, new ones), and what to tell of it."""
+    drift = build_drift(spec, facts, registry, path)
+    notes = [*getattr(drift, "notes", ())]
+    if parent is not None:
+        load_weights(drift, parent.weights()[0], parent.folder)
+    elif source is not None:
+        notes += weights.load(drift, source)
+    if isinstance(drift, ForeignDrift):
+        _check_convention(drift, spec, path, config, registry)
+    return drift, notes
+
+
+def _anchor(config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry) -> tuple[Anchor, list[str]]:
+    """The anchor of a fine-tune, and what to tell of it; ``drift`` holds the weights that the fine-tune starts from."""
     spec = config.anchor or {}
     if spec["name"] == lineage.FROZEN:
-        return FrozenAnchor(drift, lineage.made_of(config.drift, facts, registry))
-    source = FilePath(spec["pretrained"])
-    weights = None
-    if is_run(source):
+        return FrozenAnchor(drift, lineage.made_of(config.drift, facts, registry)), []
+    source = None if spec["pretrained"] is None else FilePath(spec["pretrained"])
+    parent = None
+    if source is not None and is_run(source):
         parent = Run.open(source, registry)
         _check_same_path(path, config, parent, "anchor.pretrained")
-        weights, before = parent.weights()
+        before = parent.weights()[1]
         if before.event_shape != facts.event_shape:
             raise ConfigError(
                 f"anchor.pretrained: wanted a drift for samples of shape {facts.event_shape}, and {source} was "
                 f"trained on {before.event_shape}. Choose another anchor."
             )
         facts = before
-    other = build_drift(spec["drift"], facts, registry)
-    load_weights(other, read_weights(source) if weights is None else weights, source)
+    other, notes = _drift(spec["drift"], source, parent, facts, path, config, registry)
     lacking = sorted(set(conditions.names(other)) - set(conditions.names(drift)))
     if lacking:
         raise ConfigError(
             f"anchor: its drift is given {', '.join(lacking)}, and the drift that is trained isn't. "
             f"Choose an anchor without, or a conditional drift."
         )
-    return ExternalAnchor(other, lineage.made_of(spec["drift"], facts, registry))
+    return ExternalAnchor(other, lineage.made_of(spec["drift"], facts, registry)), notes
 
 
 def _scale_warnings(training: Batch, data: Samples, parent: Run | None) -> list[str]:
@@ -236,17 +256,42 @@ def _check_same_path(path: Path, config: Config, parent: Run, key: str = "pretra
     Raises:
         ConfigError: with the reason.
     """
-    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    before: Path = parent.registry.build("path", parent.config.path)
-    now, then = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, before))
-    differs = [
-        name
-        for name, one, other in zip(("sigma", "alpha", "gamma", "diffusion g"), now, then, strict=True)
-        if not torch.allclose(one, other)
-    ]
+    differs = _differences(path, parent.registry.build("path", parent.config.path))
     if differs:
         raise ConfigError(
             f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "
             f"Its anchor is the drift of another process, and a blend of the two would end in neither law. "
             f"Leave `path` out to inherit it, or pretrain on this path."
         )
+
+
+def _differences(path: Path, other: Path) -> list[str]:
+    """What two paths differ in."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    one, two = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, other))
+    names = ("sigma", "alpha", "gamma", "diffusion g")
+    return [name for name, a, b in zip(names, one, two, strict=True) if not torch.allclose(a, b)]
+
+
+def _check_convention(drift: ForeignDrift, spec: Spec, path: Path, config: Config, registry: Registry) -> None:
+    """Refuse a network whose convention contradicts the run.
+
+    Raises:
+        ConfigError: for another path than the network's, or a score that doesn't tell the velocity here.
+    """
+    named = drift.convention.path
+    trained = (
+        [("drift.convention.path", named, registry.build("path", named, "drift.convention.path"))] if named else []
+    )
+    if "path" in spec:
+        trained.append(("drift.path", spec["path"], drift.path))
+    for where, of, other in trained:
+        differs = _differences(path, other)
+        if differs:
+            raise ConfigError(
+                f"{where}: the network was trained on {of}, and the run's path {config.path} differs in "
+                f"{', '.join(differs)}. Give the run the network's path, or correct the convention."
+            )
+    coupling: Coupling = registry.build("coupling", config.coupling)
+    usual = registry.resolve("dataset", DEFAULTS["source"], "source")
+    check_score(drift.convention, getattr(coupling, "independent", False), plain(config.source) == plain(usual))

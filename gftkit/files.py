@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -215,29 +215,26 @@ def _decoded(note: str) -> Any:
         return note
 
 
-def read_weights(path: Path) -> State:
-    """A network's weights from .safetensors, or from .pt/.pth/.bin by ``weights_only`` unpickling.
+SHOWN = 8
+"""How many of a long list an error shows."""
 
-    Raises:
-        WeightsError: for a file that is missing, damaged, holds no state dict, or would execute code.
-    """
-    if path.suffix == ".safetensors" or not path.is_file():
-        tensors, notes = read_tensors(path)
-        if "optimizer" in notes and "step" in notes:
-            raise WeightsError(f"{path} is a run's checkpoint: give the run folder, or its model.safetensors.")
-        return tensors
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise WeightsError(f"{path}: wanted .safetensors, .pt, .pth or .bin, got '{path.suffix}'.")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own text advises to run the file if one trusts it
-        raise WeightsError(
-            f"{path}: wanted a state dict that loads without executing code, and this file doesn't. It is damaged, or "
-            f"a pickle of more than tensors; it was not run. Export its state_dict as .safetensors."
-        ) from error
-    if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
-        raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
-    return found
+
+def shortened(lines: Sequence[str]) -> str:
+    """The first lines of a long list, each on a line of its own, and how many more there are."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+
+
+def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
+    """How weights differ from those that a network wants, a line for each name: missing, unknown, of another shape."""
+    complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
+    complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
+    complaints += [
+        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in weights and weights[name].shape != wanted[name].shape
+    ]
+    return complaints
 
 
 def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
@@ -246,25 +243,15 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
     Raises:
         WeightsError: naming the keys that are missing, unknown or of the wrong shape.
     """
-    wanted = module.state_dict()
-    complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
-    complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
-    complaints += [
-        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in weights and weights[name].shape != wanted[name].shape
-    ]
+    complaints = misfits(weights, module.state_dict())
     if complaints:
-        more = f"\n  and {len(complaints) - 8} more" if len(complaints) > 8 else ""
         raise WeightsError(
-            f"{source}: the weights don't fit the drift.\n  "
-            + "\n  ".join(complaints[:8])
-            + more
-            + "\nGive the `drift` these weights were made with."
+            f"{source}: the weights don't fit the drift.{shortened(complaints)}\n"
+            f"Give the `drift` these weights were made with."
         )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:8])}.")
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
     module.load_state_dict(weights)
 
 

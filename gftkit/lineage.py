@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gftkit.anchor import identity, short
+from gftkit.config import without_weights
 from gftkit.errors import ConfigError, unknown
 from gftkit.files import read_notes, read_tensors
 from gftkit.options import check_known
@@ -16,14 +17,29 @@ OPTIONS = {FROZEN: (), EXTERNAL: ("pretrained", "drift")}
 """The anchors that a configuration may name, and their options."""
 
 
-def found(value: Any, key: str, base: Path) -> Path:
-    """A run folder or weights file that a configuration names; relative paths start at ``base``.
+def found(value: Any, drift: Any, key: str, base: Path) -> Path | None:
+    """A run folder or weights file that a configuration names; None where the drift brings weights of its own.
+
+    Args:
+        value: what the configuration says.
+        drift: the drift beside it, as the configuration writes it.
+        key: where it stands, for errors.
+        base: where relative paths start.
 
     Raises:
-        ConfigError: where there is none.
+        ConfigError: where there is none, or two.
     """
+    own = drift.get("weights") if isinstance(drift, Mapping) else None
+    if value is None and own is not None:
+        return None
     if not isinstance(value, str):
-        raise ConfigError(f"{key} is missing: wanted a run folder or a weights file to start from.")
+        raise ConfigError(
+            f"{key} is missing: wanted a run folder or a weights file to start from, or a drift with `weights`."
+        )
+    if own is not None:
+        raise ConfigError(
+            f"{key}: {value} and the drift's weights: {own} are two starts of one drift. Leave one of them out."
+        )
     path = base / value
     if not is_run(path) and not path.is_file():
         raise ConfigError(
@@ -32,12 +48,14 @@ def found(value: Any, key: str, base: Path) -> Path:
     return path
 
 
-def resolve(spec: Any, pretrained: Path, drift: Mapping[str, Any], registry: Registry, base: Path) -> dict[str, Any]:
+def resolve(
+    spec: Any, pretrained: Path | None, drift: Mapping[str, Any], registry: Registry, base: Path
+) -> dict[str, Any]:
     """The spec of a fine-tune's anchor with every default filled in.
 
     Args:
         spec: what the configuration says: a name, ``{name: ..., **options}``, or None.
-        pretrained: where the fine-tune starts.
+        pretrained: where the fine-tune starts; None where its drift brings the weights.
         drift: the resolved spec of the fine-tune's own drift.
         registry: components, for the ``drift`` of an external anchor.
         base: where relative paths start.
@@ -47,7 +65,7 @@ def resolve(spec: Any, pretrained: Path, drift: Mapping[str, Any], registry: Reg
         UnknownNameError: for an unknown anchor or option.
     """
     if spec is None:
-        if anchors(pretrained):
+        if pretrained is not None and anchors(pretrained):
             raise ConfigError(_ambiguous(pretrained, drift, registry))
         spec = FROZEN
     given = {"name": spec} if isinstance(spec, str) else spec
@@ -59,15 +77,17 @@ def resolve(spec: Any, pretrained: Path, drift: Mapping[str, Any], registry: Reg
     check_known(given, (*OPTIONS[name], "name"), f"anchor '{name}'")
     if name != EXTERNAL:
         return {"name": name}
-    path = found(given.get("pretrained"), "anchor.pretrained", base)
     own: Any = given.get("drift")
+    path = found(given.get("pretrained"), own, "anchor.pretrained", base)
     if own is None:
-        own = Run.open(path, registry).config.drift if is_run(path) else drift
+        own = without_weights(Run.open(path, registry).config.drift if path is not None and is_run(path) else drift)
     return {"name": name, "pretrained": path, "drift": registry.resolve("drift", own, "anchor.drift", base)}
 
 
-def anchors(path: Path) -> tuple[str, ...]:
+def anchors(path: Path | None) -> tuple[str, ...]:
     """The hashes of the anchors of the fine-tunes that led to a run or weights file, oldest first; () for none."""
+    if path is None:
+        return ()
     path = path / MODEL if is_run(path) else path
     if path.suffix != ".safetensors" or not path.is_file():
         return ()
@@ -88,7 +108,7 @@ def _ambiguous(pretrained: Path, drift: Mapping[str, Any], registry: Registry) -
     before, original = anchors(pretrained)[-1], "ORIGINAL"
     if is_run(pretrained):
         parent = Run.open(pretrained, registry).config
-        held = (parent.anchor or {}).get("pretrained") or parent.pretrained
+        held = (parent.anchor or {}).get("pretrained") or parent.start
         original = str(held)
     return (
         f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "

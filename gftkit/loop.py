@@ -218,7 +218,7 @@ class Loop:
             raise RunError(
                 f"{found.path}: the anchor ({self.anchor.kind}) isn't the one that this run started with: hash "
                 f"{short(str(found.notes['anchor']))}, now {short(self.anchor.hash)}. The weights at "
-                f"{(self.config.anchor or {}).get('pretrained', self.config.pretrained)}, or how their drift is made, "
+                f"{(self.config.anchor or {}).get('pretrained') or self.config.start}, or how their drift is made, "
                 f"have changed. Restore them, or start anew with another --out."
             )
 

@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ from gftkit.contracts import NESTED
 from gftkit.errors import ConfigError, PluginError, unknown
 
 SUPPLIED = ("event_shape", "classes", "condition_shapes", "generator")
-"""Options that the kernel supplies where a factory asks for them and the user gives none."""
+"""Options that the kernel supplies where a factory asks for them and the user gives none; and ``path: Path``."""
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 _ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
@@ -120,7 +120,8 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
             )
         if name not in hints:
             raise PluginError(f"{who} has an option '{name}' without a type. Annotate it.")
-        found[name] = Option(name, hints[name], parameter.default, helps.get(name, ""), name in SUPPLIED)
+        option = Option(name, hints[name], parameter.default, helps.get(name, ""))
+        found[name] = replace(option, supplied=name in SUPPLIED or (name, option.kind) == ("path", "path"))
     return found
 
 

@@ -190,7 +190,8 @@ class Registry:
     def resolve(self, kind: str, spec: Mapping[str, Any], where: str = "", base: Path | None = None) -> dict[str, Any]:
         """``spec`` with every option checked and every default filled in; relative paths start at ``base``.
 
-        Options that the kernel supplies are left out unless given.
+        Options that the kernel supplies are left out unless given. A factory with a class method ``resolve(options)``
+        completes them: what it reads from files then stands in the run's configuration.
 
         Raises:
             UnknownNameError: for an unknown name or option.
@@ -200,7 +201,8 @@ class Registry:
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
             raise ConfigError(f"{where}: wanted {{name: ...}} with the name of a {kind}, got {spec!r}.")
         name = spec["name"]
-        known = self.options(self.component(kind, name, where))
+        component = self.component(kind, name, where)
+        known = self.options(component)
         given = {key: value for key, value in spec.items() if key != "name"}
         check_known(given, [*known, "name"], f"{where} '{name}'")
         resolved: dict[str, Any] = {"name": name}
@@ -212,6 +214,8 @@ class Registry:
                 if option.required:
                     raise ConfigError(f"{key} is missing: {kind} '{name}' wants it ({option.type_text}).")
                 value = option.default
+                if option.is_file and isinstance(value, Path) and base is not None:
+                    value = base / value
             else:
                 value = given[option.name]
             if option.kind and isinstance(value, Mapping):
@@ -223,7 +227,8 @@ class Registry:
                 resolved[option.name] = value
             else:
                 resolved[option.name] = value
-        return resolved
+        complete = getattr(component.factory, "resolve", None)
+        return resolved if complete is None else {"name": name, **complete(resolved)}
 
     def without_files(self, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
         """A resolved ``spec`` without the options that name files, nested components included: what it is anywhere."""

@@ -21,8 +21,10 @@ from gftkit.config import (
     override,
     resolve_evaluate,
     section,
+    without_weights,
 )
 from gftkit.contracts import Metric
+from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples, Scaling, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
@@ -153,7 +155,8 @@ class Run:
     def drift(self, weights: Weights = "ema", device: torch.device | str = "cpu") -> nn.Module:
         """The trained drift, in evaluation mode."""
         tensors, facts = self.weights(weights)
-        drift = build_drift(self.config.drift, facts, self.registry)
+        path = self.registry.build("path", self.config.path)
+        drift = build_drift(without_weights(self.config.drift), facts, self.registry, path)
         load_weights(drift, tensors, self.folder)
         return drift.eval().requires_grad_(False).to(device)
 
@@ -251,18 +254,18 @@ def restore(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
     return Config(
-        kind="finetune" if pretrained else "pretrain",
+        kind="finetune" if values.get("schedule") else "pretrain",
         **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
         train=section(Train, values["train"], "train"),
         evaluate=section(Evaluate, values["evaluate"], "evaluate"),
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
         objective=section(Objective, values["objective"], "objective"),
-        anchor=values.get("anchor", {"name": "frozen"}) if pretrained else None,
+        anchor=values.get("anchor", {"name": "frozen"}) if values.get("schedule") else None,
     )
 
 
-def build_drift(spec: Spec, facts: Facts, registry: Registry) -> nn.Module:
+def build_drift(spec: Spec, facts: Facts, registry: Registry, path: ConditionalPath) -> nn.Module:
     """The network of a config, tried once on zeros.
 
     Raises:
@@ -274,6 +277,7 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry) -> nn.Module:
         event_shape=facts.event_shape,
         classes=facts.classes,
         condition_shapes=facts.condition_shapes,
+        path=path,
     )
     x = torch.zeros(2, *facts.event_shape)
     given = facts.zeros(conditions.names(drift), 2)

@@ -55,9 +55,11 @@ def test_weights_that_do_not_fit_name_their_keys(finetuning, weights):
     assert "wrong shape: from_state.weight is (16, 2), the drift wants (8, 2)" in message
     message = finetuning(**{**weights("w.safetensors"), "drift": {"name": "mlp", "width": 16, "depth": 2}})
     assert "missing: body.1.bias" in message or "missing: body.3.weight" in message
-    message = finetuning(**weights("w.pt", lambda state: {f"model.{key}": held for key, held in state.items()}))
+    message = finetuning(
+        **weights("w.pt", lambda state: {key.replace("state", "stat"): held for key, held in state.items()})
+    )
     assert "missing: from_state.weight (16, 2)" in message
-    assert "unknown: model.from_" in message
+    assert "unknown: from_stat.weight" in message
 
 
 def test_a_drift_that_does_not_fit_the_pretrained_run(finetuning):
@@ -77,7 +79,7 @@ def test_truncated_and_foreign_weights(finetuning, weights, tmp_path):
             (tmp_path / name).write_bytes(content)
             assert name in finetuning(**spec)
     (tmp_path / "w.h5").write_bytes(b"\x89HDF")
-    assert "wanted .safetensors, .pt, .pth or .bin, got '.h5'" in finetuning(**{**spec, "pretrained": "w.h5"})
+    assert "wanted .safetensors, .pt, .pth, .bin, .ckpt, got '.h5'" in finetuning(**{**spec, "pretrained": "w.h5"})
     assert "neither a run folder nor a weights file" in finetuning(**{**spec, "pretrained": "none.pt"})
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "w.pt")
     assert "wanted a state dict (name -> tensor)" in finetuning(**spec)

@@ -70,6 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; modules that examples make are forgotten afterwards."""
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for made in set(sys.modules) - before:
         if getattr(sys.modules[made], "__file__", None) and str(tmp_path) in str(sys.modules[made].__file__):

@@ -4,10 +4,11 @@ from torch import nn
 
 import gftkit
 from gftkit_plugins.drifts.mlp import Mlp
+from gftkit_plugins.drifts.module import Module
 from gftkit_plugins.drifts.unet import Unet
 
 
 @gftkit.hookimpl
 def gftkit_drifts() -> dict[str, type[nn.Module]]:
     """The built-in drifts."""
-    return {"mlp": Mlp, "unet": Unet}
+    return {"mlp": Mlp, "module": Module, "unet": Unet}

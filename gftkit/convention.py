@@ -1,0 +1,175 @@
+"""The convention of a network: how it is called, what its time and values mean, and what it predicts."""
+
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gftkit.config import Spec, section
+from gftkit.errors import ConfigError, unknown
+from gftkit.registry import plain
+
+Positive = Annotated[float, Field(gt=0)]
+
+LINEAR: Spec = {"name": "linear"}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "gftkit": {"call": "t, x", "predicts": "drift"},
+    "torchcfm": {"call": "t, x", "path": LINEAR},
+    "flow-matching": {"call": "x=x, t=t", "path": LINEAR},
+    "diffusers": {"call": "x, t", "time": "reversed", "time_scale": 1000.0, "output": "sample", "path": LINEAR},
+    "sit": {"call": "x, t, label", "path": LINEAR},
+}
+"""Conventions by name: what each field is where it isn't ``Convention``'s default."""
+
+_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?P<what>\w+)")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network f stands to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
+
+    Time: the network is given scale * tau, with tau = t (forward) or tau = 1 - t (reversed). Prediction: with
+    p = sign * f, a velocity or drift is dx/dtau in the network's own time of unit length, whatever its scale, so that
+    b = (dtau/dt) p: p forward, -p reversed. Noise, data and score don't depend on the direction of time. With
+    x = sigma e + alpha d they are p = E[e | x], p = E[d | x] and p = grad log density(x).
+
+    Values: the network knows data as a d + c with a = latent_scale (high - low)/2 and
+    c = latent_scale ((high + low)/2 - latent_shift), where gftkit knows d, in [-1, 1] if the data have a range. Of
+    ``rescales: data`` the source e stays as it is, so that a d + c at tau has the same share of noise as d at another
+    t; of ``rescales: state`` the whole state is known as a x + c, the source as well.
+
+    Args:
+        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``.
+        constants: further keyword arguments, the same at every call.
+        time: "forward" (the source at 0) or "reversed" (the source at 1).
+        time_scale: what the network is given at the end of its time, such as 1000.
+        time_shape: shape of the time: "batch" (batch,), "column" (batch, 1), "event" (batch, 1, ..., 1) or "scalar" ().
+        integer_time: the network is given the nearest integer, as int64.
+        predicts: what the network's output is.
+        sign: 1, or -1 where the network's output is minus that.
+        path: the path that it was trained on, {name: ...}; null for the path of the run.
+        range: (low, high) of the data as the network knows them, where gftkit has [-1, 1].
+        latent_scale: the factor that data are multiplied by, after the shift.
+        latent_shift: what is subtracted from data.
+        rescales: what range, scale and shift apply to: the "data", or the "state" with its source.
+        output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
+        drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
+
+    Raises:
+        ConfigError: for a call that can't be read or has no x, or a range that isn't one.
+    """
+
+    call: str = "t, x"
+    constants: dict[str, Any] | None = None
+    time: Literal["forward", "reversed"] = "forward"
+    time_scale: Positive = 1.0
+    time_shape: Literal["batch", "column", "event", "scalar"] = "batch"
+    integer_time: bool = False
+    predicts: Literal["velocity", "drift", "noise", "data", "score"] = "velocity"
+    sign: Literal[1, -1] = 1
+    path: dict[str, Any] | None = None
+    range: tuple[float, float] = (-1.0, 1.0)
+    latent_scale: Positive = 1.0
+    latent_shift: float = 0.0
+    rescales: Literal["data", "state"] = "data"
+    output: str | int | None = None
+    drop_channels: bool = False
+
+    def __post_init__(self) -> None:
+        parse_call(self.call)
+        if not self.range[0] < self.range[1]:
+            raise ConfigError(f"convention.range: wanted [low, high] with low < high, got {list(self.range)}.")
+
+    @classmethod
+    def of(cls, values: "Mapping[str, Any] | str | Convention") -> "Convention":
+        """A convention from a block of a config: a preset by name, or fields over those of ``preset``.
+
+        Raises:
+            UnknownNameError: for an unknown preset or field, with the nearest.
+            ConfigError: for a value of the wrong type or out of range.
+
+        Example:
+            >>> convention = Convention.of({"preset": "diffusers", "predicts": "noise"})
+            >>> convention.time, convention.time_scale, convention.predicts
+            ('reversed', 1000.0, 'noise')
+        """
+        if isinstance(values, Convention):
+            return values
+        given = {"preset": values} if isinstance(values, str) else dict(values)
+        name = given.pop("preset", None)
+        if name is not None and name not in PRESETS:
+            raise unknown("preset of a convention:", name, PRESETS)
+        return section(cls, {**PRESETS.get(name or "", {}), **given}, "convention")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as plain values: what a run's config.yaml holds."""
+        return plain(asdict(self))
+
+    def differing(self) -> dict[str, Any]:
+        """The fields that aren't the default, as plain values: a convention block to write."""
+        usual = type(self)()
+        return {
+            field.name: plain(getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        }
+
+    @property
+    def arguments(self) -> tuple[tuple[str | None, str], ...]:
+        """The arguments of the call: (keyword or None, what is given)."""
+        return parse_call(self.call)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions that the network is given."""
+        return tuple(what for _, what in self.arguments if what not in ("t", "x"))
+
+    @property
+    def scale_and_shift(self) -> tuple[float, float]:
+        """(a, c): the network knows data as a d + c."""
+        low, high = self.range
+        return self.latent_scale * (high - low) / 2, self.latent_scale * ((high + low) / 2 - self.latent_shift)
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the network knows other values than gftkit."""
+        return self.scale_and_shift != (1.0, 0.0)
+
+
+def parse_call(call: str) -> tuple[tuple[str | None, str], ...]:
+    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label``: (keyword or None, what).
+
+    Raises:
+        ConfigError: saying what can't be read.
+
+    Example:
+        >>> parse_call("x, t, y=label")
+        ((None, 'x'), (None, 't'), ('y', 'label'))
+    """
+    found: list[tuple[str | None, str]] = []
+    for part in call.split(","):
+        match = _PART.fullmatch(part.strip())
+        name, what = (None, "") if match is None else (match["name"], match["what"])
+        if not _is_name(what) or (name is not None and not _is_name(name)):
+            raise ConfigError(
+                f"convention.call: wanted arguments such as 't, x' or 'sample=x, timestep=t, class_labels=label', got "
+                f"'{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
+            )
+        if name is None and any(before is not None for before, _ in found):
+            raise ConfigError(f"convention.call: '{call}' has '{what}' by position after an argument by name.")
+        found.append((name, what))
+    for which, values in (("argument", [n for n, _ in found if n is not None]), ("value", [w for _, w in found])):
+        twice = {value for value in values if values.count(value) > 1}
+        if twice:
+            raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
+    if "x" not in [what for _, what in found]:
+        raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
+    return tuple(found)
+
+
+def _is_name(word: str) -> bool:
+    return word.isidentifier() and not keyword.iskeyword(word)

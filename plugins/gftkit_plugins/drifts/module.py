@@ -1,0 +1,176 @@
+"""Any importable network as a drift."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from torch import nn
+
+from gftkit import weights as foreign
+from gftkit.contracts import Path
+from gftkit.convention import Convention
+from gftkit.errors import ConfigError, WeightsError
+from gftkit.files import load_weights, read_json
+from gftkit.foreign import ForeignDrift
+
+DIFFUSERS_CONFIG = "config.json"
+
+
+class Module(ForeignDrift):
+    """A network of your own or of another library, by the name of its class, with its weights and its convention.
+
+    The network takes what its convention says and gives what it says: see the guide, "Your own network". Its parameters
+    are trained like any drift's. A run keeps them in its own files: to sample it, only ``target`` must be importable.
+
+    Args:
+        target: ``package.module:Class``, or a function that gives a network. It is looked for in ``folder`` first.
+        options: keyword arguments of ``target``.
+        weights: a weights file to start from, or a folder that diffusers has saved; null for new weights.
+        key: which network of the file: its place with dots, such as ``ema_model``; null for the one that fits.
+        convention: how the network is called and what it predicts: a preset by name, or {preset: ..., field: ...}.
+        folder: where ``target`` is looked for, before the Python path; by default the config's folder.
+        path: the path of the run.
+
+    Raises:
+        ConfigError: for a target that can't be imported, doesn't take ``options`` or gives no network, or a convention
+            that contradicts the path.
+        WeightsError: for weights that don't fit.
+
+    Example:
+        >>> import gftkit, torch
+        >>> spec = {"target": "torch.nn:Linear", "options": {"in_features": 2, "out_features": 2}}
+        >>> drift = gftkit.load().create("drift", "module", **spec, convention={"call": "x", "time": "reversed"})
+        >>> x = torch.randn(3, 2)
+        >>> torch.equal(drift(torch.rand(3), x), -drift.network(x))
+        True
+    """
+
+    def __init__(
+        self,
+        target: str,
+        convention: str | dict[str, Any],
+        options: dict[str, Any] | None = None,
+        weights: FilePath | None = None,
+        key: str | None = None,
+        folder: FilePath = FilePath("."),
+        path: Path | None = None,
+    ) -> None:
+        make, given = imported(target, folder), options or {}
+        if weights is not None and weights.is_dir():
+            network, notes = _from_diffusers(make, given, weights, target), []
+        else:
+            network = _made(make, given, target)
+            notes = [] if weights is None else foreign.load(network, weights, key)
+        super().__init__(network, Convention.of(convention), path)
+        self.notes = tuple(notes)
+
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with everything filled in: the fields of the convention, and what a diffusers folder says.
+
+        Raises:
+            GftkitError: for a convention that can't be read, or a folder that holds no network of diffusers.
+        """
+        resolved = {**options, "convention": Convention.of(options["convention"]).to_dict()}
+        saved = options["weights"]
+        if isinstance(saved, FilePath) and saved.is_dir():
+            resolved["options"] = {**_saved_options(saved, options["target"]), **(options["options"] or {})}
+        return resolved
+
+
+def imported(target: str, folder: FilePath) -> Callable[..., Any]:
+    """The class or function that a target names.
+
+    The folder is put at the front of Python's path, as that of a script is, so that the network's own module finds its
+    neighbours whenever it looks for them.
+
+    Raises:
+        ConfigError: naming the part that failed.
+    """
+    where, colon, name = target.partition(":")
+    if not (colon and where and name):
+        raise ConfigError(f"drift.target: wanted 'package.module:Class', got '{target}'.")
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    top = where.partition(".")[0]
+    other = getattr(sys.modules.get(top), "__file__", None)
+    mine = [file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()]
+    if other is not None and mine and FilePath(other).resolve() != mine[0].resolve():
+        raise ConfigError(
+            f"drift.target: {mine[0]} was meant, and this process has already imported {other} under the name '{top}'. "
+            f"Rename one of them."
+        )
+    try:
+        found: Any = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        missing = error.name or where
+        if f"{where}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"drift.target: there is no module '{missing}', neither in {place} nor on Python's path. Install it, "
+                f"or name the folder that holds it: folder: DIR."
+            ) from error
+        raise ConfigError(f"drift.target: '{where}' imports '{missing}', which isn't installed.") from error
+    except Exception as error:
+        raise ConfigError(f"drift.target: '{where}' fails to import: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            holder = getattr(found, "__name__", where)
+            raise ConfigError(f"drift.target: {holder} has no '{part}'. Networks in it: {_networks(found)}.")
+        found = getattr(found, part)
+    if not callable(found) or isinstance(found, nn.Module):
+        raise ConfigError(f"drift.target: wanted a class or function, and '{target}' is a {type(found).__name__}.")
+    return found
+
+
+def _networks(module: Any) -> str:
+    names = [name for name, held in vars(module).items() if isinstance(held, type) and issubclass(held, nn.Module)]
+    return ", ".join(sorted(names)) or "none"
+
+
+def _made(make: Callable[..., Any], options: Mapping[str, Any], target: str) -> nn.Module:
+    """The network that a class or function gives."""
+    try:
+        network = make(**options)
+    except Exception as error:
+        raise ConfigError(f"drift.options: '{target}' fails: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"drift.target: '{target}' gives a {type(network).__name__}; wanted a torch.nn.Module.")
+    return network
+
+
+def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
+    """What a folder that diffusers has saved tells of its network."""
+    config = folder / DIFFUSERS_CONFIG
+    held = read_json(config) if config.is_file() else None
+    if not isinstance(held, dict) or "_class_name" not in held:
+        raise WeightsError(
+            f"{folder}: wanted a weights file, or a folder of diffusers with {DIFFUSERS_CONFIG} and "
+            f"diffusion_pytorch_model.safetensors. Of a pipeline give the folder of its network, such as unet/."
+        )
+    if target.rpartition(":")[2] != held["_class_name"]:
+        raise ConfigError(
+            f"drift.target: {config} is of the class {held['_class_name']}, and the target is '{target}'. "
+            f"Wanted `target: diffusers:{held['_class_name']}`."
+        )
+    return {key: value for key, value in held.items() if not key.startswith("_")}
+
+
+def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
+    """The network of a folder, by diffusers' own loader; its pickles are never read."""
+    saved = _saved_options(folder, target)
+    try:
+        network: nn.Module = make.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:
+        raise WeightsError(f"{folder}: diffusers can't load it: {type(error).__name__}: {error}") from error
+    changed = sorted(key for key, value in options.items() if saved.get(key) != value)
+    if not changed:
+        return network
+    made = _made(make, options, target)
+    load_weights(made, network.state_dict(), folder)
+    return made

@@ -6,6 +6,7 @@ import importlib
 import pickle
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ MINIMAL = {
     "digits": lambda folder: {},
     "gaussian": lambda folder: {"event_shape": (2, 3)},
     "gaussian-mixture": lambda folder: {},
+    "huggingface": lambda folder: {"files": folder / "rows"},
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
     "shards": lambda folder: {"files": folder / "part-{0..1}.tar"},
@@ -44,6 +46,8 @@ def files(tmp_path_factory):
     generator = np.random.default_rng(0)
     np.savez(folder / "labelled.npz", x1=generator.normal(size=(31, 2, 3)), label=np.arange(31) % 3)
     pictures(folder / "classes")
+    made = {"x": generator.normal(size=(29, 4)).tolist(), "label": [row % 3 for row in range(29)]}
+    datasets.Dataset.from_dict(made).save_to_disk(str(folder / "rows"))
     for part, count in enumerate((12, 17)):
         members = {}
         for number in range(count):
@@ -257,7 +261,7 @@ class Batches(torch.utils.data.Dataset):
         return self.dataset.batch(torch.tensor([index])).x1[0]
 
 
-@pytest.mark.parametrize("name", ["arrays", "shards", "image-folder"])
+@pytest.mark.parametrize("name", ["arrays", "huggingface", "image-folder", "shards"])
 def test_workers_read_the_same(seen, name):
     """Forked after files were opened: reading by position shares nothing."""
     dataset, everything = seen(name)

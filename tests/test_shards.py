@@ -148,7 +148,7 @@ def test_any_sample_is_found(registry, tmp_path_factory, sizes, random):
 
 
 def test_blocks_are_neighbours(load, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("gftkit_plugins.datasets.shards"), "_BLOCK", 4)
+    monkeypatch.setattr(importlib.import_module("gftkit_plugins.datasets.neighbours"), "MOST", 4)
     tar(tmp_path / "a.tar", {f"{i}.npy": numbers(i) for i in range(10)})
     tar(tmp_path / "b.tar", {f"{i}.npy": numbers(10 + i) for i in range(3)})
     dataset = load()

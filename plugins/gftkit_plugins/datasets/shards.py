@@ -10,13 +10,11 @@ from torch import Tensor
 from gftkit.contracts import Batch
 from gftkit.errors import DataError
 from gftkit_plugins.datasets.members import is_picture, is_readable, values_of
+from gftkit_plugins.datasets.neighbours import blocks_of_neighbours
 from gftkit_plugins.datasets.patterns import files_of
 from gftkit_plugins.datasets.pictures import Decoder, Mode
 from gftkit_plugins.datasets.stretches import Stretches, cannot_read
 from gftkit_plugins.datasets.tar_index import Fields, find_member, position, read_index, read_samples
-
-_BLOCK = 1024
-"""Samples that lie one after the other in a shard and are visited together, at most."""
 
 
 class Shards:
@@ -77,7 +75,7 @@ class Shards:
         self._fields = _fields(self.files[0], field, labels, label_key, conditions)
         self._index = [read_index(shard, self._fields) for shard in self.files]
         self._ends = torch.tensor([len(index["place"]) for index in self._index]).cumsum(0)
-        self.blocks = torch.cat([_blocks(len(index["place"])) for index in self._index])
+        self.blocks = torch.cat([blocks_of_neighbours(len(index["place"])) for index in self._index])
         self.labels: Tensor | None = None
         self.classes: int | None = None
         if self._fields.labels:
@@ -197,9 +195,3 @@ def _condition_name(ending: str) -> str:
             f"conditions: wanted endings such as 'text.npy', which make a condition 'text', got '{ending}'."
         )
     return name
-
-
-def _blocks(n: int) -> Tensor:
-    """Sizes of blocks of neighbours, as even as can be."""
-    count = -(-n // _BLOCK)
-    return torch.full((count,), n // count) + (torch.arange(count) < n % count)

@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,6 @@ from made_data import encoded, whole
 
 from gftkit.data import Order, Samples
 from gftkit.errors import ConfigError, DataError
-
-datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +198,7 @@ def test_files_are_refused(refused, tmp_path):
     rows(y=[[1.0]]).to_parquet(tmp_path / "b.parquet")
     refused(r"b\.parquet: wanted the columns of a\.parquet, \{'x': .*got \{'y'", "{a,b}.parquet")
     points(1).select([]).to_parquet(tmp_path / "b.parquet")
-    refused(r"b\.parquet: the file is empty: it has no row", "*.parquet")
+    refused(r"b\.parquet: it is empty: there is no row in it", "*.parquet")
 
 
 def test_saved_folders_are_refused(refused, tmp_path):
@@ -248,18 +247,15 @@ def test_rows_are_refused_when_they_are_read(load, refused, tmp_path):
     pictures = [encoded(np.zeros((4, 4), np.uint8)), wide, b"no picture", b""]
     arrow(rows(x=pictures, features={"x": datasets.Value("binary")}), tmp_path / "pictures")
     dataset = load("pictures")
-    for row, message in (
-        (1, r"wanted a picture of 4 x 4 pixels, as row 0, got 8 x 4"),
-        (2, "can't be read"),
-        (3, "got nothing"),
-    ):
+    messages = {1: "wanted a picture of 4 x 4 pixels, as row 0, got 8 x 4", 2: "can't be read", 3: "got nothing"}
+    for row, message in messages.items():
         with pytest.raises(DataError, match=rf"column 'x', row {row}: .*{message}"):
             dataset.batch(torch.tensor([row]))
 
 
 def test_an_empty_set_is_refused(refused, tmp_path):
-    arrow(points(1).select([]), tmp_path / "saved")
-    refused(r"saved: the data set is empty: it has no row", "saved")
+    arrow(rows(x=[], features={"x": datasets.List(datasets.Value("float32"))}), tmp_path / "saved")
+    refused(r"saved: it is empty: there is no row in it", "saved")
 
 
 def test_a_missing_package_names_the_extra(load, monkeypatch, tmp_path):

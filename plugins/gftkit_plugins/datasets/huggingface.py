@@ -16,6 +16,7 @@ from gftkit_plugins.datasets.patterns import files_of
 from gftkit_plugins.datasets.pictures import Decoder, Mode
 
 _LABEL = "label"
+_EMPTY = "{}: it is empty: there is no row in it. Write it again, or leave it out."
 
 
 class HuggingFace:
@@ -65,7 +66,7 @@ class HuggingFace:
         self._where = str(files)
         found = _opened(files)
         if len(found) == 0:
-            raise DataError(f"{files}: the data set is empty: it has no row. Give at least one.")
+            raise DataError(_EMPTY.format(files))
         names = list(found.column_names)
         for name in filter(None, (column, labels, *conditions)):
             if name not in names:
@@ -157,6 +158,8 @@ def _opened(files: Path) -> Any:
         names = ", ".join(sorted(part.name for part in files.iterdir() if part.is_dir()))
         raise DataError(f"{files}: wanted one data set, found several: {names}. Give the folder of one.")
     if (files / "state.json").is_file():
+        if not any(files.glob("*.arrow")):  # so the library writes a set without rows, and can't read it
+            raise DataError(_EMPTY.format(files))
         return _guarded(files, lambda: datasets.load_from_disk(str(files)))
     ending = (
         ".parquet" if files.suffix != ".arrow" and not (files.is_dir() and any(files.glob("*.arrow"))) else ".arrow"
@@ -183,7 +186,7 @@ def _check_parquet(files: list[Path]) -> None:
     for file in files:
         about = _guarded(file, lambda file=file: parquet.ParquetFile(str(file)))
         if about.metadata.num_rows == 0:
-            raise DataError(f"{file}: the file is empty: it has no row. Remove it, or write it again.")
+            raise DataError(_EMPTY.format(file))
         schemas.append({column.name: str(column.type) for column in about.schema_arrow})
         about.close()
     _check_alike(files, schemas)

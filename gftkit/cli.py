@@ -106,6 +106,13 @@ def sample(
     solver: Annotated[str | None, typer.Option(help="Solver by name.  (default: as the run is evaluated)")] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: as the run is evaluated)")] = None,
     label: Annotated[int | None, typer.Option(help="Class to sample.  (default: all in turn)")] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Conditions of the samples: .npz or .safetensors, taken in turn."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Scale of guidance, 1 for none.  (default: as the run is evaluated)")
+    ] = None,
     weights: WeightsName = "ema",
     out: Annotated[
         Path | None,
@@ -121,6 +128,7 @@ def sample(
     """
     from rich.progress import Progress
 
+    from gftkit.conditions import read
     from gftkit.environment import device_of
     from gftkit.run import Run
     from gftkit.samples import check_target, write_samples
@@ -129,10 +137,11 @@ def sample(
     facts = opened.weights(_weights(weights))[1]
     target = out or run / f"samples-seed-{seed}.npz"
     check_target(target, facts.event_shape, force)
+    given = None if conditions is None else read(conditions)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=count)
-        made, labels = opened.samples(
+        made, asked = opened.samples(
             count,
             seed,
             _solver(opened, solver, steps),
@@ -140,8 +149,10 @@ def sample(
             _weights(weights),
             device_of(device),
             lambda done: progress.advance(task, done),
+            guidance,
+            given,
         )
-    write_samples(target, made, labels, facts.range)
+    write_samples(target, made, asked, facts.range)
     _answer({"file": str(target), "count": count, "seed": seed}, f"{count} samples in {target}", as_json)
 
 

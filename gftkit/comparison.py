@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from gftkit import pictures
+from gftkit import conditions, pictures
 from gftkit.config import Config
+from gftkit.contracts import Batch
 from gftkit.data import Samples, Scaling
 from gftkit.errors import ConfigError
 from gftkit.files import read_json, write_json
@@ -89,12 +90,20 @@ def _samples(first: Run, runs: Mapping[str, Run]) -> bytes:
     spec = first.config.evaluate.data or first.config.data
     real = Samples(first.registry.build("dataset", spec, "evaluate.data"), "evaluate.data")
     assert first.config.pretrained is not None  # checked by compare
+    shown = real.some(count, stream(seed, "reference"))
     before = Run.open(first.config.pretrained, first.registry)
-    in_training_values = Scaling(before.weights()[1].range).scale(before.samples(count, seed)[0])
+    in_training_values = Scaling(before.weights()[1].range).scale(_made(before, count, seed, shown))
     panels: dict[str, torch.Tensor] = {"pretrained": scaling.unscale(in_training_values)}
-    panels |= {name: run.samples(count, seed)[0] for name, run in runs.items()}
-    panels["real"] = scaling.unscale(real.some(count, stream(seed, "reference")).x1)
+    panels |= {name: _made(run, count, seed, shown) for name, run in runs.items()}
+    panels["real"] = scaling.unscale(shown.x1)
     return pictures.samples(panels, facts.range)
+
+
+def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
+    """Samples of a run; under named conditions, where it has any, those of real samples."""
+    if not run.weights()[1].condition_shapes:
+        return run.samples(count, seed)[0]
+    return run.samples(count, seed, given=conditions.of(run.drift(), like))[0]
 
 
 def _lead(config: Config) -> str:

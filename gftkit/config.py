@@ -82,6 +82,7 @@ class Evaluate:
         count: samples to make, and at most so many to compare with.
         metrics: metrics by name, or {name: ..., **options}.
         solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path.
+        guidance: scale of classifier-free guidance; 1 for none. It wants train.condition_dropout.
     """
 
     data: Spec | None = None
@@ -89,6 +90,7 @@ class Evaluate:
     count: Count = 1000
     metrics: list[str | dict[str, Any]] | None = None
     solver: Spec | None = None
+    guidance: Annotated[float, Field(ge=0)] = 1.0
 
 
 @dataclass(frozen=True)

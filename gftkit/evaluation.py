@@ -21,7 +21,7 @@ class Evaluation:
     training, are compared by common random numbers.
 
     Args:
-        drift: the trained drift, on ``device``.
+        drift: the trained drift, on ``device``, under guidance where that was asked for.
         path: the path it was trained on.
         solver: takes the steps.
         steps: solver steps where a metric doesn't choose its own.

@@ -16,6 +16,7 @@ from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
 from gftkit.files import load_weights
 from gftkit.foreign import ForeignDrift, check_score
+from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
@@ -52,9 +53,9 @@ class Experiment:
     anchors: tuple[str, ...] = ()
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
-        """A drift under evaluation, on this experiment's reference data."""
+        """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
         return Evaluation(
-            drift,
+            guided(drift, self.config.evaluate.guidance),
             self.path,
             self.solver,
             self.steps,
@@ -114,6 +115,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         )
     if config.train.condition_dropout > 0:
         conditions.check_null(drift, config.drift["name"], "train.condition_dropout")
+    check_guidance(config.evaluate.guidance, drift, config.train.condition_dropout, "evaluate.guidance")
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     training = data.some(config.evaluate.count, stream(config.seed, "training"))
     train = config.train

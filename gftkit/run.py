@@ -29,6 +29,7 @@ from gftkit.data import Samples, Scaling, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, load_weights, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate
 from gftkit.loading import load
 from gftkit.log import read_log
@@ -169,20 +170,25 @@ class Run:
         weights: Weights = "ema",
         device: torch.device | str = "cpu",
         advance: Callable[[int], None] = lambda _: None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Generated samples in the data's own values, (count, *event), and their labels for a conditional drift.
+        guidance: float | None = None,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Generated samples in the data's own values, (count, *event), and the conditions that each was made under.
 
         Args:
             count: how many.
             seed: of the source samples, labels and noise.
             solver: {name: ..., steps: ...}; by default as the run is evaluated.
-            label: the class to sample; all in turn by default.
+            label: the class to sample; all in turn by default, where the drift is told nothing else.
             weights: "ema" or "raw".
             device: where to evaluate the drift.
             advance: called with the number of samples done in each batch.
+            guidance: scale of classifier-free guidance, >= 0, 1 for none; by default as the run is evaluated.
+            given: conditions by name, (n, ...) each, taken in turn where n < count.
 
         Raises:
-            ConfigError: for a count or label out of range, or a solver that doesn't solve this flow.
+            ConfigError: for a count or label out of range, conditions that don't fit the drift, guidance that the run
+                wasn't trained for, or a solver that doesn't solve this flow.
         """
         if count < 1:
             raise ConfigError(f"count: wanted at least 1, got {count}.")
@@ -190,12 +196,13 @@ class Run:
         facts = self.weights(weights)[1]
         path = self.registry.build("path", self.config.path)
         made, steps = solver_of(solver or self.config.evaluate.solver, path, self.registry)
-        labels = _labels(count, label, facts.classes if conditions.LABEL in conditions.names(drift) else None)
+        scale = self.config.evaluate.guidance if guidance is None else guidance
+        check_guidance(scale, drift, self.config.train.condition_dropout, "guidance")
+        asked = conditions.asked(drift, count, given, label, facts.classes, facts.condition_shapes)
         noise = stream(seed, "solver", device=device)
         x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
-        given = {} if labels is None else {conditions.LABEL: labels}
-        x1 = generate(drift, path, made, steps, x0, noise, given, advance=advance)
-        return Scaling(facts.range).unscale(x1), labels
+        x1 = generate(guided(drift, scale), path, made, steps, x0, noise, asked, advance=advance)
+        return Scaling(facts.range).unscale(x1), asked
 
     def evaluate(
         self,
@@ -227,8 +234,10 @@ class Run:
         if chosen.data is not None:
             made = self.registry.build("dataset", chosen.data, "evaluate.data")
             held_out = Samples(made, "evaluate.data", facts.event_shape, facts.condition_shapes)
+        drift = self.drift(weights, device)
+        check_guidance(chosen.guidance, drift, self.config.train.condition_dropout, "evaluate.guidance")
         evaluation = Evaluation(
-            self.drift(weights, device),
+            guided(drift, chosen.guidance),
             path,
             solver,
             steps,
@@ -324,18 +333,6 @@ def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:
 
 def _mapping(spec: str | Spec) -> Spec:
     return {"name": spec} if isinstance(spec, str) else spec
-
-
-def _labels(count: int, label: int | None, classes: int | None) -> Tensor | None:
-    if classes is None:
-        if label is not None:
-            raise ConfigError("label: this drift is not conditional. Leave --label out.")
-        return None
-    if label is None:
-        return torch.arange(count) % classes
-    if not 0 <= label < classes:
-        raise ConfigError(f"label: wanted 0 to {classes - 1}, got {label}.")
-    return torch.full((count,), label)
 
 
 def write_model(folder: Path, drift: nn.Module, facts: Facts, notes: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Writing samples: .npz, .safetensors, a picture, or a folder of pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
         raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
 
 
-def write_samples(path: Path, samples: Tensor, labels: Tensor | None, span: tuple[float, float] | None) -> None:
-    """Write samples, (n, *event), as the suffix of ``path`` says; arrays are named ``samples`` and ``label``."""
-    arrays = {"samples": samples} if labels is None else {"samples": samples, "label": labels}
+def write_samples(path: Path, samples: Tensor, given: Mapping[str, Tensor], span: tuple[float, float] | None) -> None:
+    """Write samples, (n, *event), as the suffix of ``path`` says; arrays are ``samples`` and the conditions."""
+    arrays = {**given, "samples": samples}
     if path.suffix == ".safetensors":
         write_tensors(path, arrays, {})
     elif path.suffix == ".npz":

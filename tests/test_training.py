@@ -184,7 +184,10 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
 
     monkeypatch.setattr(loop, "write_model", spy)
     gftkit.finetune(tuning, tmp_path / "run", registry=registry)
-    spec = {"drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False}, "event_shape": [2]}
+    spec = {
+        "drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False, "conditions": []},
+        "event_shape": [2],
+    }
     assert seen == [identity(model(tuning["pretrained"]), spec)]
 
 
@@ -279,9 +282,9 @@ def test_every_path_and_form_trains_samples_and_is_evaluated(tmp_path, registry,
 def test_conditional_drifts_get_labels(tmp_path, registry):
     config = {**PRETRAIN, "drift": {"name": "mlp", "width": 16, "depth": 1, "conditional": True}}
     run = gftkit.pretrain(config, tmp_path / "run", registry=registry)
-    samples, labels = run.samples(6)
-    assert labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert run.samples(6, label=1)[1].tolist() == [1] * 6
+    samples, given = run.samples(6)
+    assert given["label"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert run.samples(6, label=1)[1]["label"].tolist() == [1] * 6
     with pytest.raises(ConfigError, match="wanted 0 to 1"):
         run.samples(6, label=2)
     assert not torch.equal(samples[1::2], run.samples(6, label=0)[0][1::2])

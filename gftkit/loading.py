@@ -79,7 +79,8 @@ def _sources(plugins: Mapping[str, object] | Iterable[object]) -> list[tuple[Ori
     for point in sorted(entry_points(group=PROJECT), key=lambda point: point.name):
         distribution: Distribution | None = point.dist
         name, version = (distribution.name, distribution.version) if distribution else ("", "")
-        sources.append((Origin(point.name, name, version), point))
+        # A library may have put the backport importlib_metadata in the place of Python's own: its points are others.
+        sources.append((Origin(point.name, name, version), EntryPoint(point.name, point.value, point.group)))
     named = plugins.items() if isinstance(plugins, Mapping) else [(_name_of(plugin), plugin) for plugin in plugins]
     sources += [(Origin(name), plugin) for name, plugin in named]
     unique: dict[str, tuple[Origin, object]] = {}

@@ -1,5 +1,7 @@
 """The rules of loading: each with a plugin that breaks it."""
 
+from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -187,6 +189,16 @@ def test_one_distribution_seen_twice_is_loaded_once(distribution, monkeypatch):
             distribution("cool-three", {"cool": "cool_three"}, {"cool_three": source}, "1.0", folder)
         )
     assert [p.status for p in gftkit.load().plugins if p.origin.plugin == "cool"] == ["loaded"]
+
+
+def test_entry_points_of_the_backport_are_loaded_too(registry, monkeypatch):
+    """mlflow brings importlib_metadata, which answers in Python's place with classes of its own."""
+    points = [
+        SimpleNamespace(name=point.name, value=point.value, group=point.group, dist=point.dist)
+        for point in entry_points(group="gftkit")
+    ]
+    monkeypatch.setattr("gftkit.loading.entry_points", lambda group: points)
+    assert gftkit.load().plugins == registry.plugins
 
 
 def test_a_plugin_may_not_take_a_built_in_plugins_name():

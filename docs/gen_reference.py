@@ -17,11 +17,12 @@ from gftkit.hooks import KINDS, Hooks
 from gftkit.options import Option, options_of
 from gftkit.registry import Registry, plain
 from gftkit.subset import SUBSET_OPTIONS
+from gftkit.tracking import TRACKERS
 
 SECTIONS = {"train": configuration.Train, "objective": configuration.Objective, "evaluate": configuration.Evaluate}
 """Parts of a configuration."""
 
-BLOCKS = {**SECTIONS, "convention": Convention}
+BLOCKS = {**SECTIONS, **TRACKERS, "convention": Convention}
 """What has a table that ``<!-- keys: train -->`` stands for."""
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from gftkit import expression
 from gftkit.blocks import SHUFFLE_BUFFER
-from gftkit.errors import ConfigError
+from gftkit.errors import ConfigError, unknown
 from gftkit.files import parse_yaml, read_yaml
 from gftkit.options import check_known, options_of
 from gftkit.registry import Registry, plain
+from gftkit.tracking import TRACKERS, Tracker
 
 Kind = Literal["pretrain", "finetune"]
 Spec = dict[str, Any]
@@ -112,6 +113,7 @@ class Config:
         schedule: the temperature; fine-tuning only.
         anchor: which pretrained drift is held on to; fine-tuning only.
         objective: what is minimised.
+        track: trackers that are told what is logged.
     """
 
     kind: Kind
@@ -127,6 +129,7 @@ class Config:
     pretrained: Path | None
     schedule: Spec | None
     objective: Objective
+    track: list[Spec]
     anchor: Spec | None = None
 
     @property
@@ -140,7 +143,7 @@ class Config:
         return plain(values)
 
 
-KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "seed", "objective")
+KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective")
 FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor")
 INHERITED = ("drift", "source", "path", "coupling")
 DEFAULTS: Mapping[str, Spec] = {
@@ -217,6 +220,7 @@ def read(
         anchor=lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], registry, base)
         if kind == "finetune"
         else None,
+        track=_track(raw, base),
     )
     _check_weight(config.objective.weight)
     return config, _warnings(config, inherited)
@@ -296,6 +300,28 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
         metrics=list(metrics),
         solver=solver,
     )
+
+
+def _track(raw: Mapping[str, Any], base: Path) -> list[Spec]:
+    """The trackers, each with every option checked and filled in."""
+    found: list[Spec] = []
+    for index, given in _list(raw, "track"):
+        where, spec = f"track[{index}]", _spec(given)
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+            raise ConfigError(f"{where}: wanted the name of a tracker, or {{name: ...}} with options, got {given!r}.")
+        name = spec["name"]
+        if name not in TRACKERS:
+            raise unknown(f"tracker at {where}:", name, TRACKERS)
+        if name in [other["name"] for other in found]:
+            raise ConfigError(f"{where}: '{name}' stands twice. Keep one of them.")
+        options = asdict(tracker(spec, where))
+        found.append({"name": name} | {key: base / v if isinstance(v, Path) else v for key, v in options.items()})
+    return found
+
+
+def tracker(spec: Mapping[str, Any], where: str) -> Tracker:
+    """The options of a tracker from ``{name: ..., **options}``."""
+    return section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
 DEFAULT_STEPS = 20

@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object a line, appended as the run goes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,10 +40,11 @@ class Log:
     Args:
         path: the file.
         until: lines of later steps, and of a run's end, are dropped: they will be made again.
+        listen: told each line that is added.
     """
 
-    def __init__(self, path: Path, until: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, until: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
+        self.path, self._listen = path, listen
         self.lines = [line for line in read_log(path) if line["step"] <= until and line.get("weights") != "ema"]
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
@@ -62,6 +63,7 @@ class Log:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self.lines.append(line)
+        self._listen(line)
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from torch import nn
 from gftkit import checkpoint, conditions, flow
 from gftkit.anchor import short
 from gftkit.averages import Averages
+from gftkit.config import tracker
 from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
@@ -27,11 +28,12 @@ from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.progress import Progress
 from gftkit.randomness import seed_global, stream
 from gftkit.registry import Registry, plain
-from gftkit.report import write_run_report
-from gftkit.run import CHECKPOINTS, LOG, write_config, write_model
+from gftkit.report import picture_of, write_run_report
+from gftkit.run import CHECKPOINTS, LOG, is_run, write_config, write_model
+from gftkit.tracking import Trackers
 
 Line = tuple[str, dict[str, Any]]
-"""A line of the log to be: its kind and its values."""
+"""A line of the log to be: its kind and its values. Pictures go to the trackers only."""
 
 
 class Loop:
@@ -73,6 +75,8 @@ class Loop:
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
         self._bad = torch.full((), -1, device=self.device)
+        tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
+        self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
 
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -93,13 +97,16 @@ class Loop:
         looked = self._look(0, self.drift, "raw", []) if self.main and found is None else []
         if self.main:
             write_config(self.out, self.config)
-        log = Log(self.out / LOG, -1 if found is None else first) if self.main else None
+        until = -1 if found is None else first
+        log = Log(self.out / LOG, until, self.trackers.add) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
         try:
+            self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, looked)
             with self.progress.running(first):
                 self._steps(first, time.perf_counter() - seconds, log)
         finally:
+            self.trackers.close()
             if log is not None:
                 log.close()
         self.accelerator.wait_for_everyone()
@@ -280,12 +287,16 @@ class Loop:
                 )
                 for name, monitor in experiment.monitors:
                     lines.append(("monitor", {"monitor": name, **monitor.observe(state)}))
+            if self.trackers:
+                lines.append(("picture", {"weights": weights, "png": picture_of(experiment, evaluation)}))
             drift.train(training)
         return lines
 
     def _add(self, log: Log | None, done: int, lines: Sequence[Line]) -> None:
         for kind, values in lines:
-            if log is not None:
+            if kind == "picture":
+                self.trackers.picture(done, **values)
+            elif log is not None:
                 log.add(kind, done, values)
 
     def _finish(self, log: Log, seconds: float) -> None:
@@ -302,6 +313,7 @@ class Loop:
         write_run_report(self.out, self.experiment, self.ema, self.device, log.lines, final)
         notes = {"drift": plain(self.config.drift), **self._origin()}
         write_model(self.out, self.ema, self.experiment.facts, notes)
+        self.trackers.release()
 
 
 def cuda_devices(device: torch.device) -> list[torch.device]:

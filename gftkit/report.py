@@ -20,6 +20,7 @@ from gftkit.log import curve
 from gftkit.monitoring import sections as monitored
 
 if TYPE_CHECKING:
+    from gftkit.evaluation import Evaluation
     from gftkit.experiment import Experiment
 
 
@@ -61,6 +62,13 @@ def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def picture_of(experiment: "Experiment", evaluation: "Evaluation") -> bytes:
+    """Samples of a drift beside real data, as PNG."""
+    scaling = Scaling(experiment.facts.range)
+    made = {"samples": scaling.unscale(evaluation.samples()), "real": scaling.unscale(experiment.reference.x1)}
+    return pictures.samples(made, experiment.facts.range)
+
+
 def write_run_report(
     folder: Path,
     experiment: "Experiment",
@@ -71,12 +79,7 @@ def write_run_report(
 ) -> None:
     """Write samples.png and report.html of a run."""
     config = experiment.config
-    scaling = Scaling(experiment.facts.range)
-    made = {
-        "samples": scaling.unscale(experiment.evaluation(drift, device).samples()),
-        "real": scaling.unscale(experiment.reference.x1),
-    }
-    picture = pictures.samples(made, experiment.facts.range)
+    picture = picture_of(experiment, experiment.evaluation(drift, device))
     pictures.write_png(folder / "samples.png", picture)
     temperatures = {"temperature": curve(lines, "temperature", "train")}
     sections = [

@@ -258,7 +258,7 @@ def restore(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: where a key is missing or damaged.
     """
-    missing = [key for key in KEYS if key not in values]
+    missing = [key for key in KEYS if key not in {*values, "track"}]
     if missing:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
@@ -271,6 +271,7 @@ def restore(values: Mapping[str, Any]) -> Config:
         schedule=values.get("schedule"),
         objective=section(Objective, values["objective"], "objective"),
         anchor=values.get("anchor", {"name": "frozen"}) if values.get("schedule") else None,
+        track=values.get("track", []),
     )
 
 

@@ -102,7 +102,7 @@ def _check_folder(out: Path, config: Config, resume: bool) -> None:
         if not is_run(out):
             raise RunError(f"{out} holds no run to resume. Leave --resume out to start one.")
         before, now = restore(read_yaml(out / CONFIG)).to_dict(), config.to_dict()
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = sorted(key for key in {*before, *now} - {"track"} if before.get(key) != now.get(key))
         if changed:
             raise RunError(
                 f"{out} was started with another configuration: {', '.join(changed)} differ. A resumed run repeats the "

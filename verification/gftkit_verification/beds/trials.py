@@ -164,6 +164,7 @@ def trial(
         seed=seed,
         pretrained=None,
         objective=Objective(form),
+        track=[],
     )
     solver, steps = solver_of(default_solver(path), path, registry)
     nothing = Batch(torch.zeros(0, *samples.event_shape))

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from gftkit.errors import WeightsError
 from gftkit.files import State
+from gftkit.sharding import local, shared_out
 
 
 class Averages:
@@ -33,8 +34,8 @@ class Averages:
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the weights as they are now."""
-        means: Any = [_local(mean) for mean in self._means.values()]
-        torch._foreach_lerp_(means, [_local(weight) for weight in self._weights], 1 - self.decay)
+        means: Any = [local(mean) for mean in self._means.values()]
+        torch._foreach_lerp_(means, [local(weight) for weight in self._weights], 1 - self.decay)
 
     def tensors(self) -> State:
         """The averages by the name of their weight; the very tensors, not copies."""
@@ -53,7 +54,7 @@ class Averages:
             )
         with torch.no_grad():
             for name, mean in self._means.items():
-                mean.copy_(tensors[name])
+                mean.copy_(shared_out(tensors[name], mean))
 
     def drift(self) -> nn.Module:
         """The network with the averages in the place of its trained weights; it holds no second copy of the others."""
@@ -95,9 +96,3 @@ class Averaged(nn.Module):
         """The network's tensors, with the other weights in their places."""
         drift, weights = self._held
         return {**drift.state_dict(*args, **options), **weights}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part that this process holds of a tensor that is sharded among devices; else the tensor itself."""
-    found = getattr(tensor, "to_local", None)
-    return tensor if found is None else found()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gftkit.averages import Averages
+from gftkit.descent import Descent
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import State, explained, load_weights, read_tensors, write_tensors
+from gftkit.sharding import gathered
 
 _FILE = re.compile(r"step-(\d+)\.safetensors")
 
@@ -25,35 +25,31 @@ class Checkpoint:
     tensors: State
     notes: dict[str, Any]
 
-    def restore(self, drift: nn.Module, averages: Averages, optimizer: torch.optim.Optimizer) -> None:
-        """Put the saved state back, bit for bit.
+    def restore(self, drift: nn.Module, descent: Descent) -> None:
+        """Put the saved state back, bit for bit; all processes must ask.
 
         Raises:
             WeightsError: where it belongs to another drift.
         """
         load_weights(drift, self.part("drift."), self.path)
-        averages.restore(self.part("ema."), self.path)
-        state: dict[int, dict[str, Any]] = {int(key): dict(held) for key, held in self.notes["optimizer"].items()}
-        for name, tensor in self.part("optimizer.").items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        descent.averages.restore(self.part("ema."), self.path)
+        descent.restore(self.part("optimizer."), self.notes)
 
     def part(self, prefix: str) -> State:
         """The tensors whose names start with a prefix, without it."""
         return {name.removeprefix(prefix): held for name, held in self.tensors.items() if name.startswith(prefix)}
 
 
-def write(
-    folder: Path,
-    step: int,
-    drift: nn.Module,
-    averages: Averages,
-    optimizer: torch.optim.Optimizer,
-    notes: Mapping[str, Any],
-    keep: int,
-) -> Path:
+def contents(drift: nn.Module, descent: Descent) -> tuple[State, dict[str, Any]]:
+    """The tensors and numbers of a checkpoint; all processes must ask."""
+    state, numbers = descent.state()
+    tensors = {f"drift.{name}": held for name, held in drift.state_dict().items()}
+    tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
+    tensors |= {f"optimizer.{name}": held for name, held in state.items()}
+    return gathered(tensors), numbers
+
+
+def write(folder: Path, step: int, tensors: State, notes: Mapping[str, Any], keep: int) -> Path:
     """Write ``step-N.safetensors``, whole or not at all, then delete all but the ``keep`` newest up to it.
 
     Later ones are there where a run went back to an earlier one because they are damaged.
@@ -61,18 +57,8 @@ def write(
     Raises:
         RunError: where it can't be written; earlier checkpoints are kept.
     """
-    tensors: dict[str, Tensor] = {}
-    tensors |= {f"drift.{name}": held for name, held in drift.state_dict().items()}
-    tensors |= {f"ema.{name}": held for name, held in averages.tensors().items()}
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, held in state.items():
-            if isinstance(held, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = held
-            else:
-                numbers.setdefault(str(index), {})[key] = held
     path = folder / f"step-{step:09d}.safetensors"
-    write_tensors(path, tensors, {**notes, "step": step, "optimizer": numbers})
+    write_tensors(path, tensors, {**notes, "step": step})
     with explained(folder, "tidy"):
         for old in [other for other in found(folder) if other.name <= path.name][:-keep]:
             old.unlink()

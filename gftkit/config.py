@@ -12,6 +12,7 @@ from gftkit.blocks import SHUFFLE_BUFFER
 from gftkit.errors import ConfigError, unknown
 from gftkit.files import parse_yaml, read_yaml
 from gftkit.options import check_known, options_of
+from gftkit.pairing import Within
 from gftkit.registry import Registry, plain
 from gftkit.tracking import TRACKERS, Tracker
 
@@ -20,6 +21,8 @@ Spec = dict[str, Any]
 """A component as a config writes it: ``{name: ..., **options}``."""
 
 Count = Annotated[int, Field(gt=0)]
+AnchorShare = Annotated[float, Field(gt=0, le=1)] | Literal["retention"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Section = TypeVar("Section")
 
 
@@ -37,6 +40,13 @@ class Train:
         clip: the largest gradient norm; null for none.
         ema: decay of the exponential moving average of the weights; null for 1 - 10/steps within [0.9, 0.9999].
         pairing_batch: samples that the coupling pairs at once, a multiple of batch_size; null for batch_size.
+        pairing: of several processes, pair over the batch of all of them, or within each one's share of it.
+        workers: processes that read and pair ahead of the loop; null for 2 with a GPU, 0 without.
+        accumulate: parts that a batch is evaluated in, one after another, to save memory.
+        precision: of the networks' activations; weights, states and losses are always float32.
+        gradient_checkpointing: keep no activations inside the network's blocks and compute them again for the gradient.
+        channels_last: keep images and convolutions with the channel as the innermost dimension.
+        compile: compile drift and anchor together by torch.compile.
         shuffle_buffer: samples that are shuffled together where the data are read block by block, such as shards.
         checkpoint_every: steps between checkpoints; null for a tenth of the run.
         keep_checkpoints: how many checkpoints stay.
@@ -53,6 +63,13 @@ class Train:
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] | None = None
     pairing_batch: Count | None = None
+    pairing: Within = "global"
+    workers: Annotated[int, Field(ge=0)] | None = None
+    accumulate: Count = 1
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
     shuffle_buffer: Count = SHUFFLE_BUFFER
     checkpoint_every: Count | None = None
     keep_checkpoints: Count = 2
@@ -67,10 +84,13 @@ class Objective:
     Args:
         form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + beta larger).
         weight: w(t) >= 0, a formula in t.
+        anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention": rho, so that a
+            cool run costs little more than a plain one. Below 1 the gradient stays unbiased and becomes noisier.
     """
 
     form: Literal["blended", "penalty"] = "blended"
     weight: str = "1"
+    anchor_share: AnchorShare = 1.0
 
 
 @dataclass(frozen=True)

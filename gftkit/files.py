@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gftkit.errors import ConfigError, RunError, WeightsError
+from gftkit.sharding import shared_out
 
 State = dict[str, Tensor]
 
@@ -252,7 +253,7 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
-    module.load_state_dict(weights)
+    module.load_state_dict({name: shared_out(held, wanted[name]) for name, held in weights.items()})
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -67,6 +67,35 @@ def blended_loss(
     return loss if weight is None else weight * loss
 
 
+def shared_loss(
+    drift: Tensor,
+    target: Tensor,
+    anchor: Tensor,
+    chosen: Tensor,
+    share: float,
+    temperature: float,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """w (|b - b_t(x|z)|^2 + (beta/share) 1_chosen |b - b_pre|^2): C_beta with the anchor on a part of the batch.
+
+    With k of n samples chosen at random, all choices equally likely, and share = k/n, its mean over the batch has the
+    penalty form's expectation, and so has its gradient. The choice adds to the gradient of that mean the covariance
+    beta^2 (1/k - 1/n) Cov(w grad |b - b_pre|^2), the covariance being that within the batch (divided by n - 1).
+
+    Args:
+        drift: b, (batch, *event).
+        target: b_t(x|z), (batch, *event).
+        anchor: b_pre of the chosen samples, (chosen, *event).
+        chosen: their places in the batch, (chosen,) of int64.
+        share: k/n, in (0, 1].
+        temperature: beta >= 0.
+        weight: w, (batch,), or None for 1.
+    """
+    loss = squared_norm(drift - target)
+    loss = loss.index_add(0, chosen, squared_norm(drift[chosen] - anchor), alpha=temperature / share)
+    return loss if weight is None else weight * loss
+
+
 LOSSES = {"blended": blended_loss, "penalty": penalty_loss}
 """The two forms by the name that a config gives them."""
 

@@ -1,6 +1,8 @@
 """Pairs (x0, x1): which set is paired, and with what randomness. The kernel's part of every coupling."""
 
+import copy
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,12 +12,16 @@ from gftkit.data import Order, Source
 from gftkit.errors import PluginError
 from gftkit.randomness import stream
 
+Within = Literal["global", "process"]
+"""Over which set the coupling pairs: the batch of all processes, or each process's share of it."""
+
 
 class Pairs:
     """The batches of a run: every one is a function of seed and step, so that a run resumes exactly.
 
-    Each process makes the whole global batch and takes its share: pairing is over the global batch, and the pairs
-    don't depend on the number of processes.
+    Of several processes each makes the whole global batch and takes its share: pairing is over the global batch, and
+    the pairs don't depend on the number of processes. Where reading costs more than it helps, ``within`` has each
+    process read and pair its share by itself: then the pairs do.
 
     Args:
         order: the data in the order of the run.
@@ -25,6 +31,8 @@ class Pairs:
         pairing_batch: pairs made at once, a multiple of batch_size.
         seed: of source and coupling.
         within_labels: pair each label by itself, as a conditional drift needs (theory, T10).
+        process: which of the processes this is, and how many there are; both sizes are multiples of their number.
+        within: pair within the process, "process", or over all of them, "global".
     """
 
     def __init__(
@@ -36,25 +44,49 @@ class Pairs:
         pairing_batch: int,
         seed: int,
         within_labels: bool,
+        process: tuple[int, int] = (0, 1),
+        within: Within = "global",
     ) -> None:
         self.order, self.source, self.coupling = order, source, coupling
         self.batch_size, self.pairing_batch = batch_size, pairing_batch
         self.seed, self.within_labels = seed, within_labels
+        self.process, self.within = process, within
         self._made: tuple[int, Batch] | None = None
 
-    def at(self, step: int) -> Batch:
-        """The pairs of one step, (batch_size, *event) each, with x0 set."""
-        number, offset = divmod(step * self.batch_size, self.pairing_batch)
-        if self._made is None or self._made[0] != number:
-            self._made = number, self._pair(number)
-        return self._made[1][offset : offset + self.batch_size]
+    def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
+        """The same pairs as one of several processes sees them."""
+        changed = copy.copy(self)
+        changed.process, changed.within, changed._made = process, within, None
+        return changed
 
-    def _pair(self, number: int) -> Batch:
-        batch = self.order.take(number * self.pairing_batch, self.pairing_batch)
+    def number(self, step: int) -> int:
+        """Which set of pairs, made at once, a step's are part of."""
+        return step * self.batch_size // self.pairing_batch
+
+    def at(self, step: int) -> Batch:
+        """This process's pairs of one step, (batch_size / processes, *event) each, with x0 set."""
+        number = self.number(step)
+        if self._made is None or self._made[0] != number:
+            self._made = number, self.make(number)
+        return self.part(self._made[1], step)
+
+    def part(self, made: Batch, step: int) -> Batch:
+        """This process's pairs of one step, of the set that they were made in."""
+        index, count = self.process
+        offset, size = step * self.batch_size % self.pairing_batch, self.batch_size // count
+        first = offset // count if self.within == "process" else offset + index * size
+        return made[first : first + size]
+
+    def make(self, number: int) -> Batch:
+        """A set of pairs: the global one, or this process's own."""
+        index, count = self.process if self.within == "process" else (0, 1)
+        size = self.pairing_batch // count
+        batch = self.order.take(number * self.pairing_batch + index * size, size)
         if batch.x0 is not None:  # the data set comes with its own pairs
             return batch
-        x0 = self.source(self.pairing_batch, stream(self.seed, "source", number))
-        generator = stream(self.seed, "coupling", number)
+        whose = (number, index) if count > 1 else (number,)
+        x0 = self.source(size, stream(self.seed, "source", *whose))
+        generator = stream(self.seed, "coupling", *whose)
         order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels)
         return replace(batch, x0=x0[order])
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from gftkit.config import Config, Kind, read
-from gftkit.environment import device_of
+from gftkit.devices import accelerator_of, cuda_devices
 from gftkit.errors import RunError
 from gftkit.experiment import build
 from gftkit.files import read_yaml
 from gftkit.loading import load
-from gftkit.loop import Loop, cuda_devices
+from gftkit.loop import Loop
 from gftkit.progress import Progress
 from gftkit.registry import Registry
 from gftkit.run import CHECKPOINTS, CONFIG, LOG, MODEL, Run, is_run, restore
@@ -84,17 +84,6 @@ def train(
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
         Loop(experiment, registry, out, accelerator, progress).run(warnings)
     return Run(out, config, registry)
-
-
-def accelerator_of(device: str) -> Any:
-    """The processes and the device of a run, by the accelerate library.
-
-    Raises:
-        ConfigError: for a device that is unknown or isn't there.
-    """
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=device_of(device) == "cpu")
 
 
 def _check_folder(out: Path, config: Config, resume: bool) -> None:

@@ -66,17 +66,17 @@ class Countdown:
 
 
 def at_a_step(now):
-    from gftkit.loop import Loop
+    from gftkit.steps import Steps
 
-    step = Loop.step
+    take = Steps.take
 
     def stepped(self, number):
-        result = step(self, number)
+        result = take(self, number)
         if now():
             now.die()
         return result
 
-    Loop.step = stepped
+    Steps.take = stepped
 
 
 def around(owner, name, now, of_interest, before=lambda *_: None):

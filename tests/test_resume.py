@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit import checkpoint
-from gftkit.averages import Averages
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import read_tensors, remove_leftovers, write_tensors, write_text
 
@@ -242,16 +241,15 @@ def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
 
 
 def test_damaged_checkpoints_do_not_push_out_sound_ones(tmp_path):
-    drift = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(drift.parameters())
+    tensors = torch.nn.Linear(1, 1).state_dict()
     for step in (10, 20, 30):
-        checkpoint.write(tmp_path, step, drift, Averages(drift, 0.9), optimizer, {}, keep=3)
+        checkpoint.write(tmp_path, step, tensors, {}, keep=3)
     for path in checkpoint.found(tmp_path)[1:]:
         flip(path, -1)
     assert checkpoint.latest(tmp_path)[0].step == 10
-    checkpoint.write(tmp_path, 20, drift, Averages(drift, 0.9), optimizer, {}, keep=1)
+    checkpoint.write(tmp_path, 20, tensors, {}, keep=1)
     assert checkpoint.latest(tmp_path)[0].step == 20
-    checkpoint.write(tmp_path, 30, drift, Averages(drift, 0.9), optimizer, {}, keep=1)
+    checkpoint.write(tmp_path, 30, tensors, {}, keep=1)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000000030.safetensors"]
 
 
@@ -303,14 +301,13 @@ def test_a_file_system_that_cannot_sync_folders_is_borne(tmp_path, monkeypatch, 
 
 def test_a_disk_that_takes_no_more_keeps_the_earlier_checkpoint(tmp_path):
     """The system's own refusal, not a played one: no file may grow beyond a limit."""
-    drift = torch.nn.Linear(64, 64)
-    optimizer = torch.optim.SGD(drift.parameters())
-    checkpoint.write(tmp_path, 1, drift, Averages(drift, 0.9), optimizer, {}, keep=1)
+    tensors = torch.nn.Linear(64, 64).state_dict()
+    checkpoint.write(tmp_path, 1, tensors, {}, keep=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(RunError, match=r"cannot write .*step-000000002\.safetensors"):
-            checkpoint.write(tmp_path, 2, drift, Averages(drift, 0.9), optimizer, {}, keep=1)
+            checkpoint.write(tmp_path, 2, tensors, {}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["step-000000001.safetensors"]

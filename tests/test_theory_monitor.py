@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint, loop
+from gftkit import checkpoint, loop, steps
 from gftkit.anchor import FrozenAnchor
 from gftkit.comparison import compare
 from gftkit.contracts import Batch
@@ -156,15 +156,15 @@ def last_state(run):
 
     experiment = loop_of(run, [("spy", Spy())])
     found, _ = checkpoint.latest(run.folder / "checkpoints")
-    found.restore(experiment.drift, experiment.averages, experiment.optimizer)
-    experiment._look(run.config.train.steps, experiment.drift, "raw", [])
+    found.restore(experiment.steps.drift, experiment.steps.descent)
+    experiment._look(run.config.train.steps, "raw", [])
     return seen[0]
 
 
 def loop_of(run, monitors):
+    from gftkit.devices import accelerator_of
     from gftkit.experiment import build
     from gftkit.progress import Progress
-    from gftkit.training import accelerator_of
 
     experiment = replace(build(run.config, run.registry), monitors=monitors)
     experiment.drift.train()
@@ -422,19 +422,19 @@ def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monke
 
 
 def test_an_anchor_that_follows_the_average_is_caught(tune, config, monkeypatch):
-    whole = loop.Loop.__init__
+    whole = steps.Steps.__init__
 
     def averaged(self, *arguments):
         whole(self, *arguments)
         self.anchor.module = self.ema
 
-    monkeypatch.setattr(loop.Loop, "__init__", averaged)
+    monkeypatch.setattr(steps.Steps, "__init__", averaged)
     assert "anchor" in broken(verdict(tune(config)))
 
 
 def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatch):
     """The anchor stands still here, and nothing that is recorded is wrong: only the drift tells."""
-    monkeypatch.setitem(loop.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - y).flatten(1).square().sum(1))
+    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - y).flatten(1).square().sum(1))
     found = verdict(tune(config))
     assert broken(found) == {"overshoot"}
     assert "T13: no overshoot" in " ".join(found.lines)
@@ -442,8 +442,8 @@ def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatc
 
 def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
     """rho replaced by 1 - rho at a constant temperature: by the exact gap, since the run's own end is wrong too."""
-    blended = loop.LOSSES["blended"]
-    monkeypatch.setitem(loop.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
+    blended = steps.LOSSES["blended"]
+    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
     found = verdict(tune(config, schedule={"name": "constant", "value": 4.0}))
     assert broken(found) == {"overshoot"}
     assert found.findings["status"] == "beyond"
@@ -451,14 +451,14 @@ def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
 
 def test_a_run_that_climbs_is_caught(tune, config, monkeypatch):
     """A sign: the anchor's mirror image of the target."""
-    monkeypatch.setitem(loop.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))
+    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))
     found = verdict(tune(config, schedule={"name": "constant", "value": 1.0}))
     assert broken(found) == {"direction"}
     assert found.findings["status"] == "nowhere"
 
 
 def test_a_start_from_other_weights_is_caught(tune, config, monkeypatch):
-    whole = loop.Loop.__init__
+    whole = steps.Steps.__init__
 
     def moved(self, *arguments):
         whole(self, *arguments)
@@ -466,7 +466,7 @@ def test_a_start_from_other_weights_is_caught(tune, config, monkeypatch):
             for values in self.drift.parameters():
                 values.mul_(1.01)
 
-    monkeypatch.setattr(loop.Loop, "__init__", moved)
+    monkeypatch.setattr(steps.Steps, "__init__", moved)
     assert "start" in broken(verdict(tune(config, train={**config["train"], "steps": 20})))
 
 

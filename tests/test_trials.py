@@ -85,7 +85,7 @@ def test_a_trial_is_the_shipped_run(registry, pretrained, tmp_path, form):
         form,
     )
     for step in range(steps):
-        loop.step(step)
+        loop.take(step)
     after = run.drift("raw").state_dict()
     assert all(torch.equal(value, after[name]) for name, value in loop.drift.state_dict().items())
     assert any(not torch.equal(value, after[name]) for name, value in loop.anchor.module.state_dict().items())

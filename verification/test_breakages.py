@@ -39,7 +39,7 @@ SLIPS = {
     "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
     "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * torch.randn", "h * torch.randn"),
     "late-times": Slip(
-        "gftkit/loop.py",
+        "gftkit/steps.py",
         "return self._t_end * torch.rand(count, generator=generator, device=self.device)",
         "return self._t_end * (1 + torch.rand(count, generator=generator, device=self.device)) / 2",
     ),
@@ -49,9 +49,9 @@ SLIPS = {
         "return torch.randint(len(x0), (len(x0),), generator=generator)",
     ),
     "ema-for-anchor": Slip(
-        "gftkit/loop.py",
-        "anchored = self.anchor(t, x, **conditions)",
-        "anchored = self.ema(t, x, **conditions).detach()",
+        "gftkit/steps.py",
+        "anchor = self.anchor if beta > 0 else None",
+        "anchor = self.ema if beta > 0 else None",
     ),
     "last-step-dropped": Slip(
         "gftkit/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"

@@ -9,8 +9,8 @@ from torch import Generator, Tensor, nn
 
 from gftkit.config import Train
 from gftkit.contracts import Batch, Dataset, Sampler, Schedule
-from gftkit.loop import Loop
 from gftkit.registry import Registry
+from gftkit.steps import Steps
 from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.beds.slips import Trial
 from gftkit_verification.gaussian import square_root
@@ -103,7 +103,7 @@ class Regressions:
         optimizer: Mapping[str, Any] | None = None,
         data: Dataset | Sampler | None = None,
         device: torch.device | str = "cpu",
-    ) -> Loop:
+    ) -> Steps:
         """The shipped loop from the pretrained weights: each row of each replica takes steps eta = ``rate``.
 
         That is, W <- W - eta (W phi - y) phi^T, averaged over the batch: the loss's mean over replicas and
@@ -155,6 +155,6 @@ def drawn_regressions(d: int, generator: Generator, replicas: int = 1, sigma: fl
     return Regressions(features * d / features.trace(), target, pretrained, sigma, replicas)
 
 
-def weight_of(loop: Loop) -> Tensor:
+def weight_of(loop: Steps) -> Tensor:
     """The weight that a linear model is trained in: a view, not a copy."""
     return next(loop.drift.parameters()).detach()

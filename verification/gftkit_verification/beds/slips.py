@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gftkit.loop import Loop
 from gftkit.objective import blended_loss, retention, squared_norm
+from gftkit.steps import Steps
 from gftkit_verification.beds.trials import trial
 
 Loss = Callable[..., Tensor]
 """(drift, target, anchor, temperature) -> (batch,), as ``gftkit.objective.blended_loss``."""
 
-Trial = Callable[..., Loop]
+Trial = Callable[..., Steps]
 """As ``trials.trial``."""
 
 
@@ -46,19 +46,19 @@ def doubled(drift: Tensor, target: Tensor, anchor: Tensor, temperature: float) -
     return 2 * blended_loss(drift, target, anchor, temperature)
 
 
-def penalty_form(*args: Any, **options: Any) -> Loop:
+def penalty_form(*args: Any, **options: Any) -> Steps:
     """The loop with the penalty form, where the blended one is meant."""
     return trial(*args, **{**options, "form": "penalty"})
 
 
-def sharing_anchor(*args: Any, **options: Any) -> Loop:
+def sharing_anchor(*args: Any, **options: Any) -> Steps:
     """The loop with an anchor that follows the weights that are trained."""
     loop = trial(*args, **options)
     loop.anchor = lambda t, x: loop.drift(t, x).detach()  # type: ignore[assignment]
     return loop
 
 
-def rho_for_beta(*args: Any, **options: Any) -> Loop:
+def rho_for_beta(*args: Any, **options: Any) -> Steps:
     """The loop at the temperature rho."""
     loop = trial(*args, **options)
     given = loop.temperature
@@ -66,7 +66,7 @@ def rho_for_beta(*args: Any, **options: Any) -> Loop:
     return loop
 
 
-def never_cooling(*args: Any, **options: Any) -> Loop:
+def never_cooling(*args: Any, **options: Any) -> Steps:
     """The loop at its first temperature throughout: stale progress."""
     loop = trial(*args, **options)
     first = loop.temperature(0)

@@ -11,10 +11,11 @@ from torch import Generator, Tensor, nn
 from gftkit import flow
 from gftkit.config import Train
 from gftkit.contracts import Path, Schedule
-from gftkit.loop import Loop, cuda_devices
+from gftkit.devices import cuda_devices
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
+from gftkit.steps import Steps
 from gftkit_verification.beds.moments import seed_of
 from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.trials import Build, trial
@@ -55,7 +56,7 @@ class Study:
         """The pretrained network fine-tuned at a constant temperature."""
         return _trained(self.loop(problem, build, temperature, replace(FINETUNING, steps=steps)))
 
-    def loop(self, problem: "Problem", build: Build, schedule: Schedule | float, train: Train) -> Loop:
+    def loop(self, problem: "Problem", build: Build, schedule: Schedule | float, train: Train) -> Steps:
         """The fine-tune's loop; of equal random numbers for every schedule."""
         data, drift = GaussianData(problem.target), copy.deepcopy(problem.pretrained)
         coupling = self.registry.create("coupling", "independent")  # not asked where the data bring optimal pairs
@@ -65,14 +66,14 @@ class Study:
         )  # fmt: skip
 
 
-def take_steps(loop: Loop, steps: Iterable[int]) -> None:
+def take_steps(loop: Steps, steps: Iterable[int]) -> None:
     """Train by these steps, which seed torch's global generators."""
     with torch.enable_grad(), torch.random.fork_rng(devices=cuda_devices(loop.device)):
         for step in steps:
-            loop.step(step)
+            loop.take(step)
 
 
-def _trained(loop: Loop) -> nn.Module:
+def _trained(loop: Steps) -> nn.Module:
     """The drift after all steps."""
     take_steps(loop, range(loop.config.train.steps))
     return loop.drift.eval().requires_grad_(False)

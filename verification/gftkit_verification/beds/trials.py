@@ -2,28 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gftkit.anchor import FrozenAnchor
-from gftkit.config import Config, Evaluate, Objective, Train
+from gftkit.config import AnchorShare, Config, Evaluate, Objective, Train
 from gftkit.contracts import Batch, Coupling, Dataset, Sampler, Schedule
 from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Order, Samples, Source
+from gftkit.devices import accelerator_of
 from gftkit.experiment import Experiment
-from gftkit.loop import Loop
 from gftkit.objective import Form
 from gftkit.pairing import Pairs
-from gftkit.progress import Progress
 from gftkit.registry import Registry
 from gftkit.run import Facts, default_solver, solver_of
-from gftkit.training import accelerator_of
+from gftkit.steps import Steps
 from gftkit_verification.gaussian import GaussianFlow
 
-Build = Callable[..., Loop]
+Build = Callable[..., Steps]
 """``trial``, or one that tampers with the loop it has made."""
 
 NODES = 40
@@ -134,8 +132,9 @@ def trial(
     form: Form = "blended",
     device: torch.device | str = "cpu",
     pretrained: nn.Module | None = None,
-) -> Loop:
-    """The kernel's ``Loop`` for a fine-tune, ready for ``loop.step(k)`` with k = 0, ..., train.steps - 1.
+    anchor_share: AnchorShare = 1.0,
+) -> Steps:
+    """The kernel's ``Steps`` of a fine-tune, ready for ``loop.take(k)`` with k = 0, ..., train.steps - 1.
 
     Args:
         registry: gives the components that nothing here asks for.
@@ -150,6 +149,7 @@ def trial(
         form: of the objective.
         device: where the networks are.
         pretrained: the anchor's network; by default the drift as it is given.
+        anchor_share: the share of a batch that the anchor is evaluated at.
     """
     train = replace(train, ema=0.99 if train.ema is None else train.ema)
     samples = Samples(data, "data")
@@ -163,7 +163,7 @@ def trial(
         monitors=[],
         seed=seed,
         pretrained=None,
-        objective=Objective(form),
+        objective=Objective(form, anchor_share=anchor_share),
         track=[],
     )
     solver, steps = solver_of(default_solver(path), path, registry)
@@ -186,5 +186,4 @@ def trial(
         reference=nothing,
         warnings=[],
     )
-    accelerator = accelerator_of(torch.device(device).type)
-    return Loop(experiment, registry, Path(), accelerator, Progress(train.steps, "finetune", True))
+    return Steps(experiment, accelerator_of(torch.device(device).type))

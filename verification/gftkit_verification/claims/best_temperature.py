@@ -261,7 +261,7 @@ def _best_temperature_trained(registry: Registry) -> Claim:
         def fitted(beta: float) -> Tensor:
             loop = problem.loop(make, registry, beta, seed_of(here), 0.8, steps, POINTS, data=data, device=device)
             for step in range(steps):
-                loop.step(step)
+                loop.take(step)
             return weight_of(loop).cpu()
 
         rho = retention(best)

@@ -204,7 +204,7 @@ def _interpolation(registry: Registry) -> Claim:
             loop = problem.loop(make, registry, beta, seed, 0.02, steps, 4, optimizer, device=generator.device)
             found = []
             for step in range(steps):
-                loop.step(step)
+                loop.take(step)
                 found.append(weight_of(loop).cpu() - problem.pretrained)
             return torch.stack(found)
 
@@ -251,7 +251,7 @@ def _sgd_trained(registry: Registry) -> Claim:
             eta = 0.5 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
             loop = problem.loop(make, registry, beta, seed_of(here), eta, steps, device=generator.device)
             for step in range(steps):
-                loop.step(step)
+                loop.take(step)
             rho = retention(beta)
             error = weight_of(loop).cpu() - blend(problem.target, problem.pretrained, beta)
             apart = (1 - rho) ** 2 * problem.gap[:, :, None] * problem.gap[:, None]  # of each output, at the start

@@ -11,10 +11,10 @@ from torch import Generator, Tensor, nn
 
 from gftkit.claims import Claim, Measurement, exact, statistical
 from gftkit.config import Train
-from gftkit.loop import Loop
 from gftkit.objective import retention
 from gftkit.predictions import label_noise
 from gftkit.registry import Registry
+from gftkit.steps import Steps
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
@@ -81,7 +81,7 @@ class Bench:
     seed: int
     device: torch.device
 
-    def loop(self, make: Trial, drift: nn.Module, temperature: float, train: Train) -> Loop:
+    def loop(self, make: Trial, drift: nn.Module, temperature: float, train: Train) -> Steps:
         """The loop from the weights of a drift, which stays as it is."""
         return make(
             self.registry,
@@ -100,7 +100,7 @@ class Bench:
         """A drift, trained by the shipped loop."""
         loop = self.loop(trial, drift, temperature, Train(TRAINING, 64, 3e-3, ema=0.9))
         for step in range(TRAINING):
-            loop.step(step)
+            loop.take(step)
         return loop.drift.requires_grad_(False).cpu()
 
 
@@ -123,7 +123,7 @@ def _mlp(registry: Registry, d: int, generator: Generator) -> nn.Module:
         return Double(registry.create("drift", "mlp", event_shape=[d], width=32, depth=2))
 
 
-def _untrained_anchor(*args: Any, **options: Any) -> Loop:
+def _untrained_anchor(*args: Any, **options: Any) -> Steps:
     """The loop with an anchor whose weights were never loaded."""
     loop = trial(*args, **options)
     loop.anchor = lambda t, x: torch.zeros_like(x)  # type: ignore[assignment]  # noqa: ARG005
@@ -150,7 +150,7 @@ def _first_step_of_loop(registry: Registry) -> Claim:
             moved = []
             for beta in (0.0, *TEMPERATURES):
                 loop = bench.loop(make, LinearModel(3, weight=start), beta, train)
-                loop.step(0)
+                loop.take(0)
                 moved.append(weight_of(loop).cpu() - start)
             for beta, found in zip(TEMPERATURES, moved[1:], strict=True):
                 share = 1 - retention(beta) if name == "sgd" else 1.0
@@ -218,7 +218,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
             """Trace of the gradient's covariance at each replica's weights after training, (replicas,)."""
             loop = bed.loop(make, registry, beta, seed_of(here), 0.05, LEARNING + BATCHES, device=generator.device)
             for step in range(LEARNING):
-                loop.step(step)
+                loop.take(step)
             learned = weight_of(loop).clone()
             found = []
             for step in range(LEARNING, LEARNING + BATCHES):
@@ -285,9 +285,9 @@ def _worst(found: list[Measurement]) -> Measurement:
     return Measurement(max(one.value for one in found), found[0].lines)
 
 
-def _gradient(loop: Loop, step: int) -> Tensor:
+def _gradient(loop: Steps, step: int) -> Tensor:
     """The gradient with which the loop takes a step, flat."""
-    loop.step(step)
+    loop.take(step)
     return torch.cat([weight.grad.flatten() for weight in loop.drift.parameters() if weight.grad is not None])
 
 

@@ -17,10 +17,10 @@ from gftkit.anchor import FrozenAnchor
 from gftkit.claims import Claim, Line, Measurement, order, statistical
 from gftkit.config import Train
 from gftkit.integrate import Grid, bind, diffusion_of, trajectory, uniform_grid
-from gftkit.loop import Loop
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
+from gftkit.steps import Steps
 from gftkit_verification.beds.moments import rho_of, seed_of
 from gftkit_verification.beds.problems import COUPLINGS
 from gftkit_verification.beds.statistics import cross_fitted
@@ -277,7 +277,7 @@ def _stages(study: Study, subject: Subject, generator: Generator) -> Measurement
     return Measurement(worst, lines)
 
 
-def _resetting(loop: Loop) -> Callable[[int], float]:
+def _resetting(loop: Steps) -> Callable[[int], float]:
     """The loop's temperatures, by which each stage's anchor is the end of the last one (theory, T18)."""
     temperature, seen = loop.temperature, set[float]()
 

@@ -71,7 +71,7 @@ class Run:
         device = generator.device
         loop = trial(self.registry, drift, data, data.source, path, self.coupling, 0.0, train, seed, device=device)
         for step in range(train.steps):
-            loop.step(step)
+            loop.take(step)
         return loop.drift.eval().requires_grad_(False)
 
     def states(self, drift: nn.Module, gaussian: GaussianFlow, generator: Generator) -> Tensor:

@@ -394,7 +394,7 @@ def _trained(registry: Registry) -> Claim:
             )
             found = []
             for step in range(LEARNING):
-                loop.step(step)
+                loop.take(step)
                 found.append(weight_of(loop).cpu() - known.weight)
             return shares(torch.stack(found))
 

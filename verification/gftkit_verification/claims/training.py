@@ -12,9 +12,9 @@ from gftkit import flow
 from gftkit.claims import Claim, Measurement, exact, statistical
 from gftkit.config import Config, Train
 from gftkit.contracts import Path
-from gftkit.loop import Loop
 from gftkit.objective import Form, retention
 from gftkit.registry import Registry
+from gftkit.steps import Steps
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.statistics import cross_fitted
@@ -113,7 +113,7 @@ class Problem:
 
     def loop(
         self, build: Build, registry: Registry, path: Path, temperature: float, train: Train, seed: int, **options: Any
-    ) -> Loop:
+    ) -> Steps:
         """A loop that starts with W_pre, in float64."""
         data = GaussianData(self.target)
         drift = LinearModel(len(self.anchor), self.degree, self.anchor)
@@ -129,12 +129,12 @@ def _problem(d: int, degree: int, coupling: CouplingName, path: Path, scale: flo
     return Problem(target, regression(target, model, end, scale), anchor, degree)
 
 
-def _iterates(loop: Loop, steps: int) -> Tensor:
+def _iterates(loop: Steps, steps: int) -> Tensor:
     """W_0, ..., W_steps of a linear model, (steps + 1, d, p)."""
     (weight,) = loop.drift.parameters()
     weights = [weight.detach().cpu().clone()]
     for step in range(steps):
-        loop.step(step)
+        loop.take(step)
         weights.append(weight.detach().cpu().clone())
     return torch.stack(weights)
 
@@ -194,10 +194,10 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
     return worst
 
 
-def tampered(name: str, value: Callable[[Loop], Any], form: Form | None = None) -> Build:
+def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None) -> Build:
     """``trial``, with one attribute of the loop it makes replaced; of loops of one form only where it is given."""
 
-    def build(*arguments: Any, **options: Any) -> Loop:
+    def build(*arguments: Any, **options: Any) -> Steps:
         loop = trial(*arguments, **options)
         if form is None or form == loop.config.objective.form:
             setattr(loop, name, value(loop))
@@ -213,7 +213,7 @@ def _on_path(change: type["Tampered"]) -> Build:
 def at_temperature(change: Callable[[float], float], form: Form | None = None) -> Build:
     """``trial``, with a loop that takes the schedule's temperature for another one."""
 
-    def value(loop: Loop) -> Callable[[int], float]:
+    def value(loop: Steps) -> Callable[[int], float]:
         temperature = loop.temperature
         return lambda step: change(temperature(step))
 
@@ -272,17 +272,17 @@ class _Velocity(Tampered):
         return flow.velocity(self.path, t, x0, x1, noise)
 
 
-def _upper_half(loop: Loop) -> Callable[[int, Generator], Tensor]:
+def _upper_half(loop: Steps) -> Callable[[int, Generator], Tensor]:
     times, end = loop.times, flow.t_end(loop.experiment.path)
     return lambda count, generator: (end + times(count, generator)) / 2
 
 
-def _faster(loop: Loop, factor: float) -> Config:
+def _faster(loop: Steps, factor: float) -> Config:
     train = loop.config.train
     return replace(loop.config, train=replace(train, learning_rate=factor * train.learning_rate))
 
 
-def shared_weights(loop: Loop) -> Callable[[Tensor, Tensor], Tensor]:
+def shared_weights(loop: Steps) -> Callable[[Tensor, Tensor], Tensor]:
     """An anchor of the weights that are trained."""
     return lambda t, x: loop.drift(t, x).detach()
 

@@ -1,0 +1,182 @@
+"""One step of training: dataset -> coupling -> path -> objective (anchor, temperature) -> optimiser -> average."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gftkit import conditions, devices, flow
+from gftkit.averages import Averages
+from gftkit.descent import Descent
+from gftkit.errors import ConfigError, DataError
+from gftkit.experiment import Experiment
+from gftkit.forward import Forward, recompute_activations
+from gftkit.objective import LOSSES, retention, shared_loss
+from gftkit.optimizer import learning_rate, optimizer_of
+from gftkit.prefetch import Batches
+from gftkit.randomness import seed_global, stream
+
+
+class Steps:
+    """The steps of a run: the networks, the optimiser, and what one step does with them.
+
+    Args:
+        experiment: everything the configuration names.
+        accelerator: of the accelerate library.
+
+    Attributes:
+        drift: the network that is trained.
+        model: the same as a step calls it: wrapped or sharded where there are several processes.
+        ema: the network with the moving averages of its weights.
+        anchor: the pretrained drift, None in pretraining.
+        batches: gives a step's pairs; ``pairs``, or those made ahead.
+
+    Raises:
+        ConfigError: for a batch that the processes can't share, or an option that this network can't follow.
+        DataError: for fewer samples than processes.
+    """
+
+    def __init__(self, experiment: Experiment, accelerator: Any) -> None:
+        self.experiment, self.config = experiment, experiment.config
+        self.accelerator, self.device = accelerator, accelerator.device
+        train = self.config.train
+        self._check_share(accelerator.num_processes)
+        self.pairs = experiment.pairs.shared((accelerator.process_index, accelerator.num_processes), train.pairing)
+        self.batches: Batches = self.pairs
+        size = train.batch_size // accelerator.num_processes
+        self.share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+        self.drift = experiment.drift.to(self.device).requires_grad_(True)
+        self.anchor = None if experiment.anchor is None else experiment.anchor.to(self.device)
+        self.forward = Forward(train, self.device, experiment.facts.event_shape)
+        for network in (self.drift, getattr(self.anchor, "module", None)):
+            if network is not None:
+                self.forward.place(network)
+        if train.gradient_checkpointing:
+            recompute_activations(self.drift)
+        optimizer = optimizer_of(train, _trained(self.drift))
+        self.model = devices.prepare(accelerator, self.drift, optimizer)
+        assert train.ema is not None  # filled in by config.read
+        averages = Averages(self.drift, train.ema)
+        self.ema = averages.drift()
+        half = train.precision == "float16"
+        self.descent = Descent(optimizer, _trained(self.drift), averages, train.clip, half, self.device)
+        self._noisy = flow.is_noisy(experiment.path)
+        self._t_end = flow.t_end(experiment.path)
+
+    def temperature(self, step: int) -> float:
+        """beta at a step; 0 in pretraining."""
+        schedule = self.experiment.schedule
+        if schedule is None:
+            return 0.0
+        beta = float(schedule.temperature(step / self.config.train.steps))
+        try:
+            retention(beta)
+        except ValueError as error:
+            raise ConfigError(f"schedule '{(self.config.schedule or {})['name']}' at step {step}: {error}") from None
+        return beta
+
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """The law of t: uniform on [0, t_end]."""
+        return self._t_end * torch.rand(count, generator=generator, device=self.device)
+
+    def take(self, step: int) -> dict[str, Any]:
+        """One optimiser step; what it returns stays on the device until somebody looks."""
+        experiment, train = self.experiment, self.config.train
+        beta = self.temperature(step)
+        rate = learning_rate(train, step)
+        self.descent.begin(rate)
+        pairs = self.batches.at(step).to(self.device)
+        assert pairs.x0 is not None
+        # Times and noise are those of the global batch, so that they don't depend on the number of processes.
+        generator = stream(self.config.seed, "time", step, device=self.device)
+        t = self.times(train.batch_size, generator)[self.share]
+        noise = None
+        if self._noisy:
+            shape = (train.batch_size, *pairs.x1.shape[1:])
+            noise = torch.randn(shape, generator=generator, device=self.device)[self.share]
+        x = flow.sample(experiment.path, t, pairs.x0, pairs.x1, noise)
+        target = flow.drift(experiment.path, t, pairs.x0, pairs.x1, noise)
+        given = conditions.of(self.drift, pairs)
+        if train.condition_dropout > 0:
+            generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
+            dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)
+            given = conditions.without(self.drift, given, dropped[self.share])
+        anchor = self.anchor if beta > 0 else None
+        chosen, share = self._chosen(step, beta) if anchor is not None else (None, 1.0)
+        # Dropout draws from torch's global generator: seeded anew for each step and process.
+        seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
+        self.model.train()
+        loss = torch.zeros((), device=self.device)
+        for first in range(0, len(t), len(t) // train.accumulate):
+            part = slice(first, first + len(t) // train.accumulate)
+            here = None if chosen is None else chosen[(chosen >= part.start) & (chosen < part.stop)] - first
+            with self._in_step(part.stop == len(t)):
+                drift, anchored = self.forward(
+                    self.model, anchor, t[part], x[part], {name: held[part] for name, held in given.items()}, here
+                )
+                weight = None if experiment.weight is None else experiment.weight(t[part])
+                losses = self._losses(drift, target[part], anchored, here, share, beta, weight)
+                mean = losses.mean() / x[0].numel() / train.accumulate
+                self.descent.backward(mean)
+            loss += mean.detach()
+        norm = self.descent.step(step, loss)
+        return {
+            "loss": loss,
+            "temperature": beta,
+            "retention": retention(beta),
+            "anchor_share": share if anchor is not None else 0.0,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+
+    def _chosen(self, step: int, beta: float) -> tuple[Tensor | None, float]:
+        """Which of this process's pairs the anchor is evaluated at, and their share of the global batch."""
+        wanted = self.config.objective.anchor_share
+        share = retention(beta) if wanted == "retention" else float(wanted)
+        n = self.config.train.batch_size
+        count = math.ceil(share * n)
+        if count == n:
+            return None, 1.0
+        # Drawn on the CPU: how many of them are this process's is known without waiting for the device.
+        order = torch.randperm(n, generator=stream(self.config.seed, "anchor", step))[:count].sort().values
+        mine = order[(order >= self.share.start) & (order < self.share.stop)] - self.share.start
+        return mine, count / n
+
+    def _losses(
+        self,
+        drift: Tensor,
+        target: Tensor,
+        anchored: Tensor | None,
+        chosen: Tensor | None,
+        share: float,
+        beta: float,
+        weight: Tensor | None,
+    ) -> Tensor:
+        """The loss of each sample."""
+        form = self.config.objective.form
+        if chosen is None or anchored is None:
+            return LOSSES[form](drift, target, anchored, beta, weight)
+        losses = shared_loss(drift, target, anchored, chosen.to(drift.device), share, beta, weight)
+        return losses if form == "penalty" else losses / (1 + beta)
+
+    def _in_step(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between processes once a step, with its last part."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _check_share(self, processes: int) -> None:
+        """Refuse a batch, or data, that the processes can't share."""
+        train, size = self.config.train, self.experiment.pairs.order.samples.size
+        if train.batch_size % (processes * train.accumulate):
+            raise ConfigError(
+                f"train.batch_size: {train.batch_size} pairs can't be shared by {processes} processes in "
+                f"{train.accumulate} parts (train.accumulate). Choose a multiple of {processes * train.accumulate}."
+            )
+        if size is not None and size < processes:
+            raise DataError(f"data: {size} samples for {processes} processes. Start at most {size}, or give more data.")
+
+
+def _trained(drift: nn.Module) -> list[nn.Parameter]:
+    """The weights that a run trains."""
+    return [weight for weight in drift.parameters() if weight.requires_grad]

@@ -253,7 +253,8 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
-    module.load_state_dict({name: shared_out(held, wanted[name]) for name, held in weights.items()})
+    own = module.state_dict()
+    module.load_state_dict({name: shared_out(held, own[name]) for name, held in weights.items()})
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

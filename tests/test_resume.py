@@ -301,7 +301,7 @@ def test_a_file_system_that_cannot_sync_folders_is_borne(tmp_path, monkeypatch, 
 
 def test_a_disk_that_takes_no_more_keeps_the_earlier_checkpoint(tmp_path):
     """The system's own refusal, not a played one: no file may grow beyond a limit."""
-    tensors = torch.nn.Linear(64, 64).state_dict()
+    tensors = torch.nn.Linear(128, 64).state_dict()
     checkpoint.write(tmp_path, 1, tensors, {}, keep=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))

@@ -79,7 +79,7 @@ def interrupted(registry, monkeypatch, tmp_path):
     """A run that is interrupted at a step, or by name of what the loop calls at its end, and then resumed."""
 
     def go(at, before, after=None):
-        owner, name = (loop.Loop, "step") if isinstance(at, int) else (loop, at)
+        owner, name = (loop.Steps, "take") if isinstance(at, int) else (loop, at)
         real = getattr(owner, name)
 
         def stopped(*arguments):

@@ -92,6 +92,7 @@ class TensorBoard(Tracker):
 
         def picture(name: str, image: np.ndarray, step: int) -> None:
             tracker.log_images({name: image[None]}, step=step, dataformats="NHWC")
+            tracker.tracker.flush()  # accelerate does it for numbers only
 
         return Sink(tracker, picture)
 

@@ -1,17 +1,21 @@
 """A run that was killed at any moment goes on to the result of an undisturbed one, bit for bit."""
 
 import errno
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import tarfile
 from itertools import count
 
 import killing
+import numpy as np
 import pytest
 import torch
+from event_files import events, settle
 from safetensors.torch import load_file
 
 import gftkit
@@ -49,6 +53,29 @@ def tuned(pretrained, **changes):
     }
 
 
+def streamed(folder):
+    """Labels that are left out at random, samples read from tar files in blocks, and a tracker."""
+    numbers = np.random.default_rng(0)
+    for shard in range(3):
+        with tarfile.open(folder / f"{shard}.tar", "w") as file:
+            for index in range(10):
+                for ending, value in (("npy", numbers.normal(size=2).astype("f4")), ("cls", numbers.integers(3))):
+                    held = io.BytesIO(str(value).encode())
+                    if ending == "npy":
+                        held = io.BytesIO()
+                        np.save(held, value)
+                    entry = tarfile.TarInfo(f"{shard}{index}.{ending}")
+                    entry.size = len(held.getvalue())
+                    file.addfile(entry, io.BytesIO(held.getvalue()))
+    return {
+        **MLP,
+        "drift": {"name": "mlp", "width": 16, "depth": 1, "conditional": True},
+        "data": {"name": "shards", "files": str(folder / "*.tar")},
+        "train": {**MLP["train"], "condition_dropout": 0.3, "shuffle_buffer": 8},
+        "track": ["tensorboard"],
+    }
+
+
 def result(folder):
     """All that a run is, apart from its seconds: weights, optimiser, log, monitors' files, names of checkpoints."""
     last, damaged = checkpoint.latest(folder / "checkpoints")
@@ -62,8 +89,17 @@ def result(folder):
         "log": (folder / "metrics.jsonl").read_text(),
         "summary": {key: value for key, value in summary.items() if key != "seconds"},
         "theory": theory.read_text() if theory.exists() else None,
-        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "tensorboard" not in path.parts),
+        "events": {name: held for name, held in told(folder).items() if "/ema/" not in name},
     }
+
+
+def told(folder):
+    """What TensorBoard was told, numbers and pictures, by name."""
+    if not (folder / "tensorboard").exists():
+        return {}
+    numbers, pictures = events(folder / "tensorboard")
+    return pictures | {f"{name} {step}": values for (name, step), values in numbers.items()}
 
 
 def values(tensors):
@@ -73,6 +109,7 @@ def values(tensors):
 
 def go_on(config, out, moment=None):
     """Resume, or start anew where the run hadn't begun."""
+    settle(out)
     return killing.start(config, out, resume=(out / "config.yaml").is_file(), moment=moment)
 
 
@@ -118,13 +155,20 @@ def variants(pretrained, tmp_path_factory):
             schedule={"name": "stepwise", "temperatures": [3.0, 1.0, 0.0]},
             train={**MLP["train"], "optimizer": {"name": "sgd", "momentum": 0.9}, "keep_checkpoints": 1},
         ),
+        "streamed, labels left out, tracked": streamed(tmp_path_factory.mktemp("shards")),
     }.items():
         whole = tmp_path_factory.mktemp("whole") / "run"
         found[name] = (config, whole, killing.seconds_of(killing.start(config, whole)))
     return found
 
 
-NAMES = ("pretraining", "unet, dropout, optimal transport", "fine-tune, monitored", "penalty, stepwise, momentum")
+NAMES = (
+    "pretraining",
+    "unet, dropout, optimal transport",
+    "fine-tune, monitored",
+    "penalty, stepwise, momentum",
+    "streamed, labels left out, tracked",
+)
 
 
 @pytest.mark.slow
@@ -162,6 +206,7 @@ def test_a_kill_at_every_kind_of_moment(variants, tmp_path, name, moment):
         killing.finish(go_on(config, out, (moment, times)), -signal.SIGKILL)
     killing.finish(go_on(config, out))
     assert result(out) == result(whole)
+    assert told(out) == told(whole)  # of the EMA weights too
 
 
 # Damaged checkpoints

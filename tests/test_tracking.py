@@ -10,9 +10,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
+from event_files import agree, events, logged, settle
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gftkit
 from gftkit import loop, tracking
@@ -30,33 +30,6 @@ CONFIG = {
     "seed": 5,
 }
 EVALUATIONS = [0, 4, 8, 12]
-
-
-def logged(folder):
-    """Every number in metrics.jsonl by name and step, how often it should have been logged (once), and its value."""
-    found = {}
-    for line in read_log(folder / "metrics.jsonl"):
-        head = {"evaluation": {"raw": "evaluation", "ema": "evaluation/ema"}.get(line.get("weights"))}
-        head = head.get(line["kind"]) or "/".join(filter(None, [line["kind"], line.get("monitor")]))
-        for key, value in line.items():
-            if key not in ("step", "kind") and isinstance(value, float):
-                found[f"{head}/{key}", line["step"]] = [value]
-    return found
-
-
-def events(folder):
-    """The same as TensorBoard reads it, from the run's event files."""
-    reader = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
-    found = {}
-    for name in reader.Tags()["scalars"]:
-        for event in reader.Scalars(name):
-            found.setdefault((name, event.step), []).append(event.value)
-    return found, {name: [event.step for event in reader.Images(name)] for name in reader.Tags()["images"]}
-
-
-def agree(one, other):
-    """Event files hold float32."""
-    return one.keys() == other.keys() and all(np.allclose(one[key], other[key], rtol=1e-6) for key in one)
 
 
 ONE_PIXEL = png(Figure(figsize=(0.1, 0.1)))
@@ -91,8 +64,7 @@ def interrupted(registry, monkeypatch, tmp_path):
             patch.setattr(owner, name, stopped)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "run", registry, before)
-        for path in (tmp_path / "run").glob("tensorboard/events*"):  # named by the second: this one is past
-            path.rename(path.with_name(path.name.replace("tfevents.1", "tfevents.0", 1)))
+        settle(tmp_path / "run")
         return run(tmp_path / "run", registry, before if after is None else after, resume=True).folder
 
     return go

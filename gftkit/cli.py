@@ -128,7 +128,7 @@ def sample(
     """
     from rich.progress import Progress
 
-    from gftkit.conditions import read
+    from gftkit.asking import read_conditions
     from gftkit.environment import device_of
     from gftkit.run import Run
     from gftkit.samples import check_target, write_samples
@@ -137,7 +137,7 @@ def sample(
     facts = opened.weights(_weights(weights))[1]
     target = out or run / f"samples-seed-{seed}.npz"
     check_target(target, facts.event_shape, force)
-    given = None if conditions is None else read(conditions)
+    given = None if conditions is None else read_conditions(conditions)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=count)

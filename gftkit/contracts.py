@@ -112,6 +112,8 @@ class Coupling(Protocol):
     """Pairs a source batch with a data batch. The kernel chooses the set that is paired.
 
     Optional: ``independent``, whether x0 stays independent of x1 (default False): what needs that is refused without.
+    ``conditional``, whether ``pair`` takes one more keyword, ``conditions`` (default False): the named conditions that
+    the drift is given, name -> (n, *shape), so that x0 stays nearly independent of them (theory, T10).
     """
 
     def pair(self, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None) -> Tensor:

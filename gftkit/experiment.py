@@ -116,8 +116,11 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.train.condition_dropout > 0:
         conditions.check_null(drift, config.drift["name"], "train.condition_dropout")
     check_guidance(config.evaluate.guidance, drift, config.train.condition_dropout, "evaluate.guidance")
+    named = tuple(name for name in used if name != conditions.LABEL)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     training = data.some(config.evaluate.count, stream(config.seed, "training"))
+    if training.x0 is None:  # otherwise the data come with pairs of their own
+        notes = [*notes, *conditions.check_coupling(coupling, config.coupling["name"], named)]
     train = config.train
     assert train.pairing_batch is not None
     return Experiment(
@@ -135,6 +138,7 @@ def build(config: Config, registry: Registry) -> Experiment:
             train.pairing_batch,
             config.seed,
             within_labels=conditions.LABEL in used,
+            conditions=named,
         ),
         weight=None
         if config.objective.weight.strip() == "1"

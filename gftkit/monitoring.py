@@ -82,8 +82,9 @@ class TrainingState:
         x0 = chosen.x0
         if x0 is None:  # otherwise the data set comes with its own pairs
             x0 = self.source(count, generator)
-            within = conditions.LABEL in conditions.names(self.drift)
-            x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within)]
+            named = conditions.of(self.drift, chosen)
+            within = named.pop(conditions.LABEL, None) is not None
+            x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within, named)]
         chosen, x0 = chosen[:keep], x0[:keep]
         t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
         noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None

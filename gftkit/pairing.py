@@ -1,8 +1,9 @@
 """Pairs (x0, x1): which set is paired, and with what randomness. The kernel's part of every coupling."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Pairs:
         within_labels: pair each label by itself, as a conditional drift needs (theory, T10).
         process: which of the processes this is, and how many there are; both sizes are multiples of their number.
         within: pair within the process, "process", or over all of them, "global".
+        conditions: names of the conditions that the drift is given, for couplings that heed them.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class Pairs:
         within_labels: bool,
         process: tuple[int, int] = (0, 1),
         within: Within = "global",
+        conditions: tuple[str, ...] = (),
     ) -> None:
         self.order, self.source, self.coupling = order, source, coupling
         self.batch_size, self.pairing_batch = batch_size, pairing_batch
         self.seed, self.within_labels = seed, within_labels
-        self.process, self.within = process, within
+        self.process, self.within, self.conditions = process, within, conditions
         self._made: tuple[int, Batch] | None = None
 
     def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
@@ -87,7 +90,8 @@ class Pairs:
         whose = (number, index) if count > 1 else (number,)
         x0 = self.source(size, stream(self.seed, "source", *whose))
         generator = stream(self.seed, "coupling", *whose)
-        order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels)
+        named = {name: batch.conditions[name] for name in self.conditions}
+        order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels, named)
         return replace(batch, x0=x0[order])
 
 
@@ -98,19 +102,36 @@ def pair(
     generator: torch.Generator,
     label: Tensor | None = None,
     within_labels: bool = False,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The permutation of a coupling, for the whole set or within each label.
+
+    Args:
+        coupling: pairs.
+        x0: source samples, (n, *event).
+        x1: data, (n, *event).
+        generator: of the coupling's randomness.
+        label: (n,), or None.
+        within_labels: pair each label by itself.
+        conditions: named conditions that x0 shall not depend on, (n, *shape) each; for couplings that heed them.
 
     Raises:
         PluginError: where the coupling doesn't give a permutation.
     """
+    heeded = conditions if conditions and getattr(coupling, "conditional", False) else {}
+
+    def ask(chosen: Any) -> Tensor:
+        more: Any = {"conditions": {name: values[chosen] for name, values in heeded.items()}} if heeded else {}
+        mine = None if label is None else label[chosen]
+        order: Tensor = coupling.pair(x0[chosen], x1[chosen], generator, mine, **more)
+        return _checked(order, len(x0[chosen]), coupling)
+
     if not within_labels or label is None:
-        return _checked(coupling.pair(x0, x1, generator, label), len(x0), coupling)
+        return ask(slice(None))
     order = torch.empty(len(x0), dtype=torch.int64)
     for value in torch.unique(label):
         chosen = (label == value).nonzero()[:, 0]
-        inner = coupling.pair(x0[chosen], x1[chosen], generator, label[chosen])
-        order[chosen] = chosen[_checked(inner, len(chosen), coupling)]
+        order[chosen] = chosen[ask(chosen)]
     return order
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gftkit import checkpoint, conditions, flow
+from gftkit import asking, checkpoint, conditions, flow
 from gftkit.config import (
     DEFAULT_STEPS,
     KEYS,
@@ -198,7 +198,7 @@ class Run:
         made, steps = solver_of(solver or self.config.evaluate.solver, path, self.registry)
         scale = self.config.evaluate.guidance if guidance is None else guidance
         check_guidance(scale, drift, self.config.train.condition_dropout, "guidance")
-        asked = conditions.asked(drift, count, given, label, facts.classes, facts.condition_shapes)
+        asked = asking.conditions(drift, count, given, label, facts.classes, facts.condition_shapes)
         noise = stream(seed, "solver", device=device)
         x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
         x1 = generate(guided(drift, scale), path, made, steps, x0, noise, asked, advance=advance)

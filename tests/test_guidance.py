@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from scipy.integrate import solve_ivp
 
 import gftkit
-from gftkit import conditions
+from gftkit import asking, conditions
 from gftkit.contracts import Batch
 from gftkit.errors import ConfigError
 from gftkit.guidance import Guided, check_guidance, guided
@@ -181,7 +181,7 @@ def test_conditions_that_do_not_fit_are_refused(trained, given, message):
 def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     drift = torch.nn.Identity()
     drift.conditions = ("label",)
-    ask = conditions.asked
+    ask = asking.conditions
     assert ask(drift, 5, None, None, 3, {})["label"].tolist() == [0, 1, 2, 0, 1]
     assert ask(drift, 2, None, 2, 3, {})["label"].tolist() == [2, 2]
     assert ask(drift, 3, {"label": torch.tensor([2, 0], dtype=torch.int32)}, None, 3, {})["label"].tolist() == [2, 0, 2]
@@ -208,7 +208,7 @@ def test_conditions_are_read_from_files(tmp_path):
     numpy.savez(tmp_path / "c.npz", c=c.numpy(), label=numpy.arange(3))
     save_file({"c": c, "label": torch.arange(3)}, tmp_path / "c.safetensors")
     for name in ("c.npz", "c.safetensors"):
-        found = conditions.read(tmp_path / name)
+        found = asking.read_conditions(tmp_path / name)
         assert torch.equal(found["c"], c)
         assert found["label"].tolist() == [0, 1, 2]
     (tmp_path / "broken.npz").write_bytes(b"nothing")
@@ -216,7 +216,7 @@ def test_conditions_are_read_from_files(tmp_path):
     numpy.savez(tmp_path / "words.npz", c=numpy.array(["a"]))
     for name in ("broken.npz", "objects.npz", "words.npz", "missing.npz", "c.txt"):
         with pytest.raises(ConfigError, match=r"--conditions .*wanted"):
-            conditions.read(tmp_path / name)
+            asking.read_conditions(tmp_path / name)
 
 
 def test_the_command_line_samples_under_conditions_and_guidance(gft, write_config, tmp_path):

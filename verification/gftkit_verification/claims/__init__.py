@@ -24,6 +24,7 @@ MODULES = (
     "paths",
     "schedules",
     "couplings",  # with T10
+    "conditions",  # T10 for conditions that are no labels
     "solvers",
     "sampling",  # T11 and T12, by the sampler
     "sampling_trained",  # T10 to T12 with trained networks

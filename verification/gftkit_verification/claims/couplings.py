@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -111,11 +111,17 @@ class Pairing:
 
 
 def _forgotten_indices(
-    coupling: Coupling, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None, within: bool = False
+    coupling: Coupling,
+    x0: Tensor,
+    x1: Tensor,
+    generator: Generator,
+    label: Tensor | None = None,
+    within: bool = False,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """``pairing.pair`` that takes the indices within a label for those of the batch."""
     if label is None or not within:
-        return pairing.pair(coupling, x0, x1, generator, label, within)
+        return pairing.pair(coupling, x0, x1, generator, label, within, conditions)
     order = torch.empty(len(x0), dtype=torch.int64)
     for value in torch.unique(label):
         chosen = label == value
@@ -131,9 +137,10 @@ def permutation(subject: Pairing, generator: Generator) -> float:
         x0, x1 = torch.randn(2, n, *shape, generator=generator)
         ties = torch.randint(2, (2, n, *shape), generator=generator).float()
         label = torch.randint(3, (n,), generator=generator)
+        given = {"c": torch.randint(3, (n, 2), generator=generator).float()}
         sets = torch.stack([x0, x1]), ties, torch.stack([x0, x0]), torch.zeros_like(ties)
         for (one, other), within in itertools.product([(each[0], each[1]) for each in sets], (False, True)):
-            order = subject.pair(subject.coupling, one, other, generator, label, within)
+            order = subject.pair(subject.coupling, one, other, generator, label, within, given)
             missed = 1 - len(set(order.tolist()) & set(range(n))) / n
             astray = float((label[order] != label).double().mean()) if within else 0.0
             worst = max(worst, missed, astray)
@@ -318,7 +325,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 "indices off by one": Pairing(Reordered(coupling, lambda order, _: order + 1)),
                 "indices within a label taken for those of the batch": Pairing(coupling, _forgotten_indices),
             },
-            "1, 2, 64 samples of shapes (2,) and (1, 2, 2); ties, equal sets, constant sets; with and without labels",
+            "1, 2, 64 samples of shapes (2,) and (1, 2, 2); ties, equal sets, constant sets; with and without labels; "
+            "a condition of few values",
             f"coupling:{name}",
             seeds=1,
         )

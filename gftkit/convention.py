@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gftkit.config import Spec, section
 from gftkit.errors import ConfigError, unknown
+from gftkit.options import check_known
 from gftkit.registry import plain
 
 Positive = Annotated[float, Field(gt=0)]
@@ -58,9 +59,10 @@ class Convention:
         rescales: what range, scale and shift apply to: the "data", or the "state" with its source.
         output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
         drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
+        null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
 
     Raises:
-        ConfigError: for a call that can't be read or has no x, or a range that isn't one.
+        ConfigError: for a call that can't be read or has no x, a range that isn't one, or a null of another condition.
     """
 
     call: str = "t, x"
@@ -78,11 +80,13 @@ class Convention:
     rescales: Literal["data", "state"] = "data"
     output: str | int | None = None
     drop_channels: bool = False
+    null: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         parse_call(self.call)
         if not self.range[0] < self.range[1]:
             raise ConfigError(f"convention.range: wanted [low, high] with low < high, got {list(self.range)}.")
+        check_known(self.null or {}, self.conditions, "convention.null")
 
     @classmethod
     def of(cls, values: "Mapping[str, Any] | str | Convention") -> "Convention":

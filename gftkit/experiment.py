@@ -115,6 +115,12 @@ def build(config: Config, registry: Registry) -> Experiment:
         )
     if config.train.condition_dropout > 0:
         conditions.check_null(drift, config.drift["name"], "train.condition_dropout")
+    if parent is not None and parent.config.train.condition_dropout > 0 and config.train.condition_dropout == 0:
+        notes = [
+            *notes,
+            f"train.condition_dropout is 0, and the pretrained run's was {parent.config.train.condition_dropout:g}: "
+            f"the drift without conditions isn't fine-tuned, and samples can't be guided.",
+        ]
     check_guidance(config.evaluate.guidance, drift, config.train.condition_dropout, "evaluate.guidance")
     named = tuple(name for name in used if name != conditions.LABEL)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]

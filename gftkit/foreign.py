@@ -35,6 +35,7 @@ class ForeignDrift(nn.Module):
 
     Attributes:
         conditions: the conditions that the network is given.
+        null: what stands for one that isn't given.
 
     Raises:
         ConfigError: for a convention that contradicts the path; in use, for an output that the convention
@@ -53,7 +54,7 @@ class ForeignDrift(nn.Module):
     def __init__(self, network: nn.Module, convention: Convention, path: Path | None = None) -> None:
         super().__init__()
         self.network, self.convention, self.path = network, convention, path
-        self.conditions = convention.conditions
+        self.conditions, self.null = convention.conditions, dict(convention.null or {})
         self._scale, self._shift = convention.scale_and_shift
         check_path(convention, path)
 

@@ -8,8 +8,12 @@ from scipy.integrate import solve_ivp
 
 import gftkit
 from gftkit import asking, conditions
+from gftkit.config import read
 from gftkit.contracts import Batch
-from gftkit.errors import ConfigError
+from gftkit.convention import Convention
+from gftkit.errors import ConfigError, UnknownNameError
+from gftkit.experiment import build
+from gftkit.foreign import ForeignDrift
 from gftkit.guidance import Guided, check_guidance, guided
 from gftkit.integrate import generate
 
@@ -246,3 +250,30 @@ def test_the_command_line_samples_under_conditions_and_guidance(gft, write_confi
     refused = gft("pretrain", write_config(run), "--out", "other")
     assert refused.code == 2
     assert "evaluate.guidance: 1.5 wants the drift without its conditions too" in refused.err
+
+
+def test_a_foreign_network_says_its_null_in_its_convention():
+    class Classes(torch.nn.Module):
+        def forward(self, x, t, y):
+            return x + y[:, None].to(x.dtype)
+
+    drift = ForeignDrift(Classes(), Convention.of({"call": "x, t, y=label", "null": {"label": 7}}))
+    assert drift.null == {"label": 7}
+    t, x, label = torch.rand(2), torch.zeros(2, 3), torch.tensor([1, 2])
+    assert Guided(drift, 2.0)(t, x, label=label)[:, 0].tolist() == [2 * 1 - 7, 2 * 2 - 7]
+    with pytest.raises(UnknownNameError, match=r"convention\.null"):
+        Convention.of({"call": "x, t, y=label", "null": {"labels": 7}})
+
+
+def test_a_fine_tune_that_forgets_the_null_is_warned_about(trained, tmp_path):
+    tuning = {
+        "pretrained": str(trained.folder),
+        "data": {"name": "conditional-law"},
+        "schedule": {"name": "zero"},
+        "train": {"steps": 1, "condition_dropout": 0.1},
+    }
+    registry = gftkit.load({"law": Plugin()})
+    assert build(read(tuning, "finetune", registry)[0], registry).warnings == []
+    tuning["train"]["condition_dropout"] = 0.0
+    (warning,) = build(read(tuning, "finetune", registry)[0], registry).warnings
+    assert "samples can't be guided" in warning

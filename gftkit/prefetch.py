@@ -46,6 +46,7 @@ def ahead(pairs: Pairs, first: int, steps: int, workers: int | None, pin: bool) 
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
+        multiprocessing_context="fork",  # pairs hold functions, which no other start hands on
         prefetch_factor=AHEAD,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),  # else one number of torch's global generator would be used up

@@ -19,7 +19,7 @@ def start(config, out, resume=False, moment=None):
     """Begin a run in a process of its own; ``moment`` is a pair of ``MOMENTS`` and how often it has come by then."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     CONTEXT.set_forkserver_preload(PRELOADED + [point.value for point in entry_points(group="gftkit")])
-    process = CONTEXT.Process(target=train, args=(config, out, resume, moment), daemon=True)
+    process = CONTEXT.Process(target=train, args=(config, out, resume, moment))
     process.start()
     return process
 

@@ -155,6 +155,11 @@ def variants(pretrained, tmp_path_factory):
             schedule={"name": "stepwise", "temperatures": [3.0, 1.0, 0.0]},
             train={**MLP["train"], "optimizer": {"name": "sgd", "momentum": 0.9}, "keep_checkpoints": 1},
         ),
+        "bfloat16, parts, workers, anchor on a share": tuned(
+            pretrained,
+            objective={"anchor_share": "retention"},
+            train={**MLP["train"], "precision": "bfloat16", "accumulate": 2, "workers": 2, "pairing_batch": 16},
+        ),
         "streamed, labels left out, tracked": streamed(tmp_path_factory.mktemp("shards")),
     }.items():
         whole = tmp_path_factory.mktemp("whole") / "run"
@@ -167,6 +172,7 @@ NAMES = (
     "unet, dropout, optimal transport",
     "fine-tune, monitored",
     "penalty, stepwise, momentum",
+    "bfloat16, parts, workers, anchor on a share",
     "streamed, labels left out, tracked",
 )
 

@@ -1,0 +1,295 @@
+"""Training steps side by side: GFT against plain flow matching, and against torchcfm's own OT-CFM step.
+
+Both sides of a row run in this process, in turns, so that what else the machine does meets both. A row's seconds are
+medians of a step over the turns, and its ratio is ours to the peer's.
+
+    make bench-env && .venv-bench/bin/python benchmarks/training.py --json training.json
+
+The peer's step is the one of torchcfm's examples: minibatch optimal transport by POT, Adam, clipping, and a moving
+average key by key. Networks, batches, data and optimiser are the same on both sides.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gftkit.config import Train
+from gftkit.contracts import Batch
+from gftkit.files import write_json
+from gftkit.loading import load
+from gftkit.prefetch import ahead
+from gftkit.steps import Steps
+from gftkit_verification.beds.trials import trial
+
+Step = Callable[[int], Any]
+Sides = Callable[[torch.device, ExitStack], tuple[Step, Step]]
+
+BATCH = 256
+"""Pairs in a step of the rows against torchcfm."""
+
+UNET = {"name": "unet", "width": 32, "multipliers": (1, 2, 2), "blocks": 1}
+REGISTRY = load()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison: two ways to take step k, and how many of them to time."""
+
+    name: str
+    peer: str
+    target: float | None
+    turns: int
+    """How often both sides are timed, in turns."""
+    steps: int
+    """Steps in a turn."""
+    sides: Sides
+    whole: bool = False
+    """Whether the steps differ and are added up, where else their median counts."""
+
+
+class Noise:
+    """Data that cost nothing to read: normal samples, held in memory."""
+
+    range = None
+
+    def __init__(self, event_shape: tuple[int, ...], size: int = 4096) -> None:
+        self.event_shape = event_shape
+        self._x = torch.randn(size, *event_shape, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples at these indices."""
+        return Batch(self._x[indices])
+
+
+def network(spec: dict[str, Any], event_shape: tuple[int, ...]) -> nn.Module:
+    """A network with the same weights every time."""
+    torch.manual_seed(0)
+    return REGISTRY.build("drift", spec, event_shape=event_shape)
+
+
+def gft(
+    spec: dict[str, Any],
+    event_shape: tuple[int, ...],
+    device: torch.device,
+    batch: int,
+    schedule: Any = 1.0,
+    coupling: str = "optimal-transport",
+    share: Any = 1.0,
+    steps: int = 100_000,
+    **train: Any,
+) -> Steps:
+    """gftkit's own training steps; ``schedule`` None is plain flow matching."""
+    made = trial(
+        REGISTRY,
+        network(spec, event_shape),
+        Noise(event_shape),
+        lambda n, generator: torch.randn(n, *event_shape, generator=generator),
+        REGISTRY.create("path", "linear"),
+        REGISTRY.create("coupling", coupling),
+        0.0 if schedule is None else schedule,
+        Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
+        seed=0,
+        device=device,
+        anchor_share=share,
+    )
+    if schedule is None:
+        made.anchor = None
+        made.experiment = replace(made.experiment, schedule=None, anchor=None)
+    return made
+
+
+def torchcfm_step(spec: dict[str, Any], event_shape: tuple[int, ...], device: torch.device, batch: int) -> Step:
+    """torchcfm's OT-CFM training step, as its image examples write it."""
+    try:
+        from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher
+    except ImportError:
+        sys.exit("torchcfm or POT is not installed here: `make bench-env`, then run with .venv-bench/bin/python.")
+    matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+    net = network(spec, event_shape).to(device).train()
+    ema = copy.deepcopy(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-4)
+    data = Noise(event_shape)._x
+    generator = torch.Generator().manual_seed(0)
+
+    def step(_: int) -> Tensor:
+        optimizer.zero_grad()
+        x1 = data[torch.randint(len(data), (batch,), generator=generator)].to(device)
+        x0 = torch.randn_like(x1)
+        t, xt, ut = matcher.sample_location_and_conditional_flow(x0, x1)
+        loss = torch.mean((net(t, xt) - ut) ** 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            source, target = net.state_dict(), ema.state_dict()
+            for key in source:
+                target[key].copy_(target[key] * 0.9999 + source[key] * (1 - 0.9999))
+        return loss
+
+    return step
+
+
+def with_workers(steps: Steps, stack: ExitStack) -> Step:
+    """The same steps with pairs made ahead by a process of their own."""
+    pin = steps.device.type == "cuda"
+    steps.batches = stack.enter_context(ahead(steps.pairs, 0, steps.config.train.steps, 1, pin))
+    return steps.take
+
+
+def small(device: torch.device, event_shape: tuple[int, ...] = (1, 16, 16), **options: Any) -> Steps:
+    """The project's U-Net at batch 64."""
+    return gft(UNET, event_shape, device, 64, **{"coupling": "independent", **options})
+
+
+def against_torchcfm(spec: dict[str, Any], event_shape: tuple[int, ...], **options: Any) -> Sides:
+    """GFT at temperature 1 with exact OT, and torchcfm's step."""
+    return lambda device, _: (
+        gft(spec, event_shape, device, BATCH, **options).take,
+        torchcfm_step(spec, event_shape, device, BATCH),
+    )
+
+
+def whole_run(device: torch.device, _: ExitStack) -> tuple[Step, Step]:
+    """A run of 1,000 steps from its hottest to its coldest, with anchor sharing, and the same without an anchor."""
+    shape = (1, 8, 8)
+    schedule = REGISTRY.create("schedule", "exponential")
+    ours = small(device, shape, schedule=schedule, share="retention", steps=1000)
+    return ours.take, small(device, shape, schedule=None, steps=1000).take
+
+
+def pairing(spec: dict[str, Any], event_shape: tuple[int, ...]) -> Sides:
+    """GFT with optimal transport and with independent pairs, both made ahead by one process."""
+
+    def sides(device: torch.device, stack: ExitStack) -> tuple[Step, Step]:
+        ours, peer = (
+            gft(spec, event_shape, device, BATCH, coupling=name) for name in ("optimal-transport", "independent")
+        )
+        return with_workers(ours, stack), with_workers(peer, stack)
+
+    return sides
+
+
+MLP = {"name": "mlp", "width": 512, "depth": 3}
+PLAIN, CFM, APART = "gftkit, plain flow matching", "torchcfm, OT-CFM", "gftkit, independent pairs"
+FAST = {"channels_last": True, "precision": "bfloat16"}
+ROWS = (
+    Row(
+        "GFT step, frozen anchor: U-Net 1x16x16, batch 64",
+        PLAIN,
+        1.40,
+        25,
+        2,
+        lambda device, _: (small(device).take, small(device, schedule=None).take),
+    ),
+    Row(
+        "GFT step at temperature 0: U-Net 1x16x16, batch 64",
+        PLAIN,
+        1.05,
+        25,
+        2,
+        lambda device, _: (small(device, schedule=0.0).take, small(device, schedule=None).take),
+    ),
+    Row("GFT run of 1,000 steps, anchor sharing: U-Net 1x8x8, batch 64", PLAIN, 1.15, 100, 10, whole_run, whole=True),
+    Row("GFT step: MLP 512x3, 64 dimensions", CFM, 0.85, 30, 10, against_torchcfm(MLP, (64,))),
+    Row("GFT step: MLP 512x3, 3,072 dimensions", CFM, 0.95, 30, 5, against_torchcfm(MLP, (3072,))),
+    Row("GFT step: U-Net 3x32x32, float32", CFM, 1.40, 5, 1, against_torchcfm(UNET, (3, 32, 32))),
+    Row(
+        "GFT step: U-Net 3x32x32, bfloat16, channels last", CFM, 1.0, 5, 1, against_torchcfm(UNET, (3, 32, 32), **FAST)
+    ),
+    Row("OT pairs made ahead: MLP 512x3, 64 dimensions", APART, 1.05, 30, 20, pairing(MLP, (64,))),
+    Row("OT pairs made ahead: U-Net 1x16x16", APART, 1.05, 15, 1, pairing(UNET, (1, 16, 16))),
+)
+
+
+def measure(row: Row, device: torch.device, quick: bool) -> dict[str, Any]:
+    """Seconds of a step on both sides, and their ratio."""
+    turns, steps = (1, 1) if quick else (row.turns, row.steps)
+    spent: tuple[list[float], list[float]] = ([], [])
+    with ExitStack() as stack:
+        sides = row.sides(device, stack)
+        warm = 0 if row.whole else 2
+        for step in range(warm):
+            for take in sides:
+                take(step)
+        for turn in range(turns):
+            order = (0, 1) if turn % 2 == 0 else (1, 0)
+            for side in order:
+                _wait(device)
+                started = time.perf_counter()
+                for step in range(steps):
+                    sides[side](warm + turn * steps + step)
+                _wait(device)
+                spent[side].append((time.perf_counter() - started) / steps)
+    ours, peer = (sum(times) * steps if row.whole else statistics.median(times) for times in spent)
+    return {
+        "name": row.name,
+        "ours_seconds": ours,
+        "peer": row.peer,
+        "peer_seconds": peer,
+        "ratio": ours / peer,
+        "target": row.target,
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> str:
+    """What the figures were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return (
+        f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def main() -> None:
+    """Measure and print every row; write them as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this text")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="one step a side: tries the script, measures nothing")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    chosen = [row for row in ROWS if given.only in row.name]
+    if not chosen:
+        parser.error(f"--only: no row holds '{given.only}'; there are: " + "; ".join(row.name for row in ROWS))
+    print(machine(device))
+    done = []
+    for row in chosen:
+        found = measure(row, device, given.quick)
+        done.append(found)
+        print(
+            f"{found['name']:<68} {1e3 * found['ours_seconds']:>10.2f} ms  {found['peer']:<28} "
+            f"{1e3 * found['peer_seconds']:>10.2f} ms  ratio {found['ratio']:.3f} (target {found['target']})",
+            flush=True,
+        )
+    if given.json is not None:
+        write_json(given.json, done)
+
+
+if __name__ == "__main__":
+    main()

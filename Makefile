@@ -10,7 +10,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs claims clean
+.PHONY: help demo test test-all lint types docs claims bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -40,8 +40,14 @@ docs: $(VENV)/.dev  ## build the documentation into site/; a warning is an error
 claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
 	$(RUN) verification/write_table.py
 
+bench-env:  ## make .venv-bench, with gftkit and the libraries that benchmarks/ compares it with
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . POT==0.9.6.post1
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchcfm==1.0.7
+	@echo ".venv-bench/bin/python benchmarks/training.py --json FILE"
+
 clean:  ## remove what make made, .venv too; runs/ stays
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gftkit plugins verification tests docs recipes -name __pycache__ -type d -exec rm -rf {} +
 
 # A stamp says which extra is installed; it is older than pyproject.toml or constraints.txt where those changed.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gftkit import conditions
+from gftkit.adapters import Adapted
 from gftkit.files import State, digest
 
 
@@ -88,6 +89,37 @@ class ExternalAnchor(FrozenAnchor):
     """
 
     kind = "external"
+
+
+class AdaptersOffAnchor:
+    """The network that is trained, with its adapters switched off: it holds no parameters of its own.
+
+    Args:
+        adapted: the drift with its adapters.
+        hashed: ``identity`` of the drift before the adapters were put in.
+    """
+
+    kind = "adapters-off"
+
+    def __init__(self, adapted: Adapted, hashed: str) -> None:
+        self.hash = hashed
+        self.conditions: tuple[str, ...] = conditions.names(adapted.drift)
+        self._adapted = adapted
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """b_pre(t, x): one forward pass without gradient; the network's modes are put back."""
+        with self._adapted.off() as drift:
+            return drift(t, x, **{name: given[name] for name in self.conditions})
+
+    def to(self, device: torch.device | str) -> "AdaptersOffAnchor":
+        """The anchor itself: it is where the trained network is."""
+        self._adapted.drift.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, hash and parameters held, none."""
+        return {"kind": self.kind, "hash": self.hash, "parameters": 0}
 
 
 def short(hashed: str) -> str:

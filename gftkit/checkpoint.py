@@ -31,9 +31,17 @@ class Checkpoint:
         Raises:
             WeightsError: where it belongs to another drift.
         """
-        load_weights(drift, self.part("drift."), self.path)
+        self.fill(drift)
         descent.averages.restore(self.part("ema."), self.path)
         descent.restore(self.part("optimizer."), self.notes)
+
+    def fill(self, drift: nn.Module) -> None:
+        """Put the weights that were trained into a network whose others are there already.
+
+        Raises:
+            WeightsError: where they belong to another drift.
+        """
+        load_weights(drift, {**_frozen(drift), **self.part("drift.")}, self.path)
 
     def part(self, prefix: str) -> State:
         """The tensors whose names start with a prefix, without it."""
@@ -41,9 +49,13 @@ class Checkpoint:
 
 
 def contents(drift: nn.Module, descent: Descent) -> tuple[State, dict[str, Any]]:
-    """The tensors and numbers of a checkpoint; all processes must ask."""
+    """The tensors and numbers of a checkpoint; all processes must ask.
+
+    Weights that aren't trained, under adapters those of the pretrained network, are left out.
+    """
     state, numbers = descent.state()
-    tensors = {f"drift.{name}": held for name, held in drift.state_dict().items()}
+    frozen = _frozen(drift)
+    tensors = {f"drift.{name}": held for name, held in drift.state_dict().items() if name not in frozen}
     tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
     tensors |= {f"optimizer.{name}": held for name, held in state.items()}
     return gathered(tensors), numbers
@@ -63,6 +75,12 @@ def write(folder: Path, step: int, tensors: State, notes: Mapping[str, Any], kee
         for old in [other for other in found(folder) if other.name <= path.name][:-keep]:
             old.unlink()
     return path
+
+
+def _frozen(drift: nn.Module) -> State:
+    """The weights of a network that aren't trained."""
+    named = drift.named_parameters(remove_duplicate=False)
+    return {name: weight.detach() for name, weight in named if not weight.requires_grad}
 
 
 def found(folder: Path) -> list[Path]:

@@ -180,6 +180,28 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--merged", help="The adapters in peft's format, or whole weights.")
+    ] = False,
+    weights: WeightsName = "ema",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run's weights for use elsewhere: the whole network's, adapters merged in, or the adapters.
+
+    Example: gft export runs/gft-lora --adapter --out my-adapter
+    """
+    from gftkit.export import export as go
+    from gftkit.run import Run
+
+    written = go(Run.open(run), out, "adapter" if adapter else "merged", _weights(weights), force)
+    _answer({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
+
+
+@app.command()
 def verify(
     claim: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only claims of this name; wildcards allowed: 'T04*'.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from gftkit import expression
+from gftkit.adapters import Adapters
 from gftkit.blocks import SHUFFLE_BUFFER
 from gftkit.errors import ConfigError, unknown
 from gftkit.files import parse_yaml, read_yaml
@@ -132,6 +133,7 @@ class Config:
         pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
         schedule: the temperature; fine-tuning only.
         anchor: which pretrained drift is held on to; fine-tuning only.
+        adapters: what is trained in the place of all weights; fine-tuning only.
         objective: what is minimised.
         track: trackers that are told what is logged.
     """
@@ -151,6 +153,7 @@ class Config:
     objective: Objective
     track: list[Spec]
     anchor: Spec | None = None
+    adapters: Adapters | None = None
 
     @property
     def start(self) -> Path | None:
@@ -164,7 +167,7 @@ class Config:
 
 
 KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective")
-FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor")
+FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor", "adapters")
 INHERITED = ("drift", "source", "path", "coupling")
 DEFAULTS: Mapping[str, Spec] = {
     "source": {"name": "gaussian"},
@@ -224,6 +227,7 @@ def read(
         specs[key] = registry.resolve("dataset" if key == "source" else key, spec, key, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
+    adapters = section(Adapters, _spec(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
     train = section(Train, raw.get("train", {}), "train")
     train = _with_defaults(train)
     config = Config(
@@ -237,10 +241,11 @@ def read(
         pretrained=pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if kind == "finetune" else None,
         objective=section(Objective, raw.get("objective", {}), "objective"),
-        anchor=lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], registry, base)
+        anchor=lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], adapters is not None, registry, base)
         if kind == "finetune"
         else None,
         track=_track(raw, base),
+        adapters=adapters,
     )
     _check_weight(config.objective.weight)
     return config, _warnings(config, inherited)

@@ -8,20 +8,21 @@ import torch
 from torch import nn
 
 from gftkit import conditions, expression, flow, lineage, weights
-from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor
+from gftkit.adapters import Adapted
+from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.config import DEFAULTS, Config, Spec
 from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
-from gftkit.files import load_weights
+from gftkit.files import digest, load_weights
 from gftkit.foreign import ForeignDrift, check_score
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
-from gftkit.run import Facts, Run, build_drift, build_metrics, build_source, is_run, solver_of
+from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, solver_of
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -32,6 +33,7 @@ class Experiment:
     """The components of a run, and the data in the form that the loop and the metrics use.
 
     ``anchors`` are the hashes of the anchors of the fine-tunes that led here, oldest first, this run's own last.
+    ``adapted`` is the drift with its adapters, where it has any, and ``base`` the digest of the weights it starts from.
     """
 
     config: Config
@@ -51,6 +53,8 @@ class Experiment:
     reference: Batch
     warnings: list[str]
     anchors: tuple[str, ...] = ()
+    adapted: Adapted | None = None
+    base: str | None = None
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
         """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
@@ -100,9 +104,16 @@ def build(config: Config, registry: Registry) -> Experiment:
     drift, notes = _drift(config.drift, config.pretrained, parent, facts, path, config, registry)
     anchor: Anchor | None = None
     anchors: tuple[str, ...] = ()
+    adapted, base = None, None
     if config.kind == "finetune":
         anchor, more = _anchor(config, drift, facts, path, registry)
         notes += more
+        if config.adapters is not None:
+            base = digest(drift.state_dict())
+            off = identity(drift.state_dict(), lineage.made_of(config.drift, facts, registry))
+            adapted = adapt(drift, config, facts)
+            anchor = anchor or AdaptersOffAnchor(adapted, off)
+        assert anchor is not None
         anchors = (*lineage.anchors(config.pretrained), anchor.hash)
     used = conditions.names(drift)
     if conditions.LABEL in used:
@@ -158,7 +169,17 @@ def build(config: Config, registry: Registry) -> Experiment:
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
         warnings=[*notes, *_scale_warnings(training, data, parent)],
         anchors=anchors,
+        adapted=adapted,
+        base=base,
     )
+
+
+def starting(config: Config, facts: Facts, registry: Registry) -> nn.Module:
+    """The drift of a configuration with the weights that it starts from."""
+    source = config.pretrained
+    parent = Run.open(source, registry) if source is not None and is_run(source) else None
+    path: Path = registry.build("path", config.path)
+    return _drift(config.drift, source, parent, facts, path, config, registry)[0]
 
 
 def _drift(
@@ -182,9 +203,13 @@ def _drift(
     return drift, notes
 
 
-def _anchor(config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry) -> tuple[Anchor, list[str]]:
-    """The anchor of a fine-tune, and what to tell of it; ``drift`` holds the weights that the fine-tune starts from."""
+def _anchor(
+    config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry
+) -> tuple[Anchor | None, list[str]]:
+    """The anchor of a fine-tune, None for adapters-off, and what to tell of it; ``drift`` as it starts."""
     spec = config.anchor or {}
+    if spec["name"] == lineage.OFF:
+        return None, []
     if spec["name"] == lineage.FROZEN:
         return FrozenAnchor(drift, lineage.made_of(config.drift, facts, registry)), []
     source = None if spec["pretrained"] is None else FilePath(spec["pretrained"])

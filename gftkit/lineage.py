@@ -12,8 +12,8 @@ from gftkit.options import check_known
 from gftkit.registry import Registry, plain
 from gftkit.run import MODEL, Facts, Run, is_run
 
-FROZEN, EXTERNAL = "frozen", "external"
-OPTIONS = {FROZEN: (), EXTERNAL: ("pretrained", "drift")}
+FROZEN, OFF, EXTERNAL = "frozen", "adapters-off", "external"
+OPTIONS = {FROZEN: (), OFF: (), EXTERNAL: ("pretrained", "drift")}
 """The anchors that a configuration may name, and their options."""
 
 
@@ -49,7 +49,7 @@ def found(value: Any, drift: Any, key: str, base: Path) -> Path | None:
 
 
 def resolve(
-    spec: Any, pretrained: Path | None, drift: Mapping[str, Any], registry: Registry, base: Path
+    spec: Any, pretrained: Path | None, drift: Mapping[str, Any], adapted: bool, registry: Registry, base: Path
 ) -> dict[str, Any]:
     """The spec of a fine-tune's anchor with every default filled in.
 
@@ -57,6 +57,7 @@ def resolve(
         spec: what the configuration says: a name, ``{name: ..., **options}``, or None.
         pretrained: where the fine-tune starts; None where its drift brings the weights.
         drift: the resolved spec of the fine-tune's own drift.
+        adapted: whether adapters are trained.
         registry: components, for the ``drift`` of an external anchor.
         base: where relative paths start.
 
@@ -66,8 +67,8 @@ def resolve(
     """
     if spec is None:
         if pretrained is not None and anchors(pretrained):
-            raise ConfigError(_ambiguous(pretrained, drift, registry))
-        spec = FROZEN
+            raise ConfigError(_ambiguous(pretrained, drift, adapted, registry))
+        spec = OFF if adapted else FROZEN
     given = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise ConfigError(f"anchor: wanted {{name: ...}} with one of {', '.join(OPTIONS)}, got {spec!r}.")
@@ -75,6 +76,10 @@ def resolve(
     if name not in OPTIONS:
         raise unknown("anchor", name, OPTIONS)
     check_known(given, (*OPTIONS[name], "name"), f"anchor '{name}'")
+    if name == OFF and not adapted:
+        raise ConfigError(
+            f"anchor: {OFF} wants adapters, and all weights are trained. Give `adapters`, or use {FROZEN}."
+        )
     if name != EXTERNAL:
         return {"name": name}
     own: Any = given.get("drift")
@@ -101,7 +106,7 @@ def made_of(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[s
     return {"drift": plain(registry.without_files("drift", spec)), "event_shape": list(facts.event_shape)}
 
 
-def _ambiguous(pretrained: Path, drift: Mapping[str, Any], registry: Registry) -> str:
+def _ambiguous(pretrained: Path, drift: Mapping[str, Any], adapted: bool, registry: Registry) -> str:
     """Why an anchor must be named, with both drifts that it could be."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
     own = identity(tensors, made_of(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
@@ -112,7 +117,8 @@ def _ambiguous(pretrained: Path, drift: Mapping[str, Any], registry: Registry) -
         original = str(held)
     return (
         f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "
-        f"to what this fine-tune starts from{f' (hash {short(own)})' if own else ''}: `anchor: frozen`. To hold on to "
+        f"to what this fine-tune starts from{f' (hash {short(own)})' if own else ''}: "
+        f"`anchor: {OFF if adapted else FROZEN}`. To hold on to "
         f"what that one held on to (hash {short(before)}): `anchor: {{name: external, pretrained: {original}}}`. With "
         f"the first, what is retained of the original shrinks with every fine-tune (T18)."
     )

@@ -27,8 +27,8 @@ from gftkit.prefetch import ahead
 from gftkit.progress import Progress
 from gftkit.registry import Registry, plain
 from gftkit.report import picture_of, write_run_report
-from gftkit.run import CHECKPOINTS, LOG, Weights, is_run, write_config, write_model
-from gftkit.steps import Steps
+from gftkit.run import ADAPTER, CHECKPOINTS, LOG, Weights, is_run, write_config, write_model
+from gftkit.steps import Steps, trained_weights
 from gftkit.tracking import Trackers
 
 Line = tuple[str, dict[str, Any]]
@@ -55,6 +55,11 @@ class Loop:
         self.experiment, self.config, self.registry = experiment, experiment.config, registry
         self.out, self.progress = out, progress
         self.accelerator, self.device, self.main = accelerator, accelerator.device, accelerator.is_main_process
+        if experiment.adapted is not None and devices.shards(accelerator):
+            raise ConfigError(
+                "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
+                "FSDP: under adapters there is one network, and little to keep for the optimiser."
+            )
         self._template = copy.deepcopy(experiment.drift) if devices.shards(accelerator) else None
         self.steps = Steps(experiment, accelerator)
         self.anchor = self.steps.anchor
@@ -68,6 +73,11 @@ class Loop:
             self.progress.warn(warning)
         if self.anchor is not None:
             self.progress.say(f"Anchor: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+        if self.experiment.adapted is not None:
+            told = self.experiment.adapted.describe()
+            self.progress.say(
+                "Adapters: {layers} layers, {trained:,} weights of {parameters:,} are trained.".format(**told)
+            )
         first = 0 if found is None else found.step
         if self.main:
             for folder in (self.out, self.out / CHECKPOINTS):
@@ -156,16 +166,23 @@ class Loop:
                 f"{(self.config.anchor or {}).get('pretrained') or self.config.start}, or how their drift is made, "
                 f"have changed. Restore them, or start anew with another --out."
             )
+        if self.experiment.adapted is not None and found.notes.get("base") != self.experiment.base:
+            raise RunError(
+                f"{found.path} holds adapters for {self.config.start}, and the weights there have changed. "
+                f"Restore them, or start anew with another --out."
+            )
 
     def _origin(self) -> dict[str, Any]:
         """The anchor by its hash, and those of the fine-tunes that led here, for a file's metadata."""
         hashed = None if self.anchor is None else self.anchor.hash
-        return {"anchor": hashed, "anchors": list(self.experiment.anchors)}
+        known = {"anchor": hashed, "anchors": list(self.experiment.anchors)}
+        return known if self.experiment.adapted is None else {**known, "base": self.experiment.base}
 
     def _check_space(self) -> None:
         """Refuse a folder that can't hold the run, before anything is measured."""
-        size = sum(held.numel() * held.element_size() for held in self.steps.drift.state_dict().values())
-        check_space(self.out, size * (1 + 4 * (self.config.train.keep_checkpoints + 1)) + 10_000_000)
+        whole = sum(held.numel() * held.element_size() for held in self.steps.drift.state_dict().values())
+        trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.steps.drift))
+        check_space(self.out, whole + trained * 4 * (self.config.train.keep_checkpoints + 1) + 10_000_000)
         environment = describe_environment(self.registry, self.config, self.device, self.accelerator.num_processes)
         write_json(self.out / "environment.json", environment)
 
@@ -246,10 +263,18 @@ class Loop:
         final: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
         if self.anchor is not None:
             final["anchor"] = {**self.anchor.describe(), "anchors": list(self.experiment.anchors)}
+        adapted = self.experiment.adapted
+        if adapted is not None:
+            final["adapters"] = adapted.describe()
         for _, monitor in self.experiment.monitors:
             monitor.finish(self.out)
         write_json(self.out / "summary.json", final)
         write_run_report(self.out, self.experiment, averaged, self.device, log.lines, final)
         notes = {"drift": plain(self.config.drift), **self._origin()}
-        write_model(self.out, averaged, self.experiment.facts, notes)
+        weights = averaged.state_dict()
+        if adapted is not None:
+            means = self.steps.descent.averages.tensors()
+            adapted.save(self.out / ADAPTER, means)
+            weights = adapted.merged(means)
+        write_model(self.out, weights, self.experiment.facts, notes)
         self.trackers.release()

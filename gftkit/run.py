@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor, nn
 
 from gftkit import asking, checkpoint, conditions, flow
+from gftkit.adapters import Adapted, Adapters
 from gftkit.config import (
     DEFAULT_STEPS,
     KEYS,
@@ -28,7 +29,7 @@ from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples, Scaling, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
-from gftkit.files import State, load_weights, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.files import State, digest, load_weights, read_tensors, read_yaml, write_tensors, write_text
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate
 from gftkit.loading import load
@@ -41,6 +42,7 @@ Weights = Literal["ema", "raw"]
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
 CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
 LOG = "metrics.jsonl"
 
 
@@ -147,11 +149,34 @@ class Run:
         if "event_shape" not in notes:
             raise WeightsError(f"{self.folder / MODEL} wasn't written by a run: its metadata are missing.")
         if weights == "raw":
-            found, _ = checkpoint.latest(self.folder / CHECKPOINTS)
-            if found is None:
-                raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
-            tensors = found.part("drift.")
+            alone = self.config.adapters is None
+            tensors = self._last().part("drift.") if alone else self.adapted(Facts.of(notes)).merged()
         return tensors, Facts.of(notes)
+
+    def _last(self) -> checkpoint.Checkpoint:
+        found, _ = checkpoint.latest(self.folder / CHECKPOINTS)
+        if found is None:
+            raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
+        return found
+
+    def adapted(self, facts: Facts) -> Adapted:
+        """The drift with its raw adapters, as the last checkpoint holds them, in the pretrained network.
+
+        Raises:
+            RunError: where the pretrained weights have changed since, and where no checkpoint is left.
+        """
+        from gftkit.experiment import starting
+
+        found = self._last()
+        drift = starting(self.config, facts, self.registry)
+        if digest(drift.state_dict()) != found.notes.get("base"):
+            raise RunError(
+                f"{found.path} holds adapters for {self.config.start}, and the weights there have changed. "
+                f"Restore them, or use the EMA weights, which are kept merged."
+            )
+        adapted = adapt(drift, self.config, facts)
+        found.fill(drift)
+        return adapted
 
     def drift(self, weights: Weights = "ema", device: torch.device | str = "cpu") -> nn.Module:
         """The trained drift, in evaluation mode."""
@@ -272,6 +297,7 @@ def restore(values: Mapping[str, Any]) -> Config:
         objective=section(Objective, values["objective"], "objective"),
         anchor=values.get("anchor", {"name": "frozen"}) if values.get("schedule") else None,
         track=values.get("track", []),
+        adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
     )
 
 
@@ -289,13 +315,11 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: ConditionalP
         condition_shapes=facts.condition_shapes,
         path=path,
     )
-    x = torch.zeros(2, *facts.event_shape)
-    given = facts.zeros(conditions.names(drift), 2)
     drift.eval()
+    x = torch.zeros(2, *facts.event_shape)
     try:
         with torch.no_grad():
-            out = drift(torch.full((2,), 0.5), x, **given)
-            drift(torch.full((2,), 0.5), x, **conditions.without(drift, given))
+            out = _tried(drift, facts)
     except Exception as error:
         raise ConfigError(
             f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
@@ -307,6 +331,24 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: ConditionalP
             f"A drift maps (batch, *event) to (batch, *event)."
         )
     return drift
+
+
+def _tried(drift: nn.Module, facts: Facts) -> Any:
+    """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
+    given = facts.zeros(conditions.names(drift), 2)
+    at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
+    drift(*at, **conditions.without(drift, given))
+    return drift(*at, **given)
+
+
+def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
+    """Put the adapters of a configuration into its pretrained drift: of one configuration always the same.
+
+    Raises:
+        ConfigError: for layers that can't be adapted.
+    """
+    assert config.adapters is not None
+    return Adapted(drift, config.adapters, lambda: _tried(drift, facts), stream(config.seed, "adapters"))
 
 
 def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:
@@ -336,9 +378,9 @@ def _mapping(spec: str | Spec) -> Spec:
     return {"name": spec} if isinstance(spec, str) else spec
 
 
-def write_model(folder: Path, drift: nn.Module, facts: Facts, notes: Mapping[str, Any]) -> None:
+def write_model(folder: Path, weights: State, facts: Facts, notes: Mapping[str, Any]) -> None:
     """Write model.safetensors."""
-    write_tensors(folder / MODEL, drift.state_dict(), {**notes, **facts.to_dict()})
+    write_tensors(folder / MODEL, weights, {**notes, **facts.to_dict()})
 
 
 def write_config(folder: Path, config: Config) -> None:

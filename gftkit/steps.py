@@ -47,7 +47,9 @@ class Steps:
         self.batches: Batches = self.pairs
         size = train.batch_size // accelerator.num_processes
         self.share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
-        self.drift = experiment.drift.to(self.device).requires_grad_(True)
+        self.drift = experiment.drift.to(self.device)
+        if experiment.adapted is None:
+            self.drift.requires_grad_(True)
         self.anchor = None if experiment.anchor is None else experiment.anchor.to(self.device)
         self.forward = Forward(train, self.device, experiment.facts.event_shape)
         for network in (self.drift, getattr(self.anchor, "module", None)):
@@ -55,13 +57,13 @@ class Steps:
                 self.forward.place(network)
         if train.gradient_checkpointing:
             recompute_activations(self.drift)
-        optimizer = optimizer_of(train, _trained(self.drift))
+        optimizer = optimizer_of(train, trained_weights(self.drift))
         self.model = devices.prepare(accelerator, self.drift, optimizer)
         assert train.ema is not None  # filled in by config.read
         averages = Averages(self.drift, train.ema)
         self.ema = averages.drift()
         half = train.precision == "float16"
-        self.descent = Descent(optimizer, _trained(self.drift), averages, train.clip, half, self.device)
+        self.descent = Descent(optimizer, trained_weights(self.drift), averages, train.clip, half, self.device)
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
 
@@ -177,6 +179,6 @@ class Steps:
             raise DataError(f"data: {size} samples for {processes} processes. Start at most {size}, or give more data.")
 
 
-def _trained(drift: nn.Module) -> list[nn.Parameter]:
+def trained_weights(drift: nn.Module) -> list[nn.Parameter]:
     """The weights that a run trains."""
     return [weight for weight in drift.parameters() if weight.requires_grad]

@@ -157,7 +157,12 @@ def trial(
     size = train.pairing_batch or train.batch_size
     config = Config(
         kind="finetune",
-        **dict.fromkeys(("drift", "data", "source", "path", "coupling", "schedule"), spec),
+        drift=spec,
+        data=spec,
+        source=spec,
+        path=spec,
+        coupling=spec,
+        schedule=spec,
         train=train,
         evaluate=Evaluate(),
         monitors=[],

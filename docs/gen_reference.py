@@ -11,6 +11,7 @@ from typing import Any
 
 import gftkit
 from gftkit import config as configuration
+from gftkit.adapters import Adapters
 from gftkit.contracts import NESTED
 from gftkit.convention import Convention
 from gftkit.hooks import KINDS, Hooks
@@ -22,7 +23,7 @@ from gftkit.tracking import TRACKERS
 SECTIONS = {"train": configuration.Train, "objective": configuration.Objective, "evaluate": configuration.Evaluate}
 """Parts of a configuration."""
 
-BLOCKS = {**SECTIONS, **TRACKERS, "convention": Convention}
+BLOCKS = {**SECTIONS, **TRACKERS, "convention": Convention, "adapters": Adapters}
 """What has a table that ``<!-- keys: train -->`` stands for."""
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)

@@ -237,7 +237,7 @@ def test_kind_and_hash_are_told_at_the_start_and_in_the_report(first, registry, 
         ({"name": "external"}, "anchor.pretrained is missing"),
         ({"name": "external", "pretrained": "none"}, "anchor.pretrained: .* is neither a run folder nor a"),
         ({"name": "external", "pretrained": "RUN", "drift": {"name": "mlpp"}}, "unknown drift at anchor.drift: 'mlpp'"),
-        (5, "anchor: wanted {name: ...} with one of frozen, external"),
+        (5, "anchor: wanted {name: ...} with one of frozen, adapters-off, external"),
     ],
 )
 def test_an_anchor_that_is_no_anchor_is_refused(pretrained, registry, spec, message):

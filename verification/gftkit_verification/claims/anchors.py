@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Generator, Tensor, nn
 
 from gftkit import objective
-from gftkit.anchor import FrozenAnchor
+from gftkit.adapters import Adapted, Adapters
+from gftkit.anchor import AdaptersOffAnchor, FrozenAnchor
 from gftkit.claims import Claim, exact
 from gftkit.contracts import Path
 from gftkit.objective import blended_loss, penalty_loss
@@ -115,6 +117,100 @@ def not_detached(module: nn.Module) -> Drift:
     return lambda t, x: kept(t, x)
 
 
+class Adaptable(nn.Module):
+    """A drift that is linear in the weights of one layer, which drops features in training mode."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.model = LinearModel(len(weight), 1, weight).double()
+        self.drop = nn.Dropout(0.5)
+        self.layer = nn.Linear(weight.shape[1], len(weight), bias=False, dtype=torch.float64)
+        self.layer.weight.data.copy_(weight)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """W drop(phi(t, x))."""
+        out: Tensor = self.layer(self.drop(self.model.features(t, x)))
+        return out
+
+
+def adapters_off(make: Callable[[Adapted, str], Drift], generator: Generator) -> float:
+    """The anchor of b_pre after adapters of the same network were trained to b_beta: the form is stationary there."""
+    worst, generator = 0.0, on_cpu(generator)
+    for d in DIMENSIONS:
+        t, x = torch.rand(40, generator=generator).double(), torch.randn(40, d, generator=generator).double()
+        before, goal = torch.randn(2, d, 2 + 2 * d, generator=generator, dtype=torch.float64)
+        target = Adaptable(goal).eval()(t, x).detach()
+        for beta in TEMPERATURES:
+            drift = Adaptable(before)
+            adapted = Adapted(drift, Adapters(rank=d), lambda: drift(t, x), generator)  # noqa: B023
+            anchor = make(adapted, "")
+            layer = drift.layer
+            first, second = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
+            with torch.no_grad():
+                second.copy_(torch.eye(d))
+                first.zero_()
+            (start,) = torch.autograd.grad(blended_loss(drift(t, x), target, None, 0.0).mean(), first)
+            optimum = objective.blend(goal, before, beta)
+            with torch.no_grad():
+                first.copy_(optimum - before)
+            drift.train()
+            held = anchor(t, x)
+            kept = drift.training and layer.training
+            drift.eval()
+            here = drift(t, x)
+            wrong = apart(here.detach(), Adaptable(optimum).eval()(t, x).detach())
+            worst = max(worst, float(held.requires_grad), float(not kept), wrong)
+            if here.requires_grad:
+                (end,) = torch.autograd.grad(blended_loss(here, target, held, beta).mean(), first)
+                worst = max(worst, float(end.norm() / start.norm()))
+    return worst
+
+
+def left_on(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+    """The network in evaluation mode, its adapters on."""
+    return torch.no_grad()(adapted.drift.eval())
+
+
+def off_in_training_mode(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+    """Adapters off, and the network in the mode that it is in."""
+
+    @torch.no_grad()
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        for layer in adapted.layers.values():
+            layer.enable_adapters(False)
+        out: Tensor = adapted.drift(t, x)
+        for layer in adapted.layers.values():
+            layer.enable_adapters(True)
+        return out
+
+    return drift
+
+
+def left_off(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+    """Adapters off, in evaluation mode, and both stay so."""
+
+    @torch.no_grad()
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        for layer in adapted.layers.values():
+            layer.enable_adapters(False)
+        out: Tensor = adapted.drift.eval()(t, x)
+        return out
+
+    return drift
+
+
+def mode_left(adapted: Adapted, hashed: str) -> Drift:
+    """Adapters off and on again, and the network stays in evaluation mode."""
+    whole = AdaptersOffAnchor(adapted, hashed)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        out = whole(t, x)
+        adapted.drift.eval()
+        return out
+
+    return drift
+
+
 def shared_anchor(path: Path, shipped: Shipped, generator: Generator) -> float:
     """With the drift itself for anchor, grad B is (1 - rho) times, and grad C once, that of plain flow matching."""
     worst = 0.0
@@ -181,6 +277,24 @@ def claims(registry: Registry) -> Iterator[Claim]:
         seeds=1,
         conditions="A network with batch normalization, linear in its parameters, in float64; dimensions 2, 3, 5.",
     )
+    if find_spec("peft") is not None:
+        yield Claim(
+            "T18-adapters-off-anchor",
+            "The network with its adapters off stays b_pre while they are trained: the optimum is b_beta, not b_tgt.",
+            "theory, T18",
+            AdaptersOffAnchor,
+            adapters_off,
+            exact(1e-9),
+            {
+                "adapters left on": left_on,
+                "adapters left off afterwards": left_off,
+                "not in evaluation mode": off_in_training_mode,
+                "evaluation mode left on": mode_left,
+            },
+            seeds=1,
+            conditions="LoRA of full rank in a network with dropout, linear in its weights, in float64; dimensions 2, "
+            "3, 5. Where the peft library is installed.",
+        )
     yield Claim(
         "T18-shared-anchor-counterexample",
         "An anchor that shares the trained weights retains nothing: grad B is (1 - rho) times that of plain flow "

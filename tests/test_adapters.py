@@ -525,7 +525,7 @@ def test_raw_weights_are_the_last_steps(source, tuned, registry, tmp_path):
     assert not torch.equal(run.drift("raw")(**given), run.drift()(**given))
 
 
-@pytest.mark.parametrize("stop", [0, 3])
+@pytest.mark.parametrize("stop", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_with_adapters_equals_an_undisturbed_one(source, tuned, registry, tmp_path, stop):
     broken = stopped(tuned, tmp_path / "broken", stop)
     gftkit.finetune(tuning(source), broken, registry=registry, resume=True)

@@ -17,7 +17,7 @@ from gftkit import checkpoint, devices, sharding
 from gftkit.anchor import short
 from gftkit.config import tracker
 from gftkit.environment import describe_environment
-from gftkit.errors import DivergenceError, RunError
+from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
 from gftkit.files import check_space, remove_leftovers, write_json

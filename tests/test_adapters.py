@@ -15,17 +15,18 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import gftkit
-from gftkit import adapters, checkpoint, loop
+from gftkit import adapters, checkpoint, devices, loop
 from gftkit.adapters import Adapted, Adapters
 from gftkit.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
 from gftkit.config import read
+from gftkit.devices import accelerator_of
 from gftkit.errors import ConfigError, GftkitError, RunError
 from gftkit.experiment import build
 from gftkit.export import export
 from gftkit.files import read_json, read_notes, read_tensors, write_tensors
 from gftkit.progress import Progress
+from gftkit.steps import trained_weights
 from gftkit.targets import DEFAULT, choose
-from gftkit.training import accelerator_of
 
 ROUND_OFF = 1e-5
 """Of float32 sums in another order, relative to the largest output."""
@@ -435,15 +436,15 @@ def test_training_moves_the_adapters_alone(source, registry):
     for options, moves in (({"rank": 4}, False), (None, True)):
         config = {key: value for key, value in tuning(source, adapters=options).items() if value is not None}
         train = run_loop(config, registry)
-        before = {name: weight.clone() for name, weight in train.drift.named_parameters()}
-        frozen = {name for name, weight in train.drift.named_parameters() if not weight.requires_grad}
+        before = {name: weight.clone() for name, weight in train.steps.drift.named_parameters()}
+        frozen = {name for name, weight in train.steps.drift.named_parameters() if not weight.requires_grad}
         for step in range(4):
-            train.step(step)
-        moved = {name for name, weight in train.drift.named_parameters() if not torch.equal(weight, before[name])}
+            train.steps.take(step)
+        moved = {name for name, weight in train.steps.drift.named_parameters() if not torch.equal(weight, before[name])}
         assert moved
         assert not moved & frozen
         assert bool(frozen) != moves
-        assert len(train.averages.tensors()) == len(before) - len(frozen)
+        assert len(train.steps.descent.averages.tensors()) == len(before) - len(frozen)
 
 
 def run_loop(config, registry):
@@ -457,9 +458,9 @@ def test_the_default_anchor_is_the_network_with_its_adapters_off(source, registr
     assert train.anchor.kind == "adapters-off"
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     for step in range(3):
-        train.step(step)
+        train.steps.take(step)
         assert torch.equal(train.anchor(**given), plain(**given))
-    assert not torch.equal(train.drift.eval()(**given), plain(**given))
+    assert not torch.equal(train.steps.drift.eval()(**given), plain(**given))
     known = run_loop(tuning(source, anchor="frozen"), registry).anchor
     assert train.anchor.hash == known.hash  # the same function by other means
     assert torch.equal(known(**given), plain(**given))
@@ -471,10 +472,10 @@ def test_adapters_off_trains_as_a_frozen_copy_does(source, registry):
     for anchor in ("adapters-off", "frozen", "on"):
         train = run_loop(tuning(source, anchor="frozen" if anchor == "on" else anchor), registry)
         if anchor == "on":
-            train.anchor = lambda t, x, drift=train.drift, **given: drift.eval()(t, x, **given).detach()
+            train.steps.anchor = lambda t, x, drift=train.steps.drift, **given: drift.eval()(t, x, **given).detach()
         for step in range(5):
-            train.step(step)
-        ends.append([weight.detach().clone() for weight in train._parameters])
+            train.steps.take(step)
+        ends.append([weight.detach().clone() for weight in trained_weights(train.steps.drift)])
     off, frozen, on = ends
     assert all(torch.equal(one, other) for one, other in zip(off, frozen, strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(off, on, strict=True))
@@ -520,8 +521,8 @@ def test_raw_weights_are_the_last_steps(source, tuned, registry, tmp_path):
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     train = run_loop(tuning(source), registry)
     for step in range(6):
-        train.step(step)
-    close(run.drift("raw")(**given), train.drift.eval()(**given))
+        train.steps.take(step)
+    close(run.drift("raw")(**given), train.steps.drift.eval()(**given))
     assert not torch.equal(run.drift("raw")(**given), run.drift()(**given))
 
 
@@ -594,6 +595,12 @@ def test_adapters_belong_to_a_fine_tune(source, registry):
         read({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
     with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
         read(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
+
+
+def test_sharded_weights_are_refused(source, registry, monkeypatch):
+    monkeypatch.setattr(devices, "shards", lambda _: True)
+    with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
+        run_loop(tuning(source), registry)
 
 
 # Export

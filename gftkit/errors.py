@@ -37,6 +37,12 @@ class RunError(GftkitError):
     """A run folder that is missing, taken, incomplete or can't be written."""
 
 
+class InspectionError(GftkitError):
+    """A network that fits no convention, or fits several equally well."""
+
+    exit_code = 1
+
+
 class DivergenceError(GftkitError):
     """The loss stopped being finite; the last good checkpoint is kept."""
 

@@ -56,16 +56,8 @@ def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
         WeightsError: for a file that is missing, damaged, would execute code, or holds no network that fits, or more
             than one between which nothing decides.
     """
-    wanted = module.state_dict()
-    held = read(path)
-    fitting = candidates(held, wanted)
-    if not fitting:
-        raise WeightsError(_no_fit(path, held, wanted))
+    fitting = fitting_in(path, module.state_dict(), key)
     names = ", ".join(f"'{found.name}'" for found in fitting)
-    if key is not None:
-        fitting = [found for found in fitting if f"{found.name}.".startswith(f"{key}.")]
-        if not fitting:
-            raise WeightsError(f"{path}: no network that fits lies at key: {key}. Those that fit: {names}.")
     best = [found for found in fitting if found.averaged] or fitting
     if len(best) > 1:
         raise WeightsError(f"{path} holds several networks that fit: {names}. Choose one of them with `key`.")
@@ -73,6 +65,25 @@ def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
     if key is not None or len(fitting) == 1:
         return []
     return [f"{path} holds {names}: took '{best[0].name}', the averaged weights. Choose another with `key`."]
+
+
+def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None) -> list[Candidate]:
+    """The sets of weights in a file that are a network's; with ``key`` those that lie there.
+
+    Raises:
+        WeightsError: where there is none, or the file can't be read.
+    """
+    held = read(path)
+    fitting = candidates(held, wanted)
+    if not fitting:
+        raise WeightsError(_no_fit(path, held, wanted))
+    if key is None:
+        return fitting
+    chosen = [found for found in fitting if f"{found.name}.".startswith(f"{key}.")]
+    if not chosen:
+        names = ", ".join(f"'{found.name}'" for found in fitting)
+        raise WeightsError(f"{path}: no network that fits lies at key: {key}. Those that fit: {names}.")
+    return chosen
 
 
 def read(path: Path) -> Mapping[str, Any]:

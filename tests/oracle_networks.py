@@ -67,13 +67,15 @@ class Oracle(nn.Module):
         return self.sign * out + self.weight
 
 
-def a_gaussian(path, seed=0, d=3, normal=True):
-    """Data of a random mean and covariance; the source N(0, I), or another one."""
+def law(seed, d=3, normal=False):
+    """A random mean and covariance, or those of N(0, I)."""
+    if normal:
+        return torch.zeros(d).double(), torch.eye(d).double()
     generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(d, d, generator=generator, dtype=torch.float64) / 2
+    return torch.randn(d, generator=generator, dtype=torch.float64), root @ root.mT + 0.3 * torch.eye(d).double()
 
-    def law():
-        root = torch.randn(d, d, generator=generator, dtype=torch.float64) / 2
-        return torch.randn(d, generator=generator, dtype=torch.float64), root @ root.mT + 0.3 * torch.eye(d).double()
 
-    source = (torch.zeros(d).double(), torch.eye(d).double()) if normal else law()
-    return Gaussian(path, *source, *law())
+def a_gaussian(path, seed=0, normal=True):
+    """Data of a random law; the source N(0, I), or another one."""
+    return Gaussian(path, *law(2 * seed, normal=normal), *law(2 * seed + 1))

@@ -1,0 +1,212 @@
+"""``gft inspect``: from a configuration to what was found out about its network, in words and as a block of YAML."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec, override
+from gftkit.contracts import Path as ConditionalPath
+from gftkit.convention import PRESETS, Convention
+from gftkit.data import Samples
+from gftkit.errors import ConfigError, unknown
+from gftkit.files import read_yaml, shortened
+from gftkit.foreign import ForeignDrift
+from gftkit.inspection import BATCHES, FALSE_ALARM, Inspection, inspect
+from gftkit.options import check_known
+from gftkit.registry import Registry, plain
+from gftkit.run import Facts, build_source
+from gftkit.trial import Finding, estimate
+from gftkit.weights import Candidate, fitting_in
+
+SHOWN = 10
+"""Hypotheses in the table."""
+
+Rows = list[tuple[str, ...]]
+
+
+def diagnose(
+    config: Path | Mapping[str, Any] | None,
+    registry: Registry,
+    overrides: Sequence[str] = (),
+    count: int = 2048,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    begin: Callable[[int], None] = lambda _: None,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Inspection, dict[str, Any]]:
+    """Inspect the network of a configuration.
+
+    Args:
+        config: a YAML file or a mapping, as of a fine-tune; it needs ``drift`` with weights and ``data``. Fields that
+            its convention has are taken as known.
+        registry: components.
+        overrides: settings as ``a.b=c``.
+        count: pairs to measure on.
+        seed: of everything random.
+        device: where the network is evaluated.
+        begin: called with the number of steps to come.
+        advance: called after each step.
+
+    Returns:
+        What was found, and the spec of the drift without its convention.
+
+    Raises:
+        GftkitError: for bad input.
+        InspectionError: where the network can't be called.
+    """
+    base = Path.cwd() if not isinstance(config, Path) else config.resolve().parent
+    raw = dict(read_yaml(config)) if isinstance(config, Path) else dict(config or {})
+    for setting in overrides:
+        raw = override(raw, setting)
+    check_known(raw, FINETUNE_KEYS, "the configuration")
+    for key, example in (("drift", "{name: module, target: ..., weights: ...}"), ("data", "{name: arrays, file: ...}")):
+        if not isinstance(raw.get(key), Mapping):
+            raise ConfigError(f"{key} is missing: wanted `{key}: {example}`.")
+    given = {"name": "module", **raw["drift"]}
+    known = _known(given.get("convention", {}))
+    spec = registry.resolve("drift", {**given, "convention": {"preset": "gftkit"}}, "drift", base)
+    path_spec = registry.resolve("path", raw.get("path", known.get("path") or DEFAULTS["path"]), "path", base)
+    path: ConditionalPath = registry.build("path", path_spec)
+    samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
+    facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
+    source_spec = registry.resolve("dataset", raw.get("source", DEFAULTS["source"]), "source", base)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network, found = _networks(spec, facts, path, registry)
+    inspection = inspect(
+        network,
+        found,
+        samples,
+        facts,
+        path,
+        build_source(source_spec, facts.event_shape, registry),
+        registry.build("coupling", raw.get("coupling", DEFAULTS["coupling"]), "coupling", base),
+        {key: value for key, value in known.items() if key != "path"},
+        plain(path_spec),
+        count,
+        seed,
+        device,
+        begin,
+        advance,
+    )
+    return inspection, {key: value for key, value in plain(given).items() if key not in ("convention", "key")}
+
+
+def _known(block: Any) -> dict[str, Any]:
+    """The fields that a convention block fixes, those of its preset included."""
+    if isinstance(block, str):
+        block = {"preset": block}
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"drift.convention: wanted a mapping, got {block!r}.")
+    rest = {key: value for key, value in block.items() if key != "preset"}
+    preset = block.get("preset")
+    if preset is None:
+        fields = rest
+    elif preset in PRESETS:  # a preset means all its fields, the usual values of the others too
+        fields = {**Convention.of(preset).to_dict(), **rest}
+    else:
+        raise unknown("preset of a convention:", preset, PRESETS)
+    resolved = Convention.of(fields).to_dict()
+    return {key: resolved[key] for key in fields}
+
+
+def _networks(
+    spec: Spec, facts: Facts, path: ConditionalPath, registry: Registry
+) -> tuple[torch.nn.Module, list[Candidate]]:
+    """The network as new, and the weights that it may have."""
+    supplied: dict[str, Any] = {"event_shape": facts.event_shape, "classes": facts.classes, "path": path}
+    fresh = registry.build("drift", {**spec, "weights": None}, **supplied)
+    if not isinstance(fresh, ForeignDrift):
+        raise ConfigError(
+            f"drift: wanted {{name: module, ...}}, whose convention is open; '{spec['name']}' has its own."
+        )
+    weights = spec["weights"]
+    if weights is None:
+        raise ConfigError("drift.weights is missing: wanted a weights file to inspect, or a folder of diffusers.")
+    if Path(weights).is_dir():
+        loaded = registry.build("drift", spec, **supplied)
+        return fresh.network, [Candidate("", loaded.network.state_dict())]
+    return fresh.network, fitting_in(Path(weights), fresh.network.state_dict(), spec["key"])
+
+
+def block(found: Finding, drift: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's ``drift`` with the weights and the convention of a hypothesis."""
+    key = {"key": found.hypothesis.weights} if found.hypothesis.weights else {}
+    return {"drift": {**drift, **key, "convention": found.hypothesis.convention.differing()}}
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """A block of YAML."""
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110)
+
+
+HEAD = ["weights", "call", "time", "predicts", "range", "denoising error", "flow-matching loss", "slope"]
+
+
+def rows(inspection: Inspection) -> Rows:
+    """The table of hypotheses, the best first, then what needs no network."""
+    shown = [_row(found) for found in inspection.findings[:SHOWN]]
+    for name, value in sorted(inspection.baselines.items(), key=lambda item: item[1].value):
+        shown.append((f"({name})", "", "", "", "", _number(value.value, value.stderr), "", ""))
+    return shown
+
+
+def _row(found: Finding) -> tuple[str, ...]:
+    convention = found.hypothesis.convention
+    time = "t" if convention.time == "forward" else "1 - t"
+    if convention.time_scale != 1:
+        time = f"{convention.time_scale:g} {time if time == 't' else f'({time})'}"
+    low, high = convention.range
+    span = "" if (low, high) == (-1, 1) else f"[{low:g}, {high:g}]{' of the state' * (convention.rescales == 'state')}"
+    return (
+        found.hypothesis.weights or "(the file's)",
+        convention.call,
+        time,
+        ("-" if convention.sign < 0 else "") + convention.predicts,
+        span,
+        _number(*vars(estimate(found.denoising)).values()),
+        _number(*vars(estimate(found.loss)).values()),
+        _number(*vars(found.slope).values()),
+    )
+
+
+def _number(value: float, stderr: float) -> str:
+    return f"{value:.4g} ± {stderr:.2g}"
+
+
+def conclusion(inspection: Inspection, drift: Mapping[str, Any]) -> str:
+    """The verdict in words, with the block or blocks to choose from."""
+    test = (
+        f"paired t-test of denoising errors over {BATCHES} batches, {inspection.samples} pairs, false-alarm rate "
+        f"{FALSE_ALARM:g}"
+    )
+    notes = "".join(f"\n# {note}" for note in inspection.notes)
+    same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
+    notes += f"\n# The same function on these data:{shortened([f'# {line}' for line in same])}" if same else ""
+    if inspection.verdict == "none":
+        return (
+            f"No hypothesis fits: the best has a denoising error of {inspection.best.score:.4g}, which isn't clearly "
+            f"better than what needs no trained network ({_baselines(inspection)}). The weights are untrained, of "
+            f"other data, or of a convention that wasn't tried.{notes}"
+        )
+    if inspection.verdict == "close call":
+        listed = [inspection.best, *inspection.rivals]
+        blocks = "".join(f"\n{number}.\n{as_yaml(block(found, drift))}" for number, found in enumerate(listed, 1))
+        return (
+            f"Close call: these {len(listed)} hypotheses aren't told apart ({test}). Nothing was chosen: measure "
+            f"on more pairs (--count), or fix what you know by --set drift.convention.FIELD=VALUE or --set "
+            f"drift.key=KEY.{blocks}{notes}"
+        )
+    return f"Told from every other hypothesis by a {test}:\n\n{as_yaml(block(inspection.best, drift))}{notes}".rstrip()
+
+
+def _word(weights: str) -> str:
+    return f"{weights}: " if weights else ""
+
+
+def _baselines(inspection: Inspection) -> str:
+    ordered = sorted(inspection.baselines.items(), key=lambda item: item[1].value)
+    return ", ".join(f"{name}: {value.value:.4g}" for name, value in ordered)

@@ -1,0 +1,117 @@
+"""How a network can be called: found by its signature and by trying, on a batch of noise."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gftkit.conditions import LABEL
+from gftkit.convention import Convention
+from gftkit.foreign import ForeignDrift
+from gftkit.run import Facts
+
+TIME = ("t", "time", "times", "timestep", "timesteps", "tau", "sigma")
+STATE = ("x", "xt", "x_t", "sample", "hidden_states", "input", "inputs", "img", "z", "latent", "latents")
+LABELS = ("y", "label", "labels", "class_labels", "classes", "c")
+"""Names of arguments by what they usually are."""
+
+SHAPES: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"integer_time": True, "time_scale": 1000.0},
+    {"integer_time": True, "time_scale": 999.0},
+    {"time_shape": "column"},
+    {"time_shape": "event"},
+    {"time_shape": "scalar"},
+)
+"""Forms of the time, the usual one first: the first that the network takes is kept."""
+
+OUTPUTS: tuple[Mapping[str, Any], ...] = ({}, {"output": "sample"}, {"output": 0}, {"drop_channels": True})
+PARTS: tuple[Mapping[str, Any], ...] = (*OUTPUTS, *({**part, "drop_channels": True} for part in OUTPUTS[1:3]))
+"""Parts of an output, the whole first."""
+
+NEUTRAL = {"predicts": "velocity", "range": (-1.0, 1.0), "latent_scale": 1.0, "latent_shift": 0.0, "path": None}
+"""Fields that say nothing of the call: a prediction is neither converted nor rescaled."""
+
+BATCHES = (7, 11, 13)
+"""Sizes of the batch of noise: one that no side of an event has, so that nothing broadcasts by accident."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to call a network that was tried.
+
+    Attributes:
+        fields: of a convention: call, form of the time, part of the output.
+        failure: why it can't be called so, or "".
+    """
+
+    fields: Mapping[str, Any]
+    failure: str = ""
+
+
+def attempts(
+    network: nn.Module, facts: Facts, fixed: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> list[Attempt]:
+    """Every way to call a network that is worth trying, each with why it fails if it does.
+
+    Args:
+        network: the network, in evaluation mode.
+        facts: of the data: shapes of samples and conditions.
+        fixed: fields of the convention that are known.
+        device: where the network is.
+    """
+    calls = [fixed["call"]] if "call" in fixed else list(_calls(network, facts.classes is not None))
+    return [_attempt(network, facts, {**fixed, "call": call}, device) for call in calls]
+
+
+def _calls(network: nn.Module, labels: bool) -> Iterator[str]:
+    """Calls by the names of the network's arguments: time and state in both orders, with labels where they go."""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(network.forward).parameters.values()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    label = next((parameter for parameter in parameters if parameter.name in LABELS), None)
+    ends = [""]
+    if label is not None and labels:
+        ends = ([""] if label.default is not label.empty else []) + [f", {label.name}={LABEL}"]
+    time = next((parameter for parameter in parameters if parameter.name in TIME), None)
+    state = next((parameter for parameter in parameters if parameter.name in STATE), None)
+    for end in ends:
+        if time is not None and state is not None and parameters[:2] not in ([time, state], [state, time]):
+            yield f"{state.name}=x, {time.name}=t{end}"
+        else:
+            yield f"t, x{end}"
+            yield f"x, t{end}"
+
+
+def _attempt(network: nn.Module, facts: Facts, fields: Mapping[str, Any], device: torch.device | str) -> Attempt:
+    """The first form of the time and part of the output with which a call works."""
+    size = next(size for size in BATCHES if size not in facts.event_shape)
+    x = torch.randn(size, *facts.event_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    first = ""
+    for shape in SHAPES:
+        for part in PARTS:
+            tried = {**shape, **part, **fields}
+            failure = _failure(network, tried, x, facts)
+            if not failure:
+                return Attempt(tried)
+            first = first or failure
+    return Attempt(fields, first)
+
+
+def _failure(network: nn.Module, fields: Mapping[str, Any], x: Tensor, facts: Facts) -> str:
+    """Why a convention's call fails on a batch of noise, or ""."""
+    drift = ForeignDrift(network, Convention.of({**fields, **NEUTRAL}))
+    t = torch.linspace(0, 1, len(x), device=x.device)
+    try:
+        given = {name: value.to(x.device) for name, value in facts.zeros(drift.conditions, len(x)).items()}
+        with torch.no_grad():
+            drift(t, x, **given)
+    except Exception as error:  # a foreign network may fail in any way
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return ""

@@ -31,6 +31,8 @@ from gftkit_verification.claims.solvers import NOISE_SLIPS, SLIPS, Altered
 from gftkit_verification.gaussian import GaussianFlow
 
 LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
+COUPLED = replace(LINEAR, steps=1200, learning_rate=0.3)
+"""For couplings: with fewer or shorter steps some problems' slowest direction is still on its way."""
 NOISY = Train(steps=1500, batch_size=256, learning_rate=0.15, decay="cosine", clip=None)
 """For the bridge, whose labels have more noise."""
 NETWORK = Train(steps=400, batch_size=256, learning_rate=3e-3, decay="cosine", clip=None)
@@ -155,7 +157,7 @@ def energy(drift: nn.Module, states: Tensor) -> float:
 def reached(run: Run, generator: Generator) -> Measurement:
     """How far the samples are from q, or the kinetic energy from between W2^2 and the independent coupling's."""
     gaussian = apart_flow(on_cpu(generator))
-    drift = run.fitted(LinearModel(2, DEGREE), gaussian, LINEAR, generator)
+    drift = run.fitted(LinearModel(2, DEGREE), gaussian, COUPLED, generator)
     states = run.states(drift, gaussian, generator)
     most = affine.integral(lambda t: _squared(gaussian, t))
     least = affine.bures_wasserstein(gaussian.mean0, gaussian.cov0, gaussian.mean1, gaussian.cov1) ** 2
@@ -234,7 +236,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 "rate of x0 dropped": replace(run, trained=lambda _: Slipped((0.0, 1.0))),
                 "last step dropped": replace(run, solver=Altered(rk4, SLIPS["last step dropped"])),
             },
-            f"normal laws in the plane, batches of {LINEAR.batch_size}, linear model of degree {DEGREE} in t",
+            f"normal laws in the plane, batches of {COUPLED.batch_size}, linear model of degree {DEGREE} in t",
             f"coupling:{name}",
             "full",
             seeds=1,

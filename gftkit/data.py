@@ -140,7 +140,8 @@ class Samples:
                 f"{self.where}: wanted {name} of shape {(n, *shape)} and a floating type, got "
                 f"{tuple(values.shape)} {values.dtype}."
             )
-        if not torch.isfinite(values).all():
+        # A sum is quick. It isn't finite where a value isn't, and may overflow.
+        if not values.sum().isfinite() and not torch.isfinite(values).all():
             row = int((~torch.isfinite(values)).reshape(n, -1).any(1).nonzero()[0])
             which = row if indices is None else int(indices[row])
             inside = "" if name == "x1" else f", in its {name}"

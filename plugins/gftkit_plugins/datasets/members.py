@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from functools import lru_cache
 from typing import IO, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from gftkit.errors import DataError
 from gftkit_plugins.datasets.pictures import ENDINGS, Decoder, header_shape
 
+_PREFIX = 128
+"""Bytes of the header that numpy writes for most arrays."""
 _NAMES = ("x1", "samples", "data")
 _REAL = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8"}
 _HEADER_MOST = 2**20
@@ -62,8 +65,7 @@ def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) 
         return torch.from_numpy(decoder.decode(io.BytesIO(data), who))
     try:
         if ending.endswith("npy"):
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+            return _npy(data)
         from safetensors.torch import load
 
         name, _ = _chosen(_safetensors_header(io.BytesIO(data), len(data)), who)
@@ -103,15 +105,39 @@ def damaged(who: str, ending: str, error: Exception) -> DataError:
 
 
 def _npy_shape(stream: IO[bytes], size: int, who: str) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    start = stream.read(_PREFIX)
+    length = _npy_start(start)
+    shape, _, dtype = _npy_header(start[:length] + stream.read(max(0, length - len(start))))
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
         raise DataError(f"{who}: wanted real numbers (float, int), got dtype {dtype}. Convert it to float32.")
-    wanted = stream.tell() + math.prod(shape) * dtype.itemsize
+    wanted = length + math.prod(shape) * dtype.itemsize
     if size != wanted:
         raise ValueError(f"its header says {wanted} bytes, and it has {size}")
-    return tuple(int(side) for side in shape)
+    return shape
+
+
+def _npy(data: bytes | bytearray) -> Tensor:
+    length = _npy_start(data)
+    shape, fortran, dtype = _npy_header(bytes(data[:length]))
+    values = np.frombuffer(data, dtype, math.prod(shape), length).reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.array(values, dtype.newbyteorder("="), order="C"))
+
+
+def _npy_start(data: bytes | bytearray) -> int:
+    """Where the numbers of an .npy file start, in bytes."""
+    if data[6:7] == b"\x01":
+        return 10 + int.from_bytes(data[8:10], "little")
+    return 12 + int.from_bytes(data[8:12], "little")
+
+
+@lru_cache(maxsize=256)
+def _npy_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype. Members of a set have few headers between them, and reading one takes long."""
+    stream = io.BytesIO(start)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    return tuple(int(side) for side in shape), fortran, dtype
 
 
 def _safetensors_header(stream: IO[bytes], size: int) -> dict[str, Any]:

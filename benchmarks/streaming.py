@@ -5,7 +5,8 @@
 
 Every set is written, read for one epoch in the order of training by a process of its own, and deleted. Peak memory is
 the largest resident set of that process (VmHWM of Linux), with the interpreter and torch in it: a process that reads
-nothing tells how much that is. Speeds are medians of interleaved rounds over the same pictures, in the system's cache.
+nothing tells how much that is. The allocator is told to give large blocks back at once. Speeds are medians of
+interleaved rounds over the same pictures, in the system's cache.
 """
 
 import argparse
@@ -118,8 +119,9 @@ def peak() -> float:
 def in_a_process(spec: dict[str, Any] | None, held: bool, folder: Path) -> dict[str, float]:
     """``read`` in a process of its own, with a cache folder of its own."""
     words = [sys.executable, __file__, "--read", json.dumps(spec), *(["--held"] if held else [])]
-    environment = {**os.environ, "GFTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    # glibc would keep freed blocks of up to 32 MB; how many differs from run to run by more than what is measured.
+    environment = {"GFTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout)

@@ -92,7 +92,8 @@ def shared_loss(
         weight: w, (batch,), or None for 1.
     """
     loss = squared_norm(drift - target)
-    loss = loss.index_add(0, chosen, squared_norm(drift[chosen] - anchor), alpha=temperature / share)
+    pull = squared_norm(drift[chosen] - anchor).to(loss.dtype)
+    loss = loss.index_add(0, chosen, pull, alpha=temperature / share)
     return loss if weight is None else weight * loss
 
 

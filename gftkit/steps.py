@@ -138,7 +138,7 @@ class Steps:
         wanted = self.config.objective.anchor_share
         share = retention(beta) if wanted == "retention" else float(wanted)
         n = self.config.train.batch_size
-        count = math.ceil(share * n)
+        count = math.ceil(share * n * (1 - 1e-12))  # a product that round-off lifts above k is k
         if count == n:
             return None, 1.0
         # Drawn on the CPU: how many of them are this process's is known without waiting for the device.

@@ -253,7 +253,7 @@ def small_loop(registry, share=1.0, drift=None, **train):
         registry.create("path", "linear"),
         registry.create("coupling", "optimal-transport"),
         0.5,
-        Train(steps=8, batch_size=8, **train),
+        Train(**{"steps": 8, "batch_size": 8, **train}),
         seed=1,
         anchor_share=share,
     )
@@ -337,6 +337,11 @@ def test_the_share_follows_the_retention(registry):
     assert steps.take(0)["anchor_share"] == 3 / 8  # rho = 1/3 of 8, rounded up
     assert small_loop(registry, 0.5).take(0)["anchor_share"] == 0.5
     assert small_loop(registry).take(0)["anchor_share"] == 1.0
+
+
+@pytest.mark.parametrize(("share", "batch", "count"), [(0.07, 100, 7), (0.0701, 100, 8), (1e-9, 8, 1), (1.0, 8, 8)])
+def test_a_share_is_rounded_up_but_not_by_round_off(registry, share, batch, count):
+    assert small_loop(registry, share, batch_size=batch).take(0)["anchor_share"] == count / batch
 
 
 def test_the_anchor_is_asked_for_the_share_only(registry):

@@ -17,6 +17,7 @@ from gftkit.objective import (
     least_risk,
     penalty_loss,
     retention,
+    shared_loss,
     squared_norm,
 )
 from gftkit_verification.beds.problems import random_flow
@@ -114,6 +115,38 @@ def per_sample_gradient(drift: Tensor, target: Tensor, anchor: Tensor, beta: flo
 def errors_apart(difference: Tensor) -> float:
     """The largest mean in standard errors."""
     return float((difference.mean(0).abs() / (difference.std(0) / math.sqrt(len(difference)))).max())
+
+
+@pytest.mark.parametrize("beta", TEMPERATURES)
+def test_the_anchor_shared_with_every_sample_is_the_penalty_form(problem, beta):
+    t, _, _, anchor, conditional, other = problem
+    weight, everyone = 2 - t, torch.arange(BATCH)
+    whole = penalty_loss(other, conditional, anchor, beta, weight)
+    assert differ(shared_loss(other, conditional, anchor, everyone, 1.0, beta, weight), whole) < ROUND_OFF
+    if beta > 0:
+        wrong = shared_loss(other, conditional, anchor.roll(1, 0), everyone, 1.0, beta, weight)
+        assert differ(wrong, whole) > 1e-3
+
+
+@pytest.mark.parametrize("beta", TEMPERATURES)
+def test_shares_that_cover_the_batch_average_to_the_penalty_form(problem, beta):
+    """Four disjoint quarters: one loss each, their mean is the whole, sample by sample."""
+    t, _, _, anchor, conditional, other = problem
+    weight = 2 - t
+    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(5))
+    shared = [shared_loss(other, conditional, anchor[part], part, 0.25, beta, weight) for part in order.chunk(4)]
+    whole = penalty_loss(other, conditional, anchor, beta, weight)
+    assert differ(torch.stack(shared).mean(0), whole) < ROUND_OFF
+    if beta > 0:
+        assert differ(shared[0], whole) > 1e-3
+
+
+def test_a_shared_anchor_of_another_precision_is_taken_like_a_whole_one():
+    drift, target = torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.float64)
+    chosen = torch.tensor([1, 3])
+    found = shared_loss(drift, target, torch.zeros(2, 2), chosen, 0.5, 1.0)
+    assert found.dtype == penalty_loss(drift, target, torch.zeros(4, 2), 1.0).dtype == torch.float64
+    assert torch.equal(found, torch.tensor([2.0, 6.0, 2.0, 6.0], dtype=torch.float64))
 
 
 def test_without_temperature_the_anchor_is_not_needed():

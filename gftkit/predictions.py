@@ -1,4 +1,4 @@
-"""What the theory predicts for a fine-tune: one pure function per statement T4 to T12 and T15 of the theory page.
+"""What the theory predicts for a fine-tune: a pure function for each statement of the theory page from T4 on.
 
 Norms are |f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2) along the target path; ``gap`` is |b_pre - b_tgt|_w.
 """
@@ -104,6 +104,31 @@ def label_noise(retention: float, plain: float) -> float:
         1.0
     """
     return (1 - retention) ** 2 * plain
+
+
+def sharing_noise(strength: float, count: int, batch_size: int, spread: float) -> float:
+    """Anchor sharing: s^2 (1/k - 1/n) times a variance, added to that of a batch's gradient by the choice of k of n.
+
+    With k = rho n the blended form's is rho (1 - rho)/n times the variance.
+
+    Args:
+        strength: s, which is beta in the penalty form and rho in the blended one.
+        count: k, the samples at which the anchor is evaluated.
+        batch_size: n.
+        spread: trace of the covariance of w grad |b - b_pre|^2 over the batch, divided by n - 1; or one of its entries.
+
+    Raises:
+        ValueError: for k outside 1 to n.
+
+    Reference: sampling without replacement, Cochran (1977), Sampling Techniques, theorem 2.2.
+
+    Example:
+        >>> sharing_noise(0.5, 4, 8, 16.0), sharing_noise(0.5, 8, 8, 16.0)
+        (0.5, 0.0)
+    """
+    if not 1 <= count <= batch_size:
+        raise ValueError(f"wanted 1 to {batch_size} samples of {batch_size}, got {count}.")
+    return strength**2 * (1 / count - 1 / batch_size) * spread
 
 
 def blend_acceleration(target: Tensor, anchor: Tensor, gap_along_gap: Tensor, retention: float) -> Tensor:

@@ -1,6 +1,8 @@
 """T4 to T12 on closed forms: affine drifts, Gaussian moments, quadratic risks; each with a wrong twin."""
 
+import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from gftkit.predictions import (
     error_with_noise,
     label_noise,
     path_kl,
+    sharing_noise,
     step_between_optima,
     stochastic_drift,
     wasserstein_bound,
@@ -140,3 +143,21 @@ def test_t12_the_drift_of_the_oracle():
     wanted = flow.drift(t, x, lambda t: 1 - t)
     assert torch.allclose(stochastic_drift(flow.velocity(t, x), flow.score(t, x), g), wanted)
     assert not torch.allclose(stochastic_drift(flow.velocity(t, x), -flow.score(t, x), g), wanted, rtol=1e-2)
+
+
+def test_the_noise_of_sharing_is_that_of_every_choice():
+    """The variance of the mean of k of n numbers, over all subsets."""
+    numbers = [0.5, -2.0, 3.0, 7.0, 1.5]
+    for k in range(1, len(numbers) + 1):
+        means = [sum(chosen) / k for chosen in itertools.combinations(numbers, k)]
+        expected = statistics.pvariance(means)
+        found = sharing_noise(3.0, k, len(numbers), statistics.variance(numbers))
+        assert math.isclose(found, 9 * expected, rel_tol=ROUND_OFF, abs_tol=ROUND_OFF)
+        wrong = sharing_noise(3.0, k, len(numbers), statistics.pvariance(numbers))
+        assert k == len(numbers) or not math.isclose(wrong, 9 * expected, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_the_noise_of_sharing_needs_a_part_of_the_batch(count):
+    with pytest.raises(ValueError, match=f"wanted 1 to 8 samples of 8, got {count}"):
+        sharing_noise(1.0, count, 8, 1.0)

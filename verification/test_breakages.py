@@ -57,6 +57,8 @@ SLIPS = {
         "gftkit/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
     ),
     "closing-step-dropped": Slip("gftkit/integrate.py", "if grid.closing is not None:", "if False:"),
+    "share-dropped": Slip("gftkit/objective.py", "alpha=temperature / share", "alpha=temperature"),
+    "anchor-chosen-twice": Slip("gftkit/steps.py", "torch.randperm(n, generator", "torch.randint(n, (n,), generator"),
     "rising-schedule": Slip(f"{PLUGINS}/schedules.py", "(1 + math.cos(", "(1 - math.cos("),
 }
 """By name: what ``gft verify`` must see."""

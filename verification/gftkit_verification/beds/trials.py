@@ -192,3 +192,9 @@ def trial(
         warnings=[],
     )
     return Steps(experiment, accelerator_of(torch.device(device).type))
+
+
+def step_gradient(loop: Steps, step: int) -> Tensor:
+    """The gradient with which the loop takes a step, flat."""
+    loop.take(step)
+    return torch.cat([weight.grad.flatten() for weight in loop.drift.parameters() if weight.grad is not None])

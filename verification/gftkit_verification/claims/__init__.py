@@ -30,6 +30,8 @@ MODULES = (
     "sampling_trained",  # T10 to T12 with trained networks
     "gradients",  # T9
     "gradients_trained",  # T9 in the shipped loop
+    "sharing",  # the anchor on a part of the batch
+    "sharing_loop",  # in the shipped loop
     "tracking",  # T13
     "dynamics",  # T14
     "best_temperature",  # T15

@@ -21,7 +21,7 @@ from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flo
 from gftkit_verification.beds.sidebyside import Regressions, drawn_regressions, weight_of
 from gftkit_verification.beds.slips import Trial
 from gftkit_verification.beds.statistics import cross_fitted
-from gftkit_verification.beds.trials import LinearModel, trial
+from gftkit_verification.beds.trials import LinearModel, step_gradient, trial
 from gftkit_verification.claims.gradients import (
     AXES,
     LABEL_SLIPS,
@@ -81,8 +81,8 @@ class Bench:
     seed: int
     device: torch.device
 
-    def loop(self, make: Trial, drift: nn.Module, temperature: float, train: Train) -> Steps:
-        """The loop from the weights of a drift, which stays as it is."""
+    def loop(self, make: Trial, drift: nn.Module, temperature: float, train: Train, **options: Any) -> Steps:
+        """The loop from the weights of a drift, which stays as it is; with options of ``trial``."""
         return make(
             self.registry,
             copy.deepcopy(drift),
@@ -94,6 +94,7 @@ class Bench:
             train,
             self.seed,
             device=self.device,
+            **options,
         )
 
     def trained(self, drift: nn.Module, temperature: float) -> nn.Module:
@@ -201,7 +202,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         found = []
         for beta in (0.0, *TEMPERATURES):
             loop = bench.loop(make, pretrained, beta, resting)
-            found.append(torch.stack([_gradient(loop, step) for step in range(BATCHES)]))
+            found.append(torch.stack([step_gradient(loop, step) for step in range(BATCHES)]))
         flow_matching, *blended = found
         shares = [1 - retention(beta) for beta in TEMPERATURES]
         worst = max(apart(each, share * flow_matching) for each, share in zip(blended, shares, strict=True))
@@ -222,7 +223,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
             learned = weight_of(loop).clone()
             found = []
             for step in range(LEARNING, LEARNING + BATCHES):
-                found.append(_gradient(loop, step).reshape(bed.replicas, -1).cpu())
+                found.append(step_gradient(loop, step).reshape(bed.replicas, -1).cpu())
                 weight_of(loop).copy_(learned)
             return torch.stack(found).double().var(0).sum(1)
 
@@ -283,12 +284,6 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 def _worst(found: list[Measurement]) -> Measurement:
     """The largest value, with the lines of the first."""
     return Measurement(max(one.value for one in found), found[0].lines)
-
-
-def _gradient(loop: Steps, step: int) -> Tensor:
-    """The gradient with which the loop takes a step, flat."""
-    loop.take(step)
-    return torch.cat([weight.grad.flatten() for weight in loop.drift.parameters() if weight.grad is not None])
 
 
 def _variance(gradients: Tensor) -> float:

@@ -1,0 +1,136 @@
+"""``gft sample``, ``gft evaluate`` and ``gft export``: what is done with a finished run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gftkit.commands.options import Device, Json, Overrides, RunFolder, WeightsName
+from gftkit.commands.output import answer, table
+from gftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gftkit.run import Run
+
+
+def sample(
+    run: RunFolder,
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of source samples, labels and noise.")] = 0,
+    solver: Annotated[str | None, typer.Option(help="Solver by name.  (default: as the run is evaluated)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: as the run is evaluated)")] = None,
+    label: Annotated[int | None, typer.Option(help="Class to sample.  (default: all in turn)")] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Conditions of the samples: .npz or .safetensors, taken in turn."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Scale of guidance, 1 for none.  (default: as the run is evaluated)")
+    ] = None,
+    weights: WeightsName = "ema",
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  (default: RUN/samples-seed-S.npz)"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Sample from a finished run, in the values of the data that it was trained on.
+
+    Example: gft sample runs/gft --count 100 --solver heun --steps 10 --out samples.png
+    """
+    from rich.progress import Progress
+
+    from gftkit.asking import read_conditions
+    from gftkit.environment import device_of
+    from gftkit.run import Run
+    from gftkit.samples import check_target, write_samples
+
+    opened = Run.open(run)
+    facts = opened.weights(_weights(weights))[1]
+    target = out or run / f"samples-seed-{seed}.npz"
+    check_target(target, facts.event_shape, force)
+    given = None if conditions is None else read_conditions(conditions)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sampling", total=count)
+        made, asked = opened.samples(
+            count,
+            seed,
+            _solver(opened, solver, steps),
+            label,
+            _weights(weights),
+            device_of(device),
+            lambda done: progress.advance(task, done),
+            guidance,
+            given,
+        )
+    write_samples(target, made, asked, facts.range)
+    answer({"file": str(target), "count": count, "seed": seed}, f"{count} samples in {target}", as_json)
+
+
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    weights: WeightsName = "ema",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a finished run by the metrics of its config, each with its standard error.
+
+    Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
+    """
+    from gftkit.environment import device_of
+    from gftkit.report import estimates
+    from gftkit.run import Run
+
+    values = Run.open(run).evaluate(overrides or [], _weights(weights), device_of(device))
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
+        table(["metric", "value"], estimates(values))
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--merged", help="The adapters in peft's format, or whole weights.")
+    ] = False,
+    weights: WeightsName = "ema",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run's weights for use elsewhere: the whole network's, adapters merged in, or the adapters.
+
+    Example: gft export runs/gft-lora --adapter --out my-adapter
+    """
+    from gftkit.export import export as go
+    from gftkit.run import Run
+
+    written = go(Run.open(run), out, "adapter" if adapter else "merged", _weights(weights), force)
+    answer({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
+
+
+def _solver(run: "Run", name: str | None, steps: int | None) -> dict[str, Any] | None:
+    """The solver that the options ask for, over the one that the run is evaluated with."""
+    if name is None and steps is None:
+        return None
+    from gftkit.config import DEFAULT_STEPS
+    from gftkit.run import default_solver
+
+    path = run.registry.build("path", run.config.path)
+    usual = run.config.evaluate.solver or default_solver(path)
+    chosen = {"name": name} if name else {key: value for key, value in usual.items() if key != "steps"}
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
+    return {**chosen, "steps": steps or usual.get("steps", DEFAULT_STEPS)}
+
+
+def _weights(name: str) -> Any:
+    if name not in ("ema", "raw"):
+        raise ConfigError(f"--weights: wanted ema or raw, got '{name}'.")
+    return name

@@ -1,0 +1,84 @@
+"""``gft pretrain`` and ``gft finetune``."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gftkit.commands.options import ConfigFile, Device, Json, Out, Overrides, Resume
+from gftkit.commands.output import answer, table
+
+if TYPE_CHECKING:
+    from gftkit.run import Run
+
+
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a flow from scratch by flow matching.
+
+    Example: gft pretrain recipes/demo/pretrain.yaml --set train.steps=500 --out runs/pre
+    """
+    from gftkit.training import pretrain as go
+
+    _train(go, config, overrides, out, device, resume, as_json)
+
+
+def finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt a pretrained flow to new data by Gradual Fine-Tuning.
+
+    The config adds `pretrained: RUN` and `schedule: {name: exponential}`; drift, source, path and coupling are
+    inherited from RUN unless given.
+
+    Example: gft finetune recipes/demo/gft.yaml --set pretrained=../../runs/pre --out runs/gft
+    """
+    from gftkit.training import finetune as go
+
+    _train(go, config, overrides, out, device, resume, as_json)
+
+
+def _train(
+    go: Callable[..., "Run"],
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    device: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    folder = out or Path("runs") / config.stem
+    finished = resume and (folder / "model.safetensors").is_file()
+    try:
+        made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+    except KeyboardInterrupt:
+        kept = any((folder / "checkpoints").glob("*"))
+        cure = "Go on with it by --resume." if kept else "It had no checkpoint yet (see train.checkpoint_every)."
+        print(f"Interrupted: {folder} is unfinished. {cure}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if finished:
+        print(f"{folder} was finished already: nothing was trained.", file=sys.stderr)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes, and not the one that answers
+    from gftkit.files import read_json
+    from gftkit.report import estimates
+
+    summary = read_json(made.folder / "summary.json")
+
+    if not as_json:
+        table(["metric", "value"], estimates(summary["ema"]))
+    answer({"run": str(folder), **summary}, f"Run in {folder}: open {folder / 'report.html'}", as_json)

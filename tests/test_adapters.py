@@ -18,12 +18,13 @@ import gftkit
 from gftkit import adapters, checkpoint, devices, loop
 from gftkit.adapters import Adapted, Adapters
 from gftkit.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
-from gftkit.config import read
+from gftkit.config import Train, read
 from gftkit.devices import accelerator_of
 from gftkit.errors import ConfigError, GftkitError, RunError
 from gftkit.experiment import build
 from gftkit.export import export
 from gftkit.files import read_json, read_notes, read_tensors, write_tensors
+from gftkit.forward import Forward
 from gftkit.progress import Progress
 from gftkit.steps import trained_weights
 from gftkit.targets import DEFAULT, choose
@@ -481,6 +482,54 @@ def test_adapters_off_trains_as_a_frozen_copy_does(source, registry):
     assert not all(torch.equal(one, other) for one, other in zip(off, on, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("train", "objective"),
+    [
+        ({"precision": "bfloat16"}, {}),
+        ({"gradient_checkpointing": True, "accumulate": 2}, {}),
+        ({"channels_last": True}, {"anchor_share": 0.5}),
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_adapters_off_trains_as_a_frozen_copy_whatever_saves_time_or_memory(source, registry, train, objective):
+    """Autocast keeps casts of weights; activations are recomputed after the adapters were off: neither may tell."""
+    ends = []
+    for anchor in ("adapters-off", "frozen"):
+        config = tuning(source, anchor=anchor, objective=objective)
+        config["train"] |= train
+        going = run_loop(config, registry)
+        weights = trained_weights(going.steps.drift)
+        before = [weight.detach().clone() for weight in weights]
+        for step in range(2):
+            going.steps.take(step)
+        assert all(not torch.equal(one, weight) for one, weight in zip(before, weights, strict=True))
+        ends.append([weight.detach().clone() for weight in weights])
+    for one, other in zip(*ends, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own
+def test_adapters_off_may_be_compiled():
+    """The compiled anchor is the pretrained network, and the compiled drift beside it has its adapters on."""
+    torch.manual_seed(3)
+    before = Small().eval()
+    adapted = adapt(copy.deepcopy(before), Adapters(rank=4))
+    drift, anchor = train(adapted).drift, AdaptersOffAnchor(adapted, "hash")
+    forward = Forward(Train(compile=True), torch.device("cpu"), (1, 4, 4))
+    given = inputs()
+    for _ in range(2):
+        drift.train()
+        forward(drift, anchor, given["t"], given["x"], {"label": given["label"]})
+        assert drift.training
+        drift.eval()
+        here, held = forward(drift, anchor, given["t"], given["x"], {"label": given["label"]})
+        close(held, before(**inputs()))
+        close(here, drift(**inputs()))
+    here.square().mean().backward()
+    assert all(weight.grad is not None for weight in trained_weights(drift))
+
+
 def test_a_run_keeps_merged_weights_and_adapters_in_pefts_format(source, tuned, registry):
     run, before = gftkit.Run.open(tuned), gftkit.Run.open(source)
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
@@ -629,3 +678,19 @@ def test_export(source, tuned, registry, tmp_path):
     assert run_loop(again, registry).experiment.anchors[:-1] == tuple(
         read_notes(tuned / "model.safetensors")["anchors"]
     )
+
+
+@pytest.mark.slow
+def test_the_recipe_comes_near_full_fine_tuning(registry, tmp_path):
+    """A third of the demo's steps: the recipe against training all weights as the demo does; rank 1 falls behind."""
+    demo, lora = (Path(__file__).parent.parent / "recipes" / name for name in ("demo", "lora"))
+    pre = ["train.steps=800", "evaluate.every=800", "evaluate.count=50"]
+    folder = gftkit.pretrain(demo / "pretrain.yaml", tmp_path / "pre", registry=registry, overrides=pre).folder
+    quick = [f"pretrained={folder}", "train.steps=500", "evaluate.every=500", "monitors=[]"]
+    quick.append("evaluate.metrics=[{name: frechet, feature: {name: digits-classifier}}]")
+    found = {}
+    for name, recipe, more in (("full", demo, []), ("lora", lora, []), ("rank 1", lora, ["adapters.rank=1"])):
+        run = gftkit.finetune(recipe / "gft.yaml", tmp_path / name, registry=registry, overrides=[*quick, *more])
+        found[name] = read_json(run.folder / "summary.json")["ema"]["frechet"]
+    assert found["lora"] < 1.15 * found["full"], found
+    assert found["rank 1"] > 1.3 * found["full"], found

@@ -35,7 +35,7 @@ def diagnose(
     seed: int = 0,
     device: torch.device | str = "cpu",
     begin: Callable[[int], None] = lambda _: None,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Inspection, dict[str, Any]]:
     """Inspect the network of a configuration.
 
@@ -48,7 +48,7 @@ def diagnose(
         seed: of everything random.
         device: where the network is evaluated.
         begin: called with the number of steps to come.
-        advance: called after each step.
+        advance: called with the number of steps done.
 
     Returns:
         What was found, and the spec of the drift without its convention.
@@ -183,15 +183,15 @@ def conclusion(inspection: Inspection, drift: Mapping[str, Any]) -> str:
         f"paired t-test of denoising errors over {BATCHES} batches, {inspection.samples} pairs, false-alarm rate "
         f"{FALSE_ALARM:g}"
     )
-    notes = "".join(f"\n# {note}" for note in inspection.notes)
-    same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
-    notes += f"\n# The same function on these data:{shortened([f'# {line}' for line in same])}" if same else ""
     if inspection.verdict == "none":
         return (
             f"No hypothesis fits: the best has a denoising error of {inspection.best.score:.4g}, which isn't clearly "
             f"better than what needs no trained network ({_baselines(inspection)}). The weights are untrained, of "
-            f"other data, or of a convention that wasn't tried.{notes}"
+            f"other data, or of a convention that wasn't tried."
         )
+    notes = "".join(f"\n# {note}" for note in inspection.notes)
+    same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
+    notes += f"\n# The same function on these data:{shortened([f'# {line}' for line in same])}" if same else ""
     if inspection.verdict == "close call":
         listed = [inspection.best, *inspection.rivals]
         blocks = "".join(f"\n{number}.\n{as_yaml(block(found, drift))}" for number, found in enumerate(listed, 1))

@@ -114,7 +114,7 @@ def inspect(
     seed: int = 0,
     device: torch.device | str = "cpu",
     begin: Callable[[int], None] = lambda _: None,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Inspection:
     """Try every hypothesis about a network on data.
 
@@ -132,7 +132,7 @@ def inspect(
         seed: of everything random.
         device: where the network is evaluated.
         begin: called with the number of steps to come, whenever that is known.
-        advance: called after each step.
+        advance: called with the number of steps done.
 
     Raises:
         ConfigError: for a path with noise, or a count below two for each batch.

@@ -21,6 +21,9 @@ from gftkit.weights import Candidate
 TIMES = (0.2, 0.8)
 """Times are drawn from here: nearer to the ends a noise or data prediction divides by little, and errors blow up."""
 
+AT_ONCE = 2**18
+"""Values of states that a network is given at once, if a batch has fewer."""
+
 SAME = 1e-3
 """Relative difference of drifts, root mean square, below which two hypotheses are the same function here."""
 
@@ -87,12 +90,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch: times (size,), states, samples x1 with their conditions, and the conditional drift at the states."""
+    """Batches of pairs, one after the other.
+
+    Attributes:
+        t: times, (n,).
+        x: states.
+        target: the conditional drift at the states.
+        samples: x1 with its conditions, of each batch.
+    """
 
     t: Tensor
     x: Tensor
-    batch: Batch
     target: Tensor
+    samples: list[Batch]
+
+    @property
+    def x1(self) -> Tensor:
+        """The data, of x's shape."""
+        return torch.cat([batch.x1 for batch in self.samples])
 
 
 class Trial:
@@ -131,8 +146,13 @@ class Trial:
         self.variance = float((self.known - self.mean).square().mean())
         self.naive: dict[str, list[float]] = {}
 
-    def pairs(self, number: int) -> Pairs:
-        """A batch of pairs with times in ``TIMES``, on the device: a function of seed and number."""
+    def pairs(self, *numbers: int) -> Pairs:
+        """Batches of pairs with times in ``TIMES``, one after the other: a function of seed and numbers."""
+        batches = [self._batch(number) for number in numbers]
+        t, x, target = (torch.cat(parts) for parts in zip(*((b.t, b.x, b.target) for b in batches), strict=True))
+        return Pairs(t, x, target, [batch.samples[0] for batch in batches])
+
+    def _batch(self, number: int) -> Pairs:
         generator = stream(self.seed, "inspect", number)
         batch = self.data.draw(self.size, generator)
         x0 = self.source(self.size, generator)
@@ -142,33 +162,38 @@ class Trial:
         batch = replace(batch, x0=None).to(self.device)
         x0 = x0[order].to(self.device)
         x = flow.sample(self.path, t, x0, batch.x1, None)
-        return Pairs(t, x, batch, flow.drift(self.path, t, x0, batch.x1, None))
+        return Pairs(t, x, flow.drift(self.path, t, x0, batch.x1, None), [batch])
 
     @torch.no_grad()
-    def measure(self, findings: Sequence[Finding], numbers: Sequence[int], advance: Callable[[], None]) -> None:
-        """Add to each finding what it gives on each batch."""
+    def measure(self, findings: Sequence[Finding], numbers: Sequence[int], advance: Callable[[int], None]) -> None:
+        """Add to each finding what it gives on each batch; several are evaluated at once where they are small."""
         groups: dict[str, dict[str, list[Finding]]] = {}
         for found in findings:
             weights, question = found.question
             groups.setdefault(weights, {}).setdefault(question, []).append(found)
         remembering = Remembering(self.network)
         drifts = {id(found): ForeignDrift(remembering, found.hypothesis.convention, self.path) for found in findings}
+        values = self.size * self.mean.numel()
+        at_once = max(1, AT_ONCE // values)
+        chunks = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
         for weights, questions in groups.items():
             self.network.load_state_dict(self.states[weights])
-            for number in numbers:
-                pairs = self.pairs(number)
+            for chunk in chunks:
+                pairs = self.pairs(*chunk)
                 for group in questions.values():
                     remembering.forget()
                     for found in group:
                         self._add(found, _drift(drifts[id(found)], pairs), pairs)
-                    advance()
-        for number in numbers:
-            self._add_naive(self.pairs(number))
+                    advance(len(chunk))
+        for chunk in chunks:
+            self._add_naive(self.pairs(*chunk))
 
     def _add(self, found: Finding, drift: Tensor, pairs: Pairs) -> None:
-        found.denoising.append(_squared(denoised(self.path, pairs.t, pairs.x, drift) - pairs.batch.x1))
-        found.loss.append(_squared(drift - pairs.target))
-        found.products.append((float((drift * pairs.target).sum()), float(drift.square().sum())))
+        count = len(pairs.samples)
+        found.denoising += _means((denoised(self.path, pairs.t, pairs.x, drift) - pairs.x1).square(), count)
+        found.loss += _means((drift - pairs.target).square(), count)
+        products = _means(drift * pairs.target, count), _means(drift.square(), count)
+        found.products += zip(*products, strict=True)
 
     def _add_naive(self, pairs: Pairs) -> None:
         """Predictions of the data that need no network, and the best one that is linear in the state."""
@@ -182,7 +207,7 @@ class Trial:
             "data's mean": self.mean.expand_as(x),
             "linear": self.mean + gain * (x - alpha * self.mean),
         }.items():
-            self.naive.setdefault(name, []).append(_squared(guess - pairs.batch.x1))
+            self.naive.setdefault(name, []).extend(_means((guess - pairs.x1).square(), len(pairs.samples)))
 
     @torch.no_grad()
     def merged(self, findings: Sequence[Finding]) -> list[Finding]:
@@ -248,14 +273,16 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _drift(drift: ForeignDrift, pairs: Pairs) -> Tensor:
-    out: Tensor = drift(pairs.t, pairs.x, **conditions.of(drift, pairs.batch))
+    each = [conditions.of(drift, batch) for batch in pairs.samples]
+    given = {name: torch.cat([held[name] for held in each]) for name in each[0]}
+    out: Tensor = drift(pairs.t, pairs.x, **given)
     return out
 
 
-def _squared(difference: Tensor) -> float:
-    """The mean square; infinite where something isn't finite."""
-    found = float(difference.double().square().mean())
-    return found if math.isfinite(found) else math.inf
+def _means(values: Tensor, batches: int) -> list[float]:
+    """The mean of each batch; infinite where something isn't finite."""
+    means = values.double().reshape(batches, -1).mean(1)
+    return torch.where(torch.isfinite(means), means, torch.inf).tolist()
 
 
 def _equal(one: Any, other: Any) -> bool:

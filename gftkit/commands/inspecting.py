@@ -1,17 +1,16 @@
 """``gft inspect``: the convention of a network."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from gftkit.commands.options import Device, Json, Overrides
 from gftkit.commands.output import table
-
-if TYPE_CHECKING:
-    pass
 
 
 def inspect(
@@ -55,16 +54,17 @@ def inspect(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring", total=None)
-        inspection, drift = doctor.diagnose(
-            config,
-            load(),
-            [*settings, *(overrides or [])],
-            count,
-            seed,
-            device_of(device),
-            lambda total: progress.update(task, total=total, completed=0),
-            lambda: progress.advance(task),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # a foreign network may print
+            inspection, drift = doctor.diagnose(
+                config,
+                load(),
+                [*settings, *(overrides or [])],
+                count,
+                seed,
+                device_of(device),
+                lambda total: progress.update(task, total=total, completed=0),
+                lambda done: progress.advance(task, done),
+            )
     clear = inspection.verdict == "clear"
     answer = doctor.block(inspection.best, drift) if clear else None
     if as_json:

@@ -1,6 +1,7 @@
 """Adapters: what is trained, what never moves, what is written, and what is refused."""
 
 import copy
+import importlib
 import json
 import re
 import shutil
@@ -650,6 +651,34 @@ def test_sharded_weights_are_refused(source, registry, monkeypatch):
     monkeypatch.setattr(devices, "shards", lambda _: True)
     with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
+
+
+def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
+    """Its drift brings the weights; there is no pretrained run to look at."""
+    (tmp_path / "own_for_adapters.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.inner = nn.Linear(2, 8)\n        self.outer = nn.Linear(8, 2)\n\n"
+        "    def forward(self, x, t):\n        return self.outer(self.inner(x).sin()) * t[:, None]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("own_for_adapters").Net()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    drift = {"name": "module", "target": "own_for_adapters:Net", "weights": str(tmp_path / "net.pt")}
+    config = tuning("", drift={**drift, "convention": {"call": "x, t", "time": "reversed"}}, data={"name": "two-moons"})
+    del config["pretrained"]
+    config["adapters"] = {"rank": 2}
+    run = gftkit.finetune(config, tmp_path / "run", registry=registry)
+    t, x = torch.rand(4), torch.randn(4, 2)
+    train = run_loop(config, registry)
+    assert torch.equal(train.anchor(t, x), -net(x, 1 - t))
+    for step in range(6):
+        train.steps.take(step)
+    close(run.drift("raw")(t, x), train.steps.drift.eval()(t, x))
+    assert torch.equal(train.anchor(t, x), -net(x, 1 - t))
+    assert not torch.equal(run.drift()(t, x), -net(x, 1 - t))
+    broken = stopped(run.folder, tmp_path / "broken", 3)
+    gftkit.finetune(config, broken, registry=registry, resume=True)
+    assert torch.equal(gftkit.Run.open(broken).drift()(t, x), run.drift()(t, x))
 
 
 # Export

@@ -48,8 +48,8 @@ class Checkpoint:
         return {name.removeprefix(prefix): held for name, held in self.tensors.items() if name.startswith(prefix)}
 
 
-def contents(drift: nn.Module, descent: Descent) -> tuple[State, dict[str, Any]]:
-    """The tensors and numbers of a checkpoint; all processes must ask.
+def contents(drift: nn.Module, descent: Descent, keep: bool = True) -> tuple[State, dict[str, Any]]:
+    """The tensors and numbers of a checkpoint; all processes must ask, and only those that ``keep`` get the tensors.
 
     Weights that aren't trained, under adapters those of the pretrained network, are left out.
     """
@@ -58,7 +58,7 @@ def contents(drift: nn.Module, descent: Descent) -> tuple[State, dict[str, Any]]
     tensors = {f"drift.{name}": held for name, held in drift.state_dict().items() if name not in frozen}
     tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
     tensors |= {f"optimizer.{name}": held for name, held in state.items()}
-    return gathered(tensors), numbers
+    return gathered(tensors, keep), numbers
 
 
 def write(folder: Path, step: int, tensors: State, notes: Mapping[str, Any], keep: int) -> Path:

@@ -33,12 +33,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": versions(),
     }
 
 
-def describe_environment(registry: Registry, config: Config, device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, device, and for each component of the configuration the plugin that gave it."""
+def versions() -> dict[str, str | None]:
+    """The versions of what a run is made with."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def describe_environment(registry: Registry, config: Config, accelerator: Any) -> dict[str, Any]:
+    """Versions, device, processes, and for each component of the configuration the plugin that gave it."""
     used = {"drift": config.drift, "path": config.path, "coupling": config.coupling, "schedule": config.schedule}
     datasets = {"data": config.data, "source": config.source, "evaluate.data": config.evaluate.data}
     origins = {
@@ -47,8 +52,9 @@ def describe_environment(registry: Registry, config: Config, device: torch.devic
         if spec is not None
     }
     return {
-        **describe_machine(device),
-        "processes": processes,
+        **describe_machine(accelerator.device),
+        "processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
         "components": {
             where: {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
             for where, origin in origins.items()

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gftkit import checkpoint, devices, sharding
+from gftkit import checkpoint, devices, environment, sharding
 from gftkit.anchor import short
 from gftkit.config import tracker
-from gftkit.environment import describe_environment
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
@@ -60,7 +59,8 @@ class Loop:
                 "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
             )
-        self._template = copy.deepcopy(experiment.drift) if devices.shards(accelerator) else None
+        self._sharded = devices.shards(accelerator)
+        self._template = copy.deepcopy(experiment.drift) if self._sharded and self.main else None
         self.steps = Steps(experiment, accelerator)
         self.anchor = self.steps.anchor
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
@@ -69,7 +69,7 @@ class Loop:
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         found, damaged = checkpoint.latest(self.out / CHECKPOINTS)
-        for warning in (*warnings, *self.experiment.warnings, *damaged):
+        for warning in (*warnings, *self.experiment.warnings, *damaged) if self.main else ():
             self.progress.warn(warning)
         if self.anchor is not None:
             self.progress.say(f"Anchor: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
@@ -79,6 +79,7 @@ class Loop:
                 "Adapters: {layers} layers, {trained:,} weights of {parameters:,} are trained.".format(**told)
             )
         first = 0 if found is None else found.step
+        self._check_agreement(first)
         if self.main:
             for folder in (self.out, self.out / CHECKPOINTS):
                 remove_leftovers(folder)
@@ -151,6 +152,17 @@ class Loop:
     def _is_penalty(self) -> bool:
         return self.config.objective.form == "penalty"
 
+    def _check_agreement(self, first: int) -> None:
+        """Refuse processes that start elsewhere, or read other things; all of them must ask."""
+        facts = {
+            "the step to go on from, by the checkpoints in the run folder": first,
+            "the configuration": self.config.to_dict(),
+            "the anchors": list(self.experiment.anchors),
+            "the number of samples": self.experiment.pairs.order.samples.size,
+            "the versions": environment.versions(),
+        }
+        devices.check_agreement(self.accelerator, facts)
+
     def _check_anchor(self, found: checkpoint.Checkpoint) -> None:
         if self.anchor is None:
             return
@@ -183,23 +195,27 @@ class Loop:
         whole = sum(held.numel() * held.element_size() for held in self.steps.drift.state_dict().values())
         trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.steps.drift))
         check_space(self.out, whole + trained * 4 * (self.config.train.keep_checkpoints + 1) + 10_000_000)
-        environment = describe_environment(self.registry, self.config, self.device, self.accelerator.num_processes)
-        write_json(self.out / "environment.json", environment)
+        found = environment.describe_environment(self.registry, self.config, self.accelerator)
+        write_json(self.out / "environment.json", found)
 
     def _save(self, done: int, seconds: float) -> None:
         """Write a checkpoint; all processes must ask, and the main one writes."""
-        tensors, numbers = checkpoint.contents(self.steps.drift, self.steps.descent)
+        tensors, numbers = checkpoint.contents(self.steps.drift, self.steps.descent, self.main)
         if self.main:
             notes = {"seconds": seconds, **self._origin(), **self.experiment.facts.to_dict(), **numbers}
             checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:
-        """The drift with raw and with averaged weights, both whole on this process; all processes must ask."""
+        """The drift with raw and with averaged weights, whole on the main process; all processes must ask."""
+        networks = self.steps.drift, self.steps.ema
+        if not self._sharded:
+            return networks
+        states = [sharding.gathered(network.state_dict(), self.main) for network in networks]
         if self._template is None:
-            return self.steps.drift, self.steps.ema
+            return networks
         raw, averaged = copy.deepcopy(self._template), copy.deepcopy(self._template)
-        raw.load_state_dict(sharding.gathered(self.steps.drift.state_dict()))
-        averaged.load_state_dict(sharding.gathered(self.steps.ema.state_dict()))
+        raw.load_state_dict(states[0])
+        averaged.load_state_dict(states[1])
         return raw.to(self.device), averaged.to(self.device)
 
     def _look(self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]]) -> list[Line]:

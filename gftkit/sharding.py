@@ -11,11 +11,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies of many tensors on the CPU; all processes must ask. Plain ones are themselves, where they are."""
-    return {
-        name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()
-    }
+def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Whole copies of many tensors on the CPU. Plain ones are themselves, where they are.
+
+    All processes must ask. Those that don't ``keep`` them get none, so that their memory holds one at a time.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            found[name] = put_together.cpu() if isinstance(tensor, DTensor) else put_together
+    return found
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Steps:
         if train.gradient_checkpointing:
             recompute_activations(self.drift)
         optimizer = optimizer_of(train, trained_weights(self.drift))
-        self.model = devices.prepare(accelerator, self.drift, optimizer)
+        self.model = devices.prepare(accelerator, self.drift, optimizer, self._example)
         assert train.ema is not None  # filled in by config.read
         averages = Averages(self.drift, train.ema)
         self.ema = averages.drift()
@@ -166,6 +166,13 @@ class Steps:
     def _in_step(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes once a step, with its last part."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _example(self) -> devices.Inputs:
+        """Inputs to try the network on."""
+        facts = self.experiment.facts
+        given = facts.zeros(conditions.names(self.drift), 2)
+        x = torch.zeros(2, *facts.event_shape, device=self.device)
+        return torch.full((2,), 0.5, device=self.device), x, {key: held.to(self.device) for key, held in given.items()}
 
     def _check_share(self, processes: int) -> None:
         """Refuse a batch, or data, that the processes can't share."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gftkit.config import Config, Kind, read
-from gftkit.devices import accelerator_of, cuda_devices
+from gftkit.devices import accelerator_of, cuda_devices, warnings_of
 from gftkit.errors import RunError
 from gftkit.experiment import build
 from gftkit.files import read_yaml
@@ -79,6 +79,7 @@ def train(
     if resume and (out / MODEL).is_file():
         return Run(out, config, registry)
     accelerator = accelerator_of(device)
+    warnings += warnings_of(accelerator)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)

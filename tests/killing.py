@@ -17,11 +17,16 @@ PRELOADED = ["gftkit.training", "accelerate", "scipy.optimize", "torch._dynamo",
 
 def start(config, out, resume=False, moment=None):
     """Begin a run in a process of its own; ``moment`` is a pair of ``MOMENTS`` and how often it has come by then."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    CONTEXT.set_forkserver_preload(PRELOADED + [point.value for point in entry_points(group="gftkit")])
+    preload()
     process = CONTEXT.Process(target=train, args=(config, out, resume, moment))
     process.start()
     return process
+
+
+def preload():
+    """Have the process that children are forked from import everything, if it isn't there yet."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    CONTEXT.set_forkserver_preload(PRELOADED + [point.value for point in entry_points(group="gftkit")])
 
 
 def finish(process, code=0, seconds=120):

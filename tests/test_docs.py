@@ -119,6 +119,8 @@ def command(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (ROOT / "constraints.txt").is_file()
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             assert set(re.findall(r"\w+", extras)) <= set(project["optional-dependencies"])
+        case ["torchrun" | "accelerate", *_]:
+            command(shlex.join(["gft", *launched(words)]), folder, monkeypatch)
         case ["gft" | ".venv/bin/gft", verb, *rest]:
             quick = QUICK if verb in ("pretrain", "finetune") else []
             if verb == "verify" and not {"--claim", "--component", "--run"}.intersection(rest):
@@ -126,6 +128,22 @@ def command(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert not get_command(cli.app)([verb, *rest, *quick], standalone_mode=False)
         case _:
             raise AssertionError(f"no test knows how to run: {line}")
+
+
+def launched(words: list[str]) -> list[str]:
+    """What a line that starts processes gives to gftkit; the launcher's own parser must know the other options."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    if words[0] == "torchrun":
+        found = get_args_parser().parse_args(words[1:])
+    else:
+        assert words[1] == "launch"
+        found = launch_command_parser().parse_args(words[2:])
+    assert found.module
+    assert found.training_script == "gftkit"
+    assert found.training_script_args
+    return list(found.training_script_args)
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

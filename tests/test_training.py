@@ -1,8 +1,6 @@
 """The loop: exact randomness, exact resume, the anchor, the EMA, and what stops a run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -330,31 +328,6 @@ def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry
 def test_a_batch_may_exceed_the_data(tuning, tmp_path, registry):
     tuning["train"] |= {"batch_size": 64, "pairing_batch": 128}
     assert gftkit.finetune(tuning, tmp_path / "run", registry=registry).finished
-
-
-TWO = """
-import sys, json, torch, gftkit
-from accelerate import Accelerator
-assert Accelerator(cpu=True).num_processes == 2, "one process only"
-torch.set_num_threads(1)
-gftkit.pretrain(json.loads(sys.argv[1]), sys.argv[2], device="cpu")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path, registry):
-    """The global batch doesn't depend on the number of processes: the weights agree to float32 round-off."""
-    alone = gftkit.pretrain(PRETRAIN, tmp_path / "one", registry=registry).folder
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(
-        [*launch, json.dumps(PRETRAIN), str(tmp_path / "two")], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    one, two = model(alone), model(tmp_path / "two")
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
 
 
 @pytest.mark.cuda

@@ -60,7 +60,7 @@ def conditions(
     wanted, found = names(drift), dict(given or {})
     if label is not None:
         if LABEL not in wanted:
-            raise ConfigError("label: this drift is not told it. Leave --label out.")
+            raise ConfigError("label: this drift is not conditional on a label. Leave --label out.")
         if LABEL in found:
             raise ConfigError("label: it is given twice, by --label and by --conditions. Leave one out.")
         found[LABEL] = torch.tensor(label).expand(max(map(len, found.values()), default=1))

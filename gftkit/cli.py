@@ -19,7 +19,7 @@ app = typer.Typer(
     name="gft",
     help="Gradual Fine-Tuning for flow matching models: adapt a pretrained flow to new data, and check the theory.",
     epilog="A first run: gft pretrain pretrain.yaml --out runs/pre; gft finetune finetune.yaml --out runs/gft; "
-    "gft sample runs/gft. See `gft COMMAND --help`.",
+    "gft sample runs/gft. A network from elsewhere: gft inspect theirs.yaml. See `gft COMMAND --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

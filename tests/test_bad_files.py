@@ -225,5 +225,5 @@ def test_wrong_options_of_sample_and_evaluate(refused, pretrained):
     assert "count: wanted at least 1" in refused("sample", pretrained, "--count", "0")
     assert "Did you mean 'heun'" in refused("sample", pretrained, "--solver", "huen")
     assert "--weights: wanted ema or raw" in refused("sample", pretrained, "--weights", "best")
-    assert "label: this drift is not conditional" in refused("sample", pretrained, "--label", "1")
+    assert "label: this drift is not conditional on a label" in refused("sample", pretrained, "--label", "1")
     assert "Did you mean 'count'" in refused("evaluate", pretrained, "--set", "evaluate.cuont=3")

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -362,7 +361,6 @@ def test_a_cifar10_checkpoint_of_torchcfm_is_fine_tuned(unet, tmp_path):
         "train": {"steps": 3, "batch_size": 2, "checkpoint_every": 3, "learning_rate": 1e-5},
         "evaluate": {"every": 3, "count": 2, "metrics": [], "solver": {"name": "euler", "steps": 1}},
     }
-    started = time.perf_counter()
     run = gftkit.finetune(settings, tmp_path / "run", device="cpu")
     assert run.finished
     t, x = torch.rand(2), torch.randn(2, 3, 32, 32)
@@ -370,4 +368,3 @@ def test_a_cifar10_checkpoint_of_torchcfm_is_fine_tuned(unet, tmp_path):
         tuned, before, other = (made.eval()(t, x) for made in (run.drift(), ema, raw))
     assert 0 < float((tuned - before).norm() / before.norm()) < 0.05
     assert float((tuned - other).norm() / before.norm()) > 0.5
-    assert time.perf_counter() - started < 300

@@ -46,7 +46,7 @@ SLIPS = {
     "coupling-with-replacement": Slip(
         f"{PLUGINS}/couplings.py",
         "return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])",
-        "return torch.randint(len(x0), (len(x0),), generator=generator)",
+        "return torch.randint(len(cost), (len(cost),))",
     ),
     "ema-for-anchor": Slip(
         "gftkit/steps.py",

@@ -49,7 +49,7 @@ class OptimalTransport:
         """The order in which x0 goes with x1 at the least cost."""
         # |x0 - x1|^2 summed over a permutation differs from -2 x1.x0 by a constant.
         cost = -(x1.flatten(1) @ x0.flatten(1).T)
-        return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+        return _assignment(cost)
 
 
 class ConditionalOptimalTransport:
@@ -99,7 +99,12 @@ class ConditionalOptimalTransport:
         cost = _relative(x1, x0)
         for values in (conditions or {}).values():
             cost += self.weight / len(conditions or {}) * _relative(values, values)
-        return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+        return _assignment(cost)
+
+
+def _assignment(cost: Tensor) -> Tensor:
+    """The permutation with the least sum of cost[i, permutation[i]]."""
+    return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
 
 
 def _relative(one: Tensor, other: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ class Descent:
         for name, tensor in tensors.items():
             index, _, key = name.partition(".")
             weight = self._parameters[int(index)]
-            held = shared_out(tensor, weight) if tensor.shape == weight.shape else tensor
+            held = tensor
+            if tensor.shape == weight.shape:
+                # In the weight's memory format: fused optimisers go through both as they lie in memory.
+                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shared_out(tensor, weight))
             state.setdefault(int(index), {})[key] = held
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

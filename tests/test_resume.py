@@ -27,7 +27,15 @@ UNET = {
     "drift": {"name": "unet", "width": 4, "multipliers": [1, 2], "dropout": 0.2},
     "data": {"name": "digits", "count": 40},
     "coupling": {"name": "optimal-transport"},
-    "train": {"steps": 12, "batch_size": 8, "pairing_batch": 16, "checkpoint_every": 3, "log_every": 2, "ema": 0.8},
+    "train": {
+        "steps": 12,
+        "batch_size": 8,
+        "pairing_batch": 16,
+        "checkpoint_every": 3,
+        "log_every": 2,
+        "ema": 0.8,
+        "channels_last": True,
+    },
     "evaluate": {"every": 4, "count": 24, "solver": {"name": "euler", "steps": 2}},
     "seed": 3,
 }

@@ -28,6 +28,8 @@ _DIGEST = "gftkit-digest"
 """Where a safetensors file of ours keeps the digest of everything else in it."""
 _PART = ".part"
 """Stands in the name of a file that is being written."""
+_THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
+"""The file that safetensors fills before it takes the name that it was given."""
 
 
 @contextmanager
@@ -97,8 +99,9 @@ def remove_leftovers(folder: Path) -> None:
         RunError: where one can't be deleted.
     """
     with explained(folder, "tidy"):
-        for path in folder.glob(f".*{_PART}*"):
-            path.unlink(missing_ok=True)
+        for pattern in (f".*{_PART}*", _THEIRS):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

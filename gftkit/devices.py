@@ -71,15 +71,30 @@ def accelerator_of(device: str) -> Any:
     return accelerator
 
 
-def warnings_of(accelerator: Any) -> list[str]:
-    """What a user should know of how the processes were started."""
+def warnings_of(accelerator: Any, precision: str) -> list[str]:
+    """What a user should know of how the processes were started, and of their devices.
+
+    Args:
+        accelerator: of the accelerate library.
+        precision: of ``train``.
+    """
+    found = []
     launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if accelerator.num_processes > 1 or not launched:
-        return []
-    return [
-        "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them out: "
-        "use torchrun --nproc_per_node N -m gftkit ... instead."
-    ]
+    if accelerator.num_processes == 1 and launched:
+        found.append(
+            "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them "
+            "out: use torchrun --nproc_per_node N -m gftkit ... instead."
+        )
+    if precision != "float32" and emulates_half(accelerator.device):
+        found.append(
+            f"train.precision: this CPU (AVX2) has no instructions for {precision}: steps take longer than in float32."
+        )
+    return found
+
+
+def emulates_half(device: torch.device) -> bool:
+    """Whether bfloat16 and float16 are slower than float32 here: a CPU of the x86 family without AVX-512."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def train(
     if resume and (out / MODEL).is_file():
         return Run(out, config, registry)
     accelerator = accelerator_of(device)
-    warnings += warnings_of(accelerator)
+    warnings += warnings_of(accelerator, config.train.precision)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)

@@ -297,15 +297,30 @@ def test_accelerate_launch_that_leaves_processes_out_is_told_of(pretrain_config,
 
 
 def test_what_is_told_of_a_launch(monkeypatch):
-    one, two = SimpleNamespace(num_processes=1), SimpleNamespace(num_processes=2)
+    one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
     for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert devices.warnings_of(one) == []
+    assert devices.warnings_of(one, "float32") == []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
-    assert devices.warnings_of(one) == []
+    assert devices.warnings_of(one, "float32") == []
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.warnings_of(one)[0]
-    assert devices.warnings_of(two) == []
+    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
+    assert devices.warnings_of(two, "float32") == []
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision", "told"),
+    [
+        ("cpu", "AVX2", "bfloat16", True),
+        ("cpu", "AVX2", "float32", False),
+        ("cpu", "AVX512", "bfloat16", False),
+        ("cuda", "AVX2", "float16", False),
+    ],
+)
+def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
+    assert bool(found) == told
 
 
 # Refused

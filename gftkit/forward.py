@@ -65,11 +65,17 @@ class Forward:
         Returns:
             (batch, *event), and (chosen, *event) or None.
         """
-        if self._format is not None:
-            x = x.contiguous(memory_format=self._format)
         with self._precision():
-            drift, anchored = self._both(model, anchor, t, x, given, chosen)
+            drift, anchored = self._both(model, anchor, t, self._laid_out(x), given, chosen)
         return _widened(drift), None if anchored is None else _widened(anchored)
+
+    def ask(self, anchor: Anchor, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """b_pre(t, x) alone: (batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        with self._precision():
+            return _widened(anchor(t, self._laid_out(x), **given)) if len(x) else x
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x if self._format is None else x.contiguous(memory_format=self._format)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)

@@ -1,7 +1,10 @@
 """One step of training: dataset -> coupling -> path -> objective (anchor, temperature) -> optimiser -> average."""
 
 import math
+from collections import deque
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +15,43 @@ from gftkit.averages import Averages
 from gftkit.descent import Descent
 from gftkit.errors import ConfigError, DataError
 from gftkit.experiment import Experiment
-from gftkit.forward import Forward, recompute_activations
+from gftkit.forward import Anchor, Forward, recompute_activations
 from gftkit.objective import LOSSES, retention, shared_loss
 from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.prefetch import Batches
 from gftkit.randomness import seed_global, stream
+
+AHEAD = 8
+"""Steps whose anchor is evaluated at once, at most: as many batches are held meanwhile."""
+
+
+@dataclass
+class Given:
+    """What a step is given: nothing of it depends on the weights that are trained.
+
+    Attributes:
+        step: its number.
+        beta: temperature.
+        anchor: the pretrained drift, None where it isn't needed.
+        chosen: which of this process's pairs it is evaluated at; None for all.
+        share: of the global batch that was chosen.
+        t: times, (batch,).
+        x: states, (batch, *event).
+        target: b_t(x|z), (batch, *event).
+        conditions: by name, (batch, ...) each.
+        anchored: b_pre of those chosen, where it was evaluated ahead.
+    """
+
+    step: int
+    beta: float
+    anchor: Anchor | None
+    chosen: Tensor | None
+    share: float
+    t: Tensor
+    x: Tensor
+    target: Tensor
+    conditions: Mapping[str, Tensor]
+    anchored: Tensor | None = None
 
 
 class Steps:
@@ -66,6 +101,7 @@ class Steps:
         self.descent = Descent(optimizer, trained_weights(self.drift), averages, train.clip, half, self.device)
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
+        self._given: deque[Given] = deque()
 
     def temperature(self, step: int) -> float:
         """beta at a step; 0 in pretraining."""
@@ -85,10 +121,60 @@ class Steps:
 
     def take(self, step: int) -> dict[str, Any]:
         """One optimiser step; what it returns stays on the device until somebody looks."""
-        experiment, train = self.experiment, self.config.train
-        beta = self.temperature(step)
+        train = self.config.train
         rate = learning_rate(train, step)
         self.descent.begin(rate)
+        if not self._given or self._given[0].step != step:
+            self._given = deque(self._prepare(step))
+        given = self._given.popleft()
+        # Dropout draws from torch's global generator: seeded anew for each step and process.
+        seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
+        self.model.train()
+        loss = torch.zeros((), device=self.device)
+        size = len(given.t) // train.accumulate
+        for first in range(0, len(given.t), size):
+            with self._in_step(first + size == len(given.t)):
+                mean = self._losses(given, slice(first, first + size)).mean() / given.x[0].numel() / train.accumulate
+                self.descent.backward(mean)
+            loss += mean.detach()
+        norm = self.descent.step(step, loss)
+        return {
+            "loss": loss,
+            "temperature": given.beta,
+            "retention": retention(given.beta),
+            "anchor_share": given.share if given.anchor is not None else 0.0,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+
+    def _prepare(self, step: int) -> list[Given]:
+        """What a step is given, and with it the next steps if their anchors make one batch together.
+
+        The anchor doesn't learn, so it can be asked ahead, and a few samples take nearly the time of many. A group ends
+        at a checkpoint: a resumed run then goes on with the groups of the undisturbed one.
+        """
+        train = self.config.train
+        every = train.checkpoint_every or train.steps
+        end = min(step - step % every + every, train.steps, step + AHEAD)
+        room = (self.share.stop - self.share.start) // train.accumulate
+        group: list[Given] = []
+        for later in range(step, end):
+            beta = self.temperature(later)
+            anchor = self.anchor if beta > 0 else None
+            chosen, share = self._chosen(later, beta) if anchor is not None else (None, 1.0)
+            alone = chosen is None or train.compile
+            room -= 0 if chosen is None else len(chosen)
+            if not group or not (alone or room < 0):
+                group.append(Given(later, beta, anchor, chosen, share, *self._states(later)))
+            if alone or room < 0:
+                break
+        if len(group) > 1:
+            self._ask_anchor(group)
+        return group
+
+    def _states(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Times, states, the conditional drift at them, and conditions."""
+        experiment, train = self.experiment, self.config.train
         pairs = self.batches.at(step).to(self.device)
         assert pairs.x0 is not None
         # Times and noise are those of the global batch, so that they don't depend on the number of processes.
@@ -105,33 +191,25 @@ class Steps:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
             dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)
             given = conditions.without(self.drift, given, dropped[self.share])
-        anchor = self.anchor if beta > 0 else None
-        chosen, share = self._chosen(step, beta) if anchor is not None else (None, 1.0)
-        # Dropout draws from torch's global generator: seeded anew for each step and process.
-        seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
-        self.model.train()
-        loss = torch.zeros((), device=self.device)
-        for first in range(0, len(t), len(t) // train.accumulate):
-            part = slice(first, first + len(t) // train.accumulate)
-            here = None if chosen is None else chosen[(chosen >= part.start) & (chosen < part.stop)] - first
-            with self._in_step(part.stop == len(t)):
-                drift, anchored = self.forward(
-                    self.model, anchor, t[part], x[part], {name: held[part] for name, held in given.items()}, here
-                )
-                weight = None if experiment.weight is None else experiment.weight(t[part])
-                losses = self._losses(drift, target[part], anchored, here, share, beta, weight)
-                mean = losses.mean() / x[0].numel() / train.accumulate
-                self.descent.backward(mean)
-            loss += mean.detach()
-        norm = self.descent.step(step, loss)
-        return {
-            "loss": loss,
-            "temperature": beta,
-            "retention": retention(beta),
-            "anchor_share": share if anchor is not None else 0.0,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-        }
+        return t, x, target, given
+
+    def _ask_anchor(self, group: list[Given]) -> None:
+        """Evaluate the anchor of several steps at once."""
+
+        def chosen(one: Given, values: Tensor) -> Tensor:
+            assert one.chosen is not None
+            return values[one.chosen]
+
+        assert group[0].anchor is not None
+        anchored = self.forward.ask(
+            group[0].anchor,
+            torch.cat([chosen(one, one.t) for one in group]),
+            torch.cat([chosen(one, one.x) for one in group]),
+            {name: torch.cat([chosen(one, one.conditions[name]) for one in group]) for name in group[0].conditions},
+        )
+        parts = torch.split(anchored, [len(chosen(one, one.t)) for one in group])
+        for one, part in zip(group, parts, strict=True):
+            one.anchored = part
 
     def _chosen(self, step: int, beta: float) -> tuple[Tensor | None, float]:
         """Which of this process's pairs the anchor is evaluated at, and their share of the global batch."""
@@ -146,22 +224,29 @@ class Steps:
         mine = order[(order >= self.share.start) & (order < self.share.stop)] - self.share.start
         return mine, count / n
 
-    def _losses(
-        self,
-        drift: Tensor,
-        target: Tensor,
-        anchored: Tensor | None,
-        chosen: Tensor | None,
-        share: float,
-        beta: float,
-        weight: Tensor | None,
-    ) -> Tensor:
-        """The loss of each sample."""
-        form = self.config.objective.form
-        if chosen is None or anchored is None:
-            return LOSSES[form](drift, target, anchored, beta, weight)
-        losses = shared_loss(drift, target, anchored, chosen.to(drift.device), share, beta, weight)
-        return losses if form == "penalty" else losses / (1 + beta)
+    def _losses(self, given: Given, part: slice) -> Tensor:
+        """The loss of each sample of a part of the batch."""
+        form, weight = self.config.objective.form, self.experiment.weight
+        here, known = given.chosen, given.anchored
+        if here is not None:
+            inside = (here >= part.start) & (here < part.stop)
+            here, known = here[inside] - part.start, None if known is None else known[inside]
+        drift, anchored = self.forward(
+            self.model,
+            given.anchor if known is None else None,
+            given.t[part],
+            given.x[part],
+            {name: held[part] for name, held in given.conditions.items()},
+            here,
+        )
+        anchored = known if anchored is None else anchored
+        weights = None if weight is None else weight(given.t[part])
+        if here is None or anchored is None:
+            return LOSSES[form](drift, given.target[part], anchored, given.beta, weights)
+        losses = shared_loss(
+            drift, given.target[part], anchored, here.to(drift.device), given.share, given.beta, weights
+        )
+        return losses if form == "penalty" else losses / (1 + given.beta)
 
     def _in_step(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between processes once a step, with its last part."""

@@ -208,7 +208,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
     )
     yield Claim(
         "sharing-loop-evaluations",
-        "At every step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n.",
+        "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n.",
         "theory, anchor sharing",
         trial,
         evaluations,
@@ -228,7 +228,7 @@ def _miscounted(
     here: Generator,
     device: torch.device,
 ) -> float:
-    """By how many evaluations of the anchor a step is off; counted, and by the share that it logs."""
+    """By how many evaluations of the anchor a step is off; counted over two, and by the share that each logs."""
     worst = 0.0
     wanted = math.ceil(batch * (beta / (1 + beta) if share is None else share))
     bench = Bench(registry, drawn_flow(2, here), seed_of(here), device)
@@ -238,8 +238,6 @@ def _miscounted(
         loop = bench.loop(make, LinearModel(2), float(beta), train, anchor_share=option)
         asked: list[int] = []
         watch(loop, lambda t, x: asked.append(len(x)))  # noqa: ARG005, B023
-        for step in range(2):
-            logged = loop.take(step)["anchor_share"]
-            worst = max(worst, abs(sum(asked) - wanted), abs(logged * batch - wanted))
-            asked.clear()
+        logged = [loop.take(step)["anchor_share"] for step in range(2)]
+        worst = max(worst, abs(sum(asked) / 2 - wanted), *(abs(share * batch - wanted) for share in logged))
     return worst

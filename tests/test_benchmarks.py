@@ -1,0 +1,95 @@
+"""benchmarks/training.py times what it says, on both sides, and writes what it measured."""
+
+import importlib.util
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "target"}
+
+
+@pytest.fixture(scope="module")
+def training():
+    file = Path(__file__).parents[1] / "benchmarks/training.py"
+    spec = importlib.util.spec_from_file_location("training_benchmark", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(training, name):
+    (found,) = [row for row in training.ROWS if name in row.name]
+    return found
+
+
+@pytest.fixture
+def peer():
+    pytest.importorskip("torchcfm", reason="torchcfm isn't installed: pip install --no-deps torchcfm")
+
+
+def test_what_is_called_an_anchor_is_evaluated_and_a_plain_step_has_none(training):
+    asked = []
+    with ExitStack() as stack:
+        for name in ("frozen anchor", "temperature 0"):
+            ours, plain = row(training, name).sides(CPU, stack)
+            ours.__self__.anchor.module.register_forward_hook(lambda *_, name=name: asked.append(name))
+            assert plain.__self__.anchor is None
+            for step in (ours, plain):
+                assert float(step(0)["loss"]) > 0
+    assert asked == ["frozen anchor"]
+
+
+def test_the_run_with_sharing_goes_from_hot_to_cool(training):
+    with ExitStack() as stack:
+        ours, plain = row(training, "anchor sharing").sides(CPU, stack)
+        shares = [ours(step)["anchor_share"] for step in (0, 500, 999)]
+        assert shares[0] > 0.8 > shares[1] > 0
+        assert shares[2] < 0.02
+        assert plain(0)["anchor_share"] == 0
+
+
+def test_both_sides_train_the_same_network(training, peer, monkeypatch):
+    made, network = [], training.network
+    monkeypatch.setattr(training, "network", lambda *given: made.append(network(*given)) or made[-1])
+    with ExitStack() as stack:
+        sides = row(training, "GFT step: MLP 512x3, 64 dimensions").sides(CPU, stack)
+        before = [torch.nn.utils.parameters_to_vector(net.parameters()).clone() for net in made]
+        assert torch.equal(*before)
+        for side in sides:
+            side(0)
+        after = [torch.nn.utils.parameters_to_vector(net.parameters()) for net in made]
+        for one, other in zip(before, after, strict=True):
+            assert 0 < (other - one).abs().max() < 3e-4  # one step of Adam at 2e-4
+
+
+def test_the_rows_are_written(training, peer, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["training.py", "--quick", "--only", "64 dimensions", "--json", str(file)])
+    training.main()
+    rows, out = json.loads(file.read_text()), capsys.readouterr().out
+    assert [row["target"] for row in rows] == [0.85, 1.05]
+    for row in rows:
+        assert row.keys() == KEYS
+        assert row["ratio"] == pytest.approx(row["ours_seconds"] / row["peer_seconds"])
+        assert row["name"] in out
+
+
+@pytest.mark.parametrize(
+    ("capability", "targets"), [("AVX512", [1.0]), ("AVX2", [1.0, None])], ids=["bfloat16", "without"]
+)
+def test_speed_options_are_those_of_the_hardware(training, monkeypatch, capability, targets):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert [row.target for row in training.fast_rows(CPU)] == targets
+    assert "bfloat16" in training.fast_rows(CPU)[-1].name
+
+
+def test_unknown_rows_are_refused(training, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["training.py", "--only", "128 dimensions"])
+    with pytest.raises(SystemExit):
+        training.main()
+    assert "no row holds '128 dimensions'; there are: GFT step" in capsys.readouterr().err

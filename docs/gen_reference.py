@@ -13,7 +13,7 @@ import gftkit
 from gftkit import config as configuration
 from gftkit.adapters import Adapters
 from gftkit.contracts import NESTED
-from gftkit.convention import Convention
+from gftkit.foreign.convention import Convention
 from gftkit.hooks import KINDS, Hooks
 from gftkit.options import Option, options_of
 from gftkit.registry import Registry, plain

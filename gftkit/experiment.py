@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gftkit import conditions, expression, flow, lineage, weights
+from gftkit import conditions, expression, flow, lineage
 from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.config import DEFAULTS, Config, Spec
@@ -16,7 +16,8 @@ from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
 from gftkit.files import digest, load_weights
-from gftkit.foreign import ForeignDrift, check_score
+from gftkit.foreign import weights
+from gftkit.foreign.drift import ForeignDrift, check_score
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs

@@ -107,7 +107,7 @@ def case(trained, write_config):
     ],
 )
 def test_gftkit_s_networks_in_the_form_of_every_preset(gft, case, trained, tmp_path, target, preset, fields):
-    from gftkit.convention import Convention
+    from gftkit.foreign.convention import Convention
 
     config = case(target, conditional=target == "Sit")
     done = gft("inspect", config, "--out", "found.yaml", "--json")

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import gftkit
-from gftkit.convention import PRESETS, Convention, parse_call
 from gftkit.errors import ConfigError, GftkitError
-from gftkit.foreign import TIME_MARGIN, ForeignDrift, check_path, check_score
+from gftkit.foreign.convention import PRESETS, Convention, parse_call
+from gftkit.foreign.drift import TIME_MARGIN, ForeignDrift, check_path, check_score
 
 REGISTRY = gftkit.load()
 EXACT = 1e-10

@@ -10,10 +10,10 @@ import gftkit
 from gftkit import asking, conditions
 from gftkit.config import read
 from gftkit.contracts import Batch
-from gftkit.convention import Convention
 from gftkit.errors import ConfigError, UnknownNameError
 from gftkit.experiment import build
-from gftkit.foreign import ForeignDrift
+from gftkit.foreign.convention import Convention
+from gftkit.foreign.drift import ForeignDrift
 from gftkit.guidance import Guided, check_guidance, guided
 from gftkit.integrate import generate
 

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 import gftkit
-from gftkit import inspection, probing, trial
 from gftkit.contracts import Batch
-from gftkit.convention import PRESETS, Convention
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, InspectionError
+from gftkit.foreign.convention import PRESETS, Convention
+from gftkit.foreign.weights import Candidate
+from gftkit.inspection import probing, ranking, trial
 from gftkit.run import Facts, build_source
-from gftkit.weights import Candidate
 
 REGISTRY = gftkit.load()
 PATH = REGISTRY.build("path", {"name": "linear"})
@@ -56,7 +56,7 @@ def look(network, truth, weights=None, coupling=INDEPENDENT, **options):
     facts = Facts(tuple(samples.event_shape), None, None)
     source = build_source({"name": "gaussian"}, facts.event_shape, REGISTRY)
     options = {"count": 2048, **options}
-    return inspection.inspect(network, candidates, samples, facts, PATH, source, coupling, **options)
+    return ranking.inspect(network, candidates, samples, facts, PATH, source, coupling, **options)
 
 
 TRUTH = oracles.a_gaussian(PATH, seed=2)
@@ -201,7 +201,7 @@ def test_what_cannot_be_inspected():
     samples = Samples(Law(TRUTH), "data")
     rest = [samples, Facts((3,), None, None), bridge, None, INDEPENDENT]
     with pytest.raises(ConfigError, match="a path with noise has no one-step denoising error"):
-        inspection.inspect(Told(oracles.Oracle(TRUTH)), [], *rest)
+        ranking.inspect(Told(oracles.Oracle(TRUTH)), [], *rest)
     with pytest.raises(ConfigError, match="--count: wanted at least 64"):
         look(Told(oracles.Oracle(TRUTH)), TRUTH, count=63)
 
@@ -234,19 +234,19 @@ def test_the_linear_denoiser_is_the_best_for_isotropic_data():
 
 def test_equally_good_hypotheses_are_told_apart_as_rarely_as_said(monkeypatch):
     """At a false-alarm rate of 0.1 in all, over eight rivals of equal law."""
-    monkeypatch.setattr(inspection, "FALSE_ALARM", 0.1)
+    monkeypatch.setattr(ranking, "FALSE_ALARM", 0.1)
     generator = torch.Generator().manual_seed(0)
     rounds, alarms = 400, 0
     for _ in range(rounds):
         shared = torch.randn(16, generator=generator)
         scores = sorted(((shared + torch.randn(9, 16, generator=generator)).tolist()), key=sum)
-        alarms += inspection.told_apart(scores[0], scores[1], 8)
+        alarms += ranking.told_apart(scores[0], scores[1], 8)
     assert alarms / rounds <= 0.1
     better, worse = [0.0, 0.1, 0.2, 0.1], [1.0, 1.2, 1.1, 1.1]
-    assert inspection.told_apart(better, worse, 8)
-    assert not inspection.told_apart(worse, better, 8)
-    assert inspection.told_apart(better, [float("inf")] * 4, 8)
-    assert not inspection.told_apart([float("inf")] * 4, [float("inf")] * 4, 8)
+    assert ranking.told_apart(better, worse, 8)
+    assert not ranking.told_apart(worse, better, 8)
+    assert ranking.told_apart(better, [float("inf")] * 4, 8)
+    assert not ranking.told_apart([float("inf")] * 4, [float("inf")] * 4, 8)
 
 
 def test_a_network_is_asked_once_for_what_hypotheses_share():
@@ -362,7 +362,7 @@ def test_labels_go_where_the_network_takes_them():
 def test_every_preset_is_within_reach():
     """What the doctor tries holds every preset's time, scale, sign and prediction."""
     attempt = probing.Attempt({"call": "t, x"})
-    ways = list(inspection._ways(attempt, INDEPENDENT, bounded=True))
+    ways = list(ranking._ways(attempt, INDEPENDENT, bounded=True))
     tried = {(way.time, way.time_scale, way.predicts, way.sign) for way in ways}
     assert len({repr(way) for way in ways}) == len(ways)
     for name in set(PRESETS) - {"gftkit"}:

@@ -41,10 +41,10 @@ def inspect(
     """
     from rich.progress import Progress
 
-    from gftkit import doctor
     from gftkit.environment import device_of
     from gftkit.errors import InspectionError, RunError
     from gftkit.files import finite, write_text
+    from gftkit.inspection import doctor
     from gftkit.loading import load
 
     if out is not None and out.exists() and not force:

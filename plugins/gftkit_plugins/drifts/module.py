@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from gftkit import weights as foreign
 from gftkit.contracts import Path
-from gftkit.convention import Convention
 from gftkit.errors import ConfigError, WeightsError
 from gftkit.files import load_weights, read_json
-from gftkit.foreign import ForeignDrift
+from gftkit.foreign import weights as foreign
+from gftkit.foreign.convention import Convention
+from gftkit.foreign.drift import ForeignDrift
 
 DIFFUSERS_CONFIG = "config.json"
 

@@ -19,14 +19,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gftkit import flow, probing
+from gftkit import flow
 from gftkit.contracts import Coupling, Estimate, Path
-from gftkit.convention import Convention
 from gftkit.data import Samples, Source
 from gftkit.errors import ConfigError, InspectionError
+from gftkit.foreign.convention import Convention
+from gftkit.foreign.weights import Candidate
+from gftkit.inspection import probing
+from gftkit.inspection.trial import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
 from gftkit.run import Facts
-from gftkit.trial import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
-from gftkit.weights import Candidate
 
 BATCHES = 32
 """Independent batches, over which standard errors and tests are."""

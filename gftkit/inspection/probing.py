@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gftkit.conditions import LABEL
-from gftkit.convention import Convention
-from gftkit.foreign import ForeignDrift
+from gftkit.foreign.convention import Convention
+from gftkit.foreign.drift import ForeignDrift
 from gftkit.run import Facts
 
 TIME = ("t", "time", "times", "timestep", "timesteps", "tau", "sigma")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from gftkit import flow
 from gftkit.contracts import Path
-from gftkit.convention import Convention
 from gftkit.errors import ConfigError
 from gftkit.flow import expand
+from gftkit.foreign.convention import Convention
 
 TIME_MARGIN = 1e-3
 """How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
@@ -43,7 +43,7 @@ class ForeignDrift(nn.Module):
 
     Example:
         >>> import torch
-        >>> from gftkit.convention import Convention
+        >>> from gftkit.foreign.convention import Convention
         >>> network = lambda x, t: x - t[:, None]
         >>> reversed_time = Convention.of({"call": "x, t", "time": "reversed", "time_scale": 1000.0})
         >>> drift = ForeignDrift(network, reversed_time)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from gftkit import conditions, flow
 from gftkit.contracts import Batch, Coupling, Estimate, Path
-from gftkit.convention import Convention
 from gftkit.data import Samples, Source
 from gftkit.flow import expand
-from gftkit.foreign import ForeignDrift
+from gftkit.foreign.convention import Convention
+from gftkit.foreign.drift import ForeignDrift
+from gftkit.foreign.weights import Candidate
 from gftkit.pairing import pair
 from gftkit.randomness import stream
-from gftkit.weights import Candidate
 
 TIMES = (0.2, 0.8)
 """Times are drawn from here: nearer to the ends a noise or data prediction divides by little, and errors blow up."""

@@ -9,17 +9,17 @@ import yaml
 
 from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec, override
 from gftkit.contracts import Path as ConditionalPath
-from gftkit.convention import PRESETS, Convention
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, unknown
 from gftkit.files import read_yaml, shortened
-from gftkit.foreign import ForeignDrift
-from gftkit.inspection import BATCHES, FALSE_ALARM, Inspection, inspect
+from gftkit.foreign.convention import PRESETS, Convention
+from gftkit.foreign.drift import ForeignDrift
+from gftkit.foreign.weights import Candidate, fitting_in
+from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
+from gftkit.inspection.trial import Finding, estimate
 from gftkit.options import check_known
 from gftkit.registry import Registry, plain
 from gftkit.run import Facts, build_source
-from gftkit.trial import Finding, estimate
-from gftkit.weights import Candidate, fitting_in
 
 SHOWN = 10
 """Hypotheses in the table."""

@@ -1,0 +1,1 @@
+"""``gft inspect``: every hypothesis of a convention tried on data, ranked, and told with its evidence."""

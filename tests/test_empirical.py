@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,18 +139,20 @@ def test_bad_input_is_refused(registry):
 
 
 LARGE = """
-import resource, torch, gftkit
+import re, torch, gftkit
 from gftkit_verification.empirical import EmpiricalFlow
 torch.set_num_threads(2)
 data = torch.randn(60_000, 3072, generator=torch.Generator().manual_seed(0))
 oracle = EmpiricalFlow(data, gftkit.load().create("path", "linear"))
 x = torch.randn(256, 3072, generator=torch.Generator().manual_seed(1))
 assert torch.isfinite(oracle.drift(torch.full((256,), 0.5), x)).all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+print(int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1e6)
 """
 
 
+# The peak of this program alone: that of getrusage begins with its parent's.
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="wants Linux, which tells a program's peak memory")
 def test_large_data_stay_under_two_gigabytes():
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -95,15 +95,22 @@ def checked(config, out, resume=False, moments=None):
         assert self.accelerator.distributed_type == "MULTI_CPU"
         assert not isinstance(self.batches, type(self.pairs))  # a worker makes them
         assert self.anchor.kind == "adapters-off"
-        pairs = self.batches.at(step)
-        assert pairs.label is not None
-        assert len(pairs.x1) == 8
-        types = set()
-        hook = next(layer for layer in self.drift.modules() if isinstance(layer, torch.nn.Conv2d))
-        handle = hook.register_forward_hook(lambda *held: types.add(held[-1].dtype))
+        types, trained = set(), []
+
+        def asked(drift, given, named):
+            if drift.training:
+                trained.append((len(given[0]), named["label"].dtype))
+
+        layer = next(layer for layer in self.drift.modules() if isinstance(layer, torch.nn.Conv2d))
+        handles = [
+            layer.register_forward_hook(lambda *held: types.add(held[-1].dtype)),
+            self.drift.register_forward_pre_hook(asked, with_kwargs=True),
+        ]
         result = take(self, step)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         assert types == {torch.bfloat16}
+        assert trained == [(4, torch.int64)] * 2  # this process's half of the batch, in two parts
         return result
 
     Steps.take = seen

@@ -15,6 +15,7 @@ from gftkit.files import parse_yaml, read_yaml
 from gftkit.options import check_known, options_of
 from gftkit.pairing import Within
 from gftkit.registry import Registry, plain
+from gftkit.scheme import resolve_scheme
 from gftkit.tracking import TRACKERS, Tracker
 
 Kind = Literal["pretrain", "finetune"]
@@ -103,7 +104,9 @@ class Evaluate:
         every: steps between evaluations; null for a twentieth of the run.
         count: samples to make, and at most so many to compare with.
         metrics: metrics by name, or {name: ..., **options}.
-        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path.
+        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path. With
+            ``grid: {name: ...}`` the times of its steps are placed, and with ``diffusion: {name: ...}`` a velocity's
+            flow is sampled stochastically.
         guidance: scale of classifier-free guidance; 1 for none. It wants train.condition_dropout.
     """
 
@@ -313,11 +316,7 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     metrics = [registry.resolve("metric", _spec(m), f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]
     solver = found.solver
     if solver is not None:
-        steps = solver.get("steps", DEFAULT_STEPS)
-        if not (type(steps) is int and steps >= 1):
-            raise ConfigError(f"evaluate.solver.steps: wanted int, >= 1, got {steps!r}.")
-        rest = {key: value for key, value in solver.items() if key != "steps"}
-        solver = {**registry.resolve("solver", rest, "evaluate.solver", base), "steps": steps}
+        solver = resolve_scheme(solver, registry, "evaluate.solver", base)
     return replace(
         found,
         data=None if found.data is None else registry.resolve("dataset", found.data, "evaluate.data", base),
@@ -349,7 +348,6 @@ def tracker(spec: Mapping[str, Any], where: str) -> Tracker:
     return section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
-DEFAULT_STEPS = 20
 """Solver steps where nobody says how many."""
 
 

@@ -4,7 +4,7 @@ Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1
 Members marked *optional* are looked up by the kernel and have the stated default.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -152,6 +152,43 @@ class Solver(Protocol):
 
 
 @runtime_checkable
+class Integrator(Protocol):
+    """A library's solver, which takes all steps itself; orders as in ``Solver``.
+
+    Optional: ``adaptive``, whether it chooses its own steps (default False): then the grid's times are those that it
+    must meet, and the declared orders say nothing.
+    """
+
+    ode_order: float | None
+    strong_order: float | None
+    weak_order: float | None
+
+    def brownian(self, x: Tensor, t_end: float, generator: Generator) -> Any:
+        """A Brownian path on [0, t_end] of x's shape and type: ``path(s, t)`` is its increment from s to t."""
+
+    def integrate(
+        self, drift: Field, diffusion: Diffusion | None, times: Sequence[float], x: Tensor, brownian: Any
+    ) -> Iterator[Tensor]:
+        """The states at ``times``, x first. ``diffusion`` and ``brownian`` are None for an ODE."""
+
+
+@runtime_checkable
+class NoiseScale(Protocol):
+    """The noise scale g(t) of the user's choice, to sample a velocity's flow by an SDE of the same marginals."""
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """g(t) >= 0, of t's shape and type."""
+
+
+@runtime_checkable
+class TimeGrid(Protocol):
+    """Where a sampler's steps begin and end."""
+
+    def times(self, steps: int) -> Sequence[float]:
+        """``steps`` + 1 times, increasing from exactly 0 to exactly 1."""
+
+
+@runtime_checkable
 class Dataset(Protocol):
     """A finite set of samples.
 
@@ -224,7 +261,9 @@ CONTRACTS: Mapping[str, Sequence[type]] = {
     "path": (Path,),
     "schedule": (Schedule,),
     "coupling": (Coupling,),
-    "solver": (Solver,),
+    "solver": (Solver, Integrator),
+    "grid": (TimeGrid,),
+    "diffusion": (NoiseScale,),
     "dataset": (Dataset, Sampler),
     "feature": (Feature,),
     "metric": (Metric,),
@@ -238,6 +277,9 @@ NESTED: Mapping[Any, str] = {
     Schedule: "schedule",
     Coupling: "coupling",
     Solver: "solver",
+    Integrator: "solver",
+    TimeGrid: "grid",
+    NoiseScale: "diffusion",
     Dataset: "dataset",
     Sampler: "dataset",
     Feature: "feature",

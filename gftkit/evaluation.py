@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit import conditions, flow
-from gftkit.contracts import Batch, Drift, Metric, Path, Solver
+from gftkit import conditions
+from gftkit.contracts import Batch, Drift, Metric, Path
 from gftkit.data import Source
 from gftkit.errors import ConfigError
-from gftkit.integrate import check_solver, generate
+from gftkit.integrate import generate
 from gftkit.randomness import stream
+from gftkit.scheme import Scheme
 
 
 class Evaluation:
@@ -23,8 +24,7 @@ class Evaluation:
     Args:
         drift: the trained drift, on ``device``, under guidance where that was asked for.
         path: the path it was trained on.
-        solver: takes the steps.
-        steps: solver steps where a metric doesn't choose its own.
+        scheme: how it is sampled; its number of steps is used where a metric doesn't choose its own.
         source: draws source samples.
         reference: held-out data.
         count: how many samples to make.
@@ -40,8 +40,7 @@ class Evaluation:
         self,
         drift: Drift,
         path: Path,
-        solver: Solver,
-        steps: int,
+        scheme: Scheme,
         source: Source,
         reference: Batch,
         count: int,
@@ -52,9 +51,10 @@ class Evaluation:
         history: Sequence[Mapping[str, Any]] = (),
         batch_size: int = 500,
     ) -> None:
-        check_solver(solver, flow.is_stochastic(path))
+        scheme.check(path)
+        self._equation = scheme.equation(drift, path)
         self.drift, self.anchor = drift, anchor
-        self.path, self.solver, self.steps = path, solver, steps
+        self.path, self.scheme, self.steps = path, scheme, scheme.steps
         self.reference, self.training = reference, training
         self.history = history
         self.count, self.seed = count, seed
@@ -85,15 +85,15 @@ class Evaluation:
     def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""
         return generate(
-            self.drift,
-            self.path,
-            self.solver,
+            *self._equation,
+            self.scheme.solver,
             steps,
             self._source(self.count, stream(self.seed, "source"))[:count],
             stream(self.seed, "solver", device=self._device),
             self.conditions(count),
             self._batch_size,
             whole,
+            spacing=self.scheme.spacing,
         )
 
 

@@ -11,7 +11,7 @@ from gftkit import conditions, expression, flow, lineage
 from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.config import DEFAULTS, Config, Spec
-from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, Solver
+from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
@@ -19,11 +19,11 @@ from gftkit.files import digest, load_weights
 from gftkit.foreign import weights
 from gftkit.foreign.drift import ForeignDrift, check_score
 from gftkit.guidance import check_guidance, guided
-from gftkit.integrate import check_solver
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
-from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, solver_of
+from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, scheme_of
+from gftkit.scheme import Scheme
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -46,8 +46,7 @@ class Experiment:
     pairs: Pairs
     weight: Any
     source: Source
-    solver: Solver
-    steps: int
+    scheme: Scheme
     metrics: list[Metric]
     monitors: list[tuple[str, Monitor]]
     training: Batch
@@ -62,8 +61,7 @@ class Experiment:
         return Evaluation(
             guided(drift, self.config.evaluate.guidance),
             self.path,
-            self.solver,
-            self.steps,
+            self.scheme,
             self.source,
             self.reference,
             self.config.evaluate.count,
@@ -86,8 +84,7 @@ def build(config: Config, registry: Registry) -> Experiment:
     path: Path = registry.build("path", config.path)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, facts.event_shape, registry)
-    solver, steps = solver_of(config.evaluate.solver, path, registry)
-    check_solver(solver, flow.is_stochastic(path))
+    scheme = scheme_of(config, config.evaluate.solver, path, registry, config.evaluate.guidance)
     reference = data
     if config.evaluate.data is not None:
         reference = Samples(
@@ -162,8 +159,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         if config.objective.weight.strip() == "1"
         else expression.function(expression.parse(config.objective.weight)),
         source=source,
-        solver=solver,
-        steps=steps,
+        scheme=scheme,
         metrics=build_metrics(config.evaluate, registry),
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=training,

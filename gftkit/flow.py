@@ -108,6 +108,16 @@ def score(path: Path, t: Tensor, x: Tensor, velocity: Tensor, coupling: Coupling
 
     Reference: Albergo, Boffi, Vanden-Eijnden (2023), Stochastic Interpolants, arXiv:2303.08797, section 2.
     """
+    check_affine(path, coupling)
+    return affine_score(path, t, x, velocity)
+
+
+def check_affine(path: Path, coupling: Coupling) -> None:
+    """Refuse a flow whose score isn't known from its velocity.
+
+    Raises:
+        ConfigError: see ``score``.
+    """
     if not getattr(coupling, "independent", False):
         raise ConfigError(
             f"coupling {type(coupling).__name__}: the score is known from the velocity only where x0 is independent of "
@@ -115,6 +125,10 @@ def score(path: Path, t: Tensor, x: Tensor, velocity: Tensor, coupling: Coupling
         )
     if is_noisy(path) or is_stochastic(path):
         raise ConfigError("path: the score is known from the velocity for affine paths only, and this one has noise.")
+
+
+def affine_score(path: Path, t: Tensor, x: Tensor, velocity: Tensor) -> Tensor:
+    """``score``, of a flow that was checked before."""
     sigma, alpha, _ = (expand(value, x) for value in path.coefficients(t))
     sigma_rate, alpha_rate, _ = (expand(value, x) for value in rates(path, t))
     start = (alpha * velocity - alpha_rate * x) / (alpha * sigma_rate - alpha_rate * sigma)

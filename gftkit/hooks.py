@@ -43,7 +43,15 @@ class Hooks(Protocol):
 
     @hookspec
     def gftkit_solvers(self) -> Factories:
-        """One step of an ODE or SDE: ``contracts.Solver``."""
+        """One step of an ODE or SDE, or a library's: ``contracts.Solver`` or ``contracts.Integrator``."""
+
+    @hookspec
+    def gftkit_grids(self) -> Factories:
+        """The times of a sampler's steps: ``contracts.TimeGrid``."""
+
+    @hookspec
+    def gftkit_diffusions(self) -> Factories:
+        """Noise scales g(t) to sample a velocity's flow stochastically: ``contracts.NoiseScale``."""
 
     @hookspec
     def gftkit_datasets(self) -> Factories:

@@ -1,16 +1,18 @@
-"""The integrator: the kernel owns the time grid, the loop and the noise; a solver owns one step."""
+"""The integrator: the kernel owns the time grid, the loop and the noise; a solver owns one step, or a library all."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from gftkit import flow
-from gftkit.contracts import Diffusion, Drift, Field, Path, Solver
+from gftkit.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.errors import ConfigError, DivergenceError
+from gftkit.noise import BLOCK, Drawn, Noise
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,42 @@ class Grid:
     closing: str | None = None
 
 
-def uniform_grid(path: Path, steps: int) -> Grid:
-    """``steps`` equal steps on [0, t_end], and one closing step to 1 where t_end < 1 (theory, section 1).
+def grid_of(path: Path, steps: int, spacing: TimeGrid | None = None) -> Grid:
+    """``steps`` steps on [0, t_end], and one closing step to 1 where t_end < 1 (theory, section 1).
+
+    Args:
+        path: gives ``t_end``.
+        steps: how many.
+        spacing: places the times; by default they are equally far apart.
 
     Raises:
-        ConfigError: for steps < 1.
+        ConfigError: for steps < 1, and times that don't increase from 0 to 1.
     """
     if steps < 1:
         raise ConfigError(f"steps: wanted at least 1, got {steps}.")
+    shares = [k / steps for k in range(steps + 1)] if spacing is None else _checked(spacing, steps)
     end = flow.t_end(path)
-    times = (*(end * k / steps for k in range(steps)), end)
+    times = (*(end * share for share in shares[:-1]), end)
     return Grid(times, None if end == 1 else getattr(path, "final_step", "euler-maruyama"))
 
 
-def check_solver(solver: Solver, stochastic: bool) -> None:
+def _checked(spacing: TimeGrid, steps: int) -> list[float]:
+    name = type(spacing).__name__
+    try:
+        times = [float(time) for time in spacing.times(steps)]
+    except ValueError as error:
+        raise ConfigError(f"grid {name}: {error}") from error
+    if len(times) != steps + 1:
+        raise ConfigError(f"grid {name}: wanted {steps + 1} times for {steps} steps, got {len(times)}.")
+    if times[0] != 0 or times[-1] != 1:
+        raise ConfigError(f"grid {name}: wanted times from 0 to 1, got {times[0]:g} to {times[-1]:g}.")
+    for k, (t, later) in enumerate(itertools.pairwise(times)):
+        if not t < later:  # nan too
+            raise ConfigError(f"grid {name}: wanted times that increase, got {t:g} and then {later:g} (step {k + 1}).")
+    return times
+
+
+def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
     """Refuse a solver that doesn't solve this kind of equation.
 
     Raises:
@@ -49,32 +73,42 @@ def check_solver(solver: Solver, stochastic: bool) -> None:
     name = type(solver).__name__
     if stochastic and solver.strong_order is None and solver.weak_order is None:
         raise ConfigError(
-            f"solver {name} solves ODEs only, and this path has noise (g > 0). Choose an SDE solver: euler-maruyama."
+            f"solver {name} solves ODEs only, and this flow has noise (g > 0). Choose an SDE solver: euler-maruyama."
         )
     if not stochastic and solver.ode_order is None:
-        raise ConfigError(f"solver {name} solves SDEs only, and this path has none (g = 0). Choose euler or heun.")
+        raise ConfigError(f"solver {name} solves SDEs only, and this flow has none (g = 0). Choose euler or heun.")
 
 
 def bind(drift: Drift, **conditions: Tensor) -> Field:
     """A network as a solver sees it: time a number, conditions fixed."""
 
     def field(t: float, x: Tensor) -> Tensor:
-        return drift(x.new_full((len(x),), t), x, **conditions)
+        return drift(torch.full((len(x),), t, dtype=x.dtype, device=x.device), x, **conditions)
 
     return field
 
 
-def diffusion_of(path: Path) -> Diffusion:
-    """A path's g as a solver sees it: a function of a number."""
+def diffusion_of(path: Path, times: Sequence[float] = ()) -> Diffusion:
+    """A path's g as a solver sees it: a function of a number, known beforehand at ``times``.
+
+    Raises:
+        ConfigError: where g is negative or not finite at one of them.
+    """
+    scales = flow.diffusion(path, torch.tensor(times, dtype=torch.float64)).tolist()
+    for t, scale in zip(times, scales, strict=True):
+        if not 0 <= scale < math.inf:
+            raise ConfigError(f"diffusion: wanted g(t) >= 0 and finite, got {scale:g} at t = {t:g}.")
+    known = dict(zip(times, scales, strict=True))
 
     def g(t: float) -> float:
-        return float(flow.diffusion(path, torch.tensor([t], dtype=torch.float64)))
+        found = known.get(t)
+        return float(flow.diffusion(path, torch.tensor([t], dtype=torch.float64))) if found is None else found
 
     return g
 
 
 def trajectory(
-    field: Field, diffusion: Diffusion | None, solver: Solver, grid: Grid, x0: Tensor, generator: Generator | None
+    field: Field, diffusion: Diffusion | None, solver: Solver | Integrator, grid: Grid, x0: Tensor, noise: Noise
 ) -> Iterator[Tensor]:
     """The states at the grid's times, x0 first, then the state at 1 where there is a closing step.
 
@@ -84,7 +118,7 @@ def trajectory(
         solver: takes the steps.
         grid: the times.
         x0: the start, (batch, *event).
-        generator: draws the Brownian increments, on x0's device; not used for an ODE.
+        noise: draws the Brownian increments; not asked for an ODE.
 
     Yields:
         (batch, *event) tensors; the memory needed doesn't grow with the number of steps.
@@ -92,16 +126,19 @@ def trajectory(
     g: Diffusion = diffusion or (lambda t: 0.0)  # noqa: ARG005
 
     def increment(h: float, x: Tensor) -> Tensor | None:
-        if diffusion is None:
-            return None
-        return math.sqrt(h) * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return None if diffusion is None else math.sqrt(h) * noise.normal(x)
 
     x = x0
-    yield x
-    for t, later in itertools.pairwise(grid.times):
-        h = later - t
-        x = solver.step(field, g, t, h, x, increment(h, x))
+    if isinstance(solver, Integrator):
+        brownian = None if diffusion is None else solver.brownian(x0, grid.times[-1], noise.generator())
+        for x in solver.integrate(field, diffusion, grid.times, x0, brownian):
+            yield x
+    else:
         yield x
+        for t, later in itertools.pairwise(grid.times):
+            h = later - t
+            x = solver.step(field, g, t, h, x, increment(h, x))
+            yield x
     if grid.closing is not None:
         t, h = grid.times[-1], 1 - grid.times[-1]
         dw = increment(h, x) if grid.closing == "euler-maruyama" else None
@@ -113,55 +150,78 @@ def trajectory(
 def generate(
     drift: Drift,
     path: Path,
-    solver: Solver,
+    solver: Solver | Integrator,
     steps: int,
     x0: Tensor,
-    generator: Generator,
+    noise: Noise | Generator,
     conditions: Mapping[str, Tensor] | None = None,
     batch_size: int = 500,
     whole: bool = False,
     advance: Callable[[int], None] = lambda _: None,
+    spacing: TimeGrid | None = None,
 ) -> Tensor:
     """Samples x_1 from x_0, by ``steps`` solver steps along a path's flow, in batches.
 
     Args:
-        drift: the network, on the generator's device.
+        drift: the network, on the noise's device.
         path: gives g and t_end.
         solver: takes the steps.
-        steps: how many, before the closing step where there is one.
+        steps: how many, before the closing step where there is one. Of an adaptive solver: the times it must meet.
         x0: source samples, (n, *event), on the CPU.
-        generator: draws the Brownian increments, on the device where the drift is evaluated.
+        noise: draws the Brownian increments, on the device where the drift is evaluated; or a generator to draw by.
         conditions: for a conditional drift, by name, (n, ...) each.
-        batch_size: samples integrated at once.
+        batch_size: samples integrated at once. A library's solver is given blocks of 64 at most: what is the same for
+            all samples of a call, such as an adaptive step, then doesn't depend on the batch.
         whole: keep every state.
         advance: called with the number of samples done in each batch.
+        spacing: places the times; by default they are equally far apart.
 
     Returns:
         (n, *event) on the CPU; with ``whole`` (times, n, *event).
 
     Raises:
-        ConfigError: where the solver doesn't solve this path's equation, or steps < 1.
-        DivergenceError: where the result is not finite.
+        ConfigError: where the solver doesn't solve this path's equation, or for a grid that isn't one.
+        DivergenceError: where the result is not finite, naming the step.
     """
+    noise = Drawn(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
     check_solver(solver, stochastic)
-    diffusion = diffusion_of(path) if stochastic else None
-    grid = uniform_grid(path, steps)
+    grid = grid_of(path, steps, spacing)
+    diffusion = diffusion_of(path, grid.times) if stochastic else None
+    if isinstance(solver, Integrator):
+        batch_size = min(batch_size, BLOCK)
     parts = []
     for first in range(0, len(x0), batch_size):
         chosen = slice(first, first + batch_size)
-        given = {name: values[chosen].to(generator.device) for name, values in (conditions or {}).items()}
-        start = x0[chosen].to(generator.device)
-        states = trajectory(bind(drift, **given), diffusion, solver, grid, start, generator)
+        start = x0[chosen].to(noise.device)
+        field = bind(drift, **{name: values[chosen].to(noise.device) for name, values in (conditions or {}).items()})
+        given: tuple[Any, ...] = (field, diffusion, solver, grid, start, noise)
+        noise.begin(first, len(start))
         if whole:
-            parts.append(torch.stack([x.cpu() for x in states]))
+            parts.append(torch.stack([x.cpu() for x in trajectory(*given)]))
         else:
             last = start
-            for x in states:
+            for x in trajectory(*given):
                 last = x
             parts.append(last.cpu())
+        if not torch.isfinite(parts[-1]).all():
+            noise.begin(first, len(start))
+            raise DivergenceError(_where(trajectory(*given), grid))
         advance(len(start))
-    made = torch.cat(parts, dim=1 if whole else 0)
-    if not torch.isfinite(made).all():
-        raise DivergenceError(f"sampling left the finite numbers within {steps} steps. Use more steps.")
-    return made
+    return torch.cat(parts, dim=1 if whole else 0)
+
+
+def _where(states: Iterator[Tensor], grid: Grid) -> str:
+    """Where the states, integrated once more, leave the finite numbers."""
+    for k, x in enumerate(states):
+        lost = ~torch.isfinite(x).flatten(1).all(1)
+        if lost.any():
+            what = f"{int(lost.sum())} of {len(x)} samples are not finite"
+            if k == 0:
+                return f"{what} in the source. Look at the source of the run."
+            t = grid.times[k - 1]
+            return (
+                f"{what} after step {k} of {len(grid.times) - 1 + (grid.closing is not None)}, which starts at "
+                f"t = {t:.4g}. Use more steps, or another solver; a drift that isn't finite stays so."
+            )
+    return "the samples are not finite, and were when they were made again: the drift isn't a function of its inputs."

@@ -9,10 +9,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gftkit import asking, checkpoint, conditions, flow
+from gftkit import asking, checkpoint, conditions
 from gftkit.adapters import Adapted, Adapters
 from gftkit.config import (
-    DEFAULT_STEPS,
+    DEFAULTS,
     KEYS,
     Config,
     Evaluate,
@@ -34,8 +34,11 @@ from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate
 from gftkit.loading import load
 from gftkit.log import read_log
+from gftkit.noise import ByBlock, by_block
 from gftkit.randomness import stream
-from gftkit.registry import Registry
+from gftkit.registry import Registry, plain
+from gftkit.scheme import Scheme, build_scheme
+from gftkit.stochastic import check_known_score
 
 Weights = Literal["ema", "raw"]
 
@@ -220,13 +223,22 @@ class Run:
         drift = self.drift(weights, device)
         facts = self.weights(weights)[1]
         path = self.registry.build("path", self.config.path)
-        made, steps = solver_of(solver or self.config.evaluate.solver, path, self.registry)
         scale = self.config.evaluate.guidance if guidance is None else guidance
+        scheme = scheme_of(self.config, solver or self.config.evaluate.solver, path, self.registry, scale)
         check_guidance(scale, drift, self.config.train.condition_dropout, "guidance")
         asked = asking.conditions(drift, count, given, label, facts.classes, facts.condition_shapes)
-        noise = stream(seed, "solver", device=device)
-        x0 = build_source(self.config.source, facts.event_shape, self.registry)(count, stream(seed, "source"))
-        x1 = generate(guided(drift, scale), path, made, steps, x0, noise, asked, advance=advance)
+        source = build_source(self.config.source, facts.event_shape, self.registry)
+        x1 = generate(
+            *scheme.equation(guided(drift, scale), path),
+            scheme.solver,
+            scheme.steps,
+            by_block(source, seed, 0, count),
+            ByBlock(seed, device),
+            asked,
+            512,
+            advance=advance,
+            spacing=scheme.spacing,
+        )
         return Scaling(facts.range).unscale(x1), asked
 
     def evaluate(
@@ -253,7 +265,7 @@ class Run:
         chosen = resolve_evaluate(raw["evaluate"], self.config.train, self.registry, Path.cwd())
         facts = self.weights(weights)[1]
         path = self.registry.build("path", self.config.path)
-        solver, steps = solver_of(chosen.solver, path, self.registry)
+        scheme = scheme_of(self.config, chosen.solver, path, self.registry, chosen.guidance)
         training = Samples(self.registry.build("dataset", self.config.data, "data"), "data", facts.event_shape)
         held_out = training
         if chosen.data is not None:
@@ -264,8 +276,7 @@ class Run:
         evaluation = Evaluation(
             guided(drift, chosen.guidance),
             path,
-            solver,
-            steps,
+            scheme,
             build_source(self.config.source, facts.event_shape, self.registry),
             held_out.some(chosen.count, stream(self.config.seed, "reference")),
             chosen.count,
@@ -356,16 +367,20 @@ def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -
     return source_of(Samples(registry.build("dataset", spec, "source", event_shape=event_shape), "source", event_shape))
 
 
-def solver_of(spec: Spec | None, path: Any, registry: Registry) -> tuple[Any, int]:
-    """A solver and its number of steps."""
-    chosen = dict(spec or default_solver(path))
-    steps = chosen.pop("steps", DEFAULT_STEPS)
-    return registry.build("solver", chosen), steps
+def scheme_of(
+    config: Config, spec: Spec | None, path: ConditionalPath, registry: Registry, guidance: float = 1
+) -> Scheme:
+    """How a configuration's flow is sampled.
 
-
-def default_solver(path: Any) -> Spec:
-    """Euler's method, or Euler-Maruyama's on a stochastic path."""
-    return {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler"}
+    Raises:
+        ConfigError: for noise that needs a score where none is known, and a solver that doesn't solve this flow.
+    """
+    scheme = build_scheme(spec, path, registry)
+    if scheme.diffusion is not None:
+        normal = plain(config.source) == plain(registry.resolve("dataset", DEFAULTS["source"], "source"))
+        check_known_score(path, registry.build("coupling", config.coupling), normal, guidance)
+    scheme.check(path)
+    return scheme
 
 
 def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:

@@ -7,7 +7,8 @@ import torch
 
 from gftkit import flow
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.integrate import bind, generate, trajectory, uniform_grid
+from gftkit.integrate import bind, generate, grid_of, trajectory
+from gftkit.noise import Drawn
 from gftkit_verification.beds.problems import random_flow
 
 N, D = 20_000, 2
@@ -16,11 +17,11 @@ MOMENTS = 5 / math.sqrt(N)  # 5 standard errors of a mean of unit variance
 
 def test_the_grid_runs_from_source_to_data(registry):
     linear = registry.create("path", "linear")
-    grid = uniform_grid(linear, 4)
+    grid = grid_of(linear, 4)
     assert grid.times == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert grid.closing is None
     bridge = registry.create("path", "brownian-bridge", delta=0.1, final_step="mean")
-    grid = uniform_grid(bridge, 3)
+    grid = grid_of(bridge, 3)
     assert grid.times[0] == 0
     assert grid.times[-1] == bridge.t_end
     assert grid.closing == "mean"
@@ -29,7 +30,7 @@ def test_the_grid_runs_from_source_to_data(registry):
 @pytest.mark.parametrize("steps", [0, -3])
 def test_steps_are_positive(registry, steps):
     with pytest.raises(ConfigError, match="at least 1"):
-        uniform_grid(registry.create("path", "linear"), steps)
+        grid_of(registry.create("path", "linear"), steps)
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4"])
@@ -90,7 +91,7 @@ def test_the_closing_step_of_the_bridge(registry, final_step):
     to_goal = bind(lambda t, x: (goal - x) / (1 - t[:, None]))
     x0 = torch.zeros(N, 1, dtype=torch.float64)
     states = list(
-        trajectory(to_goal, lambda t: 2.0, solver, uniform_grid(path, 5), x0, torch.Generator().manual_seed(3))
+        trajectory(to_goal, lambda t: 2.0, solver, grid_of(path, 5), x0, Drawn(torch.Generator().manual_seed(3)))
     )
     assert len(states) == 7
     if final_step == "mean":

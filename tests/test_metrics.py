@@ -14,6 +14,7 @@ import gftkit
 from gftkit.contracts import Batch
 from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
+from gftkit.scheme import Scheme
 from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 
 REGISTRY = gftkit.load()
@@ -318,9 +319,9 @@ def evaluation_of(drift, count=30, event=(1, 2, 2), steps=7):
     def source(n, generator):
         return torch.randn(n, *event, generator=generator, dtype=torch.float64)
 
-    solver = REGISTRY.create("solver", "euler")
+    scheme = Scheme(REGISTRY.create("solver", "euler"), steps)
     reference = Batch(draw(40, *event, seed=5))
-    return Evaluation(drift, Straight(), solver, steps, source, reference, count, seed=0, batch_size=8)
+    return Evaluation(drift, Straight(), scheme, source, reference, count, seed=0, batch_size=8)
 
 
 def test_path_length_of_a_straight_flow_is_exact():

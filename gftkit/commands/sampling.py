@@ -19,8 +19,16 @@ def sample(
     run: RunFolder,
     count: Annotated[int, typer.Option(help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of source samples, labels and noise.")] = 0,
-    solver: Annotated[str | None, typer.Option(help="Solver by name.  (default: as the run is evaluated)")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Solver: NAME or '{name: NAME, ...}'.  (default: as the run is evaluated)")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: as the run is evaluated)")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Where the steps lie: uniform, cosine, ... or '{name: NAME, ...}'.")
+    ] = None,
+    diffusion: Annotated[
+        str | None, typer.Option(help="Sample a velocity's flow with noise: constant, ... or '{name: NAME, ...}'.")
+    ] = None,
     label: Annotated[int | None, typer.Option(help="Class to sample.  (default: all in turn)")] = None,
     conditions: Annotated[
         Path | None,
@@ -60,7 +68,7 @@ def sample(
         made, asked = opened.samples(
             count,
             seed,
-            _solver(opened, solver, steps),
+            _scheme(opened, solver, steps, grid, diffusion),
             label,
             _weights(weights),
             device_of(device),
@@ -115,19 +123,33 @@ def export(
     answer({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 
-def _solver(run: "Run", name: str | None, steps: int | None) -> dict[str, Any] | None:
-    """The solver that the options ask for, over the one that the run is evaluated with."""
-    if name is None and steps is None:
-        return None
-    from gftkit.config import DEFAULT_STEPS
-    from gftkit.run import default_solver
+def _scheme(
+    run: "Run", solver: str | None, steps: int | None, grid: str | None, diffusion: str | None
+) -> dict[str, Any] | None:
+    """How the options ask to sample, over how the run is evaluated."""
+    from gftkit.files import parse_yaml
+    from gftkit.scheme import DEFAULT_STEPS, default_solver, resolve_scheme
 
-    path = run.registry.build("path", run.config.path)
-    usual = run.config.evaluate.solver or default_solver(path)
-    chosen = {"name": name} if name else {key: value for key, value in usual.items() if key != "steps"}
+    def named(text: str, key: str) -> dict[str, Any]:
+        found = parse_yaml(text, key)
+        if isinstance(found, dict):
+            return found
+        return {"name": found}
+
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
-    return {**chosen, "steps": steps or usual.get("steps", DEFAULT_STEPS)}
+    usual = dict(run.config.evaluate.solver or {})
+    kept = {key: usual[key] for key in ("steps", "grid", "diffusion") if key in usual}
+    given = {key: named(text, f"--{key}") for key, text in (("grid", grid), ("diffusion", diffusion)) if text}
+    made: dict[str, Any] = {"steps": DEFAULT_STEPS, **kept, **given}
+    if solver:
+        made |= named(solver, "--solver")
+    elif usual and not diffusion:
+        made |= {key: value for key, value in usual.items() if key not in made}
+    else:
+        made |= default_solver(run.registry.build("path", run.config.path), made.get("diffusion"))
+    made |= {} if steps is None else {"steps": steps}
+    return resolve_scheme(made, run.registry, "--solver", Path.cwd())
 
 
 def _weights(name: str) -> Any:

@@ -17,7 +17,8 @@ from gftkit.experiment import Experiment
 from gftkit.objective import Form
 from gftkit.pairing import Pairs
 from gftkit.registry import Registry
-from gftkit.run import Facts, default_solver, solver_of
+from gftkit.run import Facts
+from gftkit.scheme import build_scheme
 from gftkit.steps import Steps
 from gftkit_verification.gaussian import GaussianFlow
 
@@ -171,7 +172,6 @@ def trial(
         objective=Objective(form, anchor_share=anchor_share),
         track=[],
     )
-    solver, steps = solver_of(default_solver(path), path, registry)
     nothing = Batch(torch.zeros(0, *samples.event_shape))
     experiment = Experiment(
         config=config,
@@ -183,8 +183,7 @@ def trial(
         pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
         weight=None,
         source=source,
-        solver=solver,
-        steps=steps,
+        scheme=build_scheme(None, path, registry),
         metrics=[],
         monitors=[],
         training=nothing,

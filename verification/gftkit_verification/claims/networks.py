@@ -16,7 +16,8 @@ from gftkit import objective, predictions
 from gftkit.anchor import FrozenAnchor
 from gftkit.claims import Claim, Line, Measurement, order, statistical
 from gftkit.config import Train
-from gftkit.integrate import Grid, bind, diffusion_of, trajectory, uniform_grid
+from gftkit.integrate import Grid, bind, diffusion_of, grid_of, trajectory
+from gftkit.noise import Drawn
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
@@ -125,7 +126,7 @@ def _path_kl(study: Study, subject: Subject, generator: Generator) -> Measuremen
     seed, found = seed_of(generator), list[tuple[float, float]]()
     lines: dict[str, Line] = {}
     solver = study.registry.create("solver", "euler-maruyama")
-    times = uniform_grid(study.path, PATH_STEPS).times
+    times = grid_of(study.path, PATH_STEPS).times
     g = diffusion_of(study.path)
     for d, coupling in PROBLEMS:
         problem = study.problem(d, coupling, seed, generator.device)
@@ -137,7 +138,7 @@ def _path_kl(study: Study, subject: Subject, generator: Generator) -> Measuremen
         noise = stream(seed, "noise", d, device=problem.device)
         kl = torch.zeros(len(others), dtype=torch.float64)
         with torch.no_grad():
-            visited = trajectory(bind(plain), g, solver, Grid(times), x0, noise)
+            visited = trajectory(bind(plain), g, solver, Grid(times), x0, Drawn(noise))
             for (t, later), x in zip(itertools.pairwise(times), visited, strict=False):
                 drift = bind(plain)(t, x)
                 squares = [squared_norm(bind(other)(t, x) - drift).mean() for other in others]

@@ -1,0 +1,94 @@
+"""How a flow is sampled: a solver, its steps, where their times lie, and the noise that is added."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from gftkit import flow
+from gftkit.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
+from gftkit.errors import ConfigError
+from gftkit.integrate import check_solver, diffusion_of, grid_of
+from gftkit.registry import Registry
+from gftkit.stochastic import StochasticDrift, StochasticPath
+
+DEFAULT_STEPS = 20
+PARTS = ("grid", "diffusion")
+"""Keys of a solver's spec that are components of their own."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a flow is sampled.
+
+    Attributes:
+        solver: takes the steps.
+        steps: how many.
+        spacing: places their times; None for equal steps.
+        diffusion: g(t), to sample a velocity's flow stochastically; None for the flow as it was trained.
+    """
+
+    solver: Solver | Integrator
+    steps: int
+    spacing: TimeGrid | None = field(default=None)
+    diffusion: NoiseScale | None = field(default=None)
+
+    def equation(self, drift: Drift, path: Path) -> tuple[Drift, Path]:
+        """What is integrated: the drift and path themselves, or with the chosen noise."""
+        if self.diffusion is None:
+            return drift, path
+        return StochasticDrift(drift, path, self.diffusion), StochasticPath(path, self.diffusion)
+
+    def check(self, path: Path) -> None:
+        """Refuse a solver that doesn't solve this, a grid that isn't one, and noise that is negative.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        seen = path if self.diffusion is None else StochasticPath(path, self.diffusion)
+        stochastic = flow.is_stochastic(seen)
+        check_solver(self.solver, stochastic)
+        diffusion_of(seen, grid_of(seen, self.steps, self.spacing).times)
+
+
+def default_solver(path: Path, diffusion: Any = None) -> dict[str, Any]:
+    """Euler's method, or Euler-Maruyama's on a stochastic path."""
+    return {"name": "euler-maruyama" if diffusion is not None or flow.is_stochastic(path) else "euler"}
+
+
+def build_scheme(spec: Mapping[str, Any] | None, path: Path, registry: Registry) -> Scheme:
+    """The scheme of a spec {name, steps, grid, diffusion, **options of the solver}; by default Euler's.
+
+    Raises:
+        GftkitError: for a component that can't be built.
+    """
+    given = dict(spec or {})
+    steps = given.pop("steps", DEFAULT_STEPS)
+    parts = {kind: given.pop(kind, None) for kind in PARTS}
+    built = {
+        kind: None if part is None else registry.build(kind, part, f"solver.{kind}") for kind, part in parts.items()
+    }
+    solver = registry.build("solver", given if "name" in given else default_solver(path, parts["diffusion"]))
+    return Scheme(solver, steps, built["grid"], built["diffusion"])
+
+
+def resolve_scheme(spec: Mapping[str, Any], registry: Registry, where: str, base: FilePath) -> dict[str, Any]:
+    """A spec with every component checked and every default filled in.
+
+    Raises:
+        GftkitError: naming the key.
+    """
+    steps = spec.get("steps", DEFAULT_STEPS)
+    if not (type(steps) is int and steps >= 1):
+        raise ConfigError(f"{where}.steps: wanted int, >= 1, got {steps!r}.")
+    rest = {key: value for key, value in spec.items() if key not in ("steps", *PARTS)}
+    parts = {
+        kind: registry.resolve(kind, _named(spec[kind]), f"{where}.{kind}", base)
+        for kind in PARTS
+        if spec.get(kind) is not None
+    }
+    return {**registry.resolve("solver", rest, where, base), "steps": steps, **parts}
+
+
+def _named(spec: Any) -> Any:
+    return {"name": spec} if isinstance(spec, str) else spec

@@ -1,0 +1,94 @@
+"""Time grids: where a sampler's steps begin and end."""
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+import gftkit
+
+
+class Uniform:
+    """Equal steps: t_k = k/N.
+
+    Example:
+        >>> import gftkit
+        >>> gftkit.load().create("grid", "uniform").times(4)
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+
+    def times(self, steps: int) -> list[float]:
+        """``steps`` + 1 times from 0 to 1."""
+        return [k / steps for k in range(steps + 1)]
+
+
+class Cosine:
+    """Short steps at both ends: t_k = (1 - cos(pi k/N))/2, the Chebyshev extreme points.
+
+    Reference: Trefethen (2013), Approximation Theory and Approximation Practice, chapter 2.
+
+    Example:
+        >>> import gftkit
+        >>> [round(t, 3) for t in gftkit.load().create("grid", "cosine").times(4)]
+        [0.0, 0.146, 0.5, 0.854, 1.0]
+    """
+
+    def times(self, steps: int) -> list[float]:
+        """``steps`` + 1 times from 0 to 1."""
+        return [(1 - math.cos(math.pi * k / steps)) / 2 for k in range(steps)] + [1.0]
+
+
+class Shifted:
+    """Equal steps, shifted: t = u/(shift - (shift - 1) u), u = k/N; above 1 towards the source, below 1 the data.
+
+    With noise level 1 - t it is the shift of the reference, s (1 - u)/(1 + (s - 1)(1 - u)).
+
+    Args:
+        shift: s > 0; 1 for equal steps. Stable Diffusion 3 uses 3.
+
+    Reference: Esser et al. (2024), Scaling Rectified Flow Transformers, Eq. 23, arXiv:2403.03206.
+
+    Example:
+        >>> import gftkit
+        >>> [round(t, 3) for t in gftkit.load().create("grid", "shifted", shift=3.0).times(4)]
+        [0.0, 0.1, 0.25, 0.5, 1.0]
+    """
+
+    def __init__(self, shift: Annotated[float, Field(gt=0)] = 3.0) -> None:
+        self.shift = shift
+
+    def times(self, steps: int) -> list[float]:
+        """``steps`` + 1 times from 0 to 1."""
+        shares = [k / steps for k in range(steps)]
+        return [u / (self.shift - (self.shift - 1) * u) for u in shares] + [1.0]
+
+
+class Explicit:
+    """Times that the user gives.
+
+    Args:
+        at: increasing, from 0 to 1.
+
+    Raises:
+        ValueError: in use, for another number of steps than there are.
+
+    Example:
+        >>> import gftkit
+        >>> gftkit.load().create("grid", "explicit", at=[0.0, 0.7, 1.0]).times(2)
+        [0.0, 0.7, 1.0]
+    """
+
+    def __init__(self, at: list[float]) -> None:
+        self.at = at
+
+    def times(self, steps: int) -> list[float]:
+        """The times, where they make this number of steps."""
+        if steps != len(self.at) - 1:
+            raise ValueError(f"{len(self.at)} times make {len(self.at) - 1} steps, and steps is {steps}.")
+        return self.at
+
+
+@gftkit.hookimpl
+def gftkit_grids() -> dict[str, type]:
+    """The built-in time grids."""
+    return {"cosine": Cosine, "explicit": Explicit, "shifted": Shifted, "uniform": Uniform}

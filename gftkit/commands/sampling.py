@@ -140,7 +140,9 @@ def _scheme(
         raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
     usual = dict(run.config.evaluate.solver or {})
     kept = {key: usual[key] for key in ("steps", "grid", "diffusion") if key in usual}
-    given = {key: named(text, f"--{key}") for key, text in (("grid", grid), ("diffusion", diffusion)) if text}
+    given: dict[str, Any] = {
+        key: named(text, f"--{key}") for key, text in (("grid", grid), ("diffusion", diffusion)) if text
+    }
     made: dict[str, Any] = {"steps": DEFAULT_STEPS, **kept, **given}
     if solver:
         made |= named(solver, "--solver")

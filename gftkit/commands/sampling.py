@@ -139,7 +139,7 @@ def _scheme(
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
     usual = dict(run.config.evaluate.solver or {})
-    kept = {key: usual[key] for key in ("steps", "grid", "diffusion") if key in usual}
+    kept: dict[str, Any] = {key: usual[key] for key in ("steps", "grid", "diffusion") if key in usual}
     given: dict[str, Any] = {
         key: named(text, f"--{key}") for key, text in (("grid", grid), ("diffusion", diffusion)) if text
     }

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Generator, nn
 
-from gftkit.errors import ConfigError
-from gftkit.files import State, write_json, write_tensors
+from gftkit.errors import ConfigError, WeightsError
+from gftkit.files import State, misfits, read_tensors, shortened, write_json, write_tensors
 from gftkit.randomness import seed_global
 from gftkit.registry import plain
 from gftkit.targets import check, choose, largest_rank, matching
@@ -158,6 +158,20 @@ class Adapted:
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
         write_json(folder / CONFIG, plain({**described, "inference_mode": True}))
+
+    def load(self, folder: Path) -> None:
+        """Put adapters that ``save`` wrote into the network.
+
+        Raises:
+            WeightsError: where the file is missing or damaged, or holds adapters of other layers.
+        """
+        held, _ = read_tensors(folder / WEIGHTS, ours=True)
+        state = {name.removeprefix("base_model.model."): tensor for name, tensor in held.items()}
+        wanted = _peft().get_peft_model_state_dict(self.drift, adapter_name=ADAPTER)
+        complaints = misfits(state, wanted)
+        if complaints:
+            raise WeightsError(f"{folder / WEIGHTS}: these adapters don't fit the network.{shortened(complaints)}")
+        _peft().set_peft_model_state_dict(self.drift, state, adapter_name=ADAPTER)
 
     def describe(self) -> dict[str, int]:
         """How many layers are adapted and how many parameters trained, of how many."""

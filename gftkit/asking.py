@@ -38,18 +38,16 @@ def read_conditions(path: Path) -> dict[str, Tensor]:
 
 def conditions(
     drift: Any,
-    count: int,
     given: Mapping[str, Tensor] | None,
     label: int | None,
     classes: int | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """The conditions of ``count`` samples, as a user asks for them, checked.
+    """The conditions that a user asks for, checked: rows for ``in_turn``.
 
     Args:
         drift: says which it is given.
-        count: how many samples.
-        given: (n, ...) each, taken in turn where there are fewer than ``count``.
+        given: (n, ...) each.
         label: one class for all; without it and ``given``, all classes in turn.
         classes: how many there are.
         shapes: of the named conditions, for one sample.
@@ -63,7 +61,7 @@ def conditions(
             raise ConfigError("label: this drift is not conditional on a label. Leave --label out.")
         if LABEL in found:
             raise ConfigError("label: it is given twice, by --label and by --conditions. Leave one out.")
-        found[LABEL] = torch.tensor(label).expand(max(map(len, found.values()), default=1))
+        found[LABEL] = torch.full((max(map(len, found.values()), default=1),), label)
     elif wanted == (LABEL,) and given is None and classes is not None:
         found[LABEL] = torch.arange(classes)
     if set(found) != set(wanted):
@@ -82,8 +80,12 @@ def conditions(
         else:
             _check_asked(name, values, shapes[name])
             found[name] = values.to(torch.float32)
-    rows = torch.arange(count)
-    return {name: found[name][rows % len(found[name])] for name in wanted}
+    return {name: found[name] for name in wanted}
+
+
+def in_turn(found: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+    """The conditions of samples ``first`` to ``first + count - 1``: the rows in turn, (count, ...) each."""
+    return {name: rows[torch.arange(first, first + count) % len(rows)] for name, rows in found.items()}
 
 
 def _check_asked_label(values: Tensor, classes: int | None) -> None:

@@ -104,7 +104,7 @@ def build(config: Config, registry: Registry) -> Experiment:
     anchors: tuple[str, ...] = ()
     adapted, base = None, None
     if config.kind == "finetune":
-        anchor, more = _anchor(config, drift, facts, path, registry)
+        anchor, more = anchor_of(config, drift, facts, path, registry)
         notes += more
         if config.adapters is not None:
             base = digest(drift.state_dict())
@@ -200,7 +200,7 @@ def _drift(
     return drift, notes
 
 
-def _anchor(
+def anchor_of(
     config: Config, drift: nn.Module, facts: Facts, path: Path, registry: Registry
 ) -> tuple[Anchor | None, list[str]]:
     """The anchor of a fine-tune, None for adapters-off, and what to tell of it; ``drift`` as it starts."""

@@ -9,12 +9,45 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gftkit.config import Train
+from gftkit import conditions
+from gftkit.config import Precision, Train
+from gftkit.contracts import Drift
 from gftkit.errors import ConfigError
 
 Anchor = Callable[..., Tensor]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("float32", *DTYPES)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Where layers that gain by it are evaluated in half precision; nothing changes in float32."""
+    dtype = DTYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+class InPrecision:
+    """A drift whose layers are evaluated in half precision, for states that stay float32. Its output is float32.
+
+    Args:
+        drift: the drift, with weights in float32.
+        precision: "bfloat16" or "float16".
+        device: where it is.
+    """
+
+    def __init__(self, drift: Drift, precision: Precision, device: torch.device | str) -> None:
+        self._drift, self._precision, self._device = drift, precision, torch.device(device)
+        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        with autocast(self._precision, self._device):
+            return _widened(self._drift(t, x, **given))
+
+
+def in_precision(drift: Drift, precision: Precision, device: torch.device | str) -> Drift:
+    """The drift evaluated in a precision; in float32 the very drift."""
+    return drift if precision == "float32" else InPrecision(drift, precision, device)
 
 
 class Forward:
@@ -35,7 +68,7 @@ class Forward:
                 f"train.channels_last: wanted images (channels, height, width), got events of shape {event_shape}. "
                 f"Leave it out."
             )
-        self._device, self._dtype = device, DTYPES.get(train.precision)
+        self._device, self._precision = device, train.precision
         self._format = torch.channels_last if train.channels_last else None
         self._both: Callable[..., tuple[Tensor, Tensor | None]] = torch.compile(_both) if train.compile else _both
 
@@ -65,20 +98,17 @@ class Forward:
         Returns:
             (batch, *event), and (chosen, *event) or None.
         """
-        with self._precision():
+        with autocast(self._precision, self._device):
             drift, anchored = self._both(model, anchor, t, self._laid_out(x), given, chosen)
         return _widened(drift), None if anchored is None else _widened(anchored)
 
     def ask(self, anchor: Anchor, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """b_pre(t, x) alone: (batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        with self._precision():
+        with autocast(self._precision, self._device):
             return _widened(anchor(t, self._laid_out(x), **given)) if len(x) else x
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x if self._format is None else x.contiguous(memory_format=self._format)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._dtype is None else torch.autocast(self._device.type, self._dtype)
 
 
 def _both(

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gftkit import asking, checkpoint, conditions
+from gftkit import checkpoint, conditions
 from gftkit.adapters import Adapted, Adapters
 from gftkit.config import (
     DEFAULTS,
@@ -17,6 +17,7 @@ from gftkit.config import (
     Config,
     Evaluate,
     Objective,
+    Precision,
     Spec,
     Train,
     override,
@@ -26,15 +27,13 @@ from gftkit.config import (
 )
 from gftkit.contracts import Metric
 from gftkit.contracts import Path as ConditionalPath
-from gftkit.data import Samples, Scaling, Source, source_of
+from gftkit.data import Samples, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
-from gftkit.files import State, digest, load_weights, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.files import State, digest, load_weights, read_notes, read_tensors, read_yaml, write_tensors, write_text
 from gftkit.guidance import check_guidance, guided
-from gftkit.integrate import generate
 from gftkit.loading import load
 from gftkit.log import read_log
-from gftkit.noise import ByBlock, by_block
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
 from gftkit.scheme import Scheme, build_scheme
@@ -47,6 +46,8 @@ MODEL = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 LOG = "metrics.jsonl"
+BATCH_SIZE = 512
+"""Samples that are integrated at once."""
 
 
 @dataclass(frozen=True)
@@ -162,23 +163,32 @@ class Run:
             raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
         return found
 
-    def adapted(self, facts: Facts) -> Adapted:
-        """The drift with its raw adapters, as the last checkpoint holds them, in the pretrained network.
+    def adapted(self, facts: Facts, weights: Weights = "raw") -> Adapted:
+        """The drift with its adapters in the pretrained network: raw ones of the last checkpoint, or their averages.
 
         Raises:
             RunError: where the pretrained weights have changed since, and where no checkpoint is left.
+            WeightsError: where the averages are missing or damaged.
         """
         from gftkit.experiment import starting
 
-        found = self._last()
+        found = self._last() if weights == "raw" else None
+        held, base = (
+            (self.folder / ADAPTER, read_notes(self.folder / MODEL).get("base"))
+            if found is None
+            else (found.path, found.notes.get("base"))
+        )
         drift = starting(self.config, facts, self.registry)
-        if digest(drift.state_dict()) != found.notes.get("base"):
+        if digest(drift.state_dict()) != base:
             raise RunError(
-                f"{found.path} holds adapters for {self.config.start}, and the weights there have changed. "
+                f"{held} holds adapters for {self.config.start}, and the weights there have changed. "
                 f"Restore them, or use the EMA weights, which are kept merged."
             )
         adapted = adapt(drift, self.config, facts)
-        found.fill(drift)
+        if found is None:
+            adapted.load(held)
+        else:
+            found.fill(drift)
         return adapted
 
     def drift(self, weights: Weights = "ema", device: torch.device | str = "cpu") -> nn.Module:
@@ -200,12 +210,15 @@ class Run:
         advance: Callable[[int], None] = lambda _: None,
         guidance: float | None = None,
         given: Mapping[str, Tensor] | None = None,
+        temperature: float = 0.0,
+        precision: Precision = "float32",
+        batch_size: int = BATCH_SIZE,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Generated samples in the data's own values, (count, *event), and the conditions that each was made under.
 
         Args:
             count: how many.
-            seed: of the source samples, labels and noise.
+            seed: of the source samples, labels and noise: of one seed, the same index gives the same sample.
             solver: {name: ..., steps: ...}; by default as the run is evaluated.
             label: the class to sample; all in turn by default, where the drift is told nothing else.
             weights: "ema" or "raw".
@@ -213,39 +226,25 @@ class Run:
             advance: called with the number of samples done in each batch.
             guidance: scale of classifier-free guidance, >= 0, 1 for none; by default as the run is evaluated.
             given: conditions by name, (n, ...) each, taken in turn where n < count.
+            temperature: beta >= 0, to sample (b + beta b_pre)/(1 + beta): 0 for the fine-tuned drift, large for the
+                pretrained one.
+            precision: of the drift's layers; states are float32.
+            batch_size: samples integrated at once; in whole blocks of 64 where it is more.
 
         Raises:
-            ConfigError: for a count or label out of range, conditions that don't fit the drift, guidance that the run
-                wasn't trained for, or a solver that doesn't solve this flow.
+            GftkitError: see ``sampling.Sampler``.
         """
-        if count < 1:
-            raise ConfigError(f"count: wanted at least 1, got {count}.")
-        drift = self.drift(weights, device)
-        facts = self.weights(weights)[1]
-        path = self.registry.build("path", self.config.path)
-        scale = self.config.evaluate.guidance if guidance is None else guidance
-        scheme = scheme_of(self.config, solver or self.config.evaluate.solver, path, self.registry, scale)
-        check_guidance(scale, drift, self.config.train.condition_dropout, "guidance")
-        asked = asking.conditions(drift, count, given, label, facts.classes, facts.condition_shapes)
-        source = build_source(self.config.source, facts.event_shape, self.registry)
-        x1 = generate(
-            *scheme.equation(guided(drift, scale), path),
-            scheme.solver,
-            scheme.steps,
-            by_block(source, seed, 0, count),
-            ByBlock(seed, device),
-            asked,
-            512,
-            advance=advance,
-            spacing=scheme.spacing,
-        )
-        return Scaling(facts.range).unscale(x1), asked
+        from gftkit.sampling import Request, Sampler
+
+        asked = Request(count, seed, solver, label, weights, guidance, given, temperature, precision, batch_size)
+        return Sampler(self, asked, device).samples(advance)
 
     def evaluate(
         self,
         overrides: Sequence[str] = (),
         weights: Weights = "ema",
         device: torch.device | str = "cpu",
+        temperature: float = 0.0,
     ) -> dict[str, float]:
         """Every metric of the configuration's ``evaluate`` section: name -> value, name + "_stderr" -> standard error.
 
@@ -253,10 +252,13 @@ class Run:
             overrides: settings as ``evaluate.a=b``, which win over the run's configuration.
             weights: "ema" or "raw".
             device: where to evaluate the drift.
+            temperature: of a blend with the anchor, see ``samples``.
 
         Raises:
             GftkitError: for an override that has no valid value, or data that can't be read.
         """
+        from gftkit.blending import sampled_drift
+
         raw = self.config.to_dict()
         for setting in overrides:
             if not setting.startswith("evaluate."):
@@ -271,7 +273,7 @@ class Run:
         if chosen.data is not None:
             made = self.registry.build("dataset", chosen.data, "evaluate.data")
             held_out = Samples(made, "evaluate.data", facts.event_shape, facts.condition_shapes)
-        drift = self.drift(weights, device)
+        drift, _ = sampled_drift(self, temperature, weights, device, scheme.diffusion is not None)
         check_guidance(chosen.guidance, drift, self.config.train.condition_dropout, "evaluate.guidance")
         evaluation = Evaluation(
             guided(drift, chosen.guidance),

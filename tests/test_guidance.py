@@ -185,7 +185,10 @@ def test_conditions_that_do_not_fit_are_refused(trained, given, message):
 def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     drift = torch.nn.Identity()
     drift.conditions = ("label",)
-    ask = asking.conditions
+
+    def ask(drift, count, *told):
+        return asking.in_turn(asking.conditions(drift, *told), 0, count)
+
     assert ask(drift, 5, None, None, 3, {})["label"].tolist() == [0, 1, 2, 0, 1]
     assert ask(drift, 2, None, 2, 3, {})["label"].tolist() == [2, 2]
     assert ask(drift, 3, {"label": torch.tensor([2, 0], dtype=torch.int32)}, None, 3, {})["label"].tolist() == [2, 0, 2]

@@ -1,0 +1,174 @@
+"""Samples of a finished run by their index: the same index gives the same sample, in whatever parts it is made."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gftkit import asking, conditions
+from gftkit.blending import sampled_drift
+from gftkit.config import Precision, Spec
+from gftkit.contracts import Drift, Integrator
+from gftkit.data import Scaling
+from gftkit.errors import ConfigError
+from gftkit.files import digest
+from gftkit.forward import PRECISIONS
+from gftkit.guidance import check_guidance, guided
+from gftkit.integrate import generate, grid_of
+from gftkit.noise import BLOCK, ByBlock, by_block
+from gftkit.registry import plain
+from gftkit.run import BATCH_SIZE, Weights, build_source, scheme_of
+
+if TYPE_CHECKING:
+    from gftkit.run import Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be sampled from a run; see ``Run.samples``."""
+
+    count: int
+    seed: int = 0
+    solver: Spec | None = None
+    label: int | None = None
+    weights: Weights = "ema"
+    guidance: float | None = None
+    given: Mapping[str, Tensor] | None = None
+    temperature: float = 0.0
+    precision: Precision = "float32"
+    batch_size: int = BATCH_SIZE
+
+
+class Counted:
+    """A drift that counts at how many samples it is evaluated.
+
+    Args:
+        drift: the drift.
+    """
+
+    def __init__(self, drift: Drift) -> None:
+        self._drift, self.evaluated = drift, 0
+        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        self.evaluated += len(x)
+        return self._drift(t, x, **given)
+
+
+class Sampler:
+    """The samples 0 to ``count - 1`` of a run, any of them at any time.
+
+    Args:
+        run: a finished run.
+        request: what is to be sampled.
+        device: where to evaluate the drift.
+
+    Attributes:
+        facts: of the run's data.
+        size: samples of a batch: ``batch_size``, in whole blocks of 64 where it is more.
+        identity: plain values that determine the samples.
+
+    Raises:
+        ConfigError: for a count, batch size, label, temperature or precision out of range, conditions that don't fit
+            the drift, guidance that the run wasn't trained for, or a solver that doesn't solve this flow.
+        RunError: for a run that isn't finished, or has no anchor to be blended with.
+    """
+
+    def __init__(self, run: "Run", request: Request, device: torch.device | str = "cpu") -> None:
+        for name in ("count", "batch_size"):
+            if getattr(request, name) < 1:
+                raise ConfigError(f"{name}: wanted at least 1, got {getattr(request, name)}.")
+        if request.precision not in PRECISIONS:
+            raise ConfigError(f"precision: wanted {', '.join(PRECISIONS)}, got '{request.precision}'.")
+        config, registry = run.config, run.registry
+        state, self.facts = run.weights(request.weights)
+        self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
+        self._path = registry.build("path", config.path)
+        spec = request.solver or config.evaluate.solver
+        scale = config.evaluate.guidance if request.guidance is None else request.guidance
+        self._scheme = scheme_of(config, spec, self._path, registry, scale)
+        self.size = request.batch_size if request.batch_size < BLOCK else request.batch_size // BLOCK * BLOCK
+        self._by_block = isinstance(self._scheme.solver, Integrator)
+        if self._by_block and self.size < BLOCK:
+            raise ConfigError(
+                f"batch_size: wanted at least {BLOCK}, got {request.batch_size}: a library's solver integrates that "
+                f"many samples together, and a smaller batch would change them. Use a solver of fixed steps, or more."
+            )
+        noisy = self._scheme.diffusion is not None
+        drift, anchored = sampled_drift(
+            run, request.temperature, request.weights, self._device, noisy, request.precision
+        )
+        check_guidance(scale, drift, config.train.condition_dropout, "guidance")
+        self._drift = Counted(guided(drift, scale))
+        self._integrated = 0
+        self._rows = asking.conditions(
+            drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
+        )
+        self._source = build_source(config.source, self.facts.event_shape, registry)
+        times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
+        self.identity: dict[str, Any] = {
+            "weights": digest(state),
+            "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
+            "solver": {**plain(spec or {}), "times": digest({"times": times})},
+            "count": request.count,
+            "seed": request.seed,
+            "conditions": digest(self._rows),
+            "guidance": scale,
+            "temperature": request.temperature,
+            "anchor": anchored,
+            "precision": request.precision,
+            "device": self._device.type,
+        }
+
+    @property
+    def evaluations(self) -> float:
+        """Drift evaluations for a sample, on average over those made so far; a guided one counts once."""
+        return self._drift.evaluated / max(self._integrated, 1)
+
+    def conditions(self, first: int, count: int) -> dict[str, Tensor]:
+        """The conditions of samples ``first`` to ``first + count - 1``, (count, ...) each."""
+        return asking.in_turn(self._rows, first, count)
+
+    def part(self, first: int, count: int, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+        """Samples ``first`` to ``first + count - 1`` in the data's own values, (count, *event).
+
+        Args:
+            first: a multiple of 64.
+            count: how many.
+            advance: called with the number of samples done in each batch.
+
+        Raises:
+            DivergenceError: where one is not finite.
+        """
+        return self._integrate(first, count, advance, whole=False)
+
+    def states(self, count: int) -> Tensor:
+        """The states of the first samples at all times, from the source on, (times, count, *event)."""
+        return self._integrate(0, min(count, self.count), whole=True)
+
+    def samples(self, advance: Callable[[int], None] = lambda _: None) -> tuple[Tensor, dict[str, Tensor]]:
+        """All samples, (count, *event), and the conditions that each was made under."""
+        return self.part(0, self.count, advance), self.conditions(0, self.count)
+
+    def _integrate(
+        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, whole: bool = False
+    ) -> Tensor:
+        # A library's solver takes steps that depend on all samples of a block: also on those that weren't asked for.
+        made = -(-count // BLOCK) * BLOCK if self._by_block else count
+        found = generate(
+            *self._scheme.equation(self._drift, self._path),
+            self._scheme.solver,
+            self._scheme.steps,
+            by_block(self._source, self._seed, first, made),
+            ByBlock(self._seed, self._device, first),
+            self.conditions(first, made),
+            self.size,
+            whole,
+            advance,
+            self._scheme.spacing,
+        )
+        self._integrated += made
+        return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])

@@ -1,0 +1,141 @@
+"""Blending at inference: what is sampled between a fine-tune and its anchor, and what is refused."""
+
+import shutil
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import gftkit
+from gftkit.blending import Blended, networks
+from gftkit.errors import ConfigError, RunError
+from gftkit.objective import blend
+
+ROUND_OFF = 1e-5
+"""Of float32, between merged and unmerged adapters, and after some solver steps."""
+ADAPTERS = {"name": "lora", "rank": 2}
+STEPS = {"name": "euler", "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def tuned(pretrained, tmp_path_factory):
+    """Gives a finished fine-tune of ``pretrained``: "frozen", "external" or "adapters-off"."""
+    folder, made = tmp_path_factory.mktemp("tuned"), {}
+
+    def run(anchor):
+        if anchor not in made:
+            config = {
+                "pretrained": str(pretrained),
+                "data": {"name": "gaussian-mixture", "count": 50},
+                "schedule": {"name": "exponential"},
+                "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5, "learning_rate": 0.05, "ema": 0.5},
+                "evaluate": {"every": 10, "count": 32, "solver": STEPS},
+                "anchor": {"name": anchor, **({"pretrained": str(pretrained)} if anchor == "external" else {})},
+                **({"adapters": ADAPTERS} if anchor == "adapters-off" else {}),
+            }
+            made[anchor] = gftkit.finetune(config, folder / anchor, device="cpu")
+        return made[anchor]
+
+    return run
+
+
+def at(count=7):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, generator=generator), torch.randn(count, 2, generator=generator)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("anchor", ["frozen", "external", "adapters-off"])
+def test_the_two_networks_are_the_trained_and_the_pretrained_one(tuned, pretrained, anchor, weights):
+    run = tuned(anchor)
+    drift, held = networks(run, weights, "cpu")
+    assert held.kind == anchor
+    wanted, before = run.drift(weights)(*at()), gftkit.Run.open(pretrained).drift()(*at())
+    assert (drift(*at()) - wanted).abs().max() < ROUND_OFF
+    assert (held(*at()) - before).abs().max() < ROUND_OFF
+    assert (drift(*at()) - wanted).abs().max() < ROUND_OFF  # also after the anchor was asked
+    assert (wanted - before).abs().max() > 1e-2
+    other = run.drift("raw" if weights == "ema" else "ema")(*at())
+    assert (other - wanted).abs().max() > 1e-4
+    if anchor == "adapters-off":
+        assert isinstance(drift, nn.Module)
+        assert held._adapted.drift is drift  # one network, two states
+
+
+@pytest.mark.parametrize("anchor", ["frozen", "adapters-off"])
+def test_the_temperature_is_a_dial_from_the_run_to_its_anchor(tuned, pretrained, anchor):
+    run, seen = tuned(anchor), {}
+    for beta in (0.0, 1e-7, 0.3, 3.0, 1e7):
+        seen[beta] = run.samples(6, temperature=beta)[0]
+    before = gftkit.Run.open(pretrained).samples(6, solver=STEPS)[0]
+    assert torch.equal(seen[0.0], run.samples(6)[0])
+    assert (seen[1e-7] - seen[0.0]).abs().max() < ROUND_OFF
+    assert (seen[1e7] - before).abs().max() < ROUND_OFF
+    apart = [float((seen[beta] - before).norm()) for beta in (0.0, 0.3, 3.0)]
+    assert apart[0] > 1.1 * apart[1] > 1.2 * apart[2] > 0
+    assert run.evaluate(temperature=3.0) != run.evaluate()
+
+
+def test_a_blend_gives_the_anchor_only_what_it_is_told():
+    class Told(nn.Module):
+        conditions = ("label", "age")
+
+        def forward(self, t, x, label, age):
+            return x * label[:, None] + age[:, None]
+
+    class Half(nn.Module):
+        conditions = ("age",)
+
+        def forward(self, t, x, age):
+            return t[:, None] * x - age[:, None]
+
+    t, x = at(3)
+    given = {"label": torch.tensor([1.0, 2.0, 3.0]), "age": torch.tensor([0.5, 0.0, -1.0])}
+    made = Blended(Told(), Half(), 0.25)
+    assert made.conditions == ("label", "age")
+    wanted = blend(Told()(t, x, **given), Half()(t, x, given["age"]), 0.25)
+    assert torch.equal(made(t, x, **given), wanted)
+
+
+def test_what_has_no_anchor_is_not_blended(pretrained, tuned):
+    run = gftkit.Run.open(pretrained)
+    with pytest.raises(ConfigError, match="trained from scratch and has no anchor"):
+        run.samples(2, temperature=0.3)
+    with pytest.raises(ConfigError, match="trained from scratch"):
+        run.evaluate(temperature=0.3)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="finite number >= 0"):
+            tuned("frozen").samples(2, temperature=wrong)
+
+
+def test_a_blend_is_not_sampled_with_chosen_noise(tuned, pretrain_config, finetune_config, tmp_path):
+    """The reason is T12; the pretraining pairs independently, so that the score of each part is known."""
+    gftkit.pretrain({**pretrain_config, "coupling": {"name": "independent"}}, tmp_path / "pre", device="cpu")
+    finetune_config["pretrained"] = str(tmp_path / "pre")
+    run = gftkit.finetune(finetune_config, tmp_path / "tuned", device="cpu")
+    noisy = {"name": "euler-maruyama", "steps": 3, "diffusion": {"name": "constant"}}
+    assert run.samples(2, solver=noisy)[0].shape == (2, 2)
+    with pytest.raises(ConfigError, match="T12"):
+        run.samples(2, solver=noisy, temperature=0.3)
+
+
+@pytest.mark.parametrize("anchor", ["frozen", "adapters-off"])
+def test_an_anchor_that_has_changed_is_refused(tuned, pretrain_config, tmp_path, anchor):
+    """Another pretraining stands where the run's was."""
+    run = shutil.copytree(tuned(anchor).folder, tmp_path / "tuned")
+    other = gftkit.pretrain({**pretrain_config, "seed": 2}, tmp_path / "other", device="cpu")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "pretrained": str(other.folder)}))
+    opened = gftkit.Run.open(run)
+    assert opened.samples(2)[0].shape == (2, 2)
+    with pytest.raises(RunError, match=r"the anchor isn't the one|the weights there have changed"):
+        opened.samples(2, temperature=0.3)
+
+
+def test_adapters_that_are_gone_or_not_their_own_are_refused(tuned, tmp_path):
+    run = gftkit.Run.open(shutil.copytree(tuned("adapters-off").folder, tmp_path / "tuned"))
+    (tmp_path / "tuned/adapter/adapter_model.safetensors").unlink()
+    assert run.samples(2)[0].shape == (2, 2)
+    with pytest.raises(gftkit.GftkitError, match="no such weights file"):
+        run.samples(2, temperature=0.3)

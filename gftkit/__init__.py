@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gftkit.objective import retention as retention
     from gftkit.registry import Registry as Registry
     from gftkit.run import Run as Run
+    from gftkit.training import distill as distill
     from gftkit.training import finetune as finetune
     from gftkit.training import pretrain as pretrain
 
@@ -22,6 +23,7 @@ _WHERE = {
     "GftkitError": "gftkit.errors",
     "Registry": "gftkit.registry",
     "Run": "gftkit.run",
+    "distill": "gftkit.training",
     "finetune": "gftkit.training",
     "hookimpl": "gftkit.hooks",
     "load": "gftkit.loading",

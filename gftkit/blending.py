@@ -69,7 +69,7 @@ def sampled_drift(
         return in_precision(run.drift(weights, device), precision, device), None
     if run.config.kind != "finetune":
         raise ConfigError(
-            f"temperature: {run.folder} was trained from scratch and has no anchor to blend with. Leave it out, or "
+            f"temperature: {run.folder} is no fine-tune and has no anchor to blend with. Leave it out, or "
             f"sample from a fine-tune."
         )
     if noisy:

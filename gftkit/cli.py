@@ -11,7 +11,7 @@ from rich.markup import escape
 from gftkit.commands.inspecting import inspect
 from gftkit.commands.plugins import plugins, show
 from gftkit.commands.sampling import evaluate, export, sample
-from gftkit.commands.training import finetune, pretrain
+from gftkit.commands.training import distill, finetune, pretrain
 from gftkit.commands.verifying import verify
 from gftkit.errors import GftkitError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pretrain, finetune, sample, evaluate, export, inspect, verify):
+for command in (pretrain, finetune, distill, sample, evaluate, export, inspect, verify):
     app.command()(command)
 plugins_app = typer.Typer(help="List the installed components, or show one.", invoke_without_command=True)
 plugins_app.callback()(plugins)

@@ -18,7 +18,7 @@ from gftkit.registry import Registry, plain
 from gftkit.scheme import resolve_scheme
 from gftkit.tracking import TRACKERS, Tracker
 
-Kind = Literal["pretrain", "finetune"]
+Kind = Literal["pretrain", "finetune", "distill"]
 Spec = dict[str, Any]
 """A component as a config writes it: ``{name: ..., **options}``."""
 
@@ -171,6 +171,9 @@ class Config:
 
 KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective")
 FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor", "adapters")
+DISTILL_KEYS = (*(key for key in KEYS if key not in ("monitors", "objective")), "pretrained")
+JUMPS: Mapping[str, Any] = {"name": "flow-map", "steps": 2}
+"""How a student is sampled where nobody says how."""
 INHERITED = ("drift", "source", "path", "coupling")
 DEFAULTS: Mapping[str, Spec] = {
     "source": {"name": "gaussian"},
@@ -206,7 +209,7 @@ def read(
         raw, base = read_yaml(Path(source)), Path(source).resolve().parent
     for setting in overrides:
         raw = override(raw, setting)
-    known = FINETUNE_KEYS if kind == "finetune" else KEYS
+    known = {"finetune": FINETUNE_KEYS, "distill": DISTILL_KEYS}.get(kind, KEYS)
     tuning = [key for key in FINETUNE_KEYS if key not in KEYS and key in raw]
     if kind == "pretrain" and tuning:
         raise ConfigError(f"`{'` and `'.join(tuning)}` belong to a fine-tune: use `gft finetune`.")
@@ -214,7 +217,9 @@ def read(
 
     inherited: dict[str, Any] = {}
     pretrained: Path | None = None
-    if kind == "finetune":
+    if kind == "distill":
+        pretrained, raw, inherited = _of_teacher(raw, base, registry)
+    elif kind == "finetune":
         pretrained = lineage.found(raw.get("pretrained"), raw.get("drift"), "pretrained", base)
         if pretrained is not None and is_run(pretrained):
             parent = Run.open(pretrained, registry).config
@@ -246,12 +251,52 @@ def read(
         objective=section(Objective, raw.get("objective", {}), "objective"),
         anchor=lineage.resolve(raw.get("anchor"), pretrained, specs["drift"], adapters is not None, registry, base)
         if kind == "finetune"
-        else None,
+        else _teacher(pretrained, inherited),
         track=_track(raw, base),
         adapters=adapters,
     )
     _check_weight(config.objective.weight)
     return config, _warnings(config, inherited)
+
+
+def _of_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The run to distil, the configuration with what it leaves out taken from there, and that run's components."""
+    from gftkit import flow, lineage
+    from gftkit.run import Run, is_run
+
+    found = lineage.found(raw.get("pretrained"), None, "pretrained", base)
+    if found is None or not is_run(found):
+        raise ConfigError(f"pretrained: wanted the folder of a finished run to distil, and {found} is a file.")
+    run = Run.open(found, registry)
+    if run.config.kind == "distill":
+        raise ConfigError(f"pretrained: {found} is itself a distillation. Distil the run that it was made from.")
+    if flow.is_stochastic(registry.build("path", run.config.path)):
+        raise ConfigError(
+            f"pretrained: the flow of {found} is an SDE, which carries a state to a law and not to a state: it has no "
+            f"flow map. Distil a run on a path without noise."
+        )
+    inherited = {key: getattr(run.config, key) for key in INHERITED}
+    inherited["drift"] = without_weights(inherited["drift"])
+    usual = {key: value for key, value in asdict(run.config.evaluate).items() if key not in ("every", "guidance")}
+    given = raw.get("evaluate", {})
+    drift: Any = raw.get("drift", {"name": "flow-map"})
+    if isinstance(drift, Mapping) and drift.get("name") in registry.names("drift"):
+        wraps = "drift" in registry.component("drift", drift["name"]).options
+        drift = {"drift": inherited["drift"], **drift} if wraps else drift
+    changed = {
+        **raw,
+        "data": raw.get("data", run.config.data),
+        "evaluate": {**usual, "solver": dict(JUMPS), **given} if isinstance(given, Mapping) else given,
+        "drift": drift,
+    }
+    return found, changed, inherited
+
+
+def _teacher(pretrained: Path | None, inherited: Mapping[str, Any]) -> Spec | None:
+    """The anchor of a distillation; None for a pretraining."""
+    if pretrained is None:
+        return None
+    return {"name": "external", "pretrained": pretrained, "drift": inherited["drift"]}
 
 
 def without_weights(drift: Mapping[str, Any]) -> Spec:

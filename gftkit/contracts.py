@@ -71,8 +71,9 @@ class Drift(Protocol):
     (default none), each a keyword of ``forward``: ``label``, (batch,) of int64, and the names in ``Batch.conditions``.
     ``null``, condition -> the value that stands for "not given", a number or a tensor that broadcasts to one sample's
     condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
-    ``notes``, what to tell the user before a run. A factory may take ``weights``, a file to start from: where the
-    weights come from a run, the kernel gives None.
+    ``jumps``, whether it is a flow map (default False): ``forward`` then takes ``end``, (batch,), too, and gives the
+    average velocity from t to there; without an end it gives the drift. ``notes``, what to tell the user before a run.
+    A factory may take ``weights``, a file to start from: where the weights come from a run, the kernel gives None.
     """
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -127,6 +128,13 @@ class Field(Protocol):
         """The drift at time t, of x's shape."""
 
 
+class Jump(Protocol):
+    """A flow map as a solver that jumps sees it."""
+
+    def __call__(self, t: float, x: Tensor, end: float) -> Tensor:
+        """The average velocity from t to ``end`` of what is x at t, of x's shape."""
+
+
 class Diffusion(Protocol):
     """The noise scale g(t) as a solver sees it."""
 
@@ -140,7 +148,8 @@ class Solver(Protocol):
 
     ``ode_order``, ``strong_order``, ``weak_order``: declared orders, None where it doesn't solve that. A solver whose
     ``ode_order`` is None solves only SDEs; one whose ``strong_order`` and ``weak_order`` are None only ODEs.
-    Optional: ``evaluations``, drift evaluations in a step (default 1).
+    Optional: ``evaluations``, drift evaluations in a step (default 1); ``jumps``, whether it asks a flow map (default
+    False): the field is then called as field(t, x, end), and the orders are those that it has of a velocity.
     """
 
     ode_order: float | None

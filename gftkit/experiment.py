@@ -16,6 +16,7 @@ from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
 from gftkit.files import digest, load_weights
+from gftkit.flow_map import is_flow_map
 from gftkit.foreign import weights
 from gftkit.foreign.drift import ForeignDrift, check_score
 from gftkit.guidance import check_guidance, guided
@@ -103,7 +104,8 @@ def build(config: Config, registry: Registry) -> Experiment:
     anchor: Anchor | None = None
     anchors: tuple[str, ...] = ()
     adapted, base = None, None
-    if config.kind == "finetune":
+    _check_student(drift, config)
+    if config.kind != "pretrain":
         anchor, more = anchor_of(config, drift, facts, path, registry)
         notes += more
         if config.adapters is not None:
@@ -192,7 +194,8 @@ def _drift(
     drift = build_drift(spec, facts, registry, path)
     notes = [*getattr(drift, "notes", ())]
     if parent is not None:
-        load_weights(drift, parent.weights()[0], parent.folder)
+        student = is_flow_map(drift) and parent.config.kind != "distill"
+        load_weights(drift.get_submodule("drift") if student else drift, parent.weights()[0], parent.folder)
     elif source is not None:
         notes += weights.load(drift, source)
     if isinstance(drift, ForeignDrift):
@@ -305,6 +308,26 @@ def _differences(path: Path, other: Path) -> list[str]:
     one, two = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, other))
     names = ("sigma", "alpha", "gamma", "diffusion g")
     return [name for name, a, b in zip(names, one, two, strict=True) if not torch.allclose(a, b)]
+
+
+def _check_student(drift: nn.Module, config: Config) -> None:
+    """Refuse a network that a distillation can't train, and a flow map anywhere else.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if config.kind != "distill":
+        if is_flow_map(drift):
+            raise ConfigError(
+                f"drift: '{config.drift['name']}' is a flow map, which only `gft distill` trains. Pretrain or "
+                f"fine-tune the network that it wraps, then distil that run."
+            )
+        return
+    if not is_flow_map(drift):
+        raise ConfigError(
+            f"drift: a distillation wants a flow map, and '{config.drift['name']}' isn't told the end of a jump. Leave "
+            f"`drift` out, or give {{name: flow-map}}."
+        )
 
 
 def _check_convention(drift: ForeignDrift, spec: Spec, path: Path, config: Config, registry: Registry) -> None:

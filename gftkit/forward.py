@@ -13,6 +13,7 @@ from gftkit import conditions
 from gftkit.config import Precision, Train
 from gftkit.contracts import Drift
 from gftkit.errors import ConfigError
+from gftkit.flow_map import is_flow_map
 
 Anchor = Callable[..., Tensor]
 
@@ -38,6 +39,7 @@ class InPrecision:
     def __init__(self, drift: Drift, precision: Precision, device: torch.device | str) -> None:
         self._drift, self._precision, self._device = drift, precision, torch.device(device)
         self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from gftkit import flow
 from gftkit.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.errors import ConfigError, DivergenceError
+from gftkit.flow_map import check_jumps
 from gftkit.noise import BLOCK, Drawn, Noise
 
 
@@ -80,10 +81,13 @@ def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
 
 
 def bind(drift: Drift, **conditions: Tensor) -> Field:
-    """A network as a solver sees it: time a number, conditions fixed."""
+    """A network as a solver sees it: time a number, conditions fixed; of a flow map with the end of the jump."""
 
-    def field(t: float, x: Tensor) -> Tensor:
-        return drift(torch.full((len(x),), t, dtype=x.dtype, device=x.device), x, **conditions)
+    def field(t: float, x: Tensor, end: float | None = None) -> Tensor:
+        start, *ends = (
+            torch.full((len(x),), time, dtype=x.dtype, device=x.device) for time in (t, end) if time is not None
+        )
+        return drift(start, x, **conditions, **({"end": ends[0]} if ends else {}))
 
     return field
 
@@ -180,12 +184,14 @@ def generate(
         (n, *event) on the CPU; with ``whole`` (times, n, *event).
 
     Raises:
-        ConfigError: where the solver doesn't solve this path's equation, or for a grid that isn't one.
+        ConfigError: where the solver doesn't solve this path's equation, or jumps and the drift is no flow map, or for
+            a grid that isn't one.
         DivergenceError: where the result is not finite, naming the step.
     """
     noise = Drawn(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
     check_solver(solver, stochastic)
+    check_jumps(solver, drift)
     grid = grid_of(path, steps, spacing)
     diffusion = diffusion_of(path, grid.times) if stochastic else None
     if isinstance(solver, Integrator):

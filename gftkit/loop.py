@@ -16,6 +16,7 @@ from torch import nn
 from gftkit import checkpoint, devices, environment, sharding
 from gftkit.anchor import short
 from gftkit.config import tracker
+from gftkit.distillation import Distillation
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
@@ -61,7 +62,8 @@ class Loop:
             )
         self._sharded = devices.shards(accelerator)
         self._template = copy.deepcopy(experiment.drift) if self._sharded and self.main else None
-        self.steps = Steps(experiment, accelerator)
+        made = Distillation if experiment.config.kind == "distill" else Steps
+        self.steps = made(experiment, accelerator)
         self.anchor = self.steps.anchor
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
@@ -72,7 +74,8 @@ class Loop:
         for warning in (*warnings, *self.experiment.warnings, *damaged) if self.main else ():
             self.progress.warn(warning)
         if self.anchor is not None:
-            self.progress.say(f"Anchor: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+            what = "Teacher" if self.config.kind == "distill" else "Anchor"
+            self.progress.say(f"{what}: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
         if self.experiment.adapted is not None:
             told = self.experiment.adapted.describe()
             self.progress.say(

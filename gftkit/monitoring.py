@@ -157,8 +157,9 @@ def verify_run(run: "Run") -> list[tuple[str, Verdict]]:
         RunError: for a run that isn't finished, a pretraining, one whose monitors give no verdict, and files that are
             missing or damaged.
     """
-    if run.config.kind == "pretrain":
-        raise RunError(f"{run.folder} is a pretraining: only a fine-tune has a theory to follow. Verify one of those.")
+    if run.config.kind != "finetune":
+        what = "a pretraining" if run.config.kind == "pretrain" else "a distillation"
+        raise RunError(f"{run.folder} is {what}: only a fine-tune has a theory to follow. Verify one of those.")
     if not run.finished:
         raise RunError(f"{run.folder}: the run isn't finished. Go on with it by --resume, then verify it.")
     judges = [(name, monitor) for name, monitor in _monitors(run) if hasattr(monitor, "verdict")]

@@ -106,11 +106,13 @@ def write_run_report(
     )
     sections += monitored(experiment.monitors, lines)
     sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
-    title = "Pretraining" if config.kind == "pretrain" else f"Fine-tuning, schedule {(config.schedule or {})['name']}"
+    titles = {"pretrain": "Pretraining", "distill": "Distillation"}
+    title = titles.get(config.kind) or f"Fine-tuning, schedule {(config.schedule or {})['name']}"
     named = {key: getattr(config, key)["name"] for key in ("drift", "data", "path", "coupling")}
     lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
     if experiment.anchor is not None:
-        lead += f" Anchor {experiment.anchor.kind}, hash {short(experiment.anchor.hash)}"
+        what = "Teacher" if config.kind == "distill" else "Anchor"
+        lead += f" {what} {experiment.anchor.kind}, hash {short(experiment.anchor.hash)}"
         count = len(experiment.anchors)
         lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)

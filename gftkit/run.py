@@ -301,14 +301,14 @@ def restore(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
     return Config(
-        kind="finetune" if values.get("schedule") else "pretrain",
+        kind="finetune" if values.get("schedule") else "distill" if pretrained else "pretrain",
         **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
         train=section(Train, values["train"], "train"),
         evaluate=section(Evaluate, values["evaluate"], "evaluate"),
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
         objective=section(Objective, values["objective"], "objective"),
-        anchor=values.get("anchor", {"name": "frozen"}) if values.get("schedule") else None,
+        anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
         track=values.get("track", []),
         adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
     )

@@ -14,6 +14,7 @@ from gftkit.contracts import Drift, Integrator
 from gftkit.data import Scaling
 from gftkit.errors import ConfigError
 from gftkit.files import digest
+from gftkit.flow_map import is_flow_map
 from gftkit.forward import PRECISIONS
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate, grid_of
@@ -51,6 +52,7 @@ class Counted:
     def __init__(self, drift: Drift) -> None:
         self._drift, self.evaluated = drift, 0
         self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""

@@ -1,4 +1,4 @@
-"""Training from Python: ``pretrain`` by flow matching, ``finetune`` by Gradual Fine-Tuning."""
+"""Training from Python: ``pretrain`` by flow matching, ``finetune`` by Gradual Fine-Tuning, ``distill``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +46,20 @@ def finetune(config: Path | str | Mapping[str, Any], out: Path | str, **options:
     return train("finetune", config, out, **options)
 
 
+def distill(config: Path | str | Mapping[str, Any], out: Path | str, **options: Any) -> Run:
+    """Train a flow-map student of a finished run.
+
+    Args:
+        config: a YAML file or the same as a mapping.
+        out: the run folder to make.
+        **options: as for ``train``.
+
+    Raises:
+        GftkitError: for any bad input, before training starts.
+    """
+    return train("distill", config, out, **options)
+
+
 def train(
     kind: Kind,
     source: Path | str | Mapping[str, Any],
@@ -59,7 +73,7 @@ def train(
     """Train as a configuration says, and write the run folder.
 
     Args:
-        kind: "pretrain" or "finetune".
+        kind: "pretrain", "finetune" or "distill".
         source: a YAML file or the same as a mapping.
         out: the run folder; it must not hold a run, unless it is resumed.
         registry: components; by default every installed plugin.

@@ -100,9 +100,9 @@ def test_a_blend_gives_the_anchor_only_what_it_is_told():
 
 def test_what_has_no_anchor_is_not_blended(pretrained, tuned):
     run = gftkit.Run.open(pretrained)
-    with pytest.raises(ConfigError, match="trained from scratch and has no anchor"):
+    with pytest.raises(ConfigError, match="is no fine-tune and has no anchor"):
         run.samples(2, temperature=0.3)
-    with pytest.raises(ConfigError, match="trained from scratch"):
+    with pytest.raises(ConfigError, match="is no fine-tune"):
         run.evaluate(temperature=0.3)
     for wrong in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="finite number >= 0"):

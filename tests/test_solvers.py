@@ -8,7 +8,7 @@ import torch
 import gftkit
 
 REGISTRY = gftkit.load()
-NAMES = REGISTRY.names("solver")
+NAMES = [name for name in REGISTRY.names("solver") if not hasattr(REGISTRY.component("solver", name).factory, "jumps")]
 MINIMAL: dict[str, dict[str, object]] = {}
 """Options of solvers that can't do without."""
 

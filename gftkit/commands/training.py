@@ -1,4 +1,4 @@
-"""``gft pretrain`` and ``gft finetune``."""
+"""``gft pretrain``, ``gft finetune`` and ``gft distill``."""
 
 import os
 import sys
@@ -48,6 +48,25 @@ def finetune(
     Example: gft finetune recipes/demo/gft.yaml --set pretrained=../../runs/pre --out runs/gft
     """
     from gftkit.training import finetune as go
+
+    _train(go, config, overrides, out, device, resume, as_json)
+
+
+def distill(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a flow-map student of a finished run: one network that jumps from any time to any later one.
+
+    The config needs `pretrained: RUN` only; data, path, coupling and what is measured are RUN's unless given.
+
+    Example: gft distill recipes/fewstep/student.yaml --set pretrained=../../runs/demo/gft --out runs/student
+    """
+    from gftkit.training import distill as go
 
     _train(go, config, overrides, out, device, resume, as_json)
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 import gftkit
-from gftkit.contracts import Diffusion, Field
+from gftkit.contracts import Diffusion, Field, Jump
 
 
 class Euler:
@@ -91,6 +91,31 @@ class RungeKutta4:
         return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+class FlowMap:
+    """Jumps by a flow map, x + h u(t, t + h, x): exact for any h where the map is, so that 1 or 2 steps may do.
+
+    It wants a network that is told the end of a jump, such as a student of ``gft distill``. Of one that doesn't heed
+    the end it is Euler's method.
+
+    Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, Eq. 2.3, arXiv:2406.07507.
+
+    Example:
+        >>> import gftkit, math, torch
+        >>> solver = gftkit.load().create("solver", "flow-map")
+        >>> average = lambda t, x, end: math.expm1(t - end) / (end - t) * x  # of dx/dt = -x
+        >>> solver.step(average, lambda t: 0.0, 0.0, 1.0, torch.ones(1), None)
+        tensor([0.3679])
+    """
+
+    ode_order, strong_order, weak_order = 1.0, None, None
+    evaluations = 1
+    jumps = True
+
+    def step(self, drift: Jump, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The state at t + h."""
+        return x + h * drift(t, x, t + h)
+
+
 class EulerMaruyama:
     """Euler-Maruyama, x + h b(t, x) + g(t) dw: strong order 1 for noise that depends on t only, weak order 1.
 
@@ -120,6 +145,7 @@ def gftkit_solvers() -> dict[str, type]:
     return {
         "euler": Euler,
         "euler-maruyama": EulerMaruyama,
+        "flow-map": FlowMap,
         "heun": Heun,
         "midpoint": Midpoint,
         "rk4": RungeKutta4,

@@ -228,6 +228,8 @@ def _still(t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:  # noqa: ARG00
 def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     for name, solver in components(registry, "solver"):
+        if getattr(solver, "jumps", False):
+            continue  # it asks a flow map: see flow_maps
         component = f"solver:{name}"
         one_more = {"one order more declared": Altered(solver, _own, more=1)}
         slips = {key: Altered(solver, step) for key, step in SLIPS.items()}

@@ -1,0 +1,288 @@
+"""A flow map is told the end of a jump, learns its teacher's flow, and is refused where it makes no sense."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+import gftkit
+from gftkit import flow_map, integrate
+from gftkit.errors import ConfigError
+from gftkit.files import read_tensors
+from gftkit.run import Run
+
+REGISTRY = gftkit.load()
+EVENT = (1, 8, 8)
+INNER = {"mlp": {"width": 16}, "unet": {"width": 8, "attention": 1}}
+
+
+def make(name="mlp", event_shape=EVENT, moved=False, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inner = {"name": name, **INNER.get(name, {})}
+        made = REGISTRY.build("drift", {"name": "flow-map", "drift": inner, **options}, event_shape=list(event_shape))
+        for parameter in made.parameters() if moved else ():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return made
+
+
+def inputs(event_shape=EVENT, batch=5):
+    generator = torch.Generator().manual_seed(1)
+    t, end = torch.rand(2, batch, generator=generator).sort(0).values
+    return t, end, torch.randn(batch, *event_shape, generator=generator)
+
+
+class Plain(nn.Module):
+    """A network of another house: nothing in it embeds a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, t, x):
+        return self.last(torch.tanh(self.first(torch.cat([t[:, None], x], 1))))
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_a_new_student_is_the_network_that_it_wraps_whatever_the_end(name):
+    student = make(name)
+    for parameter in student.drift.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    t, end, x = inputs()
+    assert torch.equal(student(t, x, end=end), student.drift(t, x))
+    assert torch.equal(student(t, x), student.drift(t, x))
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_the_end_counts_once_it_is_learned_and_without_one_it_is_the_start(name):
+    student = make(name, moved=True)
+    t, end, x = inputs()
+    assert not torch.allclose(student(t, x, end=end), student(t, x))
+    assert torch.equal(student(t, x, end=t), student(t, x))
+    t, end, x, student = t.double(), end.double(), x.double(), student.double()
+    with forward_ad.dual_level():
+        here, slope = forward_ad.unpack_dual(student(t, x, end=flow_map._moving(end)))
+    assert torch.allclose(here, student(t, x, end=end), atol=1e-6)
+    near = [student(t, x, end=end + h) for h in (1e-4, -1e-4)]
+    assert torch.allclose(slope, (near[0] - near[1]) / 2e-4, atol=1e-5)
+
+
+def test_any_network_can_be_wrapped_by_its_state_or_by_a_module_that_is_named(tmp_path):
+    from gftkit_plugins.drifts.flow_map import FlowMap
+
+    t, end, x = inputs((2,))
+    for into in (None, "first"):
+        student = FlowMap(Plain(), (2,), into=into)
+        assert torch.equal(student(t, x, end=end), student.drift(t, x))
+        student.embed[-1].bias.data += 1
+        assert not torch.allclose(student(t, x, end=end), student.drift(t, x))
+    with pytest.raises(ValueError, match=r"no module 'frist'. It has first, last"):
+        FlowMap(Plain(), (2,), into="frist")
+
+
+def test_an_embedding_needs_a_module_of_vectors():
+    with pytest.raises(
+        ConfigError, match=r"wanted a module whose output is \(batch, d\), and that of 'first' is shape"
+    ):
+        make("unet", into="first")
+
+
+def test_a_copy_has_an_embedding_of_its_own():
+    import copy
+
+    student = make(moved=True)
+    other = copy.deepcopy(student)
+    t, end, x = inputs()
+    before = student(t, x, end=end)
+    assert torch.equal(other(t, x, end=end), before)
+    other.embed[-1].bias.data += 1
+    assert torch.equal(student(t, x, end=end), before)
+    assert not torch.allclose(other(t, x, end=end), before)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+class Jumping(nn.Module):
+    """The flow map of x' = 2 x + 1."""
+
+    jumps = True
+
+    def forward(self, t, x, end=None):
+        length = (end - t)[:, None]
+        return torch.expm1(2 * length) / length * (x + 0.5)
+
+
+class Sleeping(Jumping):
+    """One that doesn't heed the end."""
+
+    def forward(self, t, x, end=None):
+        return 2 * x + 1
+
+
+def sampled(drift, steps, grid=None):
+    x0 = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
+    spacing = None if grid is None else REGISTRY.create("grid", grid)
+    solver, path = REGISTRY.create("solver", "flow-map"), REGISTRY.create("path", "linear")
+    x1 = integrate.generate(drift, path, solver, steps, x0, torch.Generator(), spacing=spacing)
+    return x1, torch.exp(torch.tensor(2.0, dtype=torch.float64)) * (x0 + 0.5) - 0.5
+
+
+@pytest.mark.parametrize(("steps", "grid"), [(1, None), (2, None), (3, "cosine")])
+def test_jumps_on_any_grid_land_where_the_flow_does(steps, grid):
+    x1, exact = sampled(Jumping(), steps, grid)
+    assert torch.allclose(x1, exact, atol=1e-12)
+    x1, exact = sampled(Sleeping(), steps, grid)
+    assert not torch.allclose(x1, exact, atol=0.1)
+
+
+def test_a_velocity_has_no_jumps():
+    with pytest.raises(ConfigError, match=r"jumps by a flow map, and this drift is a velocity.*gft distill"):
+        sampled(REGISTRY.build("drift", {"name": "mlp", "width": 8}, event_shape=[1]), 2)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+SHORT = {
+    "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5},
+    "evaluate": {"every": 10, "count": 32},
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def student(pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "run"
+    gftkit.distill({**SHORT, "pretrained": str(pretrained)}, folder, device="cpu")
+    return folder
+
+
+def test_a_student_is_a_run_that_samples_by_jumps(student, pretrained, gft, tmp_path):
+    run, teacher = Run.open(student), Run.open(pretrained)
+    assert run.config.kind == "distill"
+    assert run.config.data == teacher.config.data
+    assert run.config.evaluate.solver == {"name": "flow-map", "steps": 2}
+    assert type(run.drift()).__name__ == "FlowMap"
+    done = gft("sample", student, "--steps", 1, "--count", 8, "--out", "x.npz", "--json")
+    assert json.loads(done.out)["count"] == 8
+    assert not torch.equal(run.samples(8)[0], run.samples(8, solver={"name": "euler", "steps": 2})[0])
+    assert run.samples(8, precision="bfloat16")[0].isfinite().all()
+    assert "energy" in run.evaluate(["evaluate.count=32"])
+    assert "Distillation" in (student / "report.html").read_text()
+
+
+def test_a_student_starts_from_its_teacher_and_learns(student, pretrained):
+    teacher = read_tensors(pretrained / "model.safetensors")[0]
+    learned = read_tensors(student / "model.safetensors")[0]
+    for name, held in teacher.items():
+        assert 0 < float((learned[f"drift.{name}"] - held).abs().max()) < 0.2
+    history = Run.open(student).history()
+    losses = [line["loss"] for line in history if line["kind"] == "train"]
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, tmp_path, monkeypatch):
+    from gftkit.distillation import Distillation
+
+    take = Distillation.take
+
+    def failing(self, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return take(self, step)
+
+    config = {**SHORT, "pretrained": str(pretrained)}
+    with monkeypatch.context() as patched:
+        patched.setattr(Distillation, "take", failing)
+        with pytest.raises(KeyboardInterrupt):
+            gftkit.distill(config, tmp_path / "run", device="cpu")
+    gftkit.distill(config, tmp_path / "run", device="cpu", resume=True)
+    whole, resumed = (read_tensors(folder / "model.safetensors")[0] for folder in (student, tmp_path / "run"))
+    assert all(torch.equal(held, resumed[name]) for name, held in whole.items())
+    gftkit.distill({**config, "seed": 4}, tmp_path / "other", device="cpu")
+    other = read_tensors(tmp_path / "other/model.safetensors")[0]
+    assert not all(torch.equal(held, other[name]) for name, held in whole.items())
+
+
+def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
+    from gftkit.config import read
+    from gftkit.devices import accelerator_of
+    from gftkit.distillation import Distillation
+    from gftkit.experiment import build
+    from gftkit.randomness import stream
+
+    config, _ = read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)
+    steps = Distillation(build(config, REGISTRY), accelerator_of("cpu"))
+    t = steps.times(40_000, stream(0, "here"))
+    end = steps.ends(0, t)
+    assert bool(((t >= 0) & (t <= end) & (end <= 1)).all())
+    # Of two uniform times the smaller has mean 1/3 and the larger 2/3, both variance 1/18; their product has mean 1/4.
+    for values, mean, variance in ((t, 1 / 3, 1 / 18), (end, 2 / 3, 1 / 18), (t * end, 1 / 4, 1 / 9 - 1 / 16)):
+        assert abs(float(values.mean()) - mean) < 5.5 * (variance / 40_000) ** 0.5
+    assert not torch.equal(end, steps.ends(1, t))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_half_precision_is_of_the_networks_alone(pretrained, tmp_path, precision):
+    config = {**SHORT, "pretrained": str(pretrained), "train": {"steps": 2, "batch_size": 16, "precision": precision}}
+    run = gftkit.distill(config, tmp_path / "run", device="cpu")
+    assert all(held.dtype == torch.float32 for held in run.weights()[0].values())
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distilling(write_config, refused, pretrained, tmp_path):
+    def run(**changes):
+        message = refused("distill", write_config({**SHORT, "pretrained": str(pretrained), **changes}), "--out", "new")
+        assert not (tmp_path / "new").exists()
+        return message
+
+    return run
+
+
+def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetuning, pretraining, tmp_path):
+    assert "pretrained is missing" in distilling(pretrained=None)
+    assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
+    assert "is itself a distillation" in distilling(pretrained=str(student))
+    assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
+    assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
+    assert "train.compile" in distilling(train={"compile": True})
+    assert "only `gft distill` trains" in finetuning(pretrained=str(student))
+    assert "only `gft distill` trains" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
+    jumping = {"every": 20, "count": 32, "solver": {"name": "flow-map", "steps": 2}}
+    assert "this drift is a velocity" in pretraining(evaluate=jumping)
+
+
+def test_an_sde_has_no_flow_map(distilling, pretrain_config, tmp_path):
+    settings = {**pretrain_config, "path": {"name": "brownian-bridge"}, "train": {"steps": 2, "batch_size": 16}}
+    settings["evaluate"] = {"count": 32}
+    gftkit.pretrain(settings, tmp_path / "bridge", device="cpu")
+    assert "carries a state to a law and not to a state" in distilling(pretrained=str(tmp_path / "bridge"))
+
+
+def test_another_teacher_isn_t_gone_on_with(student, pretrained, run_copy, tmp_path, refused, write_config):
+    import shutil
+
+    folder = shutil.copytree(student, tmp_path / "half")
+    (folder / "model.safetensors").unlink()
+    config = {**SHORT, "pretrained": str(pretrained)}
+    other = write_config({**config, "pretrained": str(run_copy)})
+    assert "another configuration" in refused("distill", other, "--out", folder, "--resume")
+
+
+def test_the_loss_is_zero_at_the_flow_map_only():
+    t, end, x = (values.double() for values in inputs((3,)))
+
+    def teacher(t, x):
+        return 2 * x + 1
+
+    loss = flow_map.lagrangian_loss(Jumping(), teacher, t, end, x)
+    assert float(loss.abs().max()) < 1e-20
+    assert float(flow_map.lagrangian_loss(Sleeping(), teacher, t, end, x).min()) > 1e-3

@@ -223,6 +223,11 @@ def read(
         pretrained = lineage.found(raw.get("pretrained"), raw.get("drift"), "pretrained", base)
         if pretrained is not None and is_run(pretrained):
             parent = Run.open(pretrained, registry).config
+            if parent.kind == "distill":
+                raise ConfigError(
+                    f"pretrained: {pretrained} is a distillation, whose flow map a fine-tune would spoil. Fine-tune "
+                    f"the run that it was made from, {parent.pretrained}, and distil the new one."
+                )
             inherited = {key: getattr(parent, key) for key in INHERITED}
             inherited["drift"] = without_weights(inherited["drift"])
         if "schedule" not in raw:

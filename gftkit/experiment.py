@@ -16,7 +16,7 @@ from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
 from gftkit.files import digest, load_weights
-from gftkit.flow_map import is_flow_map
+from gftkit.flow_map import check_jumps, is_flow_map
 from gftkit.foreign import weights
 from gftkit.foreign.drift import ForeignDrift, check_score
 from gftkit.guidance import check_guidance, guided
@@ -105,6 +105,7 @@ def build(config: Config, registry: Registry) -> Experiment:
     anchors: tuple[str, ...] = ()
     adapted, base = None, None
     _check_student(drift, config)
+    check_jumps(scheme.solver, guided(drift, config.evaluate.guidance))
     if config.kind != "pretrain":
         anchor, more = anchor_of(config, drift, facts, path, registry)
         notes += more

@@ -254,7 +254,7 @@ def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetun
     assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
     assert "train.compile" in distilling(train={"compile": True})
-    assert "only `gft distill` trains" in finetuning(pretrained=str(student))
+    assert "a fine-tune would spoil" in finetuning(pretrained=str(student))
     assert "only `gft distill` trains" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
     jumping = {"every": 20, "count": 32, "solver": {"name": "flow-map", "steps": 2}}
     assert "this drift is a velocity" in pretraining(evaluate=jumping)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -69,6 +70,50 @@ def accelerator_of(device: str) -> Any:
     if not accelerator.is_fsdp2:
         raise ConfigError("FSDP: wanted version 2, which keeps weights apart: --fsdp_version 2, or FSDP_VERSION=2.")
     return accelerator
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that share a task without a network between them.
+
+    Attributes:
+        index: of this process.
+        count: how many there are.
+        device: of this process.
+        accelerator: of the accelerate library, where one started them.
+    """
+
+    index: int
+    count: int
+    device: torch.device
+    accelerator: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and answers."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """See ``check_agreement``; nobody goes on before all have asked."""
+        if self.accelerator is not None:
+            check_agreement(self.accelerator, facts)
+
+
+def crew_of(device: str) -> Crew:
+    """The processes that torchrun or accelerate launch started, or this one alone.
+
+    Raises:
+        ConfigError: see ``accelerator_of``.
+    """
+    if not any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ):
+        return Crew(0, 1, torch.device(device_of(device)))
+    accelerator = accelerator_of(device)
+    return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 
 
 def warnings_of(accelerator: Any, precision: str) -> list[str]:

@@ -62,28 +62,53 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
     span = span or (float(last.min()), float(last.max()))  # one scale of grey for all panels
     figure = Figure(figsize=(3.1 * len(panels), 3.4), layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
-    centre, basis = _components(last)
+    plane = components(last)
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
         axis.set_title(name, fontsize=11)
-        if is_image(event):
-            axis.imshow(grid(values[:count], span), interpolation="nearest")
-            axis.set_axis_off()
-        elif math.prod(event) == 1:
-            axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)
-        elif len(event) == 2:
-            for curve in values[:count]:
-                axis.plot(curve.T.numpy(), color=colour, alpha=0.25, linewidth=0.8)
-        else:
-            flat = values.flatten(1)
-            points = flat if flat.shape[1] == 2 else (flat - centre) @ basis
-            axis.scatter(*points.T.numpy(), s=4, alpha=0.5, color=colour, linewidths=0)
-            axis.set_aspect("equal", adjustable="box")  # shared axes allow no other way
-            if flat.shape[1] > 2:
-                axis.set_xlabel("first principal component", fontsize=8)
+        draw_events(axis, values, span, plane, colour, count)
     return png(figure)
 
 
-def _components(values: Tensor) -> tuple[Tensor, Tensor]:
+def draw_events(
+    axis: Any,
+    values: Tensor,
+    span: tuple[float, float],
+    plane: tuple[Tensor, Tensor],
+    colour: str = COLOURS[0],
+    count: int = 36,
+) -> None:
+    """Draw (n, *event) as ``samples`` does.
+
+    Args:
+        axis: of matplotlib.
+        values: the events.
+        span: black and white's values.
+        plane: ``components``, of events that have more than two numbers.
+        colour: of curves and points.
+        count: how many images or curves, at most.
+    """
+    event = values.shape[1:]
+    if is_image(event):
+        axis.imshow(grid(values[:count], span), interpolation="nearest")
+        axis.set_axis_off()
+    elif math.prod(event) == 1:
+        axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)
+    elif len(event) == 2:
+        for curve in values[:count]:
+            axis.plot(curve.T.numpy(), color=colour, alpha=0.25, linewidth=0.8)
+    else:
+        axis.scatter(*_in_plane(values, plane).T.numpy(), s=4, alpha=0.5, color=colour, linewidths=0)
+        axis.set_aspect("equal", adjustable="box")  # shared axes allow no other way
+        if math.prod(event) > 2:
+            axis.set_xlabel("first principal component", fontsize=8)
+
+
+def _in_plane(values: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
+    flat, (centre, basis) = values.flatten(1), plane
+    return flat if flat.shape[1] == 2 else (flat - centre) @ basis
+
+
+def components(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and two principal directions, (d,) and (d, 2)."""
     flat = values.flatten(1)
     centre = flat.mean(0)

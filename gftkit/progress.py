@@ -9,7 +9,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 
-class Progress:
+def _bar(console: Console, quiet: bool, *fields: str) -> RichProgress:
+    return RichProgress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        disable=quiet,
+    )
+
+
+class _Console:
+    """Where lines for people go."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+
+    def warn(self, text: str) -> None:
+        """A warning, also where the bar is off."""
+        self.console.print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False)
+
+
+class Progress(_Console):
     """A bar with loss, temperature, retention and rate.
 
     Args:
@@ -19,18 +42,9 @@ class Progress:
     """
 
     def __init__(self, total: int, title: str, quiet: bool) -> None:
-        self.console = Console(stderr=True)
+        super().__init__()
         self._total, self._title = total, title
-        self._bar = RichProgress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=quiet,
-        )
+        self._bar = _bar(self.console, quiet, "numbers", "rate")
         self._task = self._bar.add_task(title, total=total, numbers="", rate="")
 
     @contextmanager
@@ -59,6 +73,40 @@ class Progress:
         if not self._bar.disable:
             self.console.print(escape(text), highlight=False)
 
-    def warn(self, text: str) -> None:
-        """A warning, also where the bar is off."""
-        self.console.print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False)
+
+class SamplingProgress(_Console):
+    """A bar with samples per second and drift evaluations, for as long as it is entered.
+
+    Args:
+        quiet: show nothing but warnings.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__()
+        self._bar = _bar(self.console, quiet or not self.console.is_terminal, "rate", "evaluations")
+        self._task = self._bar.add_task("sampling", total=None, rate="", evaluations="")
+
+    def __enter__(self) -> "SamplingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, total: int, done: int) -> None:
+        """How many samples there will be, and how many there are."""
+        self._bar.update(self._task, total=total, completed=done)
+
+    def advance(self, count: int, evaluations: float) -> None:
+        """So many more samples; drift evaluations for each of all so far."""
+        self._bar.advance(self._task, count)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            rate=f"{speed:.0f} samples/s" if speed else "",
+            evaluations=f"{evaluations:.4g} evaluations each",
+        )
+
+    def say(self, text: str) -> None:
+        """A line that is worth knowing."""
+        self.console.print(escape(text), highlight=False)

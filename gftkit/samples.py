@@ -1,9 +1,10 @@
 """Writing samples: .npz, .safetensors, a picture, or a folder of pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gftkit import pictures
@@ -29,26 +30,50 @@ def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
         raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
 
 
-def write_samples(path: Path, samples: Tensor, given: Mapping[str, Tensor], span: tuple[float, float] | None) -> None:
-    """Write samples, (n, *event), as the suffix of ``path`` says; arrays are ``samples`` and the conditions."""
-    arrays = {**given, "samples": samples}
+def write_samples(
+    path: Path,
+    parts: Iterable[Tensor],
+    shape: tuple[int, ...],
+    given: Mapping[str, Tensor],
+    span: tuple[float, float],
+) -> None:
+    """Write samples as the suffix of ``path`` says; arrays are ``samples`` and the conditions.
+
+    A folder of pictures is written part by part; anything else is held in memory as a whole.
+
+    Args:
+        path: the target.
+        parts: the samples in order, (n, *event) each.
+        shape: (count, *event).
+        given: the conditions, (count, ...) each.
+        span: black and white's values.
+    """
+    if path.suffix == "":
+        _write_images(path, parts, span)
+        return
+    samples, done = torch.empty(shape), 0
+    for part in parts:
+        samples[done : done + len(part)] = part
+        done += len(part)
     if path.suffix == ".safetensors":
-        write_tensors(path, arrays, {})
+        write_tensors(path, {**given, "samples": samples}, {})
     elif path.suffix == ".npz":
-        held = {name: tensor.numpy() for name, tensor in arrays.items()}
+        held = {name: tensor.numpy() for name, tensor in {**given, "samples": samples}.items()}
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 np.savez(file, **held)  # type: ignore[arg-type]  # a keyword of newer versions only
 
         write_atomically(path, write)
-    elif path.suffix == ".png":
-        if pictures.is_image(samples.shape[1:]):
-            scale = max(1, 32 // samples.shape[-1])
-            pictures.write_image(path, pictures.grid(samples, span), scale)
-        else:
-            pictures.write_png(path, pictures.samples({"samples": samples}, span))
+    elif pictures.is_image(shape[1:]):
+        pictures.write_image(path, pictures.grid(samples, span), max(1, 32 // shape[-1]))
     else:
-        for index in range(len(samples)):
-            image = pictures.grid(samples[index : index + 1], span or (float(samples.min()), float(samples.max())))
-            pictures.write_image(path / f"{index:06d}.png", image)
+        pictures.write_png(path, pictures.samples({"samples": samples}, span))
+
+
+def _write_images(folder: Path, parts: Iterable[Tensor], span: tuple[float, float]) -> None:
+    index = 0
+    for part in parts:
+        for image in part:
+            pictures.write_image(folder / f"{index:06d}.png", pictures.grid(image[None], span))
+            index += 1

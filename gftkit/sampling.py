@@ -69,9 +69,11 @@ class Sampler:
         device: where to evaluate the drift.
 
     Attributes:
+        count: how many there are.
         facts: of the run's data.
         size: samples of a batch: ``batch_size``, in whole blocks of 64 where it is more.
         identity: plain values that determine the samples.
+        integrated: how many samples were made so far; a library's solver makes whole blocks.
 
     Raises:
         ConfigError: for a count, batch size, label, temperature or precision out of range, conditions that don't fit
@@ -105,7 +107,7 @@ class Sampler:
         )
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
         self._drift = Counted(guided(drift, scale))
-        self._integrated = 0
+        self.integrated = 0
         self._rows = asking.conditions(
             drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
         )
@@ -126,9 +128,14 @@ class Sampler:
         }
 
     @property
+    def evaluated(self) -> int:
+        """At how many states the drift was evaluated so far; a guided or blended one counts once."""
+        return self._drift.evaluated
+
+    @property
     def evaluations(self) -> float:
-        """Drift evaluations for a sample, on average over those made so far; a guided one counts once."""
-        return self._drift.evaluated / max(self._integrated, 1)
+        """Drift evaluations for a sample, on average over those made so far."""
+        return self.evaluated / max(self.integrated, 1)
 
     def conditions(self, first: int, count: int) -> dict[str, Tensor]:
         """The conditions of samples ``first`` to ``first + count - 1``, (count, ...) each."""
@@ -158,6 +165,10 @@ class Sampler:
     def _integrate(
         self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, whole: bool = False
     ) -> Tensor:
+        def counted(done: int) -> None:
+            self.integrated += done
+            advance(done)
+
         # A library's solver takes steps that depend on all samples of a block: also on those that weren't asked for.
         made = -(-count // BLOCK) * BLOCK if self._by_block else count
         found = generate(
@@ -169,8 +180,7 @@ class Sampler:
             self.conditions(first, made),
             self.size,
             whole,
-            advance,
+            counted,
             self._scheme.spacing,
         )
-        self._integrated += made
         return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])

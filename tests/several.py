@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from pathlib import Path
 
 import killing
 import pytest
@@ -124,6 +125,18 @@ def train_with(idle, config, out):
     if idle is not None:
         devices.has_idle_weights = lambda *_: idle
     train(config, out)
+
+
+def sample(run, out, request, resume=False, by_rank=False):
+    """Samples of a run into a file or folder; ``by_rank``, a wrong twin, has indices that each process counts anew."""
+    from gftkit import bulk, noise, sampling
+    from gftkit.run import Run
+
+    if by_rank:
+        apart = 1000 * noise.BLOCK * int(os.environ["RANK"])
+        sampling.by_block = lambda source, seed, first, count: noise.by_block(source, seed, first + apart, count)
+    made = bulk.write(Run.open(run), sampling.Request(**request), Path(out), device="cpu", resume=resume)
+    assert made.main == (os.environ["RANK"] == "0")
 
 
 def refused(configs, outs, message, resume=False):

@@ -1,17 +1,18 @@
 """``gft sample``, ``gft evaluate`` and ``gft export``: what is done with a finished run."""
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 
 from gftkit.commands.options import Device, Json, Overrides, RunFolder, WeightsName
 from gftkit.commands.output import answer, table
 from gftkit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from gftkit.config import Precision
     from gftkit.run import Run
 
 
@@ -42,48 +43,61 @@ def sample(
         Path | None,
         typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  (default: RUN/samples-seed-S.npz)"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Blend with the anchor: 0 for the fine-tuned drift, large for the pretrained one.")
+    ] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help="Of the drift's layers: float32, bfloat16 or float16.  States are float32.")
+    ] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Samples integrated at once.")] = 512,
+    trajectory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Animated picture of the way there: .gif, .png or .webp.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was made before an end.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Sample from a finished run, in the values of the data that it was trained on.
 
+    The same index gives the same sample, whatever the batch size or the number of processes (torchrun).
+
     Example: gft sample runs/gft --count 100 --solver heun --steps 10 --out samples.png
     """
-    from rich.progress import Progress
-
     from gftkit.asking import read_conditions
-    from gftkit.environment import device_of
+    from gftkit.bulk import write
     from gftkit.run import Run
-    from gftkit.samples import check_target, write_samples
+    from gftkit.sampling import Request
 
     opened = Run.open(run)
-    facts = opened.weights(_weights(weights))[1]
     target = out or run / f"samples-seed-{seed}.npz"
-    check_target(target, facts.event_shape, force)
-    given = None if conditions is None else read_conditions(conditions)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sampling", total=count)
-        made, asked = opened.samples(
-            count,
-            seed,
-            _scheme(opened, solver, steps, grid, diffusion),
-            label,
-            _weights(weights),
-            device_of(device),
-            lambda done: progress.advance(task, done),
-            guidance,
-            given,
-        )
-    write_samples(target, made, asked, facts.range)
-    answer({"file": str(target), "count": count, "seed": seed}, f"{count} samples in {target}", as_json)
+    request = Request(
+        count,
+        seed,
+        _scheme(opened, solver, steps, grid, diffusion),
+        label,
+        _weights(weights),
+        guidance,
+        None if conditions is None else read_conditions(conditions),
+        temperature,
+        cast("Precision", precision),
+        batch_size,
+    )
+    try:
+        made = write(opened, request, target, trajectory, device, resume, force, as_json)
+    except KeyboardInterrupt:
+        print(f"Interrupted: {target} isn't written. Go on by --resume.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if made.main:
+        values = {"file": str(target), "count": count, "seed": seed, "evaluations": made.evaluations}
+        answer(values, f"{count} samples in {target}", as_json)
 
 
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,
     weights: WeightsName = "ema",
+    temperature: Annotated[float, typer.Option(help="Blend with the anchor, as in gft sample.")] = 0.0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -95,7 +109,7 @@ def evaluate(
     from gftkit.report import estimates
     from gftkit.run import Run
 
-    values = Run.open(run).evaluate(overrides or [], _weights(weights), device_of(device))
+    values = Run.open(run).evaluate(overrides or [], _weights(weights), device_of(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:

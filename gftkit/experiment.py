@@ -25,6 +25,7 @@ from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
 from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, scheme_of
 from gftkit.scheme import Scheme
+from gftkit.stochastic import check_unpaired
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -137,7 +138,9 @@ def build(config: Config, registry: Registry) -> Experiment:
     named = tuple(name for name in used if name != conditions.LABEL)
     monitors = [registry.build("monitor", spec, f"monitors[{index}]") for index, spec in enumerate(config.monitors)]
     training = data.some(config.evaluate.count, stream(config.seed, "training"))
-    if training.x0 is None:  # otherwise the data come with pairs of their own
+    facts = replace(facts, paired=training.x0 is not None)
+    check_unpaired(scheme.diffusion, facts.paired)
+    if not facts.paired:
         notes = [*notes, *conditions.check_coupling(coupling, config.coupling["name"], named)]
     train = config.train
     assert train.pairing_batch is not None

@@ -37,7 +37,7 @@ from gftkit.log import read_log
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
 from gftkit.scheme import Scheme, build_scheme
-from gftkit.stochastic import check_known_score
+from gftkit.stochastic import check_known_score, check_unpaired
 
 Weights = Literal["ema", "raw"]
 
@@ -59,19 +59,22 @@ class Facts:
         classes: number of classes, None without labels.
         range: (low, high) of the data's values, None where they weren't scaled.
         condition_shapes: the named conditions of a sample, each with its shape.
+        paired: whether the data came with partners x0 of their own, so that no coupling was asked.
     """
 
     event_shape: tuple[int, ...]
     classes: int | None
     range: tuple[float, float] | None
     condition_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    paired: bool = False
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> "Facts":
         """The facts from a file's metadata."""
         span = notes["range"]
         shapes = {name: tuple(shape) for name, shape in notes.get("condition_shapes", {}).items()}
-        return cls(tuple(notes["event_shape"]), notes["classes"], None if span is None else (span[0], span[1]), shapes)
+        scaled = None if span is None else (span[0], span[1])
+        return cls(tuple(notes["event_shape"]), notes["classes"], scaled, shapes, bool(notes.get("paired", False)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata."""
@@ -80,6 +83,7 @@ class Facts:
             "classes": self.classes,
             "range": self.range,
             "condition_shapes": {name: list(shape) for name, shape in self.condition_shapes.items()},
+            "paired": self.paired,
         }
 
     def zeros(self, names: Sequence[str], count: int) -> dict[str, Tensor]:
@@ -268,6 +272,7 @@ class Run:
         facts = self.weights(weights)[1]
         path = self.registry.build("path", self.config.path)
         scheme = scheme_of(self.config, chosen.solver, path, self.registry, chosen.guidance)
+        check_unpaired(scheme.diffusion, facts.paired)
         training = Samples(self.registry.build("dataset", self.config.data, "data"), "data", facts.event_shape)
         held_out = training
         if chosen.data is not None:

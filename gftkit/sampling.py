@@ -14,13 +14,14 @@ from gftkit.contracts import Drift, Integrator
 from gftkit.data import Scaling
 from gftkit.errors import ConfigError
 from gftkit.files import digest
-from gftkit.flow_map import is_flow_map
+from gftkit.flow_map import check_jumps, is_flow_map
 from gftkit.forward import PRECISIONS
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate, grid_of
 from gftkit.noise import BLOCK, ByBlock, by_block
 from gftkit.registry import plain
 from gftkit.run import BATCH_SIZE, Weights, build_source, scheme_of
+from gftkit.stochastic import check_unpaired
 
 if TYPE_CHECKING:
     from gftkit.run import Run
@@ -94,6 +95,7 @@ class Sampler:
         spec = request.solver or config.evaluate.solver
         scale = config.evaluate.guidance if request.guidance is None else request.guidance
         self._scheme = scheme_of(config, spec, self._path, registry, scale)
+        check_unpaired(self._scheme.diffusion, self.facts.paired)
         self.size = request.batch_size if request.batch_size < BLOCK else request.batch_size // BLOCK * BLOCK
         self._by_block = isinstance(self._scheme.solver, Integrator)
         if self._by_block and self.size < BLOCK:
@@ -107,6 +109,7 @@ class Sampler:
         )
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
         self._drift = Counted(guided(drift, scale))
+        check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(
             drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
@@ -153,6 +156,10 @@ class Sampler:
             DivergenceError: where one is not finite.
         """
         return self._integrate(first, count, advance, whole=False)
+
+    def sources(self, first: int, count: int) -> Tensor:
+        """The source samples that samples ``first`` to ``first + count - 1`` come from, in the data's own values."""
+        return Scaling(self.facts.range).unscale(by_block(self._source, self._seed, first, count))
 
     def states(self, count: int) -> Tensor:
         """The states of the first samples at all times, from the source on, (times, count, *event)."""

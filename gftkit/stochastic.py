@@ -55,6 +55,19 @@ class StochasticDrift:
         return stochastic_drift(velocity, score, flow.expand(self._scale(t), x))
 
 
+def check_unpaired(scale: NoiseScale | None, paired: bool) -> None:
+    """Refuse noise of one's choice for a flow that was trained on pairs: what coupled them is not known.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if scale is not None and paired:
+        raise ConfigError(
+            "diffusion: the score is known from the velocity only where x0 is independent of x1, and this run's data "
+            "came with partners of their own, as in reflow. Sample it by its ODE."
+        )
+
+
 def check_known_score(path: Path, coupling: Coupling, normal: bool, guidance: float = 1.0) -> None:
     """Refuse to sample a flow by a noise scale of one's choice where its score isn't known.
 

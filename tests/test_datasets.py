@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_data import encoded, pictures, tar, whole
 from torch.utils.data import DataLoader
 
+import gftkit
 from gftkit.contracts import Batch, Dataset, Sampler
 from gftkit.errors import DataError
 from gftkit.subset import Subset, subset
@@ -24,6 +25,7 @@ MINIMAL = {
     "digits": lambda folder: {},
     "gaussian": lambda folder: {"event_shape": (2, 3)},
     "gaussian-mixture": lambda folder: {},
+    "generated-pairs": lambda folder: {"run": folder / "run", "size": 70},
     "huggingface": lambda folder: {"files": folder / "rows"},
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
@@ -44,6 +46,9 @@ def files(tmp_path_factory):
     """Files for the data sets that read some."""
     folder = tmp_path_factory.mktemp("files")
     generator = np.random.default_rng(0)
+    run = {"drift": {"name": "mlp", "width": 8, "depth": 1, "conditional": True}, "data": {"name": "gaussian-mixture"}}
+    run |= {"train": {"steps": 2, "batch_size": 8}, "evaluate": {"count": 20, "solver": {"name": "heun", "steps": 2}}}
+    gftkit.pretrain(run, folder / "run", device="cpu")
     np.savez(folder / "labelled.npz", x1=generator.normal(size=(31, 2, 3)), label=np.arange(31) % 3)
     pictures(folder / "classes")
     made = {"x": generator.normal(size=(29, 4)).tolist(), "label": [row % 3 for row in range(29)]}

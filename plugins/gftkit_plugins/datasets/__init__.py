@@ -5,6 +5,7 @@ from typing import Any
 
 import gftkit
 from gftkit_plugins.datasets.arrays import Arrays
+from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 from gftkit_plugins.datasets.huggingface import HuggingFace
 from gftkit_plugins.datasets.image_folder import ImageFolder
 from gftkit_plugins.datasets.images import digits, mnist5k
@@ -20,6 +21,7 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "digits": digits,
         "gaussian": Gaussian,
         "gaussian-mixture": GaussianMixture,
+        "generated-pairs": GeneratedPairs,
         "huggingface": HuggingFace,
         "image-folder": ImageFolder,
         "mnist5k": mnist5k,

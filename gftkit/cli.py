@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gftkit.commands.inspecting import inspect
+from gftkit.commands.likelihood import likelihood
 from gftkit.commands.plugins import plugins, show
 from gftkit.commands.sampling import evaluate, export, sample
 from gftkit.commands.training import distill, finetune, pretrain
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pretrain, finetune, distill, sample, evaluate, export, inspect, verify):
+for command in (pretrain, finetune, distill, sample, evaluate, likelihood, export, inspect, verify):
     app.command()(command)
 plugins_app = typer.Typer(help="List the installed components, or show one.", invoke_without_command=True)
 plugins_app.callback()(plugins)

@@ -222,7 +222,11 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A synthetic data set: a law to draw from. ``event_shape``, ``range``, ``condition_shapes`` as in ``Dataset``."""
+    """A synthetic data set: a law to draw from. ``event_shape``, ``range``, ``condition_shapes`` as in ``Dataset``.
+
+    Optional: ``log_density(x)``, (batch, *event) -> (batch,), natural and normalised: a source that has it lets the
+    densities of a flow be computed.
+    """
 
     event_shape: tuple[int, ...]
     range: tuple[float, float] | None

@@ -68,6 +68,15 @@ class Gaussian:
         spread = noise * self.std if self._root is None else noise @ self._root.T.to(torch.float32)
         return Batch((self.mean.to(torch.float32) + spread).reshape(n, *self.event_shape))
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """log of the density at each event, (n, *event) -> (n,) of float64."""
+        apart = x.flatten(1).double() - self.mean.to(x.device)
+        if self._root is None:
+            return _log_normal(apart, self.std)
+        root = self._root.to(x.device)
+        whitened = torch.linalg.solve_triangular(root, apart.mT, upper=False).mT
+        return _log_normal(whitened, 1.0) - root.diagonal().log().sum()
+
 
 class GaussianMixture:
     """A mixture of normal laws N(means[k], std^2 I) with probabilities weights[k]; labels are the components.
@@ -124,6 +133,16 @@ class GaussianMixture:
         label = torch.multinomial(self.weights, max(n, 1), replacement=True, generator=generator)[:n]
         noise = torch.randn(n, *self.event_shape, generator=generator, dtype=torch.float32)
         return Batch(self.means[label].to(torch.float32) + self.std * noise, label)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log of the density at each event, (n, d) -> (n,) of float64."""
+        apart = x.double()[:, None] - self.means.to(x.device)
+        return torch.logsumexp(_log_normal(apart, self.std) + self.weights.to(x.device).log(), dim=1)
+
+
+def _log_normal(apart: Tensor, std: float) -> Tensor:
+    """log N(apart; 0, std^2 I), over the last dimension."""
+    return -((apart / std) ** 2 / 2 + math.log(std) + math.log(2 * math.pi) / 2).sum(-1)
 
 
 class TwoMoons:

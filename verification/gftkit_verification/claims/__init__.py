@@ -28,6 +28,7 @@ MODULES = (
     "solvers",
     "sampling",  # T11 and T12, by the sampler
     "sampling_trained",  # T10 to T12 with trained networks
+    "likelihood",
     "gradients",  # T9
     "gradients_trained",  # T9 in the shipped loop
     "sharing",  # the anchor on a part of the batch

@@ -24,6 +24,7 @@ from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
 from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, solver_of
+from gftkit.temperature import check_schedule
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -141,13 +142,17 @@ def build(config: Config, registry: Registry) -> Experiment:
         notes = [*notes, *conditions.check_coupling(coupling, config.coupling["name"], named)]
     train = config.train
     assert train.pairing_batch is not None
+    schedule: Schedule | None = None
+    if config.schedule is not None:
+        schedule = registry.build("schedule", config.schedule)
+        notes = [*notes, *check_schedule(schedule, config.schedule["name"], train.steps)]
     return Experiment(
         config=config,
         facts=facts,
         drift=drift,
         anchor=anchor,
         path=path,
-        schedule=None if config.schedule is None else registry.build("schedule", config.schedule),
+        schedule=schedule,
         pairs=Pairs(
             Order(data, config.seed, train.shuffle_buffer),
             source,

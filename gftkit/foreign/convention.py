@@ -15,6 +15,12 @@ from gftkit.registry import plain
 
 Positive = Annotated[float, Field(gt=0)]
 
+MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
+"""How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
+
+There a network's error is divided by alpha, or sigma. What the margins cost and spare is in ``docs/guide/networks.md``.
+"""
+
 LINEAR: Spec = {"name": "linear"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -59,6 +65,8 @@ class Convention:
         rescales: what range, scale and shift apply to: the "data", or the "state" with its source.
         output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
         drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
+        margin: how near to the end of t where it is 0/0 a noise, score or data is converted to a velocity, in (0, 0.5);
+            nearer than that, the network is asked at the margin. null for 0.05, or 0.02 for data.
         null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
 
     Raises:
@@ -80,6 +88,7 @@ class Convention:
     rescales: Literal["data", "state"] = "data"
     output: str | int | None = None
     drop_channels: bool = False
+    margin: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     null: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +146,11 @@ class Convention:
         """(a, c): the network knows data as a d + c."""
         low, high = self.range
         return self.latent_scale * (high - low) / 2, self.latent_scale * ((high + low) / 2 - self.latent_shift)
+
+    @property
+    def end_margin(self) -> float:
+        """The margin in use; 0 for a velocity or drift."""
+        return MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
 
     @property
     def rescaled(self) -> bool:

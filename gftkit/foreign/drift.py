@@ -12,13 +12,6 @@ from gftkit.errors import ConfigError
 from gftkit.flow import expand
 from gftkit.foreign.convention import Convention
 
-TIME_MARGIN = 1e-3
-"""How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
-
-The drift of a noise is (alpha'/alpha)(x - sigma e) + ..., 0/0 at t = 0, and that of data is so at t = 1. Nearer than
-this, network and coefficients are asked at the margin.
-"""
-
 ROUNDS = 60
 """Halvings of [0, 1] when a time is looked for: enough for float64."""
 
@@ -131,12 +124,15 @@ class ForeignDrift(nn.Module):
         return (low + high) / 2
 
     def _inside(self, t: Tensor) -> Tensor:
-        """t, no nearer than the margin to the end where the conversion is singular."""
+        """t, no nearer than the margin to the end where the conversion is singular.
+
+        The drift of a noise is (alpha'/alpha)(x - sigma e) + ..., 0/0 at t = 0, and that of data is so at t = 1.
+        """
         match self.convention.predicts:
             case "noise" | "score":
-                return t.clamp(min=TIME_MARGIN)
+                return t.clamp(min=self.convention.end_margin)
             case "data":
-                return t.clamp(max=1 - TIME_MARGIN)
+                return t.clamp(max=1 - self.convention.end_margin)
             case _:
                 return t
 

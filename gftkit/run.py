@@ -30,6 +30,7 @@ from gftkit.data import Samples, Scaling, Source, source_of
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, digest, load_weights, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.foreign.drift import own_network
 from gftkit.guidance import check_guidance, guided
 from gftkit.integrate import generate
 from gftkit.loading import load
@@ -348,7 +349,8 @@ def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
         ConfigError: for layers that can't be adapted.
     """
     assert config.adapters is not None
-    return Adapted(drift, config.adapters, lambda: _tried(drift, facts), stream(config.seed, "adapters"))
+    run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
+    return Adapted(drift, config.adapters, run, generator, own_network(drift))
 
 
 def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:

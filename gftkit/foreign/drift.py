@@ -214,6 +214,11 @@ class ForeignDrift(nn.Module):
         return out
 
 
+def own_network(drift: nn.Module) -> nn.Module:
+    """The network that files for other programs are of: a foreign one without its wrapper, any other drift itself."""
+    return drift.network if isinstance(drift, ForeignDrift) else drift
+
+
 def check_path(convention: Convention, path: Path | None) -> None:
     """Refuse a convention that contradicts the path.
 

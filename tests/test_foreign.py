@@ -228,10 +228,33 @@ def test_the_call_is_as_written():
         drift(t, x)
 
 
+@pytest.mark.parametrize("shape", ["batch", "column", "event", "scalar"])
+def test_state_and_time_may_be_given_side_by_side(shape):
+    network = Recorder(lambda both: both[:, :3])
+    t, x = inputs()
+    label = torch.arange(9)
+    drift = ForeignDrift(network, Convention.of({"call": "input=cat(x, t, label)", "time_shape": shape}))
+    assert drift.conditions == ("label",)
+    same = torch.full_like(t, 0.3)
+    drift(same, x, label=label)
+    assert torch.equal(network.calls[0][1]["input"], torch.cat([x, same[:, None], label[:, None]], 1))
+    network = Recorder(lambda both: both[:, 1:])
+    assert torch.equal(ForeignDrift(network, Convention.of({"call": "cat(t, x)", "time_shape": shape}))(t, x), x)
+    assert torch.equal(torch.cat([call[0][0] for call in network.calls]), torch.cat([t[:, None], x], 1))
+    with pytest.raises(ConfigError, match=r"numbers and vectors side by side, got shapes .9, 3, 1., .9,"):
+        ForeignDrift(network, Convention.of({"call": "cat(x, t)"}))(t, x[:, :, None])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ("t", "has no x"),
+        ("cat(t, label)", "has no x"),
+        ("cat(x)", "'cat.x.' is neither"),
+        ("cat(x, t", "neither"),
+        ("cat(x, )", "neither"),
+        ("cat(x, cat(t, y))", "neither"),
+        ("cat(x, t), t", "has the value 't' twice"),
         ("x, x", "has the value 'x' twice"),
         ("x, a=t, a=label", "has the argument 'a' twice"),
         ("sample=x, t", "'t' by position after an argument by name"),

@@ -32,7 +32,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Conventions by name: what each field is where it isn't ``Convention``'s default."""
 
-_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?P<what>\w+)")
+Arguments = tuple[tuple[str | None, tuple[str, ...]], ...]
+"""Of a call: (keyword or None, what is given); several values are given side by side, as one."""
+
+_COMMA = re.compile(r",(?![^(]*\))")
+_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?:(?P<what>\w+)|cat\((?P<several>[^(),]*(?:,[^(),]*)+)\))")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Convention:
     t; of ``rescales: state`` the whole state is known as a x + c, the source as well.
 
     Args:
-        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``.
+        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``; where
+            samples are vectors, ``cat(x, t)`` is one argument, both side by side in the order given.
         constants: further keyword arguments, the same at every call.
         time: "forward" (the source at 0) or "reversed" (the source at 1).
         time_scale: what the network is given at the end of its time, such as 1000.
@@ -132,14 +137,14 @@ class Convention:
         }
 
     @property
-    def arguments(self) -> tuple[tuple[str | None, str], ...]:
-        """The arguments of the call: (keyword or None, what is given)."""
+    def arguments(self) -> Arguments:
+        """The arguments of the call."""
         return parse_call(self.call)
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """The conditions that the network is given."""
-        return tuple(what for _, what in self.arguments if what not in ("t", "x"))
+        return tuple(what for _, values in self.arguments for what in values if what not in ("t", "x"))
 
     @property
     def scale_and_shift(self) -> tuple[float, float]:
@@ -158,33 +163,35 @@ class Convention:
         return self.scale_and_shift != (1.0, 0.0)
 
 
-def parse_call(call: str) -> tuple[tuple[str | None, str], ...]:
-    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label``: (keyword or None, what).
+def parse_call(call: str) -> Arguments:
+    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label`` or ``cat(x, t)``.
 
     Raises:
         ConfigError: saying what can't be read.
 
     Example:
-        >>> parse_call("x, t, y=label")
-        ((None, 'x'), (None, 't'), ('y', 'label'))
+        >>> parse_call("cat(x, t), y=label")
+        ((None, ('x', 't')), ('y', ('label',)))
     """
-    found: list[tuple[str | None, str]] = []
-    for part in call.split(","):
+    found: list[tuple[str | None, tuple[str, ...]]] = []
+    for part in _COMMA.split(call):
         match = _PART.fullmatch(part.strip())
-        name, what = (None, "") if match is None else (match["name"], match["what"])
-        if not _is_name(what) or (name is not None and not _is_name(name)):
+        name = None if match is None else match["name"]
+        values = () if match is None else tuple(map(str.strip, (match["what"] or match["several"]).split(",")))
+        if not values or not all(map(_is_name, values)) or (name is not None and not _is_name(name)):
             raise ConfigError(
-                f"convention.call: wanted arguments such as 't, x' or 'sample=x, timestep=t, class_labels=label', got "
-                f"'{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
+                f"convention.call: wanted arguments such as 't, x', 'sample=x, timestep=t, class_labels=label' or "
+                f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
             )
         if name is None and any(before is not None for before, _ in found):
-            raise ConfigError(f"convention.call: '{call}' has '{what}' by position after an argument by name.")
-        found.append((name, what))
-    for which, values in (("argument", [n for n, _ in found if n is not None]), ("value", [w for _, w in found])):
-        twice = {value for value in values if values.count(value) > 1}
+            raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
+        found.append((name, values))
+    given = [what for _, values in found for what in values]
+    for which, names in (("argument", [name for name, _ in found if name is not None]), ("value", given)):
+        twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
-    if "x" not in [what for _, what in found]:
+    if "x" not in given:
         raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
     return tuple(found)
 

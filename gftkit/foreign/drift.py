@@ -175,8 +175,9 @@ class ForeignDrift(nn.Module):
                 f"convention.call: '{convention.call}' gives the network '{missing[0]}', and there is none here. Leave "
                 f"it out of the call, or use data that have it."
             )
-        by_position = [values[what] for name, what in convention.arguments if name is None]
-        by_name = {name: values[what] for name, what in convention.arguments if name is not None}
+        given = [(name, _side_by_side([values[what] for what in several])) for name, several in convention.arguments]
+        by_position = [value for name, value in given if name is None]
+        by_name = {name: value for name, value in given if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))
         return self._part(out, x)
 
@@ -270,6 +271,24 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
             "convention.predicts: a score tells the velocity only for the source N(0, I). "
             "Take `source: {name: gaussian}`, or a network that predicts the velocity."
         )
+
+
+def _side_by_side(values: list[Tensor]) -> Tensor:
+    """Numbers (batch,), () and vectors (batch, n) as one vector, (batch, sum of n); a single value as it is.
+
+    Raises:
+        ConfigError: where one is neither.
+    """
+    if len(values) == 1:
+        return values[0]
+    if any(value.ndim > 2 for value in values):
+        shapes = ", ".join(str(tuple(value.shape)) for value in values)
+        raise ConfigError(
+            f"convention.call: cat(...) puts numbers and vectors side by side, got shapes {shapes}. "
+            f"Wrap the network in a class with forward(t, x)."
+        )
+    batch = max(len(value) for value in values if value.ndim)
+    return torch.cat([v if v.ndim == 2 else v.reshape(-1, 1).expand(batch, 1) for v in values], dim=1)
 
 
 def _described(out: Any) -> str:

@@ -166,5 +166,5 @@ def _no_fit(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -
     return (
         f"{path}: the weights don't fit the drift, which has {len(wanted)} tensors. In the file: {', '.join(sets)} "
         f"tensors{which}.{shortened(misfits(nearest.weights, wanted))}\n"
-        f"Give the `drift` these weights were made with."
+        f"Give the `drift` these weights were made with: its class and its options."
     )

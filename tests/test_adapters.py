@@ -641,7 +641,7 @@ def test_options_are_checked(source, registry, adapters, message):
 
 
 def test_adapters_belong_to_a_fine_tune(source, registry):
-    with pytest.raises(ConfigError, match="`adapters` belong to a fine-tune"):
+    with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
         read({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
     with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
         read(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)

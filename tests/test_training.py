@@ -12,7 +12,9 @@ from torch import nn
 import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor, identity
+from gftkit.config import read
 from gftkit.errors import ConfigError, DataError, DivergenceError, RunError, WeightsError
+from gftkit.experiment import build
 from gftkit.files import read_tensors, write_tensors
 from gftkit.temperature import check_schedule
 
@@ -335,6 +337,14 @@ def test_data_far_outside_the_scale_of_a_pretrained_drift_are_warned_of(tmp_path
         }
         gftkit.finetune(tuning, tmp_path / f"run-{scale}", registry=registry)
         assert ("never rescaled" in " ".join(capsys.readouterr().err.split())) == warned
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(255.0, True), (10.0, False)])
+def test_large_data_are_warned_of_in_pretraining(tmp_path, registry, scale, warned):
+    np.save(tmp_path / "data.npy", scale * np.ones((30, 2), dtype=np.float32))
+    config = {**PRETRAIN, "data": {"name": "arrays", "file": str(tmp_path / "data.npy")}}
+    found = build(read(config, "pretrain", registry)[0], registry).warnings
+    assert ["values of size 255 (root mean square)" in warning for warning in found] == [True] * warned
 
 
 def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):

@@ -63,7 +63,7 @@ def diagnose(
         raw = override(raw, setting)
     check_known(raw, FINETUNE_KEYS, "the configuration")
     for key, example in (("drift", "{name: module, target: ..., weights: ...}"), ("data", "{name: arrays, file: ...}")):
-        if not isinstance(raw.get(key), Mapping):
+        if not isinstance(raw.get(key), Mapping if key == "drift" else (Mapping, str)):
             raise ConfigError(f"{key} is missing: wanted `{key}: {example}`.")
     given = {"name": "module", **raw["drift"]}
     known = _known(given.get("convention", {}))

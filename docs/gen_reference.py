@@ -4,27 +4,17 @@ MkDocs calls the functions ``on_...``. Nothing that is made here is kept in the 
 """
 
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import gftkit
-from gftkit import config as configuration
-from gftkit.adapters import Adapters
 from gftkit.contracts import NESTED
-from gftkit.foreign.convention import Convention
 from gftkit.hooks import KINDS, Hooks
-from gftkit.options import Option, options_of
-from gftkit.registry import Registry, plain
+from gftkit.options import Option
+from gftkit.registry import Registry
+from gftkit.sections import keys
 from gftkit.subset import SUBSET_OPTIONS
-from gftkit.tracking import TRACKERS
-
-SECTIONS = {"train": configuration.Train, "objective": configuration.Objective, "evaluate": configuration.Evaluate}
-"""Parts of a configuration."""
-
-BLOCKS = {**SECTIONS, **TRACKERS, "convention": Convention, "adapters": Adapters}
-"""What has a table that ``<!-- keys: train -->`` stands for."""
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)
 _MARK = re.compile(r"<!-- keys: (\w+) -->")
@@ -48,7 +38,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each ``<!-- keys: train -->`` by that section's table."""
-    return _MARK.sub(lambda found: section_table(found[1]), markdown)
+    return _MARK.sub(lambda found: table(keys(found[1])), markdown)
 
 
 def pages(registry: Registry) -> dict[str, str]:
@@ -107,21 +97,13 @@ def protocols(kind: str) -> list[type]:
     return [contract for contract, of in NESTED.items() if of == kind]
 
 
-def section_table(name: str) -> str:
-    """The keys of one section of a configuration, or of a convention."""
-    return table(options_of(BLOCKS[name], name))
-
-
 def table(options: Mapping[str, Option]) -> str:
     """Options as a Markdown table."""
     rows = ["| key | type | default | what it is |", "|---|---|---|---|"]
     for option in options.values():
-        if option.supplied:
-            default = "from the data"
-        elif option.required:
-            default = "required"
-        else:
-            default = f"`{json.dumps(plain(option.default))}`"
+        default = option.default_text
+        if not (option.supplied or option.required):
+            default = f"`{default}`"
         rows.append(f"| `{option.name}` | {escape(option.type_text)} | {default} | {escape(option.help)} |")
     return "\n".join(rows)
 

@@ -68,34 +68,46 @@ class Adapted:
         options: which adapters.
         run: one forward pass of the drift.
         generator: of the adapters' first weights, on the CPU.
+        network: the part of the drift whose layers are adapted and whose names are used, of those that are given and in
+            peft's files: a foreign network without its wrapper. By default the drift.
 
     Attributes:
-        drift: the network.
+        drift: the drift.
         layers: the adapted layers, by their names in the network without adapters.
 
     Raises:
         ConfigError: where peft isn't installed, and for layers that can't be adapted: before anything is trained.
     """
 
-    def __init__(self, drift: nn.Module, options: Adapters, run: Callable[[], object], generator: Generator) -> None:
+    def __init__(
+        self,
+        drift: nn.Module,
+        options: Adapters,
+        run: Callable[[], object],
+        generator: Generator,
+        network: nn.Module | None = None,
+    ) -> None:
         peft = _peft()
+        network = drift if network is None else network
         _check_options(options)
         takes: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
         if options.name == "lora":
             takes = (*takes, nn.Conv3d, nn.Embedding)
-        chosen = choose(drift, options.targets, options.exclude or (), takes)
-        check(drift, chosen, run, groups=options.name != "lora")
+        chosen = choose(network, options.targets, options.exclude or (), takes)
+        check(network, chosen, run, groups=options.name != "lora")
         _check_rank(options, chosen)
-        whole = _trained_whole(drift, options, chosen)
+        whole = _trained_whole(network, options, chosen)
         self._config = _config(peft, options, chosen, whole)
-        self.drift = drift
+        self.drift, self._network = drift, network
+        place = next(name for name, module in drift.named_modules() if module is network)
+        self._prefix = f"{place}." if place else ""
         with torch.random.fork_rng(devices=[]):
             seed_global(generator.initial_seed(), torch.device("cpu"))
-            peft.inject_adapter_in_model(self._config, drift, ADAPTER)
+            peft.inject_adapter_in_model(self._config, network, ADAPTER)
         drift.eval()
         tuned, copy_of = peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper
-        adapted = {name: module for name, module in drift.named_modules() if isinstance(module, tuned)}
-        copied = {name: module for name, module in drift.named_modules() if isinstance(module, copy_of)}
+        adapted = {name: module for name, module in network.named_modules() if isinstance(module, tuned)}
+        copied = {name: module for name, module in network.named_modules() if isinstance(module, copy_of)}
         if adapted.keys() != chosen.keys() or copied.keys() != set(whole):
             wrong = sorted(adapted.keys() ^ chosen.keys() | copied.keys() ^ set(whole))
             raise ConfigError(f"adapters: peft can't tell {', '.join(wrong[:4])} from others by name. Leave it out.")
@@ -127,32 +139,34 @@ class Adapted:
             object.__setattr__(layer, "_disable_adapters", off)
 
     def merged(self, weights: State | None = None) -> State:
-        """The state dict of the network without adapters whose function is that of the adapted one.
+        """The state dict of the drift without adapters whose function is that of the adapted one.
 
         Args:
             weights: by name, to take in the place of those that are trained, such as their averages.
         """
         with self._holding(weights or {}), torch.no_grad():
-            inside = (*(f"{name}." for name in self.layers), *(f"{name}." for name in self._copied))
+            inside = tuple(f"{self._prefix}{name}." for name in (*self.layers, *self._copied))
             state = {name: held for name, held in self.drift.state_dict().items() if not name.startswith(inside)}
             for name, layer in self.layers.items():
                 alone = copy.deepcopy(layer)  # one layer at a time: no second network
                 alone.merge(safe_merge=True)
-                state |= {f"{name}.{key}": held for key, held in alone.get_base_layer().state_dict().items()}
+                base = alone.get_base_layer().state_dict()
+                state |= {f"{self._prefix}{name}.{key}": held for key, held in base.items()}
             for name, wrapper in self._copied.items():
                 trained = wrapper.modules_to_save[ADAPTER]
-                state |= {f"{name}.{key}": held.clone() for key, held in trained.state_dict().items()}
+                state |= {f"{self._prefix}{name}.{key}": held.clone() for key, held in trained.state_dict().items()}
         return state
 
     def save(self, folder: Path, weights: State | None = None) -> None:
-        """Write the adapters in peft's own format, to be read by ``peft.PeftModel.from_pretrained(drift, folder)``.
+        """Write the adapters in peft's own format, to be read by ``peft.PeftModel.from_pretrained(network, folder)``.
 
         Args:
             folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
             weights: see ``merged``.
         """
         state = {**self.drift.state_dict(), **(weights or {})}
-        held = _peft().get_peft_model_state_dict(self.drift, state_dict=state, adapter_name=ADAPTER)
+        own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
+        held = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
         write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in held.items()}, {})
         described = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()

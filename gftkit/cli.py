@@ -1,6 +1,8 @@
 """The command line ``gft``. Nothing heavy is imported until a command runs, so that ``--help`` answers at once."""
 
+import os
 import sys
+import time
 import traceback
 from typing import Annotated
 
@@ -9,12 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from gftkit.commands.inspecting import inspect
+from gftkit.commands.keys import keys
 from gftkit.commands.likelihood import likelihood
 from gftkit.commands.plugins import plugins, show
 from gftkit.commands.sampling import evaluate, export, sample
 from gftkit.commands.training import distill, finetune, pretrain
 from gftkit.commands.verifying import verify
 from gftkit.errors import GftkitError
+
+PATIENCE = 10.0
+"""Seconds that the other processes of a node leave to the first one to tell of an error that all of them meet."""
 
 app = typer.Typer(
     name="gft",
@@ -25,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pretrain, finetune, distill, sample, evaluate, likelihood, export, inspect, verify):
+for command in (pretrain, finetune, distill, sample, evaluate, likelihood, export, inspect, verify, keys):
     app.command()(command)
 plugins_app = typer.Typer(help="List the installed components, or show one.", invoke_without_command=True)
 plugins_app.callback()(plugins)
@@ -57,6 +63,8 @@ def main() -> None:
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except GftkitError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE)  # torchrun ends this process if the first one of its node has failed, and told, too
         if debug:
             traceback.print_exc()
         text = escape(str(error))  # an error may quote what looks like markup, such as a list

@@ -212,7 +212,8 @@ def read(
     known = {"finetune": FINETUNE_KEYS, "distill": DISTILL_KEYS}.get(kind, KEYS)
     tuning = [key for key in FINETUNE_KEYS if key not in KEYS and key in raw]
     if kind == "pretrain" and tuning:
-        raise ConfigError(f"`{'` and `'.join(tuning)}` belong to a fine-tune: use `gft finetune`.")
+        verb = "belongs" if len(tuning) == 1 else "belong"
+        raise ConfigError(f"`{'` and `'.join(tuning)}` {verb} to a fine-tune: use `gft finetune`.")
     check_known(raw, known, "the configuration")
 
     inherited: dict[str, Any] = {}
@@ -237,6 +238,11 @@ def read(
         spec = raw.get(key, inherited.get(key, DEFAULTS.get(key)))
         if spec is None:
             raise ConfigError("drift is missing: wanted e.g. `drift: {name: mlp, width: 512}`.")
+        if key in inherited and isinstance(spec, Mapping) and "name" not in spec:
+            raise ConfigError(
+                f"{key}: the pretrained run's {key} '{inherited[key]['name']}' is inherited whole, and single options "
+                f"of it can't be changed, got {dict(spec)!r}. Leave `{key}` out, or give it whole, with its name."
+            )
         specs[key] = registry.resolve("dataset" if key == "source" else key, spec, key, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
@@ -249,7 +255,7 @@ def read(
         data=registry.resolve("dataset", raw["data"], "data", base),
         train=train,
         evaluate=resolve_evaluate(raw.get("evaluate", {}), train, registry, base),
-        monitors=[registry.resolve("monitor", _spec(m), f"monitors[{i}]", base) for i, m in _list(raw, "monitors")],
+        monitors=[registry.resolve("monitor", m, f"monitors[{i}]", base) for i, m in _list(raw, "monitors")],
         seed=_seed(raw.get("seed", 0)),
         pretrained=pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if kind == "finetune" else None,
@@ -336,7 +342,7 @@ def override(raw: dict[str, Any], setting: str) -> dict[str, Any]:
     changed = dict(raw)
     inner = changed
     for depth, key in enumerate(keys[:-1], 1):
-        below = inner.get(key, {})
+        below = _spec(inner.get(key, {}))
         if not isinstance(below, Mapping):
             raise ConfigError(f"--set {setting}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
         inner[key] = inner = dict(below)
@@ -361,9 +367,11 @@ def _with_defaults(train: Train) -> Train:
 
 def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> Evaluate:
     """The section ``evaluate`` with every component checked and every default filled in."""
+    if isinstance(raw, Mapping):
+        raw = {**raw, **{key: _spec(raw[key]) for key in ("data", "solver") if key in raw}}
     found = section(Evaluate, raw, "evaluate")
     names = ["energy"] if found.metrics is None else found.metrics
-    metrics = [registry.resolve("metric", _spec(m), f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]
+    metrics = [registry.resolve("metric", m, f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]
     solver = found.solver
     if solver is not None:
         solver = resolve_scheme(solver, registry, "evaluate.solver", base)

@@ -26,6 +26,10 @@ from gftkit.registry import Registry, plain
 from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, scheme_of
 from gftkit.scheme import Scheme
 from gftkit.stochastic import check_unpaired
+from gftkit.temperature import check_schedule
+
+LARGE = 20.0
+"""Root mean square that passes without a warning in pretraining."""
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
@@ -144,13 +148,17 @@ def build(config: Config, registry: Registry) -> Experiment:
         notes = [*notes, *conditions.check_coupling(coupling, config.coupling["name"], named)]
     train = config.train
     assert train.pairing_batch is not None
+    schedule: Schedule | None = None
+    if config.schedule is not None:
+        schedule = registry.build("schedule", config.schedule)
+        notes = [*notes, *check_schedule(schedule, config.schedule["name"], train.steps)]
     return Experiment(
         config=config,
         facts=facts,
         drift=drift,
         anchor=anchor,
         path=path,
-        schedule=None if config.schedule is None else registry.build("schedule", config.schedule),
+        schedule=schedule,
         pairs=Pairs(
             Order(data, config.seed, train.shuffle_buffer),
             source,
@@ -170,7 +178,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=training,
         reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
-        warnings=[*notes, *_scale_warnings(training, data, parent)],
+        warnings=[*notes, *_scale_warnings(config, training, data, parent)],
         anchors=anchors,
         adapted=adapted,
         base=base,
@@ -238,8 +246,20 @@ def anchor_of(
     return ExternalAnchor(other, lineage.made_of(spec["drift"], facts, registry)), notes
 
 
-def _scale_warnings(training: Batch, data: Samples, parent: Run | None) -> list[str]:
-    """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside."""
+def _scale_warnings(config: Config, training: Batch, data: Samples, parent: Run | None) -> list[str]:
+    """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside.
+
+    Also where a new drift would have to learn values far from size 1.
+    """
+    if config.kind == "pretrain":
+        size = float(training.x1.double().square().mean().sqrt())
+        if size <= LARGE:
+            return []
+        return [
+            f"data: values of size {size:.3g} (root mean square), and drifts are made for size 1: the loss starts near "
+            f"{size**2:.1g}, and training is slow or fails. Bring the values to [-1, 1] or to variance 1 first: those "
+            f"of images in 0 to 255, say, by x / 127.5 - 1."
+        ]
     if parent is None or parent.weights()[1].range is None or data.scaling.range is not None:
         return []
     largest = float(training.x1.abs().max())

@@ -6,6 +6,7 @@ from typing import Literal
 from gftkit import adapters
 from gftkit.errors import ConfigError, RunError
 from gftkit.files import read_json, read_notes, read_tensors, write_json, write_tensors
+from gftkit.foreign.drift import own_network
 from gftkit.run import ADAPTER, MODEL, Run, Weights
 
 What = Literal["merged", "adapter"]
@@ -18,7 +19,7 @@ def export(run: Run, out: Path, what: What = "merged", weights: Weights = "ema",
         run: the run.
         out: the folder to write into.
         what: "merged" for ``model.safetensors`` with the state dict of the network, adapters merged in; "adapter" for
-            the adapters in peft's own format.
+            the adapters in peft's own format. Of a foreign network, both have its own names.
         weights: "ema" or "raw".
         force: overwrite files of the same names.
 
@@ -35,10 +36,12 @@ def export(run: Run, out: Path, what: What = "merged", weights: Weights = "ema",
     taken = [str(path) for path in files if path.exists()]
     if taken and not force:
         raise RunError(f"{', '.join(taken)} exists. Choose another --out, or overwrite by --force.")
-    tensors, facts = run.weights(weights if what == "merged" else "ema")
     if what == "merged":
-        write_tensors(files[0], tensors, read_notes(run.folder / MODEL))
-    elif weights == "ema":
+        network = own_network(run.drift(weights))
+        write_tensors(files[0], network.state_dict(), read_notes(run.folder / MODEL))
+        return files
+    facts = run.weights()[1]
+    if weights == "ema":
         held, notes = read_tensors(run.folder / ADAPTER / adapters.WEIGHTS)
         write_tensors(files[1], held, notes)
         write_json(files[0], read_json(run.folder / ADAPTER / adapters.CONFIG))

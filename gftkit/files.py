@@ -7,9 +7,10 @@ import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ State = dict[str, Tensor]
 
 _DIGEST = "gftkit-digest"
 """Where a safetensors file of ours keeps the digest of everything else in it."""
+LOCK = ".lock"
 _PART = ".part"
 """Stands in the name of a file that is being written."""
 _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
@@ -90,6 +92,46 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder meanwhile; a process that is killed lets go of it.
+
+    Raises:
+        RunError: where another process is at work in it, naming that.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    lock = folder / LOCK
+    made = not folder.exists()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"{folder}: another process is at work in it ({file.read().strip()}). Wait for it, or choose another "
+                f"folder with --out."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # it isn't empty
+                    folder.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -325,6 +367,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
     found = parse_yaml(text, str(path))

@@ -20,7 +20,7 @@ from gftkit.distillation import Distillation
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
-from gftkit.files import check_space, remove_leftovers, write_json
+from gftkit.files import check_space, digest, remove_leftovers, write_json
 from gftkit.log import Log
 from gftkit.monitoring import TrainingState
 from gftkit.prefetch import ahead
@@ -61,6 +61,9 @@ class Loop:
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
             )
         self._sharded = devices.shards(accelerator)
+        self._data = (
+            f"{experiment.pairs.order.samples.size} samples, digest {short(digest(experiment.training.tensors()))}"
+        )
         self._template = copy.deepcopy(experiment.drift) if self._sharded and self.main else None
         made = Distillation if experiment.config.kind == "distill" else Steps
         self.steps = made(experiment, accelerator)
@@ -88,6 +91,7 @@ class Loop:
                 remove_leftovers(folder)
             self._check_space()
         if found is not None:
+            self._check_data(found)
             self._check_anchor(found)
             found.restore(self.steps.drift, self.steps.descent)
         # The first look asks every metric and monitor: what they refuse is known before the folder holds a run.
@@ -161,10 +165,17 @@ class Loop:
             "the step to go on from, by the checkpoints in the run folder": first,
             "the configuration": self.config.to_dict(),
             "the anchors": list(self.experiment.anchors),
-            "the number of samples": self.experiment.pairs.order.samples.size,
+            "the data": self._data,
             "the versions": environment.versions(),
         }
         devices.check_agreement(self.accelerator, facts)
+
+    def _check_data(self, found: checkpoint.Checkpoint) -> None:
+        if found.notes.get("data", self._data) != self._data:
+            raise RunError(
+                f"{found.path}: the data aren't those that this run started with: {found.notes['data']}, now "
+                f"{self._data}. Restore them, or start anew with another --out."
+            )
 
     def _check_anchor(self, found: checkpoint.Checkpoint) -> None:
         if self.anchor is None:
@@ -205,7 +216,13 @@ class Loop:
         """Write a checkpoint; all processes must ask, and the main one writes."""
         tensors, numbers = checkpoint.contents(self.steps.drift, self.steps.descent, self.main)
         if self.main:
-            notes = {"seconds": seconds, **self._origin(), **self.experiment.facts.to_dict(), **numbers}
+            notes = {
+                "seconds": seconds,
+                "data": self._data,
+                **self._origin(),
+                **self.experiment.facts.to_dict(),
+                **numbers,
+            }
             checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
 
     def _networks(self) -> tuple[nn.Module, nn.Module]:

@@ -68,6 +68,13 @@ class Option:
         """Its type and range in words, as shown to users."""
         return type_text(self.annotation)
 
+    @property
+    def default_text(self) -> str:
+        """Its default in words, as shown to users."""
+        if self.supplied:
+            return "from the data"
+        return "required" if self.required else json.dumps(self.default, default=str)
+
     def validate(self, value: Any, where: str) -> Any:
         """The value, checked against type and range.
 
@@ -125,15 +132,15 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
     return found
 
 
-def check_known(options: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse options that nobody declared.
+def check_known(options: Mapping[str, Any], known: Collection[str], where: str, unlisted: Collection[str] = ()) -> None:
+    """Refuse options that nobody declared; those ``unlisted`` are taken, and not suggested.
 
     Raises:
         UnknownNameError: with the nearest known option.
     """
     for name in options:
         if name not in known:
-            raise unknown(f"option of {where}:", name, known)
+            raise unknown(f"option of {where}:", name, set(known) - set(unlisted))
 
 
 def type_text(annotation: Any) -> str:

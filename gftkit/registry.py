@@ -71,18 +71,8 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        options = [
-            {
-                "name": option.name,
-                "type": option.type_text,
-                "required": option.required and not option.supplied,
-                "default": None if option.required else plain(option.default),
-                "supplied": option.supplied,
-                "help": option.help,
-            }
-            for option in self.options
-        ]
-        return {**{key: value for key, value in asdict(self).items() if key != "options"}, "options": options}
+        own = {key: value for key, value in asdict(self).items() if key != "options"}
+        return {**own, "options": [described(option) for option in self.options]}
 
 
 class Registry:
@@ -187,24 +177,29 @@ class Registry:
         """
         return self.build(kind, {"name": name, **options})
 
-    def resolve(self, kind: str, spec: Mapping[str, Any], where: str = "", base: Path | None = None) -> dict[str, Any]:
+    def resolve(
+        self, kind: str, spec: Mapping[str, Any] | str, where: str = "", base: Path | None = None
+    ) -> dict[str, Any]:
         """``spec`` with every option checked and every default filled in; relative paths start at ``base``.
 
-        Options that the kernel supplies are left out unless given. A factory with a class method ``resolve(options)``
-        completes them: what it reads from files then stands in the run's configuration.
+        A bare name stands for a component without options. Options that the kernel supplies are left out unless given.
+        A factory with a class method ``resolve(options)`` completes them: what it reads from files then stands in the
+        run's configuration.
 
         Raises:
             UnknownNameError: for an unknown name or option.
             ConfigError: for an option that is missing, of the wrong type or out of range.
         """
         where = where or kind
+        spec = {"name": spec} if isinstance(spec, str) else spec
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            raise ConfigError(f"{where}: wanted {{name: ...}} with the name of a {kind}, got {spec!r}.")
+            raise ConfigError(f"{where}: wanted the name of a {kind}, or {{name: ...}} with options, got {spec!r}.")
         name = spec["name"]
         component = self.component(kind, name, where)
         known = self.options(component)
         given = {key: value for key, value in spec.items() if key != "name"}
-        check_known(given, [*known, "name"], f"{where} '{name}'")
+        supplied = [option.name for option in known.values() if option.supplied]
+        check_known(given, [*known, "name"], f"{where} '{name}'", unlisted=supplied)
         resolved: dict[str, Any] = {"name": name}
         for option in known.values():
             key = f"{where}.{option.name}"
@@ -218,7 +213,7 @@ class Registry:
                     value = base / value
             else:
                 value = given[option.name]
-            if option.kind and isinstance(value, Mapping):
+            if option.kind and isinstance(value, (Mapping, str)):
                 resolved[option.name] = self.resolve(option.kind, value, key, base)
             elif option.name in given:
                 value = option.validate(value, key)
@@ -242,7 +237,7 @@ class Registry:
         }
 
     def build(
-        self, kind: str, spec: Mapping[str, Any], where: str = "", base: Path | None = None, **supplied: Any
+        self, kind: str, spec: Mapping[str, Any] | str, where: str = "", base: Path | None = None, **supplied: Any
     ) -> Any:
         """A component from ``{name: ..., **options}``; ``supplied`` goes to factories that ask for it.
 
@@ -280,6 +275,18 @@ class Registry:
                 f"(see gftkit.contracts)."
             )
         return made
+
+
+def described(option: Option) -> dict[str, Any]:
+    """An option as plain values, for JSON."""
+    return {
+        "name": option.name,
+        "type": option.type_text,
+        "required": option.required and not option.supplied,
+        "default": None if option.required else plain(option.default),
+        "supplied": option.supplied,
+        "help": option.help,
+    }
 
 
 def plain(value: Any) -> Any:

@@ -28,9 +28,10 @@ from gftkit.config import (
 from gftkit.contracts import Metric
 from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples, Source, source_of
-from gftkit.errors import ConfigError, RunError, WeightsError
+from gftkit.errors import ConfigError, GftkitError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, digest, load_weights, read_notes, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.foreign.drift import ForeignDrift, own_network
 from gftkit.guidance import check_guidance, guided
 from gftkit.loading import load
 from gftkit.log import read_log
@@ -338,9 +339,18 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: ConditionalP
     try:
         with torch.no_grad():
             out = _tried(drift, facts)
+    except GftkitError as error:
+        raise ConfigError(f"drift '{spec['name']}' on a batch of shape {tuple(x.shape)}: {error}") from error
     except Exception as error:
+        cure = "`gft --debug` shows where."
+        if isinstance(drift, ForeignDrift):
+            cure = (
+                f"Check drift.options and convention.call ('{drift.convention.call}'): `gft inspect` finds out how a "
+                f"network is called. {cure}"
+            )
         raise ConfigError(
-            f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+            f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}\n"
+            f"{cure}"
         ) from error
     if not isinstance(out, Tensor) or out.shape != x.shape:
         came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -366,7 +376,8 @@ def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
         ConfigError: for layers that can't be adapted.
     """
     assert config.adapters is not None
-    return Adapted(drift, config.adapters, lambda: _tried(drift, facts), stream(config.seed, "adapters"))
+    run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
+    return Adapted(drift, config.adapters, run, generator, own_network(drift))
 
 
 def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:

@@ -72,23 +72,22 @@ def build_scheme(spec: Mapping[str, Any] | None, path: Path, registry: Registry)
     return Scheme(solver, steps, built["grid"], built["diffusion"])
 
 
-def resolve_scheme(spec: Mapping[str, Any], registry: Registry, where: str, base: FilePath) -> dict[str, Any]:
-    """A spec with every component checked and every default filled in.
+def resolve_scheme(spec: Any, registry: Registry, where: str, base: FilePath) -> dict[str, Any]:
+    """A spec, {name, steps, ...} or a solver's name, with every component checked and every default filled in.
 
     Raises:
         GftkitError: naming the key.
     """
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{where}: wanted the name of a solver, or {{name: ..., steps: ...}}, got {spec!r}.")
     steps = spec.get("steps", DEFAULT_STEPS)
     if not (type(steps) is int and steps >= 1):
         raise ConfigError(f"{where}.steps: wanted int, >= 1, got {steps!r}.")
     rest = {key: value for key, value in spec.items() if key not in ("steps", *PARTS)}
     parts = {
-        kind: registry.resolve(kind, _named(spec[kind]), f"{where}.{kind}", base)
+        kind: registry.resolve(kind, spec[kind], f"{where}.{kind}", base)
         for kind in PARTS
         if spec.get(kind) is not None
     }
     return {**registry.resolve("solver", rest, where, base), "steps": steps, **parts}
-
-
-def _named(spec: Any) -> Any:
-    return {"name": spec} if isinstance(spec, str) else spec

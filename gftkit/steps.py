@@ -20,6 +20,7 @@ from gftkit.objective import LOSSES, retention, shared_loss
 from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.prefetch import Batches
 from gftkit.randomness import seed_global, stream
+from gftkit.temperature import temperature
 
 AHEAD = 8
 """Steps whose anchor is evaluated at once, at most: as many batches are held meanwhile."""
@@ -108,12 +109,7 @@ class Steps:
         schedule = self.experiment.schedule
         if schedule is None:
             return 0.0
-        beta = float(schedule.temperature(step / self.config.train.steps))
-        try:
-            retention(beta)
-        except ValueError as error:
-            raise ConfigError(f"schedule '{(self.config.schedule or {})['name']}' at step {step}: {error}") from None
-        return beta
+        return temperature(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""

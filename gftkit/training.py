@@ -1,6 +1,7 @@
 """Training from Python: ``pretrain`` by flow matching, ``finetune`` by Gradual Fine-Tuning, ``distill``."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from gftkit.config import Config, Kind, read
 from gftkit.devices import accelerator_of, cuda_devices, warnings_of
 from gftkit.errors import RunError
 from gftkit.experiment import build
-from gftkit.files import read_yaml
+from gftkit.files import held, read_yaml
 from gftkit.loading import load
 from gftkit.loop import Loop
 from gftkit.progress import Progress
@@ -97,7 +98,10 @@ def train(
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
-        Loop(experiment, registry, out, accelerator, progress).run(warnings)
+        with held(out) if accelerator.is_main_process else nullcontext():
+            if accelerator.is_main_process:
+                _check_folder(out, config, resume)  # nobody else has begun a run there meanwhile
+            Loop(experiment, registry, out, accelerator, progress).run(warnings)
     return Run(out, config, registry)
 
 

@@ -641,7 +641,7 @@ def test_options_are_checked(source, registry, adapters, message):
 
 
 def test_adapters_belong_to_a_fine_tune(source, registry):
-    with pytest.raises(ConfigError, match="`adapters` belong to a fine-tune"):
+    with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
         read({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
     with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
         read(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
@@ -654,11 +654,13 @@ def test_sharded_weights_are_refused(source, registry, monkeypatch):
 
 
 def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
-    """Its drift brings the weights; there is no pretrained run to look at."""
+    """Its drift brings the weights; there is no pretrained run to look at. Its files have the network's own names."""
     (tmp_path / "own_for_adapters.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.inner = nn.Linear(2, 8)\n        self.outer = nn.Linear(8, 2)\n\n"
-        "    def forward(self, x, t):\n        return self.outer(self.inner(x).sin()) * t[:, None]\n"
+        "        self.inner, self.mid, self.outer = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 2)\n"
+        "        self.norm = nn.LayerNorm(8)\n\n"
+        "    def forward(self, x, t):\n"
+        "        return self.outer(self.norm(self.mid(self.inner(x).sin()))) * t[:, None]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     net = importlib.import_module("own_for_adapters").Net()
@@ -666,7 +668,7 @@ def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
     drift = {"name": "module", "target": "own_for_adapters:Net", "weights": str(tmp_path / "net.pt")}
     config = tuning("", drift={**drift, "convention": {"call": "x, t", "time": "reversed"}}, data={"name": "two-moons"})
     del config["pretrained"]
-    config["adapters"] = {"rank": 2}
+    config["adapters"] = {"rank": 6, "targets": "inner|mid|outer", "also_train": ["norm"]}
     run = gftkit.finetune(config, tmp_path / "run", registry=registry)
     t, x = torch.rand(4), torch.randn(4, 2)
     train = run_loop(config, registry)
@@ -679,6 +681,25 @@ def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
     broken = stopped(run.folder, tmp_path / "broken", 3)
     gftkit.finetune(config, broken, registry=registry, resume=True)
     assert torch.equal(gftkit.Run.open(broken).drift()(t, x), run.drift()(t, x))
+    for weights in ("ema", "raw"):
+        out, wanted = tmp_path / weights, -run.drift(weights)(1 - t, x)
+        (file,) = export(run, out, "merged", weights)
+        assert (wanted - net(x, t)).abs().max() > 100 * ROUND_OFF * wanted.abs().max()
+        merged = type(net)()
+        merged.load_state_dict(load_file(file))
+        close(merged(x, t), wanted)
+        export(run, out, "adapter", weights)
+        close(peft.PeftModel.from_pretrained(copy.deepcopy(net), out).eval()(x, t), wanted)
+        close(peft.PeftModel.from_pretrained(copy.deepcopy(net), out).merge_and_unload()(x, t), wanted)
+    written = peft.PeftModel.from_pretrained(copy.deepcopy(net), run.folder / "adapter").eval()
+    close(written(x, t), -run.drift()(1 - t, x))
+    # what was exported is a foreign network's weights again, and a fine-tune's start
+    again = {**run.config.drift, "weights": str(tmp_path / "ema/model.safetensors")}
+    path = registry.build("path", {"name": "linear"})
+    assert torch.equal(registry.build("drift", again, path=path)(t, x), run.drift()(t, x))
+    bare = {**config, "adapters": None, "anchor": "frozen", "pretrained": again["weights"]}
+    bare["drift"] = {**config["drift"], "weights": None}
+    assert torch.equal(run_loop(bare, registry).anchor(t, x), run.drift()(t, x))
 
 
 # Export

@@ -249,7 +249,7 @@ def test_an_anchor_that_is_no_anchor_is_refused(pretrained, registry, spec, mess
 
 def test_a_pretraining_has_no_anchor(registry):
     config = {"drift": {"name": "mlp"}, "data": {"name": "two-moons"}, "anchor": "frozen"}
-    with pytest.raises(ConfigError, match=r"`anchor` belong to a fine-tune"):
+    with pytest.raises(ConfigError, match=r"`anchor` belongs to a fine-tune"):
         read(config, "pretrain", registry)
 
 

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from gftkit import checkpoint
+from gftkit.errors import WeightsError
+from gftkit.foreign.weights import read as weights_read
 from gftkit.run import Run
 
 
@@ -110,6 +112,19 @@ def test_a_pickle_as_weights_is_never_run(finetuning, tmp_path, protocol):
     assert not marker.exists()
 
 
+def test_half_of_a_file_of_torch_save_is_cut_off(finetuning, tmp_path):
+    torch.save({"from_state.weight": torch.zeros(100, 100)}, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:10_000])
+    assert "x.pt: the file is cut off" in finetuning(pretrained="x.pt", drift={"name": "mlp"})
+
+
+def test_torch_does_not_warn_before_a_plain_pickle_is_refused(tmp_path):
+    """A warning is an error in these tests."""
+    (tmp_path / "x.pt").write_bytes(pickle.dumps({"weight": [1.0]}, protocol=4))
+    with pytest.raises(WeightsError, match=r"x\.pt: wanted a state dict"):
+        weights_read(tmp_path / "x.pt")
+
+
 def test_a_damaged_run(finetuning, refused, run_copy):
     model = run_copy / "model.safetensors"
     model.write_bytes(model.read_bytes()[:200])
@@ -180,14 +195,14 @@ def test_a_folder_that_cannot_be_written(refused, write_config, pretrain_config,
     message = refused("pretrain", config, "--out", "new")
     assert message.startswith("cannot write new")
     assert cause in message
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_too_little_space_is_seen_before_the_training(refused, write_config, pretrain_config, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     message = refused("pretrain", write_config(pretrain_config), "--out", "new")
     assert "the run will write about 10 MB and 0 MB are free" in message
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace", "gftkit.files.save_file"])

@@ -10,7 +10,10 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
+from gftkit import cli
+from gftkit.config import FINETUNE_KEYS
 from gftkit.run import Run
+from gftkit.sections import SECTIONS
 
 RUN_FILES = {
     "config.yaml", "environment.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples.png",
@@ -127,6 +130,39 @@ def test_plugins_show_has_types_in_brackets(gft):
     assert done.code == 0
     assert "list" in done.out
     assert "split" in done.out
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_keys_of_a_section(gft, section):
+    listed = json.loads(gft("keys", section, "--json").out)
+    shown = gft("keys", section)
+    assert (shown.code, shown.err) == (0, "")
+    assert listed
+    for option in listed:
+        assert option["name"] in shown.out
+        assert option["help"]
+
+
+def test_the_keys_of_a_configuration(gft):
+    names = {option["name"] for option in json.loads(gft("keys", "--json").out)}
+    assert names == set(FINETUNE_KEYS)
+    shown = gft("keys").out
+    assert all(name in shown for name in (*names, *SECTIONS))
+
+
+def test_what_has_no_keys_of_its_own_is_refused(refused):
+    assert "unknown section 'trian'. Did you mean 'train'?" in refused("keys", "trian")
+    assert "`gft plugins show dataset NAME`" in refused("keys", "data")
+    assert "`gft plugins show schedule NAME`" in refused("keys", "schedule")
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.PATIENCE])])
+def test_other_processes_of_a_node_leave_the_first_to_tell(refused, monkeypatch, rank, waits):
+    slept = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    assert "none.yaml: there is no such file" in refused("pretrain", "none.yaml")
+    assert slept == waits
 
 
 def test_a_blocked_plugin_is_listed(gft, monkeypatch):

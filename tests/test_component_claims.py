@@ -66,15 +66,20 @@ BROKEN = {
 }
 
 
-def results(kind, make):
-    """What the claims about one component of a plugin measure."""
+def registry_with(kind, make):
+    """Everything installed and one component of a plugin, called "mine"."""
 
     def factory():
         """A component."""
         return make()
 
     hook = gftkit.hookimpl(lambda self: {"mine": factory})
-    registry = gftkit.load(plugins={"mine": type("Mine", (), {f"gftkit_{kind}s": hook})()})
+    return gftkit.load(plugins={"mine": type("Mine", (), {f"gftkit_{kind}s": hook})()})
+
+
+def results(kind, make):
+    """What the claims about one component of a plugin measure."""
+    registry = registry_with(kind, make)
     claims = [claim for claim in registry.claims() if claim.component == f"{kind}:mine" and claim.profile == "quick"]
     assert claims
     return [check(claim) for claim in claims]
@@ -88,3 +93,43 @@ def test_a_sound_component_passes(kind):
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_component_fails(kind):
     assert not all(result.holds for result in results(kind, BROKEN[kind]))
+
+
+class Negative:
+    """A schedule that falls below 0."""
+
+    def temperature(self, progress):
+        return 0.5 - progress
+
+
+class Lost:
+    """A path whose coefficients can't be had."""
+
+    def coefficients(self, t):
+        raise RuntimeError("lost")
+
+
+def refuse():
+    """Nothing is made."""
+    raise RuntimeError("refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "why"),
+    [
+        ("schedule", Negative, "a temperature is a finite number >= 0, got -0.0"),
+        ("path", Lost, "RuntimeError: lost"),
+        ("coupling", refuse, "RuntimeError: refused"),
+        ("solver", refuse, "RuntimeError: refused"),
+    ],
+)
+def test_what_cannot_be_claimed_about_fails_alone_and_by_name(registry, kind, make, why):
+    claims = {claim.name: claim for claim in registry_with(kind, make).claims()}
+    assert set(claims) == {f"{kind}-works-mine"} | {claim.name for claim in registry.claims()}
+    found = check(claims[f"{kind}-works-mine"])
+    assert not found.passed
+    assert why in found.error
+    assert found.claim.component == f"{kind}:mine"
+    shared = {"schedule": "T13-never-ahead", "path": "T10-terminal-law-gaussian"}
+    if kind in shared:  # measured over all components of the kind
+        assert check(claims[shared[kind]]).passed

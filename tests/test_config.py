@@ -68,7 +68,9 @@ def test_a_file_holds_a_mapping(tmp_path, text, came):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name in ("missing.yaml", "binary.yaml", "."):
+    with pytest.raises(ConfigError, match=r"missing\.yaml: there is no such file\.$"):
+        read_yaml(tmp_path / "missing.yaml")
+    for name in ("binary.yaml", "."):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_yaml(tmp_path / name)
 
@@ -125,9 +127,9 @@ def test_keys_that_are_not_text_are_refused(resolve, pretrain_config):
         ("monitors=anchor-distance", "monitors: wanted a list, got 'anchor-distance'"),
         ("evaluate.solver.steps=0", "evaluate.solver.steps: wanted int, >= 1, got 0"),
         ("evaluate.solver.steps=true", "evaluate.solver.steps: wanted int, >= 1, got True"),
-        ("evaluate.solver=euler", "evaluate.solver: wanted"),
+        ("evaluate.solver=5", "evaluate.solver: wanted"),
         ("evaluate.count=0", "evaluate.count: wanted int, > 0, got 0"),
-        ("drift=mlp", "drift: wanted {name: ...} with the name of a drift, got 'mlp'"),
+        ("drift=5", "drift: wanted the name of a drift, or {name: ...} with options, got 5"),
         ("drift=null", "drift is missing"),
         ("objective.form=blend", "objective.form: wanted 'blended' or 'penalty', got 'blend'"),
         ("objective.weight=1/0*", "objective.weight: '1/0*' is not a formula in t"),
@@ -257,6 +259,28 @@ def test_the_pretrained_run_is_sought_from_the_configs_folder(
         read(file, "finetune", registry, ["pretrained=run"])
 
 
+# Bare names
+
+
+def test_a_bare_name_stands_for_a_component_without_options(registry, finetune_config):
+    names = {"data": "two-moons", "source": "two-moons", "path": "trigonometric", "coupling": "optimal-transport"}
+    names |= {"drift": "mlp", "schedule": "linear", "anchor": "frozen", "monitors": ["anchor-distance"]}
+    names["evaluate"] = {"solver": "heun", "data": "two-moons", "metrics": [{"name": "frechet", "feature": "identity"}]}
+    bare, _ = read({**finetune_config, **names}, "finetune", registry)
+
+    def whole(value):
+        return {"name": value} if isinstance(value, str) else value
+
+    inner = {"solver": {"name": "heun"}, "data": {"name": "two-moons"}}
+    inner["metrics"] = [{"name": "frechet", "feature": {"name": "identity"}}]
+    full = {key: whole(value) for key, value in names.items()} | {
+        "evaluate": inner,
+        "monitors": [whole("anchor-distance")],
+    }
+    assert bare.to_dict() == read({**finetune_config, **full}, "finetune", registry)[0].to_dict()
+    assert override({"schedule": "linear"}, "schedule.start=2") == {"schedule": {"name": "linear", "start": 2}}
+
+
 # Inheritance
 
 
@@ -274,6 +298,14 @@ def test_what_a_fine_tune_gives_wins(registry, finetune_config):
     assert config.coupling["name"] == "optimal-transport"
     (warning,) = warnings
     assert "coupling 'optimal-transport' differs from the pretrained run's 'independent'" in warning
+
+
+def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_config):
+    message = (
+        r"drift: the pretrained run's drift 'mlp' is inherited whole, .* got {'width': 32}\. Leave `drift` out, or"
+    )
+    with pytest.raises(ConfigError, match=message):
+        read(finetune_config, "finetune", registry, ["drift.width=32"])
 
 
 def test_what_is_inherited_is_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):

@@ -11,6 +11,8 @@ import yaml
 
 import gftkit
 from gftkit.files import parse_yaml
+from gftkit.foreign.convention import Convention
+from gftkit.inspection import doctor
 from gftkit.run import Run
 
 NETWORKS = '''
@@ -107,8 +109,6 @@ def case(trained, write_config):
     ],
 )
 def test_gftkit_s_networks_in_the_form_of_every_preset(gft, case, trained, tmp_path, target, preset, fields):
-    from gftkit.foreign.convention import Convention
-
     config = case(target, conditional=target == "Sit")
     done = gft("inspect", config, "--out", "found.yaml", "--json")
     assert done.code == 0, done.err
@@ -127,13 +127,57 @@ def test_gftkit_s_networks_in_the_form_of_every_preset(gft, case, trained, tmp_p
     torch.testing.assert_close(drift.eval()(t, x, **given), own(t, x, **given), rtol=1e-4, atol=1e-4)
 
 
-def test_the_table_and_the_block_are_printed(gft, case):
-    done = gft("inspect", case("Diffusers"))
+def test_the_table_and_the_block_are_printed(gft, case, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    done = gft("inspect", case("Diffusers"), "--set", "drift.convention=null")
     assert done.code == 0, done.err
-    for word in ("denoising error", "flow-matching loss", "1000 (1 - t)", "(linear)", "(untrained)", "Told from every"):
+    for word in ("denoising error", "flow matching loss", "1000 (1 - t)", "(linear)", "(untrained)", "Told from every"):
         assert word in done.out
     block = parse_yaml(done.out[done.out.index("drift:") :], "block")
     assert block["drift"]["convention"]["time"] == "reversed"
+    assert block["drift"]["convention"]["sign"] == 1  # the usual values too
+
+
+def test_what_was_found_works_from_where_it_is_written(gft, trained, tmp_path):
+    """Files, the network's module, and what else counts: path, coupling and source."""
+    (trained / "here.yaml").write_text(
+        "drift: {target: 'their_forms:Torchcfm', weights: conditional-False.pt, key: ema, convention: torchcfm}\n"
+        "data: {name: gaussian-mixture}\n"
+    )
+    for place in (trained, tmp_path / "sub"):
+        done = gft("inspect", trained / "here.yaml", "--count", "512", "--out", place / "found.yaml")
+        assert done.code == 0, done.err
+        found = yaml.safe_load((place / "found.yaml").read_text())
+        assert {**found, "drift": None} == {
+            "drift": None,
+            "path": {"name": "linear"},
+            "coupling": {"name": "independent"},
+        }
+        assert gftkit.load().build("drift", found["drift"], base=place).network.mlp is not None
+        assert (found["drift"]["weights"] == "conditional-False.pt") == (place == trained)
+        assert found["drift"].get("folder") == (None if place == trained else str(trained.resolve()))
+        assert found["drift"]["key"] == "ema"
+    others = ["coupling.name=optimal-transport", "source.name=gaussian", "path.name=linear"]
+    _, settings = doctor.diagnose(trained / "here.yaml", gftkit.load(), others, 64)
+    assert settings["coupling"] == {"name": "optimal-transport"}
+    assert settings["source"] == {"name": "gaussian"}
+
+
+def test_the_table_fits_the_terminal(capsys, monkeypatch):
+    from gftkit.commands.output import table
+
+    row = ["ema_model", "x=x, t=t", "1000 (1 - t)", "-velocity", "[0, 1] of the state", *["-0.001234 ± 0.0056"] * 3]
+    for width in (140, 80, 30):
+        monkeypatch.setenv("COLUMNS", str(width))
+        table(doctor.HEAD, [tuple(row), ("(data's mean)", *[""] * 7)])
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= width
+        assert "…" not in printed
+        if width >= 80:
+            assert {word for cell in [*doctor.HEAD, *row] for word in cell.split()} <= set(printed.split())
+        assert sorted(printed.replace("─", "").replace(" ", "").replace("\n", "")) == sorted(
+            "".join([*doctor.HEAD, *row, "(data's mean)"]).replace(" ", "")
+        )
 
 
 def test_a_network_that_uses_labels_is_given_them(gft, case, trained):
@@ -171,6 +215,7 @@ def test_a_close_call_is_reported_as_one(gft, case, tmp_path, trained):
     assert "Close call: these 2 hypotheses aren't told apart" in done.out
     assert "key: ema" in done.out
     assert "key: model" in done.out
+    assert "Only the weights are open, so one line under `drift` decides: `key: " in done.out
     assert "false-alarm rate 0.001" in done.out
     assert not (tmp_path / "found.yaml").exists()
     answer = json.loads(gft("inspect", config, "--count", "64", "--json").out)
@@ -289,7 +334,7 @@ def test_torchcfm_s_unet_is_inspected(gft, write_config, tmp_path):
     assert done.code == 0, done.out
     answer = json.loads(done.out)
     found = answer["config"]["drift"]
-    assert found["convention"] == {"path": {"name": "linear"}}
+    assert Convention.of(found["convention"]) == Convention.of("torchcfm")
     assert found["key"] == "ema_model"
     assert answer["hypotheses"][0]["denoising_error"]["value"] < 0.9 * answer["baselines"]["linear"]["value"]
 
@@ -319,7 +364,7 @@ def test_diffusers_unet_is_inspected(gft, write_config, tmp_path, predicts):
     assert done.code == 0, done.out
     convention = json.loads(done.out)["config"]["drift"]["convention"]
     wanted = {"call": "x, t", "time": "reversed", "time_scale": 1000.0, "output": "sample", "path": {"name": "linear"}}
-    assert convention == wanted | ({"predicts": "noise"} if predicts == "noise" else {})
+    assert Convention.of(convention) == Convention.of(wanted | {"predicts": predicts})
 
 
 @pytest.mark.slow

@@ -10,11 +10,12 @@ from torch import nn
 import gftkit
 from gftkit.errors import ConfigError, GftkitError
 from gftkit.foreign.convention import PRESETS, Convention, parse_call
-from gftkit.foreign.drift import TIME_MARGIN, ForeignDrift, check_path, check_score
+from gftkit.foreign.drift import ForeignDrift, check_path, check_score
+from gftkit.integrate import generate
 
 REGISTRY = gftkit.load()
 EXACT = 1e-10
-"""Float64 round-off, amplified by divisions by sigma or alpha where t is at least 0.02 away from its ends."""
+"""Float64 round-off, amplified by divisions by sigma or alpha, where t is farther from its ends than the margins."""
 
 PATHS = {
     "linear": {"name": "linear"},
@@ -29,7 +30,7 @@ def path_of(name):
     return REGISTRY.build("path", PATHS[name])
 
 
-def inputs(d=3, batch=9, seed=1, low=0.02, high=0.98):
+def inputs(d=3, batch=9, seed=1, low=0.06, high=0.98):
     generator = torch.Generator().manual_seed(seed)
     t = low + (high - low) * torch.rand(batch, generator=generator, dtype=torch.float64)
     return t, torch.randn(batch, d, generator=generator, dtype=torch.float64)
@@ -110,16 +111,50 @@ def test_a_score_tells_nothing_for_another_source():
 @pytest.mark.parametrize("values", RANGES)
 def test_at_its_singular_end_a_prediction_is_taken_at_the_margin(predicts, end, values):
     truth = oracles.a_gaussian(path_of("linear"))
-    convention = {"predicts": predicts, **RANGES[values]}
+    margin = 1e-3
+    convention = {"predicts": predicts, "margin": margin, **RANGES[values]}
     told = truth.known_as(*Convention.of(convention).scale_and_shift, state=False)
     _, x = inputs()
-    for beyond in (0.0, TIME_MARGIN / 2):
+    for beyond in (0.0, margin / 2):
         t = torch.full((len(x),), abs(end - beyond), dtype=torch.float64)
-        # the drift's own change over the margin, of order TIME_MARGIN times its time derivative
-        assert 0 < error(convention, oracles.Oracle(told, predicts), truth, t, x) < 20 * TIME_MARGIN
+        # the drift's own change over the margin, of order margin times its time derivative
+        assert 0 < error(convention, oracles.Oracle(told, predicts), truth, t, x) < 20 * margin
     other = torch.full((len(x),), 1 - end, dtype=torch.float64)
     assert error(convention, oracles.Oracle(told, predicts), truth, other, x) < EXACT
-    assert error(convention, oracles.Oracle(told, predicts), truth, (1 - 2 * other) * TIME_MARGIN + other, x) < 1e-6
+    assert error(convention, oracles.Oracle(told, predicts), truth, (1 - 2 * other) * margin + other, x) < 1e-6
+
+
+@pytest.mark.parametrize(("predicts", "solver"), [("noise", "euler"), ("score", "heun"), ("data", "heun")])
+def test_the_usual_margin_spares_a_network_that_is_not_exact(predicts, solver, registry):
+    """Its error is divided by alpha or sigma at the margin, and a solver's first or last step takes it from there."""
+    path = path_of("linear")
+    truth = oracles.a_gaussian(path)
+    exact = oracles.Oracle(truth, predicts)
+    x0 = torch.randn(200, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def end(margin, wrong):
+        convention = Convention.of({"predicts": predicts, "margin": margin})
+        drift = ForeignDrift(Wrong(exact, wrong), convention, path)
+        return generate(drift, path, registry.create("solver", solver), 20, x0, torch.Generator())
+
+    def apart(one, other):
+        return float((one - other).square().mean().sqrt())
+
+    assert apart(end(None, 0.0), end(1e-3, 0.0)) < 0.03  # what the margin costs
+    spared, lost = (apart(end(margin, 0.1), end(margin, 0.0)) for margin in (None, 1e-3))
+    assert spared < 0.6
+    assert lost > 5 * spared
+
+
+class Wrong(torch.nn.Module):
+    """A network with a constant error."""
+
+    def __init__(self, network, error):
+        super().__init__()
+        self.network, self.error = network, error
+
+    def forward(self, t, x):
+        return self.network(t, x) + self.error
 
 
 @pytest.mark.parametrize("values", RANGES)
@@ -193,10 +228,33 @@ def test_the_call_is_as_written():
         drift(t, x)
 
 
+@pytest.mark.parametrize("shape", ["batch", "column", "event", "scalar"])
+def test_state_and_time_may_be_given_side_by_side(shape):
+    network = Recorder(lambda both: both[:, :3])
+    t, x = inputs()
+    label = torch.arange(9)
+    drift = ForeignDrift(network, Convention.of({"call": "input=cat(x, t, label)", "time_shape": shape}))
+    assert drift.conditions == ("label",)
+    same = torch.full_like(t, 0.3)
+    drift(same, x, label=label)
+    assert torch.equal(network.calls[0][1]["input"], torch.cat([x, same[:, None], label[:, None]], 1))
+    network = Recorder(lambda both: both[:, 1:])
+    assert torch.equal(ForeignDrift(network, Convention.of({"call": "cat(t, x)", "time_shape": shape}))(t, x), x)
+    assert torch.equal(torch.cat([call[0][0] for call in network.calls]), torch.cat([t[:, None], x], 1))
+    with pytest.raises(ConfigError, match=r"numbers and vectors side by side, got shapes .9, 3, 1., .9,"):
+        ForeignDrift(network, Convention.of({"call": "cat(x, t)"}))(t, x[:, :, None])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ("t", "has no x"),
+        ("cat(t, label)", "has no x"),
+        ("cat(x)", "'cat.x.' is neither"),
+        ("cat(x, t", "neither"),
+        ("cat(x, )", "neither"),
+        ("cat(x, cat(t, y))", "neither"),
+        ("cat(x, t), t", "has the value 't' twice"),
         ("x, x", "has the value 'x' twice"),
         ("x, a=t, a=label", "has the argument 'a' twice"),
         ("sample=x, t", "'t' by position after an argument by name"),

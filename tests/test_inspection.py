@@ -286,6 +286,11 @@ class Tuple(Told):
         return self.answer(t, x), None
 
 
+class SideBySide(Told):
+    def forward(self, both):
+        return self.answer(both[:, 0], both[:, 1:])
+
+
 class Table(Told):
     def __init__(self, oracle):
         super().__init__(oracle)
@@ -302,11 +307,13 @@ class Table(Told):
         (Keywords, 1.0, {"call": "sample=x, timestep=t", "output": "sample"}),
         (Column, 1.0, {"call": "x, t", "time_shape": "column"}),
         (Tuple, 1.0, {"call": "x, t", "output": 0}),
+        (SideBySide, 1000.0, {"call": "cat(t, x)"}),
         (Table, 999.0, {"call": "x, t", "integer_time": True, "drop_channels": True}),
     ],
 )
 def test_the_call_is_found(network, scale, fields):
-    found = look(network(oracles.Oracle(TRUTH)), TRUTH, fixed={"predicts": "velocity", "sign": 1})
+    oracle = oracles.Oracle(TRUTH, scale=scale) if scale == 1000 else oracles.Oracle(TRUTH)
+    found = look(network(oracle), TRUTH, fixed={"predicts": "velocity", "sign": 1})
     best = found.best.hypothesis.convention
     assert found.verdict == "clear"
     wanted = Convention.of({**fields, "time_scale": scale})
@@ -332,7 +339,7 @@ def test_a_network_that_cannot_be_called_is_refused():
         InspectionError, match=r"can't be called in any way that was tried:\n  t, x: TypeError"
     ) as caught:
         look(Three(oracles.Oracle(TRUTH)), TRUTH)
-    assert "Give convention.call" in str(caught.value)
+    assert "Give convention.call, or wrap the network in a class with forward(t, x)" in str(caught.value)
 
 
 def test_labels_go_where_the_network_takes_them():

@@ -232,6 +232,17 @@ def refusal(settings):
     return str(caught.value)
 
 
+def test_a_network_that_fails_is_refused_with_what_to_check(settings, refused, write_config):
+    convention = {**CONVENTION, "call": "t, x"}
+    config = write_config({**settings, "drift": {**settings["drift"], "convention": convention}})
+    message = refused("finetune", config)
+    assert "drift 'module' fails on a batch of shape (2, 2): RuntimeError: " in message
+    assert "Check drift.options and convention.call ('t, x'): `gft inspect` finds out" in message
+    assert "`gft --debug` shows where" in message
+    config = write_config({**settings, "drift": {**settings["drift"], "options": {"width": 5}}})
+    assert "Give the `drift` these weights were made with: its class and its options." in refused("finetune", config)
+
+
 def test_a_convention_that_contradicts_the_run_is_refused(settings, own):
     def with_convention(**changes):
         return {**settings, "drift": {**settings["drift"], "convention": {**CONVENTION, **changes}}}
@@ -245,6 +256,7 @@ def test_a_convention_that_contradicts_the_run_is_refused(settings, own):
     assert "only for the source N(0, I)" in refusal({**scored, "source": {"name": "two-moons"}})
     assert "the drift is given 'colour', and the data have no such" in refusal(with_convention(call="x, t, colour"))
     assert "wanted a tensor, got a tuple of 2" in refusal(with_convention(output=None))
+    assert "'module' on a batch of shape (2, 2): convention.output" in refusal(with_convention(output=None))
     assert not (own.folder / "new").exists()
     for fine in (trigonometric | {"drift": with_convention(path={"name": "trigonometric"})["drift"]}, scored):
         assert gftkit.finetune(fine, f"fine-{id(fine)}", device="cpu").finished
@@ -330,6 +342,15 @@ def unet():
     """torchcfm's U-Net; it isn't a dependency, since it brings many of its own."""
     reason = "torchcfm isn't installed: pip install --no-deps torchcfm"
     return pytest.importorskip("torchcfm.models.unet.unet", reason=reason).UNetModelWrapper
+
+
+def test_torchcfm_s_mlp_takes_state_and_time_side_by_side(registry):
+    reason = "torchcfm isn't installed: pip install --no-deps torchcfm"
+    pytest.importorskip("torchcfm.models.models", reason=reason)
+    spec = {"target": "torchcfm.models.models:MLP", "options": {"dim": 2, "w": 4, "time_varying": True}}
+    drift = registry.create("drift", "module", **spec, convention={"preset": "torchcfm", "call": "cat(x, t)"})
+    t, x = torch.rand(3), torch.randn(3, 2)
+    assert torch.equal(drift(t, x), drift.network(torch.cat([x, t[:, None]], 1)))
 
 
 @pytest.mark.slow

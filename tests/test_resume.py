@@ -8,6 +8,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from itertools import count
 
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 import gftkit
 from gftkit import checkpoint
 from gftkit.errors import RunError, WeightsError
-from gftkit.files import read_tensors, remove_leftovers, write_tensors, write_text
+from gftkit.files import LOCK, held, read_tensors, remove_leftovers, write_tensors, write_text
 
 UNET = {
     "drift": {"name": "unet", "width": 4, "multipliers": [1, 2], "dropout": 0.2},
@@ -312,6 +314,53 @@ def test_damaged_checkpoints_do_not_push_out_sound_ones(tmp_path):
     assert checkpoint.latest(tmp_path)[0].step == 20
     checkpoint.write(tmp_path, 30, tensors, {}, keep=1)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000000030.safetensors"]
+
+
+@pytest.mark.parametrize("change", ["values", "count"])
+def test_other_data_are_refused(registry, tmp_path, change):
+    """The same file with other values in it: what they would lead to is neither run's result."""
+    data = np.random.default_rng(0).normal(size=(30, 2)).astype("f4")
+    np.save(tmp_path / "x.npy", data)
+    config = {**MLP, "data": {"name": "arrays", "file": str(tmp_path / "x.npy")}}
+    out = tmp_path / "run"
+    gftkit.pretrain(config, out, registry=registry)
+    (out / "model.safetensors").unlink()
+    gftkit.pretrain(config, out, registry=registry, resume=True)  # of the same ones it goes on
+    (out / "model.safetensors").unlink()
+    np.save(tmp_path / "x.npy", data + 1 if change == "values" else data[:29])
+    with pytest.raises(RunError, match="the data aren't those that this run started with: 30 samples"):
+        gftkit.pretrain(config, out, registry=registry, resume=True)
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 1 on another")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_is_at_work_in_is_refused(registry, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    command = [sys.executable, "-c", HOLDER, str(out / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=r"another process is at work in it \(process 1 on another\)"):
+            gftkit.pretrain(MLP, out, registry=registry)
+        assert os.listdir(out) == [LOCK]
+        other.kill()
+    gftkit.pretrain(MLP, out, registry=registry)  # a lock dies with its process
+    assert not (out / LOCK).exists()
+
+
+def test_a_folder_is_let_go_of_and_left_as_it_was(tmp_path):
+    with pytest.raises(RunError, match="gone wrong"), held(tmp_path / "new"):
+        raise RunError("gone wrong")
+    assert os.listdir(tmp_path) == []
 
 
 # What is left over, and a disk that is full

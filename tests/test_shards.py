@@ -235,6 +235,15 @@ def test_a_shard_cut_off_anywhere_is_refused(refused, tmp_path, cut):
     refused(r"a\.tar: wanted a whole \.tar file, and this one is damaged, cut off")
 
 
+@pytest.mark.parametrize("cut", [2048, 4096])
+def test_a_shard_cut_off_within_a_sample_is_not_told_to_lack_a_member(refused, tmp_path, cut):
+    """The last sample is whole but for a member that lies behind the cut."""
+    members = {f"{i}.{ending}": content for i in range(3) for ending, content in (("png", grey(i)), ("cls", b"0"))}
+    whole_shard = tar(tmp_path / "a.tar", members).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole_shard[: cut + 1024])
+    refused(r"a\.tar: wanted a whole \.tar file, and this one is damaged, cut off")
+
+
 def test_a_damaged_header_is_refused(refused, tmp_path):
     """tarfile takes a bad header in the middle for the end of the archive."""
     shard = bytearray(tar(tmp_path / "a.tar", {f"{i}.png": grey(i) for i in range(5)}).read_bytes())

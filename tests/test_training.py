@@ -12,8 +12,11 @@ from torch import nn
 import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor, identity
+from gftkit.config import read
 from gftkit.errors import ConfigError, DataError, DivergenceError, RunError, WeightsError
+from gftkit.experiment import build
 from gftkit.files import read_tensors, write_tensors
+from gftkit.temperature import check_schedule
 
 STEPS = 24
 PRETRAIN = {
@@ -241,21 +244,41 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert found.step == 8
 
 
-def test_a_schedule_that_breaks_its_word_is_named(tuning, tmp_path):
-    class Negative:
-        """A schedule that goes below zero."""
+def registry_with_schedule(function):
+    """Everything installed and a schedule "mine" of a plugin."""
+
+    class Mine:
+        """A schedule."""
 
         def temperature(self, progress: float) -> float:
-            return 0.5 - progress
+            return function(progress)
 
-    class Plugin:
-        @gftkit.hookimpl
-        def gftkit_schedules(self):
-            return {"negative": Negative}
+    return gftkit.load(
+        plugins={"mine": type("Plugin", (), {"gftkit_schedules": gftkit.hookimpl(lambda self: {"mine": Mine})})()}
+    )
 
-    registry = gftkit.load(plugins={"bad": Plugin()})
-    with pytest.raises(ConfigError, match=r"schedule 'negative' at step 13: a temperature is a finite number >= 0"):
-        gftkit.finetune({**tuning, "schedule": {"name": "negative"}}, tmp_path / "run", registry=registry)
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda s: 0.5 - s, "step 13: a temperature is a finite number >= 0, got -0.04"),
+        (lambda s: float("nan") if s > 0.9 else 1.0, "step 22: a temperature is a finite number >= 0, got nan"),
+        (lambda s: 1 / (0.5 - s), "step 12: float division by zero"),
+        (lambda s: None, "step 0: float\\(\\) argument"),
+    ],
+)
+def test_a_schedule_that_breaks_its_word_is_named_before_anything_is_trained(tuning, tmp_path, function, reason):
+    registry = registry_with_schedule(function)
+    with pytest.raises(ConfigError, match=rf"schedule 'mine' at {reason}"):
+        gftkit.finetune({**tuning, "schedule": {"name": "mine"}}, tmp_path / "run", registry=registry)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_rises_is_warned_about_once():
+    schedule = registry_with_schedule(lambda s: 1 + s * (s > 0.5)).create("schedule", "mine")
+    (warning,) = check_schedule(schedule, "mine", 10)
+    assert warning.startswith("schedule 'mine' rises at step 6 of 10, from 1 to 1.6.")
+    assert check_schedule(registry_with_schedule(lambda s: 1 - s).create("schedule", "mine"), "mine", 10) == []
 
 
 @pytest.mark.parametrize("form", ["blended", "penalty"])
@@ -314,6 +337,14 @@ def test_data_far_outside_the_scale_of_a_pretrained_drift_are_warned_of(tmp_path
         }
         gftkit.finetune(tuning, tmp_path / f"run-{scale}", registry=registry)
         assert ("never rescaled" in " ".join(capsys.readouterr().err.split())) == warned
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(255.0, True), (10.0, False)])
+def test_large_data_are_warned_of_in_pretraining(tmp_path, registry, scale, warned):
+    np.save(tmp_path / "data.npy", scale * np.ones((30, 2), dtype=np.float32))
+    config = {**PRETRAIN, "data": {"name": "arrays", "file": str(tmp_path / "data.npy")}}
+    found = build(read(config, "pretrain", registry)[0], registry).warnings
+    assert ["values of size 255 (root mean square)" in warning for warning in found] == [True] * warned
 
 
 def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):

@@ -25,7 +25,8 @@ def inspect(
     count: Annotated[int, typer.Option(help="Pairs to measure on.")] = 2048,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of pairs and times.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the drift with its convention as YAML.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the drift with its convention, and what it was found with, as YAML."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     device: Device = "auto",
@@ -50,28 +51,29 @@ def inspect(
     if out is not None and out.exists() and not force:
         raise RunError(f"{out} exists. Choose another --out, or overwrite it with --force.")
     named = {"drift.target": target, "drift.weights": weights, "data.name": data}
-    settings = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring", total=None)
         with contextlib.redirect_stdout(sys.stderr):  # a foreign network may print
-            inspection, drift = doctor.diagnose(
+            inspection, settings = doctor.diagnose(
                 config,
                 load(),
-                [*settings, *(overrides or [])],
+                [*flags, *(overrides or [])],
                 count,
                 seed,
                 device_of(device),
                 lambda total: progress.update(task, total=total, completed=0),
                 lambda done: progress.advance(task, done),
+                None if out is None else out.parent,
             )
     clear = inspection.verdict == "clear"
-    answer = doctor.block(inspection.best, drift) if clear else None
+    answer = doctor.block(inspection.best, settings) if clear else None
     if as_json:
         print(json.dumps(finite({**inspection.to_dict(), "config": answer}), indent=2))
     else:
         table(doctor.HEAD, doctor.rows(inspection))
-    words = doctor.conclusion(inspection, drift)
+    words = doctor.conclusion(inspection, settings)
     if inspection.verdict == "none":
         raise InspectionError(words)
     if not as_json:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from gftkit.commands.options import Json
-from gftkit.commands.output import table
+from gftkit.commands.output import options_table, table
 
 if TYPE_CHECKING:
     pass
@@ -48,11 +48,6 @@ def show(
     console = Console()
     console.print(f"[bold]{kind} {name}[/bold]  ({found.distribution} {found.version}, plugin {found.plugin})\n")
     console.print(without_arguments(found.doc).replace("``", ""), markup=False, highlight=False)
-    rows = []
-    for option in found.to_dict()["options"]:
-        default = "required" if option["required"] else json.dumps(option["default"])
-        default = "from the data" if option["supplied"] else default
-        rows.append((option["name"], option["type"], default, option["help"].replace("``", "")))
-    if rows:
+    if found.options:
         console.print()
-        table(["option", "type", "default", "meaning"], rows)
+        options_table("option", found.options)

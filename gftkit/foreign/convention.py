@@ -15,6 +15,12 @@ from gftkit.registry import plain
 
 Positive = Annotated[float, Field(gt=0)]
 
+MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
+"""How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
+
+There a network's error is divided by alpha, or sigma. What the margins cost and spare is in ``docs/guide/networks.md``.
+"""
+
 LINEAR: Spec = {"name": "linear"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -26,7 +32,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Conventions by name: what each field is where it isn't ``Convention``'s default."""
 
-_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?P<what>\w+)")
+Arguments = tuple[tuple[str | None, tuple[str, ...]], ...]
+"""Of a call: (keyword or None, what is given); several values are given side by side, as one."""
+
+_COMMA = re.compile(r",(?![^(]*\))")
+_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?:(?P<what>\w+)|cat\((?P<several>[^(),]*(?:,[^(),]*)+)\))")
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Convention:
     t; of ``rescales: state`` the whole state is known as a x + c, the source as well.
 
     Args:
-        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``.
+        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``; where
+            samples are vectors, ``cat(x, t)`` is one argument, both side by side in the order given.
         constants: further keyword arguments, the same at every call.
         time: "forward" (the source at 0) or "reversed" (the source at 1).
         time_scale: what the network is given at the end of its time, such as 1000.
@@ -59,6 +70,8 @@ class Convention:
         rescales: what range, scale and shift apply to: the "data", or the "state" with its source.
         output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
         drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
+        margin: how near to the end of t where it is 0/0 a noise, score or data is converted to a velocity, in (0, 0.5);
+            nearer than that, the network is asked at the margin. null for 0.05, or 0.02 for data.
         null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
 
     Raises:
@@ -80,6 +93,7 @@ class Convention:
     rescales: Literal["data", "state"] = "data"
     output: str | int | None = None
     drop_channels: bool = False
+    margin: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     null: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -123,14 +137,14 @@ class Convention:
         }
 
     @property
-    def arguments(self) -> tuple[tuple[str | None, str], ...]:
-        """The arguments of the call: (keyword or None, what is given)."""
+    def arguments(self) -> Arguments:
+        """The arguments of the call."""
         return parse_call(self.call)
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """The conditions that the network is given."""
-        return tuple(what for _, what in self.arguments if what not in ("t", "x"))
+        return tuple(what for _, values in self.arguments for what in values if what not in ("t", "x"))
 
     @property
     def scale_and_shift(self) -> tuple[float, float]:
@@ -139,38 +153,45 @@ class Convention:
         return self.latent_scale * (high - low) / 2, self.latent_scale * ((high + low) / 2 - self.latent_shift)
 
     @property
+    def end_margin(self) -> float:
+        """The margin in use; 0 for a velocity or drift."""
+        return MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
+
+    @property
     def rescaled(self) -> bool:
         """Whether the network knows other values than gftkit."""
         return self.scale_and_shift != (1.0, 0.0)
 
 
-def parse_call(call: str) -> tuple[tuple[str | None, str], ...]:
-    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label``: (keyword or None, what).
+def parse_call(call: str) -> Arguments:
+    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label`` or ``cat(x, t)``.
 
     Raises:
         ConfigError: saying what can't be read.
 
     Example:
-        >>> parse_call("x, t, y=label")
-        ((None, 'x'), (None, 't'), ('y', 'label'))
+        >>> parse_call("cat(x, t), y=label")
+        ((None, ('x', 't')), ('y', ('label',)))
     """
-    found: list[tuple[str | None, str]] = []
-    for part in call.split(","):
+    found: list[tuple[str | None, tuple[str, ...]]] = []
+    for part in _COMMA.split(call):
         match = _PART.fullmatch(part.strip())
-        name, what = (None, "") if match is None else (match["name"], match["what"])
-        if not _is_name(what) or (name is not None and not _is_name(name)):
+        name = None if match is None else match["name"]
+        values = () if match is None else tuple(map(str.strip, (match["what"] or match["several"]).split(",")))
+        if not values or not all(map(_is_name, values)) or (name is not None and not _is_name(name)):
             raise ConfigError(
-                f"convention.call: wanted arguments such as 't, x' or 'sample=x, timestep=t, class_labels=label', got "
-                f"'{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
+                f"convention.call: wanted arguments such as 't, x', 'sample=x, timestep=t, class_labels=label' or "
+                f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
             )
         if name is None and any(before is not None for before, _ in found):
-            raise ConfigError(f"convention.call: '{call}' has '{what}' by position after an argument by name.")
-        found.append((name, what))
-    for which, values in (("argument", [n for n, _ in found if n is not None]), ("value", [w for _, w in found])):
-        twice = {value for value in values if values.count(value) > 1}
+            raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
+        found.append((name, values))
+    given = [what for _, values in found for what in values]
+    for which, names in (("argument", [name for name, _ in found if name is not None]), ("value", given)):
+        twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
-    if "x" not in [what for _, what in found]:
+    if "x" not in given:
         raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
     return tuple(found)
 

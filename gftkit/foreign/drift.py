@@ -12,13 +12,6 @@ from gftkit.errors import ConfigError
 from gftkit.flow import expand
 from gftkit.foreign.convention import Convention
 
-TIME_MARGIN = 1e-3
-"""How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
-
-The drift of a noise is (alpha'/alpha)(x - sigma e) + ..., 0/0 at t = 0, and that of data is so at t = 1. Nearer than
-this, network and coefficients are asked at the margin.
-"""
-
 ROUNDS = 60
 """Halvings of [0, 1] when a time is looked for: enough for float64."""
 
@@ -131,12 +124,15 @@ class ForeignDrift(nn.Module):
         return (low + high) / 2
 
     def _inside(self, t: Tensor) -> Tensor:
-        """t, no nearer than the margin to the end where the conversion is singular."""
+        """t, no nearer than the margin to the end where the conversion is singular.
+
+        The drift of a noise is (alpha'/alpha)(x - sigma e) + ..., 0/0 at t = 0, and that of data is so at t = 1.
+        """
         match self.convention.predicts:
             case "noise" | "score":
-                return t.clamp(min=TIME_MARGIN)
+                return t.clamp(min=self.convention.end_margin)
             case "data":
-                return t.clamp(max=1 - TIME_MARGIN)
+                return t.clamp(max=1 - self.convention.end_margin)
             case _:
                 return t
 
@@ -179,8 +175,9 @@ class ForeignDrift(nn.Module):
                 f"convention.call: '{convention.call}' gives the network '{missing[0]}', and there is none here. Leave "
                 f"it out of the call, or use data that have it."
             )
-        by_position = [values[what] for name, what in convention.arguments if name is None]
-        by_name = {name: values[what] for name, what in convention.arguments if name is not None}
+        given = [(name, _side_by_side([values[what] for what in several])) for name, several in convention.arguments]
+        by_position = [value for name, value in given if name is None]
+        by_name = {name: value for name, value in given if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))
         return self._part(out, x)
 
@@ -216,6 +213,11 @@ class ForeignDrift(nn.Module):
                 f"convention: the network gives {tuple(out.shape)} for a state of {tuple(x.shape)}. {cure}"
             )
         return out
+
+
+def own_network(drift: nn.Module) -> nn.Module:
+    """The network that files for other programs are of: a foreign one without its wrapper, any other drift itself."""
+    return drift.network if isinstance(drift, ForeignDrift) else drift
 
 
 def check_path(convention: Convention, path: Path | None) -> None:
@@ -269,6 +271,24 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
             "convention.predicts: a score tells the velocity only for the source N(0, I). "
             "Take `source: {name: gaussian}`, or a network that predicts the velocity."
         )
+
+
+def _side_by_side(values: list[Tensor]) -> Tensor:
+    """Numbers (batch,), () and vectors (batch, n) as one vector, (batch, sum of n); a single value as it is.
+
+    Raises:
+        ConfigError: where one is neither.
+    """
+    if len(values) == 1:
+        return values[0]
+    if any(value.ndim > 2 for value in values):
+        shapes = ", ".join(str(tuple(value.shape)) for value in values)
+        raise ConfigError(
+            f"convention.call: cat(...) puts numbers and vectors side by side, got shapes {shapes}. "
+            f"Wrap the network in a class with forward(t, x)."
+        )
+    batch = max(len(value) for value in values if value.ndim)
+    return torch.cat([v if v.ndim == 2 else v.reshape(-1, 1).expand(batch, 1) for v in values], dim=1)
 
 
 def _described(out: Any) -> str:

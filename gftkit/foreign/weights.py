@@ -1,6 +1,7 @@
 """Weights files of any program: which network in a file fits, under which name. Nothing is unpickled but tensors."""
 
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -99,9 +100,16 @@ def read(path: Path) -> Mapping[str, Any]:
         return tensors
     if path.suffix not in PICKLES:
         raise WeightsError(f"{path}: wanted .safetensors, {', '.join(PICKLES)}, got '{path.suffix}'.")
+    mapped = zipfile.is_zipfile(path)
+    if not mapped and _starts_as_zip(path):
+        raise WeightsError(
+            f"{path}: the file is cut off: it begins as the zip archive that torch.save writes, and has no end. Copy "
+            f"it again."
+        )
     try:
         # Mapped into memory where the format allows: the state of an optimiser is then never read.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # guesses about a foreign file; what matters is raised
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's own text advises to run the file if one trusts it
         refused = _REFUSED.search(str(error))
         raise WeightsError(
@@ -112,6 +120,11 @@ def read(path: Path) -> Mapping[str, Any]:
     if not (isinstance(found, dict) and _sets(found)):
         raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
     return found
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def candidates(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
@@ -166,5 +179,5 @@ def _no_fit(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -
     return (
         f"{path}: the weights don't fit the drift, which has {len(wanted)} tensors. In the file: {', '.join(sets)} "
         f"tensors{which}.{shortened(misfits(nearest.weights, wanted))}\n"
-        f"Give the `drift` these weights were made with."
+        f"Give the `drift` these weights were made with: its class and its options."
     )

@@ -1,5 +1,6 @@
 """``gft inspect``: from a configuration to what was found out about its network, in words and as a block of YAML."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def diagnose(
     device: torch.device | str = "cpu",
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
+    folder: Path | None = None,
 ) -> tuple[Inspection, dict[str, Any]]:
     """Inspect the network of a configuration.
 
@@ -49,9 +51,11 @@ def diagnose(
         device: where the network is evaluated.
         begin: called with the number of steps to come.
         advance: called with the number of steps done.
+        folder: where what was found is to be written; by default the configuration's.
 
     Returns:
-        What was found, and the spec of the drift without its convention.
+        What was found, and the settings that it was found with: the drift without its convention, the path, the
+        coupling and, if it is given, the source. Files are named as a configuration in ``folder`` names them.
 
     Raises:
         GftkitError: for bad input.
@@ -63,16 +67,23 @@ def diagnose(
         raw = override(raw, setting)
     check_known(raw, FINETUNE_KEYS, "the configuration")
     for key, example in (("drift", "{name: module, target: ..., weights: ...}"), ("data", "{name: arrays, file: ...}")):
-        if not isinstance(raw.get(key), Mapping):
+        if not isinstance(raw.get(key), Mapping if key == "drift" else (Mapping, str)):
             raise ConfigError(f"{key} is missing: wanted `{key}: {example}`.")
     given = {"name": "module", **raw["drift"]}
-    known = _known(given.get("convention", {}))
+    known = _known(given.get("convention"))
+    given = {key: value for key, value in given.items() if key != "convention"}
     spec = registry.resolve("drift", {**given, "convention": {"preset": "gftkit"}}, "drift", base)
-    path_spec = registry.resolve("path", raw.get("path", known.get("path") or DEFAULTS["path"]), "path", base)
+    chosen = {
+        "path": raw.get("path", known.get("path") or DEFAULTS["path"]),
+        "coupling": raw.get("coupling", DEFAULTS["coupling"]),
+        "source": raw.get("source", DEFAULTS["source"]),
+    }
+    kinds = {"source": "dataset"}
+    resolved = {key: registry.resolve(kinds.get(key, key), value, key, base) for key, value in chosen.items()}
+    path_spec = resolved["path"]
     path: ConditionalPath = registry.build("path", path_spec)
     samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
     facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
-    source_spec = registry.resolve("dataset", raw.get("source", DEFAULTS["source"]), "source", base)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network, found = _networks(spec, facts, path, registry)
@@ -82,8 +93,8 @@ def diagnose(
         samples,
         facts,
         path,
-        build_source(source_spec, facts.event_shape, registry),
-        registry.build("coupling", raw.get("coupling", DEFAULTS["coupling"]), "coupling", base),
+        build_source(resolved["source"], facts.event_shape, registry),
+        registry.build("coupling", resolved["coupling"]),
         {key: value for key, value in known.items() if key != "path"},
         plain(path_spec),
         count,
@@ -92,11 +103,33 @@ def diagnose(
         begin,
         advance,
     )
-    return inspection, {key: value for key, value in plain(given).items() if key not in ("convention", "key")}
+    folder = base if folder is None else folder.resolve()
+    told = {key: value for key, value in chosen.items() if key != "source" or key in raw}
+    settings = {key: _told(value, resolved[key], folder) for key, value in told.items()}
+    return inspection, {"drift": _told(given, spec, folder), **settings}
+
+
+def _told(given: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A spec as it was given, with its files where they are: by name below a folder, or by their whole path.
+
+    A place that is meant though it isn't given, such as that of a network's module, is told too.
+    """
+    found = dict(plain(given))
+    for key, value in resolved.items():
+        if isinstance(value, Path):
+            whole = value.resolve()
+            name = str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
+            if key in given or name != ".":
+                found[key] = name
+        elif isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            found[key] = _told(given[key], value, folder)
+    return found
 
 
 def _known(block: Any) -> dict[str, Any]:
     """The fields that a convention block fixes, those of its preset included."""
+    if block is None:
+        return {}
     if isinstance(block, str):
         block = {"preset": block}
     if not isinstance(block, Mapping):
@@ -132,10 +165,16 @@ def _networks(
     return fresh.network, fitting_in(Path(weights), fresh.network.state_dict(), spec["key"])
 
 
-def block(found: Finding, drift: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration's ``drift`` with the weights and the convention of a hypothesis."""
-    key = {"key": found.hypothesis.weights} if found.hypothesis.weights else {}
-    return {"drift": {**drift, **key, "convention": found.hypothesis.convention.differing()}}
+def block(found: Finding, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an inspection, whose drift has the weights and the whole convention of a hypothesis."""
+    drift = {key: value for key, value in settings["drift"].items() if key != "key"}
+    convention = {k: v for k, v in found.hypothesis.convention.to_dict().items() if v is not None}
+    return {**settings, "drift": {**drift, **_key(found), "convention": convention}}
+
+
+def _key(found: Finding) -> dict[str, str]:
+    """The option that chooses the weights of a hypothesis in their file."""
+    return {"key": found.hypothesis.weights} if found.hypothesis.weights else {}
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
@@ -143,7 +182,7 @@ def as_yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110)
 
 
-HEAD = ["weights", "call", "time", "predicts", "range", "denoising error", "flow-matching loss", "slope"]
+HEAD = ["weights", "call", "time", "predicts", "range", "denoising error", "flow matching loss", "slope"]
 
 
 def rows(inspection: Inspection) -> Rows:
@@ -177,7 +216,7 @@ def _number(value: float, stderr: float) -> str:
     return f"{value:.4g} ± {stderr:.2g}"
 
 
-def conclusion(inspection: Inspection, drift: Mapping[str, Any]) -> str:
+def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
     """The verdict in words, with the block or blocks to choose from."""
     test = (
         f"paired t-test of denoising errors over {BATCHES} batches, {inspection.samples} pairs, false-alarm rate "
@@ -194,13 +233,29 @@ def conclusion(inspection: Inspection, drift: Mapping[str, Any]) -> str:
     notes += f"\n# The same function on these data:{shortened([f'# {line}' for line in same])}" if same else ""
     if inspection.verdict == "close call":
         listed = [inspection.best, *inspection.rivals]
-        blocks = "".join(f"\n{number}.\n{as_yaml(block(found, drift))}" for number, found in enumerate(listed, 1))
-        return (
-            f"Close call: these {len(listed)} hypotheses aren't told apart ({test}). Nothing was chosen: measure "
-            f"on more pairs (--count), or fix what you know by --set drift.convention.FIELD=VALUE or --set "
-            f"drift.key=KEY.{blocks}{notes}"
+        lines = "".join(f"\n{number}. {_in_short(found)}" for number, found in enumerate(listed, 1))
+        cure = (
+            "Measure on more pairs (--count), or fix what you know by --set drift.convention.FIELD=VALUE or --set "
+            "drift.key=KEY."
         )
-    return f"Told from every other hypothesis by a {test}:\n\n{as_yaml(block(inspection.best, drift))}{notes}".rstrip()
+        if all(found.hypothesis.convention == inspection.best.hypothesis.convention for found in listed):
+            choices = " or ".join(f"`key: {found.hypothesis.weights}`" for found in listed)
+            cure = (
+                f"Only the weights are open, so one line under `drift` decides: {choices} (--set drift.key=KEY). More "
+                f"pairs (--count) may tell them apart too."
+            )
+        return (
+            f"Close call: these {len(listed)} hypotheses aren't told apart ({test}). Nothing was chosen. {cure}"
+            f"{lines}{notes}"
+        )
+    found = as_yaml(block(inspection.best, settings))
+    return f"Told from every other hypothesis by a {test}:\n\n{found}{notes}".rstrip()
+
+
+def _in_short(found: Finding) -> str:
+    """What sets a hypothesis apart, on one line of YAML."""
+    values = {**_key(found), "convention": found.hypothesis.convention.differing()}
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=math.inf).strip()
 
 
 def _word(weights: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gftkit.conditions import LABEL
+from gftkit.errors import GftkitError
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.drift import ForeignDrift
 from gftkit.run import Facts
@@ -63,12 +64,15 @@ def attempts(
         fixed: fields of the convention that are known.
         device: where the network is.
     """
-    calls = [fixed["call"]] if "call" in fixed else list(_calls(network, facts.classes is not None))
+    calls = [fixed["call"]] if "call" in fixed else list(_calls(network, facts))
     return [_attempt(network, facts, {**fixed, "call": call}, device) for call in calls]
 
 
-def _calls(network: nn.Module, labels: bool) -> Iterator[str]:
-    """Calls by the names of the network's arguments: time and state in both orders, with labels where they go."""
+def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
+    """Calls by the names of the network's arguments: time and state in both orders, with labels where they go.
+
+    For a network that wants one argument, and samples that are vectors: both side by side.
+    """
     parameters = [
         parameter
         for parameter in inspect.signature(network.forward).parameters.values()
@@ -76,7 +80,7 @@ def _calls(network: nn.Module, labels: bool) -> Iterator[str]:
     ]
     label = next((parameter for parameter in parameters if parameter.name in LABELS), None)
     ends = [""]
-    if label is not None and labels:
+    if label is not None and facts.classes is not None:
         ends = ([""] if label.default is not label.empty else []) + [f", {label.name}={LABEL}"]
     time = next((parameter for parameter in parameters if parameter.name in TIME), None)
     state = next((parameter for parameter in parameters if parameter.name in STATE), None)
@@ -86,6 +90,9 @@ def _calls(network: nn.Module, labels: bool) -> Iterator[str]:
         else:
             yield f"t, x{end}"
             yield f"x, t{end}"
+    if len(facts.event_shape) == 1 and sum(parameter.default is parameter.empty for parameter in parameters) == 1:
+        yield "cat(x, t)"
+        yield "cat(t, x)"
 
 
 def _attempt(network: nn.Module, facts: Facts, fields: Mapping[str, Any], device: torch.device | str) -> Attempt:
@@ -111,6 +118,8 @@ def _failure(network: nn.Module, fields: Mapping[str, Any], x: Tensor, facts: Fa
         given = {name: value.to(x.device) for name, value in facts.zeros(drift.conditions, len(x)).items()}
         with torch.no_grad():
             drift(t, x, **given)
+    except GftkitError as error:
+        return str(error)
     except Exception as error:  # a foreign network may fail in any way
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

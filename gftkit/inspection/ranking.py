@@ -151,7 +151,10 @@ def inspect(
     working = [attempt for attempt in tried if not attempt.failure]
     if not working:
         lines = "".join(f"\n  {attempt.fields['call']}: {attempt.failure}" for attempt in tried)
-        raise InspectionError(f"the network can't be called in any way that was tried:{lines}\nGive convention.call.")
+        raise InspectionError(
+            f"the network can't be called in any way that was tried:{lines}\nGive convention.call, or wrap the network "
+            f"in a class with forward(t, x)."
+        )
     trial = Trial(network, candidates, data, path, source, coupling, count // BATCHES, seed, device)
     bounded = float(trial.known.abs().max()) <= 1
     ways = [way for attempt in working for way in _ways(attempt, coupling, bounded)]

@@ -94,13 +94,12 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         stream.seek(0)
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                yield from _samples(shard, tar)
-                _check_end(shard, stream, tar.offset)
+                yield from _samples(shard, tar, stream)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise _broken(shard, str(error)) from error
 
 
-def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Sample]:
+def _samples(shard: Path, tar: tarfile.TarFile, stream: IO[bytes]) -> Iterator[Sample]:
     key = ""
     members: dict[str, tarfile.TarInfo] = {}
     while (member := tar.next()) is not None:
@@ -119,6 +118,7 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Sample]:
             raise DataError(f"{shard}, member '{member.name}': it stands there twice. Remove one.")
         key = name
         members[ending.lower()] = member
+    _check_end(shard, stream, tar.offset)  # before the last sample: where the shard is cut off, that one isn't whole
     if members:
         yield Sample(key, members, tar)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gftkit.registry import Registry
 
 MODULES = (
+    "broken",  # components that nothing else can be claimed about
     "proofs",  # what algebra decides, with sympy
     "objective",  # T1 to T3 on closed forms
     "optima",  # T4, T7 and T8 on closed forms

@@ -13,6 +13,7 @@ from gftkit.contracts import Schedule
 from gftkit.objective import blended_loss, penalty_loss, retention
 from gftkit.registry import Registry
 from gftkit_verification.beds import slips
+from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.sidebyside import weight_of
@@ -139,18 +140,9 @@ def length(apart: Tensor) -> float:
     return float((apart[1:] - apart[:-1]).flatten(1).norm(dim=1).sum())
 
 
-def created(registry: Registry) -> dict[str, Schedule]:
-    """Every registered schedule that needs no options."""
-    return {
-        name: registry.create("schedule", name)
-        for name in registry.names("schedule")
-        if not any(option.required for option in registry.describe("schedule", name).options)
-    }
-
-
 def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
-    schedules = created(registry)
+    schedules = dict(components(registry, "schedule"))
     for name, schedule in schedules.items():
         yield _tracking(name, schedule)
     yield _lag(registry)

@@ -1,0 +1,35 @@
+"""``gft keys``."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gftkit.commands.options import Json
+from gftkit.commands.output import options_table, table
+
+if TYPE_CHECKING:
+    pass
+
+
+def keys(
+    section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="Such as train or convention.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the keys of a section of a configuration, with types, ranges and defaults; of the whole file without one.
+
+    Example: gft keys train
+    """
+    from gftkit.registry import described
+    from gftkit.sections import SECTIONS
+    from gftkit.sections import keys as keys_of
+
+    found = keys_of(section).values()
+    if as_json:
+        print(json.dumps([described(option) for option in found], indent=2))
+    elif section is not None:
+        options_table("key", found)
+    else:
+        table(["key", "what it is"], [(option.name, option.help) for option in found])
+        print(f"Keys of a section: gft keys {'|'.join(SECTIONS)}")
+        print("Options of a component: gft plugins show KIND NAME")

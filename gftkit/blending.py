@@ -1,6 +1,7 @@
 """Blending at inference: a dial between what a fine-tune learned and what it started from."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +49,7 @@ def sampled_drift(
     device: torch.device | str,
     noisy: bool,
     precision: Precision = "float32",
+    guidance: float = 1.0,
 ) -> tuple[Drift, str | None]:
     """What is integrated of a run, and the anchor's hash: its drift, or at a temperature > 0 the blend.
 
@@ -58,9 +60,11 @@ def sampled_drift(
         device: where to evaluate.
         noisy: whether a diffusion of the user's choice is added.
         precision: of the layers; the blend is taken in float32.
+        guidance: scale of classifier-free guidance, which both drifts will be under.
 
     Raises:
-        ConfigError: for a temperature that is none, a run without an anchor, or a blend with chosen noise.
+        ConfigError: for a temperature that is none, a run without an anchor, a blend with chosen noise, or guidance of
+            an anchor that wasn't trained for it.
         RunError: see ``networks``.
     """
     if not 0 <= temperature < math.inf:
@@ -77,9 +81,25 @@ def sampled_drift(
             "temperature: a blend of velocities and the blend of the SDEs of their laws end in different laws, and the "
             "score of neither is known (T12). Sample the blend by its ODE: without a diffusion."
         )
+    _check_guided(run, guidance)
     drift, anchor = networks(run, weights, device)
     one, other = (in_precision(part, precision, device) for part in (drift, anchor))
     return Blended(one, other, temperature), anchor.hash
+
+
+def _check_guided(run: "Run", guidance: float) -> None:
+    """Refuse guidance of an anchor that never learned what it is without conditions, where that can be told."""
+    from gftkit.run import Run, is_run
+
+    source = (run.config.anchor or {}).get("pretrained") or run.config.start
+    if guidance == 1 or source is None or not is_run(Path(source)):
+        return
+    before = Run.open(source, run.registry)
+    if conditions.nulls(before.drift()) and before.config.train.condition_dropout == 0:
+        raise ConfigError(
+            f"temperature: under guidance ({guidance:g}) the anchor is asked without its conditions too, and {source} "
+            f"never trained that (train.condition_dropout is 0). Blend without guidance, or leave the temperature out."
+        )
 
 
 def networks(run: "Run", weights: "Weights", device: torch.device | str) -> tuple[Drift, Anchor]:

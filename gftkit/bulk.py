@@ -95,9 +95,9 @@ def write(
             progress.start(done + sum(count for _, count in mine), done)
             for first, count in mine:
                 _make(sampler, parts, first, count, progress)
-    except DivergenceError:
-        if crew.count == 1:
-            parts.remove()  # to go on would end in the same
+    except BaseException as error:
+        if crew.count == 1 and (isinstance(error, DivergenceError) or not parts):
+            parts.remove()  # to go on would end in the same, or begin with the first sample
         raise
     crew.wait()
     evaluations = _finish(sampler, parts, out, trajectory) if crew.main else 0.0

@@ -279,7 +279,9 @@ class Run:
         if chosen.data is not None:
             made = self.registry.build("dataset", chosen.data, "evaluate.data")
             held_out = Samples(made, "evaluate.data", facts.event_shape, facts.condition_shapes)
-        drift, _ = sampled_drift(self, temperature, weights, device, scheme.diffusion is not None)
+        drift, _ = sampled_drift(
+            self, temperature, weights, device, scheme.diffusion is not None, guidance=chosen.guidance
+        )
         check_guidance(chosen.guidance, drift, self.config.train.condition_dropout, "evaluate.guidance")
         evaluation = Evaluation(
             guided(drift, chosen.guidance),

@@ -105,10 +105,11 @@ class Sampler:
             )
         noisy = self._scheme.diffusion is not None
         drift, anchored = sampled_drift(
-            run, request.temperature, request.weights, self._device, noisy, request.precision
+            run, request.temperature, request.weights, self._device, noisy, request.precision, scale
         )
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
         self._drift = Counted(guided(drift, scale))
+        check_jumps(self._scheme.solver, self._drift)
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(

@@ -139,3 +139,24 @@ def test_adapters_that_are_gone_or_not_their_own_are_refused(tuned, tmp_path):
     assert run.samples(2)[0].shape == (2, 2)
     with pytest.raises(gftkit.GftkitError, match="no such weights file"):
         run.samples(2, temperature=0.3)
+
+
+def test_an_anchor_that_never_trained_without_conditions_is_not_guided(pretrain_config, finetune_config, tmp_path):
+    """The fine-tune did; the pretraining did where the second one starts."""
+    pretrain_config["data"] = {"name": "gaussian-mixture", "count": 40}
+    pretrain_config["drift"]["conditional"] = True
+    for name, dropout in (("never", 0.0), ("also", 0.2)):
+        pretrain_config["train"]["condition_dropout"] = dropout
+        gftkit.pretrain(pretrain_config, tmp_path / name, device="cpu")
+        finetune_config["pretrained"] = str(tmp_path / name)
+        finetune_config["train"]["condition_dropout"] = 0.2
+        run = gftkit.finetune(finetune_config, tmp_path / f"tuned-{name}", device="cpu")
+        assert run.samples(3, guidance=2.0)[0].shape == (3, 2)
+        assert run.samples(3, temperature=0.3)[0].shape == (3, 2)
+        if name == "never":
+            with pytest.raises(ConfigError, match="never trained that"):
+                run.samples(3, temperature=0.3, guidance=2.0)
+            with pytest.raises(ConfigError, match="never trained that"):
+                run.evaluate(["evaluate.guidance=2"], temperature=0.3)
+        else:
+            assert run.samples(3, temperature=0.3, guidance=2.0)[0].shape == (3, 2)

@@ -17,6 +17,7 @@ MODULES = (
     "broken",  # components that nothing else can be claimed about
     "proofs",  # what algebra decides, with sympy
     "objective",  # T1 to T3 on closed forms
+    "blending",  # T1 by the sampler
     "optima",  # T4, T7 and T8 on closed forms
     "anchors",  # T18
     "laws",  # T5 and T6 on closed forms

@@ -166,25 +166,37 @@ class Solver(Protocol):
         """The state at t + h; ``dw`` is the Brownian increment of variance h, None for an ODE."""
 
 
+class BrownianPath(Protocol):
+    """A Brownian path of the states' shape, as ``torchsde.BrownianInterval``; asked again, it answers the same."""
+
+    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
+        """Its increment W_t - W_s; with ``return_U`` a pair, with the integral of W_u - W_s over u in [s, t]."""
+
+
 @runtime_checkable
 class Integrator(Protocol):
     """A library's solver, which takes all steps itself; orders as in ``Solver``.
 
     Optional: ``adaptive``, whether it chooses its own steps (default False): then the grid's times are those that it
-    must meet, and the declared orders say nothing.
+    must meet, the declared orders say nothing, and its error falls with its options ``rtol`` and ``atol``.
     """
 
     ode_order: float | None
     strong_order: float | None
     weak_order: float | None
 
-    def brownian(self, x: Tensor, t_end: float, generator: Generator) -> Any:
-        """A Brownian path on [0, t_end] of x's shape and type: ``path(s, t)`` is its increment from s to t."""
+    def brownian(self, x: Tensor, t_end: float, generator: Generator) -> BrownianPath:
+        """A path on [0, t_end] of x's shape and type."""
 
     def integrate(
-        self, drift: Field, diffusion: Diffusion | None, times: Sequence[float], x: Tensor, brownian: Any
+        self,
+        drift: Field,
+        diffusion: Diffusion | None,
+        times: Sequence[float],
+        x: Tensor,
+        brownian: BrownianPath | None,
     ) -> Iterator[Tensor]:
-        """The states at ``times``, x first. ``diffusion`` and ``brownian`` are None for an ODE."""
+        """The states at ``times``, x first, along any Brownian path. It and ``diffusion`` are None for an ODE."""
 
 
 @runtime_checkable

@@ -11,7 +11,18 @@ MAY_IMPORT = {"gftkit": set(), "gftkit_plugins": {"gftkit"}, "gftkit_verificatio
 IN_A_CHECKOUT = {"plugins", "verification", "tests"}
 """Folders that a checkout makes importable by accident, as second copies of the modules."""
 
-HEAVY = ("torch", "numpy", "scipy", "sympy", "pydantic", "matplotlib", "accelerate", "gftkit_plugins")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sympy",
+    "pydantic",
+    "matplotlib",
+    "accelerate",
+    "gftkit_plugins",
+    "torchsde",
+    "torchdiffeq",
+)
 
 
 def files(package):

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 import gftkit
+from gftkit import contracts
 
 REGISTRY = gftkit.load()
-NAMES = [name for name in REGISTRY.names("solver") if not hasattr(REGISTRY.component("solver", name).factory, "jumps")]
+NAMES = [
+    name
+    for name in REGISTRY.names("solver")
+    if not hasattr(REGISTRY.component("solver", name).factory, "jumps")
+    and not isinstance(REGISTRY.create("solver", name), contracts.Integrator)
+]
+"""Of those that take one step; for libraries' see test_library_solvers.py."""
 MINIMAL: dict[str, dict[str, object]] = {}
 """Options of solvers that can't do without."""
 

@@ -37,7 +37,7 @@ SLIPS = {
     "retention": Slip("gftkit/objective.py", "return temperature / (1 + temperature)", "return 1 / (1 + temperature)"),
     "anchor-shares-weights": Slip("gftkit/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"),
     "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
-    "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * torch.randn", "h * torch.randn"),
+    "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * noise", "h * noise"),
     "late-times": Slip(
         "gftkit/steps.py",
         "return self._t_end * torch.rand(count, generator=generator, device=self.device)",

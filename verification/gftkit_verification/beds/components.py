@@ -27,11 +27,14 @@ def components(registry: Registry, kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def broken(registry: Registry) -> Iterator[tuple[str, str, Exception]]:
-    """(kind, name, why) of the components that can't be made with default options, or give what none may give."""
+    """(kind, name, why) of the components that can't be made with default options, or give what none may give.
+
+    One whose package isn't installed is not among them.
+    """
     for kind in KINDS:
         for name in _plain(registry, kind):
             made = _tried(registry, kind, name)
-            if isinstance(made, Exception):
+            if isinstance(made, Exception) and not isinstance(made.__cause__, ImportError):
                 yield kind, name, made
 
 

@@ -28,6 +28,7 @@ MODULES = (
     "couplings",  # with T10
     "conditions",  # T10 for conditions that are no labels
     "solvers",
+    "integrators",  # solvers of libraries
     "sampling",  # T11 and T12, by the sampler
     "sampling_trained",  # T10 to T12 with trained networks
     "likelihood",

@@ -1,8 +1,7 @@
-"""Fixed-step solvers: each is one step; the kernel owns the loop, the grid and the noise."""
+"""gftkit's own solvers: each is one step; the kernel owns the loop, the grid and the noise."""
 
 from torch import Tensor
 
-import gftkit
 from gftkit.contracts import Diffusion, Field, Jump
 
 
@@ -139,14 +138,30 @@ class EulerMaruyama:
         return moved if dw is None else moved + diffusion(t) * dw
 
 
-@gftkit.hookimpl
-def gftkit_solvers() -> dict[str, type]:
-    """The built-in solvers."""
-    return {
-        "euler": Euler,
-        "euler-maruyama": EulerMaruyama,
-        "flow-map": FlowMap,
-        "heun": Heun,
-        "midpoint": Midpoint,
-        "rk4": RungeKutta4,
-    }
+class StochasticHeun:
+    """Heun's method with noise: the mean of the drifts at both ends of an Euler-Maruyama step, and of both ends' g.
+
+    x* = x + h b(t, x) + g(t) dw, then x + h/2 (b(t, x) + b(t + h, x*)) + (g(t) + g(t + h))/2 dw. For noise that depends
+    on t only: strong order 1, weak order 2 (1 if g were taken at the start of the step). Without noise it is Heun's
+    method, of order 2.
+
+    Reference: Kloeden, Platen (1992), Numerical Solution of Stochastic Differential Equations, section 15.1.
+
+    Example:
+        >>> import gftkit, torch
+        >>> solver = gftkit.load().create("solver", "stochastic-heun")
+        >>> solver.step(lambda t, x: -x, lambda t: 2 - 2 * t, 0.0, 0.5, torch.ones(1), torch.ones(1))
+        tensor([1.6250])
+    """
+
+    ode_order, strong_order, weak_order = 2.0, 1.0, 2.0
+    evaluations = 2
+
+    def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:
+        """The state at t + h."""
+        here = drift(t, x)
+        guess = x + h * here
+        if dw is None:
+            return x + h / 2 * (here + drift(t + h, guess))
+        g, later = diffusion(t), diffusion(t + h)
+        return x + h / 2 * (here + drift(t + h, guess + g * dw)) + (g + later) / 2 * dw

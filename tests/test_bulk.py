@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +315,43 @@ def test_samples_that_are_not_finite_leave_no_parts(flow, tmp_path, monkeypatch)
     with pytest.raises(DivergenceError, match="150 of 150 samples are not finite in the source"):
         bulk.write(flow, Request(COUNT), tmp_path / "s.npz", device="cpu")
     assert not list(tmp_path.iterdir())
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from gftkit import bulk
+from gftkit.run import Run
+from gftkit.sampling import Request
+bulk.write(Run.open(sys.argv[1]), Request(int(sys.argv[2]), batch_size=64), Path(sys.argv[3]), device="cpu")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+"""Samples, then prints the most memory that its process ever held, in KiB."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a Linux process")
+def test_the_memory_of_a_folder_does_not_grow_with_the_count(process, tmp_path):
+    """Images of 48 KiB: 64 of them are 3 MiB, 1,920 are 90 MiB, which an array of all of them holds, or more."""
+    np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(20, 3, 64, 64)).astype(np.float32))
+    config = {
+        "drift": {"name": "mlp", "width": 8, "depth": 1},
+        "data": {"name": "arrays", "file": str(tmp_path / "large.npy")},
+        "coupling": {"name": "independent"},
+        "train": {"steps": 1, "batch_size": 4},
+        "evaluate": {"count": 4, "metrics": ["path-length"], "solver": {"name": "euler", "steps": 1}},
+    }
+    run = gftkit.pretrain(config, tmp_path / "run", device="cpu")
+
+    def peak(count, out):
+        done = process(PEAK, run.folder, count, out, start=("-c",))
+        assert done.code == 0, done.err
+        return int(done.out.split()[-1]) / 1024
+
+    few = peak(128, "few")
+    assert len(list((tmp_path / "few").iterdir())) == 128
+    assert peak(1920, "many") - few < 30
+    assert peak(1920, "many.npz") - few > 60  # what the measurement must see
 
 
 # Several processes

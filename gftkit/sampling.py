@@ -12,6 +12,7 @@ from gftkit.blending import sampled_drift
 from gftkit.config import Precision, Spec
 from gftkit.contracts import Drift, Integrator
 from gftkit.data import Scaling
+from gftkit.environment import versions
 from gftkit.errors import ConfigError
 from gftkit.files import digest
 from gftkit.flow_map import check_jumps, is_flow_map
@@ -118,6 +119,7 @@ class Sampler:
         self._source = build_source(config.source, self.facts.event_shape, registry)
         times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
         self.identity: dict[str, Any] = {
+            "gftkit": versions()["gftkit"],
             "weights": digest(state),
             "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
             "solver": {**plain(spec or {}), "times": digest({"times": times})},

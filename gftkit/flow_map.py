@@ -70,8 +70,8 @@ def lagrangian_loss(
     Returns:
         (batch,), the squared norm summed over the event.
 
-    Reference: Boffi et al. (2024), Eq. 3.4, arXiv:2406.07507; the stopped gradient: (2025), section 3,
-    arXiv:2505.18825.
+    Reference: Boffi et al. (2024), Lagrangian map distillation, arXiv:2406.07507; the stopped gradient: the same
+    (2025), arXiv:2505.18825.
 
     Example:
         >>> import torch

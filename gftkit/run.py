@@ -250,6 +250,7 @@ class Run:
         weights: Weights = "ema",
         device: torch.device | str = "cpu",
         temperature: float = 0.0,
+        seed: int | None = None,
     ) -> dict[str, float]:
         """Every metric of the configuration's ``evaluate`` section: name -> value, name + "_stderr" -> standard error.
 
@@ -258,6 +259,7 @@ class Run:
             weights: "ema" or "raw".
             device: where to evaluate the drift.
             temperature: of a blend with the anchor, see ``samples``.
+            seed: of the samples; by default the run's. The data that they are compared with stay the same.
 
         Raises:
             GftkitError: for an override that has no valid value, or data that can't be read.
@@ -290,7 +292,7 @@ class Run:
             build_source(self.config.source, facts.event_shape, self.registry),
             held_out.some(chosen.count, stream(self.config.seed, "reference")),
             chosen.count,
-            self.config.seed,
+            self.config.seed if seed is None else seed,
             device,
             training.some(chosen.count, stream(self.config.seed, "training")),
             history=self.history(),

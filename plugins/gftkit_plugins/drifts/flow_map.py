@@ -34,7 +34,7 @@ class FlowMap(nn.Module):
     Raises:
         ValueError: for a module that the network doesn't have, or whose output isn't (batch, d).
 
-    Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, section 3, arXiv:2406.07507.
+    Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, arXiv:2406.07507.
 
     Example:
         >>> import gftkit, torch

@@ -96,7 +96,7 @@ class FlowMap:
     It wants a network that is told the end of a jump, such as a student of ``gft distill``. Of one that doesn't heed
     the end it is Euler's method.
 
-    Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, Eq. 2.3, arXiv:2406.07507.
+    Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, arXiv:2406.07507.
 
     Example:
         >>> import gftkit, math, torch

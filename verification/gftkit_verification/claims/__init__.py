@@ -29,6 +29,7 @@ MODULES = (
     "conditions",  # T10 for conditions that are no labels
     "solvers",
     "integrators",  # solvers of libraries
+    "flow_maps",
     "sampling",  # T11 and T12, by the sampler
     "sampling_trained",  # T10 to T12 with trained networks
     "likelihood",

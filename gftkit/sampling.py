@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,7 +75,6 @@ class Sampler:
         count: how many there are.
         facts: of the run's data.
         size: samples of a batch: ``batch_size``, in whole blocks of 64 where it is more.
-        identity: plain values that determine the samples.
         integrated: how many samples were made so far; a library's solver makes whole blocks.
 
     Raises:
@@ -90,7 +90,7 @@ class Sampler:
         if request.precision not in PRECISIONS:
             raise ConfigError(f"precision: wanted {', '.join(PRECISIONS)}, got '{request.precision}'.")
         config, registry = run.config, run.registry
-        state, self.facts = run.weights(request.weights)
+        self.facts = run.weights(request.weights)[1]
         self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
         self._path = registry.build("path", config.path)
         spec = request.solver or config.evaluate.solver
@@ -111,25 +111,30 @@ class Sampler:
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
         self._drift = Counted(guided(drift, scale))
         check_jumps(self._scheme.solver, self._drift)
-        check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(
             drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
         )
         self._source = build_source(config.source, self.facts.event_shape, registry)
+        self._run, self._request, self._spec, self._scale, self._anchored = run, request, spec, scale, anchored
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that determine the samples; weights, times and conditions by their digests."""
+        config, asked = self._run.config, self._request
         times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
-        self.identity: dict[str, Any] = {
+        return {
             "gftkit": versions()["gftkit"],
-            "weights": digest(state),
+            "weights": digest(self._run.weights(asked.weights)[0]),
             "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
-            "solver": {**plain(spec or {}), "times": digest({"times": times})},
-            "count": request.count,
-            "seed": request.seed,
+            "solver": {**plain(self._spec or {}), "times": digest({"times": times})},
+            "count": asked.count,
+            "seed": asked.seed,
             "conditions": digest(self._rows),
-            "guidance": scale,
-            "temperature": request.temperature,
-            "anchor": anchored,
-            "precision": request.precision,
+            "guidance": self._scale,
+            "temperature": asked.temperature,
+            "anchor": self._anchored,
+            "precision": asked.precision,
             "device": self._device.type,
         }
 

@@ -104,7 +104,7 @@ def in_checkpoints(*arguments):
     return any("step-" in str(argument) for argument in arguments)
 
 
-def within_a_write(now):
+def within_a_write(now, of="step-"):
     """Half of the file is there."""
     from gftkit import files
 
@@ -115,7 +115,7 @@ def within_a_write(now):
         os.truncate(path, os.path.getsize(path) // 2)
         return True
 
-    around(files, "save_file", now, lambda tensors, path: in_checkpoints(path), half)
+    around(files, "save_file", now, lambda tensors, path: of in str(path), half)
 
 
 def before_the_move(now):

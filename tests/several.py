@@ -127,14 +127,23 @@ def train_with(idle, config, out):
     train(config, out)
 
 
-def sample(run, out, request, resume=False, by_rank=False):
-    """Samples of a run into a file or folder; ``by_rank``, a wrong twin, has indices that each process counts anew."""
+def sample(run, out, request, resume=False, by_rank=False, moment=None):
+    """Samples of a run into a file or folder.
+
+    ``by_rank``, a wrong twin, has indices that each process counts anew. A process kills itself at its first part for
+    ``moment`` "half", with half of the part's file there, or "whole", with all of it.
+    """
     from gftkit import bulk, noise, sampling
+    from gftkit.parts import Parts
     from gftkit.run import Run
 
     if by_rank:
         apart = 1000 * noise.BLOCK * int(os.environ["RANK"])
         sampling.by_block = lambda source, seed, first, count: noise.by_block(source, seed, first + apart, count)
+    if moment == "half":
+        killing.within_a_write(killing.Countdown(1), "samples-")
+    elif moment == "whole":
+        killing.around(Parts, "write", killing.Countdown(1), lambda *_: True)
     made = bulk.write(Run.open(run), sampling.Request(**request), Path(out), device="cpu", resume=resume)
     assert made.main == (os.environ["RANK"] == "0")
 

@@ -87,6 +87,17 @@ def adaptive(monkeypatch):
     monkeypatch.setattr(sampling, "scheme_of", lambda *asked: replace(build(*asked), solver=Adaptive()))
 
 
+DOPRI5 = {"name": "dopri5", "steps": 1}
+SRK = {"name": "srk", "steps": 2, "diffusion": {"name": "constant"}}
+
+
+@pytest.mark.parametrize("solver", [DOPRI5, pytest.param(SRK, marks=pytest.mark.slow)], ids=lambda s: s["name"])
+def test_the_libraries_solvers_give_an_index_the_same_sample(flow, solver):
+    whole = flow.samples(COUNT, 3, solver)[0]
+    assert apart(flow.samples(70, 3, solver, batch_size=64)[0], whole[:70]) < ROUND_OFF
+    assert apart(Sampler(flow, Request(COUNT, 3, solver)).part(64, 50), whole[64:114]) < ROUND_OFF
+
+
 @pytest.mark.parametrize("solver", [{"name": "heun", "steps": 2}, NOISY], ids=lambda solver: solver["name"])
 def test_an_index_gives_the_same_sample_whatever_the_batch_and_the_count(flow, solver):
     whole = flow.samples(COUNT, 3, solver)[0]
@@ -386,6 +397,20 @@ def test_processes_go_on_with_what_one_left(flow, tmp_path):
     found, whole = samples(tmp_path / "s.npz"), flow.samples(COUNT, 3)[0]
     assert not found[64:128].any()
     assert max(apart(found[:64], whole[:64]), apart(found[128:], whole[128:])) < ROUND_OFF
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["half", "whole"])
+def test_processes_that_are_killed_go_on(flow, tmp_path, moment):
+    request = {"count": 300, "seed": 3, "solver": NOISY, "batch_size": 64}
+    asked = (flow.folder, tmp_path / "s.npz", request)
+    several.killed(several.start(several.sample, *asked, False, False, moment), 0)
+    assert not (tmp_path / "s.npz").exists()
+    left = [path.name for path in (tmp_path / "s.npz.parts").iterdir()]
+    assert bool([name for name in left if name.startswith("samples-")]) or moment == "half"
+    several.run(several.sample, *asked, True)
+    assert apart(samples(tmp_path / "s.npz"), flow.samples(300, 3, NOISY)[0]) < ROUND_OFF
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npz"]
 
 
 # Animated pictures

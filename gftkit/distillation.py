@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gftkit.devices import cuda_devices
 from gftkit.errors import ConfigError
 from gftkit.experiment import Experiment
 from gftkit.flow_map import lagrangian_loss
 from gftkit.forward import autocast
 from gftkit.randomness import stream
-from gftkit.steps import Given, Steps
+from gftkit.steps import Given, Steps, trained_weights
 
 
 class Distillation(Steps):
@@ -37,6 +38,23 @@ class Distillation(Steps):
                 f"a distillation runs in one process, and here are {accelerator.num_processes}. Start it by itself."
             )
         super().__init__(experiment, accelerator)
+        self._try()
+
+    def _try(self) -> None:
+        """Refuse a network that has no derivative in forward mode, or none of that."""
+        assert self.anchor is not None  # of a distillation it is the teacher
+        t, x, given = self._example()
+        weights = trained_weights(self.drift)
+        try:
+            with torch.random.fork_rng(devices=cuda_devices(self.device)):
+                loss = lagrangian_loss(self.model, self.anchor, t, t + 0.25, x, given).sum()
+                torch.autograd.grad(loss, weights, allow_unused=True)
+        except (NotImplementedError, RuntimeError) as error:
+            raise ConfigError(
+                f"drift: a distillation wants a network that has derivatives in forward mode, which can be "
+                f"differentiated once more, and this one has not: {str(error).splitlines()[0]} Fused attention and "
+                f"functions with a backward pass of their own are such a reason: write them out."
+            ) from error
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of the start: the smaller of two uniform times."""

@@ -9,12 +9,11 @@ consistency model, arXiv:2505.18825.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gftkit import flow
 from gftkit.contracts import Drift
@@ -82,20 +81,23 @@ def lagrangian_loss(
         True
     """
     given = dict(conditions or {})
-    with forward_ad.dual_level():
-        moved = student(t, x, end=_moving(end), **given)
-        average, slope = forward_ad.unpack_dual(moved)  # type: ignore[no-untyped-call]
-    if slope is None:  # a network that doesn't heed the end
-        slope = torch.zeros_like(average)
+    average, slope = moving(lambda until: student(t, x, end=until, **given), end)
     length = flow.expand(end - t, x)
     with torch.no_grad():
         there = teacher(end, x + length * average, **given)
     return squared_norm(average + length * slope - there)
 
 
-def _moving(end: Tensor) -> Tensor:
-    """The end with its derivative by itself, 1."""
+def moving(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's value and its derivative in direction 1, in forward mode; both can be differentiated further.
+
+    Args:
+        function: of a tensor.
+        at: where.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch itself, where it first makes a dual
-        dual: Tensor = forward_ad.make_dual(end, torch.ones_like(end))  # type: ignore[no-untyped-call]
-        return dual
+        # Torch's own, where its derivatives in forward mode are first used. Its dual tensors without torch.func can't
+        # differentiate a softmax once more.
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        found: tuple[Tensor, Tensor] = torch.func.jvp(function, (at,), (torch.ones_like(at),))  # type: ignore[assignment]
+    return found

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+import yaml
 from torch import nn
-from torch.autograd import forward_ad
 
 import gftkit
 from gftkit import flow_map, integrate
@@ -65,9 +65,10 @@ def test_the_end_counts_once_it_is_learned_and_without_one_it_is_the_start(name)
     assert not torch.allclose(student(t, x, end=end), student(t, x))
     assert torch.equal(student(t, x, end=t), student(t, x))
     t, end, x, student = t.double(), end.double(), x.double(), student.double()
-    with forward_ad.dual_level():
-        here, slope = forward_ad.unpack_dual(student(t, x, end=flow_map._moving(end)))
+    here, slope = flow_map.moving(lambda until: student(t, x, end=until), end)
     assert torch.allclose(here, student(t, x, end=end), atol=1e-6)
+    (steeper,) = torch.autograd.grad(slope.square().sum(), student.embed[-1].weight, retain_graph=True)
+    assert float(steeper.abs().max()) > 0
     near = [student(t, x, end=end + h) for h in (1e-4, -1e-4)]
     assert torch.allclose(slope, (near[0] - near[1]) / 2e-4, atol=1e-5)
 
@@ -186,6 +187,7 @@ def test_a_student_starts_from_its_teacher_and_learns(student, pretrained):
     assert all(0 < loss < 100 for loss in losses)
 
 
+@pytest.mark.slow
 def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, tmp_path, monkeypatch):
     from gftkit.distillation import Distillation
 
@@ -227,9 +229,8 @@ def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
     assert not torch.equal(end, steps.ends(1, t))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_half_precision_is_of_the_networks_alone(pretrained, tmp_path, precision):
-    config = {**SHORT, "pretrained": str(pretrained), "train": {"steps": 2, "batch_size": 16, "precision": precision}}
+def test_half_precision_is_of_the_networks_alone(pretrained, tmp_path):
+    config = {**SHORT, "pretrained": str(pretrained), "train": {"steps": 2, "batch_size": 16, "precision": "bfloat16"}}
     run = gftkit.distill(config, tmp_path / "run", device="cpu")
     assert all(held.dtype == torch.float32 for held in run.weights()[0].values())
 
@@ -260,11 +261,11 @@ def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetun
     assert "this drift is a velocity" in pretraining(evaluate=jumping)
 
 
-def test_an_sde_has_no_flow_map(distilling, pretrain_config, tmp_path):
-    settings = {**pretrain_config, "path": {"name": "brownian-bridge"}, "train": {"steps": 2, "batch_size": 16}}
-    settings["evaluate"] = {"count": 32}
-    gftkit.pretrain(settings, tmp_path / "bridge", device="cpu")
-    assert "carries a state to a law and not to a state" in distilling(pretrained=str(tmp_path / "bridge"))
+def test_an_sde_has_no_flow_map(distilling, run_copy):
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    config["path"] = {"name": "brownian-bridge"}
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "carries a state to a law and not to a state" in distilling(pretrained=str(run_copy))
 
 
 def test_another_teacher_isn_t_gone_on_with(student, pretrained, run_copy, tmp_path, refused, write_config):
@@ -286,3 +287,61 @@ def test_the_loss_is_zero_at_the_flow_map_only():
     loss = flow_map.lagrangian_loss(Jumping(), teacher, t, end, x)
     assert float(loss.abs().max()) < 1e-20
     assert float(flow_map.lagrangian_loss(Sleeping(), teacher, t, end, x).min()) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drift", [{"name": "unet", "width": 8, "attention": 1}, {"name": "mlp", "width": 8}])
+def test_a_conditional_teacher_has_a_conditional_student(drift, tmp_path):
+    settings = {"drift": {**drift, "conditional": True}, "data": {"name": "digits", "count": 20}}
+    settings |= {"train": {"steps": 1, "batch_size": 4}, "evaluate": {"count": 20}}
+    gftkit.pretrain(settings, tmp_path / "teacher", device="cpu")
+    short = {"train": {"steps": 2, "batch_size": 4}, "pretrained": str(tmp_path / "teacher")}
+    run = gftkit.distill({**short, "evaluate": {"count": 20}}, tmp_path / "student", device="cpu")
+    samples, asked = run.samples(3, label=4)
+    assert asked["label"].tolist() == [4, 4, 4]
+    assert samples.shape == (3, 1, 8, 8)
+    weights = run.weights()[0]
+    assert float(weights["embed.2.weight"].abs().max()) > 0  # the end counts from the first step on
+
+
+@pytest.mark.slow
+def test_a_network_from_elsewhere_has_a_student(tmp_path, pretrain_config):
+    """It is told the length of a jump by what is added to its state."""
+    options = {"in_features": 2, "out_features": 2}
+    drift = {"name": "module", "target": "torch.nn:Linear", "options": options, "convention": {"call": "x"}}
+    gftkit.pretrain({**pretrain_config, "drift": drift}, tmp_path / "teacher", device="cpu")
+    run = gftkit.distill({**SHORT, "pretrained": str(tmp_path / "teacher")}, tmp_path / "student", device="cpu")
+    assert run.config.drift["into"] is None
+    t, end, x = inputs((2,))
+    assert not torch.equal(run.drift()(t, x, end=end), run.drift()(t, x))
+
+
+def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, tmp_path, monkeypatch):
+    from gftkit_plugins.drifts.mlp import Mlp
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope
+
+    forward = Mlp.forward
+    monkeypatch.setattr(Mlp, "forward", lambda self, *given, **named: Backward.apply(forward(self, *given, **named)))
+    with pytest.raises(ConfigError, match="wants a network that has derivatives in forward mode"):
+        gftkit.distill({**SHORT, "pretrained": str(pretrained)}, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(pretrained):
+    from types import SimpleNamespace
+
+    from gftkit.config import read
+    from gftkit.distillation import Distillation
+    from gftkit.experiment import build
+
+    experiment = build(read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
+    with pytest.raises(ConfigError, match="runs in one process, and here are 2"):
+        Distillation(experiment, SimpleNamespace(num_processes=2))

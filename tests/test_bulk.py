@@ -472,6 +472,24 @@ def test_conditions_that_are_not_finite_are_refused():
             asking.conditions(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})
 
 
+def test_an_interruption_says_how_to_go_on(flow, gft, tmp_path, monkeypatch):
+    part = Sampler.part
+
+    def interrupted(self, first, *rest):
+        if first:
+            raise KeyboardInterrupt
+        return part(self, first, *rest)
+
+    monkeypatch.setattr(Sampler, "part", interrupted)
+    ask = ("sample", flow.folder, "--count", 100, "--batch-size", 64, "--out", "s.npz")
+    done = gft(*ask)
+    assert (done.code, done.out) == (130, "")
+    assert done.err.strip() == "Interrupted: s.npz isn't written. Go on by --resume."
+    monkeypatch.undo()
+    assert "Go on with them by --resume" in gft("sample", flow.folder, "--out", tmp_path / "s.npz").err
+    assert (tmp_path / "s.npz.parts").is_dir()
+
+
 def test_resume_without_parts_starts_anew_and_says_so(flow, gft, tmp_path):
     done = gft("sample", flow.folder, "--count", 3, "--out", "s.npz", "--resume", "--json")
     assert done.code == 0

@@ -42,9 +42,9 @@ claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
 
 bench-env:  ## make .venv-bench, with gftkit and the libraries that benchmarks/ compares it with
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . POT==0.9.6.post1
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . POT==0.9.6.post1 torchsde torchdiffeq
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchcfm==1.0.7
-	@echo ".venv-bench/bin/python benchmarks/training.py --json FILE"
+	@echo ".venv-bench/bin/python benchmarks/training.py --json FILE, or sampling.py"
 
 clean:  ## remove what make made, .venv too; runs/ stays
 	rm -rf $(VENV) .venv-bench site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,54 +9,29 @@ The peer's step is the one of torchcfm's examples: minibatch optimal transport b
 average key by key. Networks, batches, data and optimiser are the same on both sides.
 """
 
-import argparse
 import copy
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
+from side_by_side import Row, Sides, Step, main
 from torch import Tensor, nn
 
 from gftkit.config import Train
 from gftkit.contracts import Batch
 from gftkit.devices import emulates_half
-from gftkit.files import write_json
 from gftkit.loading import load
 from gftkit.prefetch import ahead
 from gftkit.steps import Steps
 from gftkit_verification.beds.trials import trial
-
-Step = Callable[[int], Any]
-Sides = Callable[[torch.device, ExitStack], tuple[Step, Step]]
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""
 
 UNET = {"name": "unet", "width": 32, "multipliers": (1, 2, 2), "blocks": 1}
 REGISTRY = load()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A comparison: two ways to take step k, and how many of them to time."""
-
-    name: str
-    peer: str
-    target: float | None
-    turns: int
-    """How often both sides are timed, in turns."""
-    steps: int
-    """Steps in a turn."""
-    sides: Sides
-    whole: bool = False
-    """Whether the steps differ and are added up, where else their median counts."""
 
 
 class Noise:
@@ -241,82 +216,10 @@ ROWS = (
 )
 
 
-def measure(row: Row, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Seconds of a step on both sides, and their ratio."""
-    turns, steps = (1, 1) if quick else (row.turns, row.steps)
-    spent: tuple[list[float], list[float]] = ([], [])
-    with ExitStack() as stack:
-        sides = row.sides(device, stack)
-        warm = 0 if row.whole else 2
-        for step in range(warm):
-            for take in sides:
-                take(step)
-        for turn in range(turns):
-            order = (0, 1) if turn % 2 == 0 else (1, 0)
-            for side in order:
-                _wait(device)
-                started = time.perf_counter()
-                for step in range(steps):
-                    sides[side](warm + turn * steps + step)
-                _wait(device)
-                spent[side].append((time.perf_counter() - started) / steps)
-    ours, peer = (sum(times) * steps if row.whole else statistics.median(times) for times in spent)
-    return {
-        "name": row.name,
-        "ours_seconds": ours,
-        "peer": row.peer,
-        "peer_seconds": peer,
-        "ratio": ours / peer,
-        "target": row.target,
-    }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return (
-        f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def main() -> None:
-    """Measure and print every row; write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this text")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="one step a side: tries the script, measures nothing")
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    rows = (*ROWS, *fast_rows(device))
-    chosen = [row for row in rows if given.only in row.name]
-    if not chosen:
-        parser.error(f"--only: no row holds '{given.only}'; there are: " + "; ".join(row.name for row in rows))
-    print(machine(device))
-    done = []
-    for row in chosen:
-        found = measure(row, device, given.quick)
-        done.append(found)
-        print(
-            f"{found['name']:<86} {1e3 * found['ours_seconds']:>10.2f} ms  {found['peer']:<28} "
-            f"{1e3 * found['peer_seconds']:>10.2f} ms  ratio {found['ratio']:.3f} (target {found['target']})",
-            flush=True,
-        )
-    if given.json is not None:
-        write_json(given.json, done)
+def rows(device: torch.device) -> tuple[Row, ...]:
+    """All that are measured on a device."""
+    return *ROWS, *fast_rows(device)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, rows)

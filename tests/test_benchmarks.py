@@ -1,4 +1,4 @@
-"""benchmarks/training.py times what it says, on both sides, and writes what it measured."""
+"""The benchmarks time what they say, on both sides, and write what they measured."""
 
 import importlib.util
 import json
@@ -13,13 +13,29 @@ CPU = torch.device("cpu")
 KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "target"}
 
 
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name):
+    """A script as a module; what it imports lies beside it."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
 @pytest.fixture(scope="module")
 def training():
-    file = Path(__file__).parents[1] / "benchmarks/training.py"
-    spec = importlib.util.spec_from_file_location("training_benchmark", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("training")
+
+
+@pytest.fixture(scope="module")
+def sampling():
+    return script("sampling")
 
 
 def row(training, name):
@@ -70,7 +86,7 @@ def test_both_sides_train_the_same_network(training, peer, monkeypatch):
 def test_the_rows_are_written(training, peer, tmp_path, monkeypatch, capsys):
     file = tmp_path / "rows.json"
     monkeypatch.setattr(sys, "argv", ["training.py", "--quick", "--only", "64 dimensions", "--json", str(file)])
-    training.main()
+    training.main(training.__doc__, training.rows)
     rows, out = json.loads(file.read_text()), capsys.readouterr().out
     assert [row["target"] for row in rows] == [0.85, 1.05]
     for row in rows:
@@ -91,5 +107,32 @@ def test_speed_options_are_those_of_the_hardware(training, monkeypatch, capabili
 def test_unknown_rows_are_refused(training, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training.py", "--only", "128 dimensions"])
     with pytest.raises(SystemExit):
-        training.main()
+        training.main(training.__doc__, training.rows)
     assert "no row holds '128 dimensions'; there are: GFT step" in capsys.readouterr().err
+
+
+def test_both_sides_of_sampling_call_the_network_as_often(sampling, monkeypatch):
+    """Of the same states, at times that go from 0 to 1, and with noise where that is said."""
+    for name in ("torchsde", "torchdiffeq"):
+        pytest.importorskip(name)
+    for named in sampling.ROWS:
+        if "batch 256" not in named.name:
+            continue
+        seen = []
+        network = sampling.network(sampling.MLP, sampling.PLANE, CPU)
+        network.register_forward_pre_hook(lambda _, given, seen=seen: seen.append((float(given[0][0]), given[1].shape)))
+        monkeypatch.setattr(sampling, "network", lambda *_, network=network: network)
+        with ExitStack() as stack:
+            counts, ends = [], []
+            for side in named.sides(CPU, stack):
+                seen.clear()
+                ends.append(side(0))
+                counts.append(len(seen))
+                assert len({shape for _, shape in seen}) == 1
+        assert counts[0] == 100
+        assert counts[1] in (100, 101, 102), named.name  # torchsde adds its steps up in float32
+        if "torchdiffeq" in named.peer:
+            assert torch.allclose(*ends, atol=1e-3)
+        if "torchsde" in named.peer:
+            assert abs(float(ends[0].std() - ends[1].std())) < 0.2
+            assert float((ends[0] - ends[1]).abs().max()) > 0.1  # each its own noise

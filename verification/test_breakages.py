@@ -38,6 +38,8 @@ SLIPS = {
     "anchor-shares-weights": Slip("gftkit/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"),
     "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
     "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * noise", "h * noise"),
+    "score-of-noise": Slip("gftkit/flow.py", "return -start / sigma", "return start / sigma"),
+    "noise-of-choice": Slip("gftkit/stochastic.py", "return self._scale(t)", "return self._scale(t) ** 2"),
     "late-times": Slip(
         "gftkit/steps.py",
         "return self._t_end * torch.rand(count, generator=generator, device=self.device)",

@@ -7,7 +7,7 @@ from gftkit import flow
 from gftkit.objective import retention
 from gftkit.registry import Registry
 
-KINDS = ("path", "schedule", "coupling", "solver")
+KINDS = ("path", "schedule", "coupling", "solver", "grid", "diffusion")
 """Kinds whose every component has claims about it."""
 
 POINTS = 1200

@@ -30,6 +30,8 @@ MODULES = (
     "solvers",
     "integrators",  # solvers of libraries
     "flow_maps",
+    "grids",
+    "diffusions",  # with T12 for noise of one's choice
     "sampling",  # T11 and T12, by the sampler
     "sampling_trained",  # T10 to T12 with trained networks
     "likelihood",

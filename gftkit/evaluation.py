@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit import conditions
+from gftkit import conditions, flow
 from gftkit.contracts import Batch, Drift, Metric, Path
 from gftkit.data import Source
 from gftkit.errors import ConfigError
-from gftkit.integrate import generate
+from gftkit.integrate import generate, grid_of
 from gftkit.randomness import stream
 from gftkit.scheme import Scheme
 
@@ -75,6 +75,16 @@ class Evaluation:
     def trajectory(self, steps: int | None = None, count: int = 250) -> Tensor:
         """(times, count, *event): the states of the first ``count`` samples, from source to data."""
         return self._integrate(steps or self.steps, min(count, self.count), whole=True)
+
+    def times(self, steps: int | None = None) -> tuple[float, ...]:
+        """The times of ``trajectory``'s states, from 0 to 1."""
+        grid = grid_of(self._equation[1], steps or self.steps, self.scheme.spacing)
+        return grid.times if grid.closing is None else (*grid.times, 1.0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is added on the way."""
+        return flow.is_stochastic(self._equation[1])
 
     def conditions(self, count: int) -> dict[str, Tensor]:
         """What the drift is given for its first ``count`` samples: the conditions of random reference data."""

@@ -167,7 +167,16 @@ class Sampler:
 
     def sources(self, first: int, count: int) -> Tensor:
         """The source samples that samples ``first`` to ``first + count - 1`` come from, in the data's own values."""
-        return Scaling(self.facts.range).unscale(by_block(self._source, self._seed, first, count))
+        return Scaling(self.facts.range).unscale(self.starts(first, count))
+
+    def starts(self, first: int, count: int) -> Tensor:
+        """The same source samples, scaled as in training: what the drift is given at t = 0."""
+        return by_block(self._source, self._seed, first, count)
+
+    @property
+    def drift(self) -> Drift:
+        """What is integrated, before noise is added: guided or blended where that was asked for."""
+        return self._drift
 
     def states(self, count: int) -> Tensor:
         """The states of the first samples at all times, from the source on, (times, count, *event)."""
@@ -190,7 +199,7 @@ class Sampler:
             *self._scheme.equation(self._drift, self._path),
             self._scheme.solver,
             self._scheme.steps,
-            by_block(self._source, self._seed, first, made),
+            self.starts(first, made),
             ByBlock(self._seed, self._device, first),
             self.conditions(first, made),
             self.size,

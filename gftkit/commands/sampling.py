@@ -76,7 +76,7 @@ def sample(
         seed,
         _scheme(opened, solver, steps, grid, diffusion),
         label,
-        _weights(weights),
+        weights_of(weights),
         guidance,
         None if conditions is None else read_conditions(conditions),
         temperature,
@@ -109,7 +109,7 @@ def evaluate(
     from gftkit.report import estimates
     from gftkit.run import Run
 
-    values = Run.open(run).evaluate(overrides or [], _weights(weights), device_of(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], weights_of(weights), device_of(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
@@ -133,7 +133,7 @@ def export(
     from gftkit.export import export as go
     from gftkit.run import Run
 
-    written = go(Run.open(run), out, "adapter" if adapter else "merged", _weights(weights), force)
+    written = go(Run.open(run), out, "adapter" if adapter else "merged", weights_of(weights), force)
     answer({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 
@@ -168,7 +168,12 @@ def _scheme(
     return resolve_scheme(made, run.registry, "--solver", Path.cwd())
 
 
-def _weights(name: str) -> Any:
+def weights_of(name: str) -> Any:
+    """The weights that --weights names.
+
+    Raises:
+        ConfigError: for another name.
+    """
     if name not in ("ema", "raw"):
         raise ConfigError(f"--weights: wanted ema or raw, got '{name}'.")
     return name

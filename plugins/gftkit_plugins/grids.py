@@ -1,11 +1,13 @@
 """Time grids: where a sampler's steps begin and end."""
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 import gftkit
+from gftkit.time_grid import read_grids
 
 
 class Uniform:
@@ -88,7 +90,43 @@ class Explicit:
         return self.at
 
 
+class Fitted:
+    """Times that were fitted to a run by ``gft fit-grid``: where so many Euler steps lose least along its flow.
+
+    They belong to that run's flow. Nothing is fitted here: the file holds the times of each number of steps.
+
+    Args:
+        file: that ``gft fit-grid`` wrote.
+
+    Raises:
+        ConfigError: where the file is missing or holds no grids.
+        ValueError: in use, for a number of steps that wasn't fitted.
+
+    Reference: theory, T11; Watson et al. (2021), section 3, arXiv:2106.03802, for the dynamic programme.
+
+    Example:
+        >>> import gftkit, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "grid.yaml"
+        >>> _ = file.write_text("times: {2: [0.0, 0.7, 1.0]}")
+        >>> gftkit.load().create("grid", "fitted", file=file).times(2)
+        [0.0, 0.7, 1.0]
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._grids = file, read_grids(file)
+
+    def times(self, steps: int) -> list[float]:
+        """The times that were fitted for this number of steps."""
+        if steps not in self._grids:
+            fitted = ", ".join(map(str, sorted(self._grids)))
+            raise ValueError(
+                f"{self.file} holds grids of {fitted} steps, and steps is {steps}. Fit one by `gft fit-grid --steps "
+                f"{steps}`, or take another grid."
+            )
+        return self._grids[steps]
+
+
 @gftkit.hookimpl
 def gftkit_grids() -> dict[str, type]:
     """The built-in time grids."""
-    return {"cosine": Cosine, "explicit": Explicit, "shifted": Shifted, "uniform": Uniform}
+    return {"cosine": Cosine, "explicit": Explicit, "fitted": Fitted, "shifted": Shifted, "uniform": Uniform}

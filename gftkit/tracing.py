@@ -1,0 +1,118 @@
+"""The ODE of a run, traced finely from starts of a seed: what few steps of a solver are measured against."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gftkit import flow
+from gftkit.contracts import Drift, Integrator, Path, Solver, TimeGrid
+from gftkit.errors import ConfigError
+from gftkit.integrate import bind, generate, grid_of
+from gftkit.registry import Registry
+from gftkit.run import Run, Weights
+from gftkit.sampling import Request, Sampler
+
+FINE_STEPS = 100
+"""Runge-Kutta steps of a fine trajectory."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States of a flow without noise, and its velocity there.
+
+    Attributes:
+        times: from 0 to 1.
+        states: x_t, (times, n, *event).
+        velocities: v(t, x_t), of the same shape.
+    """
+
+    times: tuple[float, ...]
+    states: Tensor
+    velocities: Tensor
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A velocity and the starts of its trajectories, scaled as in training.
+
+    Attributes:
+        drift: v(t, x), on ``device``.
+        path: that it was trained on, without noise.
+        x0: starts, (n, *event), on the CPU.
+        conditions: of a conditional drift, (n, ...) each.
+        registry: has the solver of fine trajectories.
+        device: where the drift is evaluated.
+
+    Raises:
+        ConfigError: for a path with noise, or one that stops before t = 1.
+    """
+
+    drift: Drift
+    path: Path
+    x0: Tensor
+    conditions: Mapping[str, Tensor]
+    registry: Registry
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if flow.is_stochastic(self.path):
+            raise ConfigError(
+                "this flow has noise (g > 0): its trajectories have no velocity, length or energy. Geometry and fitted "
+                "grids are those of flows without noise."
+            )
+        if flow.t_end(self.path) != 1:
+            raise ConfigError(
+                f"this path stops at t = {flow.t_end(self.path):g}. Geometry and fitted grids are those of flows that "
+                f"are known up to t = 1."
+            )
+
+    def ends(self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None) -> Tensor:
+        """x_1 by some steps of a solver, (n, *event) of float64."""
+        return self._integrate(solver, steps, spacing).double()
+
+    def trajectory(self, steps: int = FINE_STEPS) -> Trajectory:
+        """By equal steps of rk4, which bring 5 evaluations each."""
+        states = self._integrate(self.registry.create("solver", "rk4"), steps, whole=True)
+        times = grid_of(self.path, steps).times
+        given = {name: values.to(self.device) for name, values in self.conditions.items()}
+        field = bind(self.drift, **given)
+        with torch.no_grad():
+            velocities = [field(t, x.to(self.device)).cpu() for t, x in zip(times, states, strict=True)]
+        return Trajectory(times, states.double(), torch.stack(velocities).double())
+
+    def _integrate(
+        self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
+    ) -> Tensor:
+        noise = torch.Generator(self.device)  # not asked: there is none
+        given = (self.drift, self.path, solver, steps, self.x0, noise, self.conditions)
+        return generate(*given, whole=whole, spacing=spacing)
+
+
+def flow_of(
+    run: Run, first: int, count: int, seed: int = 0, weights: Weights = "ema", device: torch.device | str = "cpu"
+) -> Flow:
+    """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
+
+    Args:
+        run: a finished run.
+        first: a multiple of 64.
+        count: how many.
+        seed: of the starts.
+        weights: "ema" or "raw".
+        device: where to evaluate the drift.
+
+    Raises:
+        GftkitError: see ``sampling.Sampler``; ConfigError for a flow with noise.
+    """
+    path = run.registry.build("path", run.config.path)
+    solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
+    sampler = Sampler(run, Request(first + count, seed, solver, weights=weights), device)
+    x0, conditions = sampler.starts(first, count), sampler.conditions(first, count)
+    return Flow(sampler.drift, path, x0, conditions, run.registry, torch.device(device))
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|^2 of each sample, (n, *event) twice -> (n,)."""
+    return (x - y).flatten(1).square().sum(1)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from gftkit.commands.inspecting import inspect
 from gftkit.commands.keys import keys
 from gftkit.commands.likelihood import likelihood
-from gftkit.commands.measuring import fit_grid
+from gftkit.commands.measuring import fit_grid, geometry
 from gftkit.commands.plugins import plugins, show
 from gftkit.commands.sampling import evaluate, export, sample
 from gftkit.commands.training import distill, finetune, pretrain
@@ -32,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pretrain, finetune, distill, sample, evaluate, likelihood, fit_grid, export, inspect, verify, keys):
+for command in (
+    pretrain,
+    finetune,
+    distill,
+    sample,
+    evaluate,
+    likelihood,
+    fit_grid,
+    geometry,
+    export,
+    inspect,
+    verify,
+    keys,
+):
     app.command()(command)
 plugins_app = typer.Typer(help="List the installed components, or show one.", invoke_without_command=True)
 plugins_app.callback()(plugins)

@@ -151,14 +151,48 @@ def transport_cost(x0: Tensor, x1: Tensor, generator: Generator) -> Estimate:
         >>> transport_cost(x, 3 + x.flip(0), torch.Generator()).value
         9.0
     """
-    cost = torch.cdist(x0.flatten(1).double(), x1.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    cost = _costs(x0, x1)
+    return jackknife(lambda kept: _least(cost, kept), [torch.arange(len(x0))], generator)
 
-    def least(kept: Tensor) -> float:
-        among = cost[kept][:, kept].numpy()
-        rows, columns = linear_sum_assignment(among)
-        return float(among[rows, columns].mean())
 
-    return jackknife(least, [torch.arange(len(x0))], generator)
+def energy_over_transport(energy: Tensor, x0: Tensor, x1: Tensor, generator: Generator) -> Estimate:
+    """Mean energy along trajectories over the ``transport_cost`` of their own starts and ends: at least 1.
+
+    1 for optimal transport only. It errs downwards, as the transport cost errs upwards: compare equal n only.
+
+    Args:
+        energy: (n,).
+        x0: starts, (n, *event).
+        x1: ends, (n, *event).
+        generator: assigns the groups of the jackknife; on the CPU.
+
+    Raises:
+        ValueError: for fewer than 20 trajectories.
+
+    Example:
+        >>> x = torch.arange(20.0)[:, None]
+        >>> energy_over_transport(torch.full((20,), 18.0), x, x + 3, torch.Generator()).value
+        2.0
+    """
+    cost = _costs(x0, x1)
+
+    def above(kept: Tensor) -> float:
+        return float(energy[kept].mean()) / _least(cost, kept)
+
+    return jackknife(above, [torch.arange(len(x0))], generator)
+
+
+def _costs(x0: Tensor, x1: Tensor) -> Tensor:
+    """|x0_i - x1_j|^2, (n, n)."""
+    apart = torch.cdist(x0.flatten(1).double(), x1.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.square()
+
+
+def _least(cost: Tensor, kept: Tensor) -> float:
+    """The least mean cost of pairing the kept rows with the kept columns."""
+    among = cost[kept][:, kept].numpy()
+    rows, columns = linear_sum_assignment(among)
+    return float(among[rows, columns].mean())
 
 
 def _sides(states: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Pictures of fitted time grids, and of the geometry of several models side by side."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from gftkit.motion import Motion
 from gftkit.pictures import COLOURS, png
 from gftkit.time_grid import Fit
 
@@ -30,6 +32,36 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
+    """Acceleration, turning and what solvers reach, of several models side by side, as PNG; bands are two errors."""
+    figure = Figure(figsize=(10.2, 3.3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, motion), colour in zip(named.items(), itertools.cycle(COLOURS)):
+        for axis, profile in ((left, motion.acceleration), (middle, motion.turning)):
+            low, high = ([each.value + sign * 2 * each.stderr for each in profile] for sign in (-1, 1))
+            axis.plot(motion.times, [each.value for each in profile], color=colour, linewidth=1.4, label=name)
+            axis.fill_between(motion.times, low, high, color=colour, alpha=0.2, linewidth=0)
+        for (solver, cost), style in zip(motion.costs.items(), ("-", "--"), strict=True):
+            reached = {steps: each for steps, each in cost.errors.items() if each.value > 0}
+            evaluations = [steps * cost.each for steps in reached]
+            values, bars = [e.value for e in reached.values()], [2 * e.stderr for e in reached.values()]
+            shown = {"color": colour, "linestyle": style, "marker": ".", "linewidth": 1.2, "label": f"{name}, {solver}"}
+            right.errorbar(evaluations, values, yerr=bars, **shown)
+    right.axhline(tolerance, color=COLOURS[4], linewidth=0.8)
+    left.set(xlabel="t", ylabel="acceleration, root mean square")
+    middle.set(xlabel="t", ylabel="turning, radians for a unit of t")
+    right.set(xlabel="drift evaluations", ylabel="relative error at t = 1", xscale="log", yscale="log")
+    _plain(right.xaxis, [1, 4, 16, 64])
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in (left, middle):
+        axis.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=6)
     return png(figure)
 
 

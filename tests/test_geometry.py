@@ -1,12 +1,15 @@
 """The shape of trajectories, on flows where it is known."""
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
 
 from gftkit import geometry
+from gftkit.errors import ConfigError, DivergenceError
+from gftkit.motion import motion
 from gftkit.tracing import Flow
 
 OMEGA = 2.0
@@ -27,13 +30,25 @@ class Falling(torch.nn.Module):
         return torch.stack([torch.ones_like(t), 0 * t, t], 1)
 
 
-@pytest.fixture
-def traced(registry):
-    def trace(drift, steps=TIMES):
-        x0 = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return Flow(drift, registry.create("path", "linear"), x0, {}, registry, torch.device("cpu")).trajectory(steps)
+class Steady(torch.nn.Module):
+    """v = x_0's own displacement: straight, of constant speed, and the optimal map x -> x + (1, 2, 3)."""
 
-    return trace
+    def forward(self, t, x):
+        return torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype).expand_as(x)
+
+
+@pytest.fixture
+def flow(registry):
+    def make(drift, n=6):
+        x0 = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return Flow(drift, registry.create("path", "linear"), x0, {}, registry, torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def traced(flow):
+    return lambda drift: flow(drift).trajectory(TIMES)
 
 
 def rates(trajectory):
@@ -109,3 +124,69 @@ def test_no_trajectories_cost_less_than_the_transport_of_their_ends():
         energy = geometry.energies(states, [k / steps for k in range(steps + 1)]).mean()
         cost = geometry.transport_cost(states[0], states[-1], generator).value
         assert float(energy) >= cost * (1 - 1e-9)
+
+
+def test_the_motion_of_a_straight_flow(flow):
+    found = motion(flow(Steady(), 24), fine_steps=8)
+    wanted = {"path_length": math.sqrt(14), "displacement": 14, "straightness": 0, "kinetic_energy": 14}
+    wanted |= {"transport_cost": 14, "energy_over_transport": 1, "acceleration": 0, "turning": 0}
+    for name, value in wanted.items():
+        assert found.measures[name].value == pytest.approx(value, abs=1e-6), name
+        assert found.measures[name].stderr == pytest.approx(0, abs=1e-6) or value == 0
+    for cost, each in ((found.costs["euler"], 1), (found.costs["heun"], 2)):
+        assert (cost.steps, cost.evaluations) == (1, each)
+
+
+def test_the_motion_of_a_rotation_and_the_evaluations_that_it_takes(flow):
+    given = flow(Turning(), 30)
+    found = motion(given, tolerance=0.1, fine_steps=50)
+    assert found.measures["turning"].value == pytest.approx(OMEGA, rel=1e-2)
+    r = given.x0[:, :2].norm(dim=1)
+    assert found.measures["acceleration"].value == pytest.approx(OMEGA**2 * float(r.square().mean().sqrt()), rel=1e-2)
+    assert found.measures["energy_over_transport"].value > 1.2  # a turned normal law is where it was
+    assert len(found.times) == len(found.acceleration) == len(found.turning) == 51
+    ends = given.ends(given.registry.create("solver", "rk4"), 50)
+    spread = (ends - ends.mean(0)).square().sum(1).mean()
+    for name, each in (("euler", 1), ("heun", 2)):
+        solver = given.registry.create("solver", name)
+
+        def error(steps, solver=solver):
+            return float(((given.ends(solver, steps) - ends).square().sum(1).mean() / spread).sqrt())
+
+        cost = found.costs[name]
+        assert error(cost.steps) <= 0.1 < error(cost.steps - 1)
+        assert cost.evaluations == each * cost.steps
+        assert cost.errors[cost.steps].value == pytest.approx(error(cost.steps), rel=1e-9)
+        assert 0 < cost.stderr < cost.evaluations
+    assert found.costs["heun"].evaluations < found.costs["euler"].evaluations
+
+
+def test_a_tolerance_that_no_steps_reach_and_bad_requests(flow):
+    found = motion(flow(Turning(), 20), tolerance=1e-4, fine_steps=20)
+    assert (found.costs["euler"].steps, found.costs["euler"].evaluations) == (None, None)
+    assert found.costs["heun"].errors[64].value > 1e-4 or found.costs["heun"].steps is not None
+    with pytest.raises(ConfigError, match="at least 20 trajectories"):
+        motion(flow(Turning(), 19))
+    with pytest.raises(ConfigError, match="tolerance"):
+        motion(flow(Turning(), 20), tolerance=0.0)
+    with pytest.raises(ConfigError, match="fine_steps"):
+        motion(flow(Turning(), 20), fine_steps=1)
+    with pytest.raises(DivergenceError):
+        motion(flow(lambda t, x: x / 0, 20), fine_steps=4)
+
+
+def test_gft_geometry_compares_runs(pretrained, run_copy, tmp_path, gft):
+    command = ("geometry", pretrained, run_copy, "--count", 20, "--fine-steps", 6, "--out", tmp_path / "geometry")
+    done = gft(*command, "--json")
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert json.loads((tmp_path / "geometry/geometry.json").read_text()) == answer
+    assert (tmp_path / "geometry/geometry.png").read_bytes()[:4] == b"\x89PNG"
+    one, other = answer["runs"].values()  # of one name, and so by their paths
+    assert list(answer["runs"]) == [str(pretrained), str(run_copy)]
+    assert one == other
+    assert one["measures"]["kinetic_energy"]["value"] >= one["measures"]["transport_cost"]["value"]
+    assert "exists" in gft(*command).err
+    done = gft(*command, "--force")
+    assert "energy_over_transport" in done.out
+    assert "is a file" in gft("geometry", pretrained, "--out", run_copy / "config.yaml").err

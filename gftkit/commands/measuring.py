@@ -1,4 +1,4 @@
-"""``gft fit-grid``: what is measured along the trajectories of finished runs."""
+"""``gft geometry`` and ``gft fit-grid``: what is measured along the trajectories of finished runs."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -73,6 +73,65 @@ def fit_grid(
     ]
     table(["steps", "uniform", "fitted", "gain", "kept", "times"], rows)
     print(f"Distances are root mean squares of the whole event, as scaled in training. Written: {out}, {picture}")
+
+
+def geometry(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for geometry.json and geometry.png.")],
+    count: Count = 256,
+    tolerance: Annotated[
+        float, typer.Option(help="Relative error at t = 1 that solvers are to reach, a share of the samples' spread.")
+    ] = 0.05,
+    fine_steps: Fine = 100,
+    seed: Seed = 0,
+    weights: WeightsName = "ema",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is in --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure the geometry of runs' flows side by side: length, straightness, energy, acceleration, evaluations.
+
+    Example: gft geometry runs/plain runs/gft --out geometry
+    """
+    from gftkit.environment import device_of
+    from gftkit.errors import RunError
+    from gftkit.files import finite, write_json
+    from gftkit.geometry_pictures import motions
+    from gftkit.motion import motion, rows
+    from gftkit.pictures import write_png
+    from gftkit.run import Run
+    from gftkit.tracing import flow_of
+
+    files = out / "geometry.json", out / "geometry.png"
+    for path in files:
+        if path.exists() and not force:
+            raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file. Choose a folder for --out.")
+    names = [folder.resolve().name for folder in runs]
+    names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
+    chosen, where = weights_of(weights), device_of(device)
+    flows = {
+        name: flow_of(Run.open(folder), 0, count, seed, chosen, where) for name, folder in zip(names, runs, strict=True)
+    }
+    found = {}
+    with _stages() as stage:
+        for name, flow in flows.items():
+
+            def told(text: str, name: str = name) -> None:
+                stage(f"{name}: {text}")
+
+            found[name] = motion(flow, tolerance, fine_steps, seed, told)
+    notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
+    content = {**notes, "runs": {name: each.to_dict() for name, each in found.items()}}
+    write_json(files[0], content)
+    write_png(files[1], motions(found, tolerance))
+    if as_json:
+        print(json.dumps(finite(content), indent=2))
+        return
+    table(["measure", *found], rows(list(found.values())))
+    print(f"{count} trajectories, as scaled in training; evaluations to a relative error of {tolerance:g} at t = 1.")
+    print(f"Written: {files[0]}, {files[1]}")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ MODULES = (
     "paths",
     "schedules",
     "couplings",  # with T10
+    "geometry",  # T10 and T11 by the sampler's trajectories
     "conditions",  # T10 for conditions that are no labels
     "solvers",
     "integrators",  # solvers of libraries

@@ -128,6 +128,27 @@ def test_starts_and_ends_are_those_of_gft_sample(pretrained, registry):
     assert again.velocities.shape == again.states.shape == (4, 5, 2)
 
 
+def test_labels_and_scaling_are_those_of_gft_sample(registry, tmp_path):
+    import gftkit
+    from gftkit.run import Run
+
+    drift = {"name": "mlp", "width": 8, "depth": 1, "conditional": True}
+    settings = {"drift": drift, "data": {"name": "digits", "count": 40}, "train": {"steps": 2, "batch_size": 8}}
+    evaluated = {"count": 20, "metrics": ["path-length"], "solver": {"name": "euler", "steps": 2}}
+    run = Run.open(gftkit.pretrain({**settings, "evaluate": evaluated}, tmp_path / "run", device="cpu").folder)
+    found = flow_of(run, 64, 5, seed=3)
+    samples, given = run.samples(69, seed=3, solver={"name": "heun", "steps": 4})
+    ends = found.ends(registry.create("solver", "heun"), 4)
+    assert torch.equal(found.conditions["label"], given["label"][64:])
+    assert torch.allclose(8 * (ends.float() + 1), samples[64:], atol=1e-4)
+    assert not torch.allclose(ends.float(), samples[64:], atol=1e-2)
+    again = found.trajectory(3)
+    wanted = run.drift()(torch.full((5,), again.times[1]), again.states[1].float(), label=found.conditions["label"])
+    assert torch.allclose(again.velocities[1].float(), wanted, atol=1e-5)
+    other = run.drift()(torch.full((5,), again.times[1]), again.states[1].float(), label=given["label"][:5])
+    assert not torch.allclose(again.velocities[1].float(), other, atol=1e-4)
+
+
 def test_a_run_s_grids_are_written_sampled_with_and_refused_by_name(pretrained, tmp_path, gft):
     out = tmp_path / "grid.yaml"
     options = ("--count", "16", "--fine-steps", "12", "--out", str(out))

@@ -40,6 +40,7 @@ def fit_grid(
     """
     from gftkit.environment import device_of
     from gftkit.errors import ConfigError, RunError
+    from gftkit.files import finite
     from gftkit.geometry_pictures import fitted_grids
     from gftkit.pictures import write_png
     from gftkit.report import number
@@ -60,7 +61,7 @@ def fit_grid(
     write_png(picture, fitted_grids(fits))
     if as_json:
         content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
-        print(json.dumps({**content, "grids": [fit.to_dict() for fit in fits]}, indent=2))
+        print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
     rows = [
         (

@@ -119,7 +119,7 @@ def best_indices(cost: Tensor, steps: int) -> list[int]:
 
 
 def descended(indices: Sequence[int], last: int, error: Callable[[Sequence[int]], float]) -> list[int]:
-    """Move single inner indices, by large strides first and by 1 in the end, as long as that lowers an error.
+    """Move single inner indices where that lowers an error: by large strides first, by 1 in the end, two sweeps each.
 
     Args:
         indices: 0 = k_0 < ... < k_N = last.
@@ -130,8 +130,8 @@ def descended(indices: Sequence[int], last: int, error: Callable[[Sequence[int]]
         Indices whose error is not above that of the given ones.
 
     Example:
-        >>> descended([0, 2, 10], 10, lambda indices: abs(indices[1] - 7))
-        [0, 7, 10]
+        >>> descended([0, 2, 32], 32, lambda indices: abs(indices[1] - 12))
+        [0, 12, 32]
     """
     best, least = list(indices), error(indices)
     for stride in (last // 8, last // 16, last // 32, 1):
@@ -155,7 +155,7 @@ def fitted_times(fitting: Flow, trajectory: Trajectory, steps: int, errors: Tens
     First those that minimise the sum of the root mean square local errors, by dynamic programming: a bound of the error
     at t = 1 to first order, were local errors carried on without growth. But the flow's Jacobian Phi(1, t) carries them
     on (theory, T11), and shrinks early ones where the flow contracts. So from the better of these and equal steps on,
-    single times are moved as long as that lowers the measured error at t = 1.
+    single times are moved where that lowers the measured error at t = 1.
 
     Args:
         fitting: the flow, of the starts to fit on.

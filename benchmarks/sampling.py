@@ -1,8 +1,8 @@
 """Sampling side by side: gftkit's integrator against bare network calls, torchsde and torchdiffeq.
 
 Both sides of a row run in this process, in turns. A row's seconds are medians over the turns of a whole integration of
-100 steps, and its ratio is ours to the peer's. Ours is ``gftkit.integrate.generate``, with noise by the sample's index
-and the check that samples are finite; the peers get the same network, start and number of evaluations.
+100 steps, and its ratio is ours to the peer's. Ours is ``gftkit.sampling.integrate.generate``, with noise by the
+sample's index and the check that samples are finite; the peers get the same network, start and number of evaluations.
 
     make bench-env && .venv-bench/bin/python benchmarks/sampling.py --json sampling.json
 """
@@ -15,9 +15,9 @@ import torch
 from side_by_side import Row, Sides, Step, main
 from torch import Tensor, nn
 
-from gftkit.integrate import generate
 from gftkit.loading import load
-from gftkit.noise import ByBlock
+from gftkit.sampling.integrate import generate
+from gftkit.sampling.noise import ByBlock
 
 STEPS = 100
 MLP = {"name": "mlp", "width": 128, "depth": 3}

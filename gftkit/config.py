@@ -15,7 +15,7 @@ from gftkit.files import parse_yaml, read_yaml
 from gftkit.options import check_known, options_of
 from gftkit.pairing import Within
 from gftkit.registry import Registry, plain
-from gftkit.scheme import resolve_scheme
+from gftkit.sampling.scheme import resolve_scheme
 from gftkit.tracking import TRACKERS, Tracker
 
 Kind = Literal["pretrain", "finetune", "distill"]

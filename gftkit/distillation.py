@@ -8,9 +8,9 @@ from torch import Tensor
 from gftkit.devices import cuda_devices
 from gftkit.errors import ConfigError
 from gftkit.experiment import Experiment
-from gftkit.flow_map import lagrangian_loss
 from gftkit.forward import autocast
 from gftkit.randomness import stream
+from gftkit.sampling.flow_map import lagrangian_loss
 from gftkit.steps import Given, Steps, trained_weights
 
 

@@ -10,9 +10,9 @@ from gftkit import conditions, flow
 from gftkit.contracts import Batch, Drift, Metric, Path
 from gftkit.data import Source
 from gftkit.errors import ConfigError
-from gftkit.integrate import generate, grid_of
 from gftkit.randomness import stream
-from gftkit.scheme import Scheme
+from gftkit.sampling.integrate import generate, grid_of
+from gftkit.sampling.scheme import Scheme
 
 
 class Evaluation:

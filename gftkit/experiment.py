@@ -16,16 +16,16 @@ from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
 from gftkit.files import digest, load_weights
-from gftkit.flow_map import check_jumps, is_flow_map
 from gftkit.foreign import weights
 from gftkit.foreign.drift import ForeignDrift, check_score
-from gftkit.guidance import check_guidance, guided
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
 from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, scheme_of
-from gftkit.scheme import Scheme
-from gftkit.stochastic import check_unpaired
+from gftkit.sampling.flow_map import check_jumps, is_flow_map
+from gftkit.sampling.guidance import check_guidance, guided
+from gftkit.sampling.scheme import Scheme
+from gftkit.sampling.stochastic import check_unpaired
 from gftkit.temperature import check_schedule
 
 LARGE = 20.0

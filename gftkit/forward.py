@@ -13,7 +13,7 @@ from gftkit import conditions
 from gftkit.config import Precision, Train
 from gftkit.contracts import Drift
 from gftkit.errors import ConfigError
-from gftkit.flow_map import is_flow_map
+from gftkit.sampling.flow_map import is_flow_map
 
 Anchor = Callable[..., Tensor]
 

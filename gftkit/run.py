@@ -32,13 +32,13 @@ from gftkit.errors import ConfigError, GftkitError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.files import State, digest, load_weights, read_notes, read_tensors, read_yaml, write_tensors, write_text
 from gftkit.foreign.drift import ForeignDrift, own_network
-from gftkit.guidance import check_guidance, guided
 from gftkit.loading import load
 from gftkit.log import read_log
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
-from gftkit.scheme import Scheme, build_scheme
-from gftkit.stochastic import check_known_score, check_unpaired
+from gftkit.sampling.guidance import check_guidance, guided
+from gftkit.sampling.scheme import Scheme, build_scheme
+from gftkit.sampling.stochastic import check_known_score, check_unpaired
 
 Weights = Literal["ema", "raw"]
 
@@ -239,7 +239,7 @@ class Run:
         Raises:
             GftkitError: see ``sampling.Sampler``.
         """
-        from gftkit.sampling import Request, Sampler
+        from gftkit.sampling.sampler import Request, Sampler
 
         asked = Request(count, seed, solver, label, weights, guidance, given, temperature, precision, batch_size)
         return Sampler(self, asked, device).samples(advance)
@@ -264,7 +264,7 @@ class Run:
         Raises:
             GftkitError: for an override that has no valid value, or data that can't be read.
         """
-        from gftkit.blending import sampled_drift
+        from gftkit.sampling.blending import sampled_drift
 
         raw = self.config.to_dict()
         for setting in overrides:

@@ -133,9 +133,10 @@ def sample(run, out, request, resume=False, by_rank=False, moment=None):
     ``by_rank``, a wrong twin, has indices that each process counts anew. A process kills itself at its first part for
     ``moment`` "half", with half of the part's file there, or "whole", with all of it.
     """
-    from gftkit import bulk, noise, sampling
-    from gftkit.parts import Parts
     from gftkit.run import Run
+    from gftkit.sampling import bulk, noise
+    from gftkit.sampling import sampler as sampling
+    from gftkit.sampling.parts import Parts
 
     if by_rank:
         apart = 1000 * noise.BLOCK * int(os.environ["RANK"])

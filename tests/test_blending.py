@@ -8,10 +8,10 @@ import yaml
 from torch import nn
 
 import gftkit
-from gftkit.blending import Blended, networks
 from gftkit.errors import ConfigError, RunError
 from gftkit.files import read_tensors, write_tensors
 from gftkit.objective import blend
+from gftkit.sampling.blending import Blended, networks
 
 ROUND_OFF = 1e-5
 """Of float32, between merged and unmerged adapters, and after some solver steps."""

@@ -14,13 +14,14 @@ import yaml
 from PIL import Image
 
 import gftkit
-from gftkit import asking, bulk, noise, sampling
-from gftkit.animation import frames
 from gftkit.errors import ConfigError, DivergenceError, RunError, WeightsError
 from gftkit.files import read_tensors, write_tensors
-from gftkit.parts import Parts
 from gftkit.run import Run
-from gftkit.sampling import Request, Sampler
+from gftkit.sampling import asking, bulk, noise
+from gftkit.sampling import sampler as sampling
+from gftkit.sampling.animation import frames
+from gftkit.sampling.parts import Parts
+from gftkit.sampling.sampler import Request, Sampler
 
 COUNT = 150
 """Two whole blocks of 64, and a part of a third."""
@@ -331,9 +332,9 @@ def test_samples_that_are_not_finite_leave_no_parts(flow, tmp_path, monkeypatch)
 PEAK = """
 import sys
 from pathlib import Path
-from gftkit import bulk
+from gftkit.sampling import bulk
 from gftkit.run import Run
-from gftkit.sampling import Request
+from gftkit.sampling.sampler import Request
 bulk.write(Run.open(sys.argv[1]), Request(int(sys.argv[2]), batch_size=64), Path(sys.argv[3]), device="cpu")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """

@@ -8,10 +8,10 @@ import yaml
 from torch import nn
 
 import gftkit
-from gftkit import flow_map, integrate
 from gftkit.errors import ConfigError
 from gftkit.files import read_tensors
 from gftkit.run import Run
+from gftkit.sampling import flow_map, integrate
 
 REGISTRY = gftkit.load()
 EVENT = (1, 8, 8)

@@ -11,7 +11,7 @@ import gftkit
 from gftkit.errors import ConfigError, GftkitError
 from gftkit.foreign.convention import PRESETS, Convention, parse_call
 from gftkit.foreign.drift import ForeignDrift, check_path, check_score
-from gftkit.integrate import generate
+from gftkit.sampling.integrate import generate
 
 REGISTRY = gftkit.load()
 EXACT = 1e-10

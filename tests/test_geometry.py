@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from gftkit import geometry
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.motion import motion
-from gftkit.tracing import Flow
+from gftkit.geometry import shape as geometry
+from gftkit.geometry.motion import motion
+from gftkit.geometry.tracing import Flow
 
 OMEGA = 2.0
 TIMES = 200

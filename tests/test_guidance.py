@@ -7,15 +7,16 @@ from safetensors.torch import save_file
 from scipy.integrate import solve_ivp
 
 import gftkit
-from gftkit import asking, conditions
+from gftkit import conditions
 from gftkit.config import read
 from gftkit.contracts import Batch
 from gftkit.errors import ConfigError, UnknownNameError
 from gftkit.experiment import build
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.drift import ForeignDrift
-from gftkit.guidance import Guided, check_guidance, guided
-from gftkit.integrate import generate
+from gftkit.sampling import asking
+from gftkit.sampling.guidance import Guided, check_guidance, guided
+from gftkit.sampling.integrate import generate
 
 SPREAD, WIDTH = 0.7, 1.3
 """Standard deviations of x1 given c, and of c, in the closed-form problem."""

@@ -7,8 +7,8 @@ import torch
 
 from gftkit import flow
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.integrate import bind, generate, grid_of, trajectory
-from gftkit.noise import Drawn
+from gftkit.sampling.integrate import bind, generate, grid_of, trajectory
+from gftkit.sampling.noise import Drawn
 from gftkit_verification.beds.problems import random_flow
 
 N, D = 20_000, 2

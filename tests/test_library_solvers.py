@@ -13,7 +13,7 @@ import gftkit
 from gftkit.claims import check
 from gftkit.contracts import Integrator
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.integrate import generate
+from gftkit.sampling.integrate import generate
 from gftkit_plugins.solvers import torchdiffeq, torchsde
 from gftkit_verification.beds.brownian import units
 from gftkit_verification.claims import integrators

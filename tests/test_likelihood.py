@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit.errors import ConfigError
-from gftkit.likelihood import bits_per_dimension, divergence, hutchinson, likelihood, log_density, rademacher
+from gftkit.sampling.likelihood import bits_per_dimension, divergence, hutchinson, likelihood, log_density, rademacher
 
 
 class Scaled(torch.nn.Module):

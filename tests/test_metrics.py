@@ -14,7 +14,7 @@ import gftkit
 from gftkit.contracts import Batch
 from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
-from gftkit.scheme import Scheme
+from gftkit.sampling.scheme import Scheme
 from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 
 REGISTRY = gftkit.load()

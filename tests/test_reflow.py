@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import gftkit
-from gftkit import flow, integrate
+from gftkit import flow
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.run import Run
+from gftkit.sampling import integrate
 
 REGISTRY = gftkit.load()
 HEUN = {"name": "heun", "steps": 4}
@@ -81,7 +82,7 @@ def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
 
 
 def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_path, monkeypatch):
-    from gftkit.sampling import Sampler
+    from gftkit.sampling.sampler import Sampler
 
     file = tmp_path / "pairs.safetensors"
     first = everything(pairs(pretrained, file=str(file)))
@@ -99,7 +100,7 @@ def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_p
 
 
 def test_nothing_is_made_before_it_is_asked_for(pretrained, monkeypatch):
-    from gftkit.sampling import Sampler
+    from gftkit.sampling.sampler import Sampler
 
     monkeypatch.setattr(Sampler, "part", None)
     dataset = pairs(pretrained)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gftkit.errors import ConfigError, DivergenceError, GftkitError
-from gftkit.integrate import diffusion_of, generate, grid_of
-from gftkit.noise import BLOCK, ByBlock, by_block
-from gftkit.scheme import Scheme, build_scheme, resolve_scheme
-from gftkit.stochastic import StochasticPath, check_known_score
+from gftkit.sampling.integrate import diffusion_of, generate, grid_of
+from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.scheme import Scheme, build_scheme, resolve_scheme
+from gftkit.sampling.stochastic import StochasticPath, check_known_score
 
 
 class Times:

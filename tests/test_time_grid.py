@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from gftkit.errors import ConfigError, RunError
-from gftkit.time_grid import best_indices, descended, fit, fit_run, local_errors, read_grids
-from gftkit.tracing import Flow, flow_of, squared_distances
+from gftkit.geometry.time_grid import best_indices, descended, fit, fit_run, local_errors, read_grids
+from gftkit.geometry.tracing import Flow, flow_of, squared_distances
 
 
 class Speed(torch.nn.Module):

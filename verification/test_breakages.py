@@ -37,9 +37,9 @@ SLIPS = {
     "retention": Slip("gftkit/objective.py", "return temperature / (1 + temperature)", "return 1 / (1 + temperature)"),
     "anchor-shares-weights": Slip("gftkit/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"),
     "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
-    "noise-by-step": Slip("gftkit/integrate.py", "math.sqrt(h) * noise", "h * noise"),
+    "noise-by-step": Slip("gftkit/sampling/integrate.py", "math.sqrt(h) * noise", "h * noise"),
     "score-of-noise": Slip("gftkit/flow.py", "return -start / sigma", "return start / sigma"),
-    "noise-of-choice": Slip("gftkit/stochastic.py", "return self._scale(t)", "return self._scale(t) ** 2"),
+    "noise-of-choice": Slip("gftkit/sampling/stochastic.py", "return self._scale(t)", "return self._scale(t) ** 2"),
     "late-times": Slip(
         "gftkit/steps.py",
         "return self._t_end * torch.rand(count, generator=generator, device=self.device)",
@@ -56,9 +56,9 @@ SLIPS = {
         "anchor = self.ema if beta > 0 else None",
     ),
     "last-step-dropped": Slip(
-        "gftkit/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
+        "gftkit/sampling/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
     ),
-    "closing-step-dropped": Slip("gftkit/integrate.py", "if grid.closing is not None:", "if False:"),
+    "closing-step-dropped": Slip("gftkit/sampling/integrate.py", "if grid.closing is not None:", "if False:"),
     "share-dropped": Slip("gftkit/objective.py", "alpha=temperature / share", "alpha=temperature"),
     "anchor-chosen-twice": Slip("gftkit/steps.py", "torch.randperm(n, generator", "torch.randint(n, (n,), generator"),
     "rising-schedule": Slip(f"{PLUGINS}/schedules.py", "(1 + math.cos(", "(1 - math.cos("),

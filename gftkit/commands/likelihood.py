@@ -45,10 +45,10 @@ def likelihood(
     from gftkit.environment import device_of
     from gftkit.errors import ConfigError, RunError
     from gftkit.files import parse_yaml, write_tensors
-    from gftkit.likelihood import likelihood as measure
     from gftkit.report import estimates
     from gftkit.run import Run
-    from gftkit.scheme import resolve_scheme
+    from gftkit.sampling.likelihood import likelihood as measure
+    from gftkit.sampling.scheme import resolve_scheme
 
     if weights not in ("ema", "raw"):
         raise ConfigError(f"--weights: wanted ema or raw, got '{weights}'.")

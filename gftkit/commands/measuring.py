@@ -41,11 +41,11 @@ def fit_grid(
     from gftkit.environment import device_of
     from gftkit.errors import ConfigError, RunError
     from gftkit.files import finite
-    from gftkit.geometry_pictures import fitted_grids
+    from gftkit.geometry.pictures import fitted_grids
+    from gftkit.geometry.time_grid import fit_run, write_grids
     from gftkit.pictures import write_png
     from gftkit.report import number
     from gftkit.run import Run
-    from gftkit.time_grid import fit_run, write_grids
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
@@ -97,11 +97,11 @@ def geometry(
     from gftkit.environment import device_of
     from gftkit.errors import RunError
     from gftkit.files import finite, write_json
-    from gftkit.geometry_pictures import motions
-    from gftkit.motion import motion, rows
+    from gftkit.geometry.motion import motion, rows
+    from gftkit.geometry.pictures import motions
+    from gftkit.geometry.tracing import flow_of
     from gftkit.pictures import write_png
     from gftkit.run import Run
-    from gftkit.tracing import flow_of
 
     files = out / "geometry.json", out / "geometry.png"
     for path in files:

@@ -64,10 +64,10 @@ def sample(
 
     Example: gft sample runs/gft --count 100 --solver heun --steps 10 --out samples.png
     """
-    from gftkit.asking import read_conditions
-    from gftkit.bulk import write
     from gftkit.run import Run
-    from gftkit.sampling import Request
+    from gftkit.sampling.asking import read_conditions
+    from gftkit.sampling.bulk import write
+    from gftkit.sampling.sampler import Request
 
     opened = Run.open(run)
     target = out or run / f"samples-seed-{seed}.npz"
@@ -142,7 +142,7 @@ def _scheme(
 ) -> dict[str, Any] | None:
     """How the options ask to sample, over how the run is evaluated."""
     from gftkit.files import parse_yaml
-    from gftkit.scheme import DEFAULT_STEPS, default_solver, resolve_scheme
+    from gftkit.sampling.scheme import DEFAULT_STEPS, default_solver, resolve_scheme
 
     def named(text: str, key: str) -> dict[str, Any]:
         found = parse_yaml(text, key)

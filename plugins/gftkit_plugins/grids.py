@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
-from gftkit.time_grid import read_grids
+from gftkit.geometry.time_grid import read_grids
 
 
 class Uniform:

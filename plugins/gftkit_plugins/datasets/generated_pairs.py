@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.asking import read_conditions
 from gftkit.contracts import Batch
 from gftkit.errors import ConfigError
 from gftkit.files import read_tensors, write_tensors
 from gftkit.registry import plain
 from gftkit.run import Run
-from gftkit.sampling import Request, Sampler
+from gftkit.sampling.asking import read_conditions
+from gftkit.sampling.sampler import Request, Sampler
 
 PART = 2**14
 """Samples that are made before the next ones are begun, a multiple of 64."""

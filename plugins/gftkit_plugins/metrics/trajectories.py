@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate
 from gftkit.evaluation import Evaluation
-from gftkit.geometry import energies, lengths, straightness
+from gftkit.geometry.shape import energies, lengths, straightness
 from gftkit.statistics import mean
 from gftkit_plugins.metrics.naming import Steps, key
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit import integrate
 from gftkit.contracts import Drift, Integrator, Solver
+from gftkit.sampling import integrate
 from gftkit_verification.beds.problems import random_covariance
 
 DIMENSION = 3

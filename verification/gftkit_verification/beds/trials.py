@@ -18,7 +18,7 @@ from gftkit.objective import Form
 from gftkit.pairing import Pairs
 from gftkit.registry import Registry
 from gftkit.run import Facts
-from gftkit.scheme import build_scheme
+from gftkit.sampling.scheme import build_scheme
 from gftkit.steps import Steps
 from gftkit_verification.gaussian import GaussianFlow
 

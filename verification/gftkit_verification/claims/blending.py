@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor
 
-from gftkit import integrate
-from gftkit.blending import Blended
 from gftkit.claims import Claim, order
 from gftkit.contracts import Drift, Solver
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
+from gftkit.sampling.blending import Blended
 from gftkit_verification import affine
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu

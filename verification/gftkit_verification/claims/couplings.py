@@ -10,12 +10,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from gftkit import flow, integrate, objective, pairing
+from gftkit import flow, objective, pairing
 from gftkit.claims import Claim, Measurement, exact, statistical
 from gftkit.contracts import Coupling, Path, Solver
 from gftkit.data import Order, Samples, Source
 from gftkit.pairing import Pairs
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
 from gftkit_verification import affine
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import Equation

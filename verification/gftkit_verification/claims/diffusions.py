@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow, integrate
+from gftkit import flow
 from gftkit.claims import Claim, Measurement, exact, order, statistical
 from gftkit.contracts import Drift, NoiseScale, Path
 from gftkit.registry import Registry
-from gftkit.scheme import Scheme
-from gftkit.stochastic import StochasticPath
+from gftkit.sampling import integrate
+from gftkit.sampling.scheme import Scheme
+from gftkit.sampling.stochastic import StochasticPath
 from gftkit_verification.affine import bures_wasserstein
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu

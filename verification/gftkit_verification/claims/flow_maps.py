@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow, integrate
+from gftkit import flow
 from gftkit.claims import Claim, exact
 from gftkit.contracts import Diffusion, Jump
-from gftkit.flow_map import jump, lagrangian_loss
 from gftkit.objective import squared_norm
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
+from gftkit.sampling.flow_map import jump, lagrangian_loss
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.gaussian import GaussianFlow
@@ -21,9 +22,9 @@ COUNT = 40
 JUMPS = (1, 2, 5)
 
 Loss = Callable[[Any, Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, teacher, t, end, x) -> (batch,), as ``gftkit.flow_map.lagrangian_loss``."""
+"""(student, teacher, t, end, x) -> (batch,), as ``gftkit.sampling.flow_map.lagrangian_loss``."""
 Jumping = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, t, end, x) -> x's shape, as ``gftkit.flow_map.jump``."""
+"""(student, t, end, x) -> x's shape, as ``gftkit.sampling.flow_map.jump``."""
 
 
 class Exact:
@@ -265,7 +266,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "half of the step": Jumper(lambda u, t, h, x: x + h * u(t, x, t + h / 2)),
             "length dropped": Jumper(lambda u, t, h, x: x + u(t, x, t + h)),
         },
-        f"{where}; {', '.join(map(str, JUMPS))} jumps of gftkit.integrate.generate",
+        f"{where}; {', '.join(map(str, JUMPS))} jumps of gftkit.sampling.integrate.generate",
         "solver:flow-map",
     )
     yield Claim(

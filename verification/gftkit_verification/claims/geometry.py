@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit import geometry
 from gftkit.claims import Claim, exact
 from gftkit.contracts import Solver
+from gftkit.geometry import shape as geometry
 from gftkit.registry import Registry
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit import integrate
 from gftkit.claims import Claim, Measurement, order, statistical
 from gftkit.contracts import BrownianPath, Diffusion, Field, Integrator
-from gftkit.noise import BLOCK, Drawn
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
+from gftkit.sampling.noise import BLOCK, Drawn
 from gftkit_verification.beds.brownian import Changed, units
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import DIMENSION, Equation, Forced, Mixed, Scaled
@@ -243,7 +243,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 ode_order,
                 order(TOLERANCE),
                 {**slips, **higher, **one_more},
-                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.integrate.generate",
+                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.sampling.integrate.generate",
                 component,
                 seeds=1,
                 axes=axes,
@@ -266,7 +266,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
                     **one_more,
                 },
                 f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
-                f"gftkit.integrate.trajectory, on a path whose increments and integrals are known on {FINE} intervals",
+                f"gftkit.sampling.integrate.trajectory, on a path whose increments and integrals are known on {FINE} "
+                f"intervals",
                 component,
                 seeds=1,
                 axes=axes,
@@ -281,8 +282,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 weak_order,
                 order(TOLERANCE),
                 {**slips, **noise_slips, **one_more},
-                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of gftkit.integrate.trajectory, "
-                f"moments computed and not sampled",
+                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
+                f"gftkit.sampling.integrate.trajectory, moments computed and not sampled",
                 component,
                 seeds=1,
                 axes=axes,

@@ -16,11 +16,11 @@ from gftkit import objective, predictions
 from gftkit.anchor import FrozenAnchor
 from gftkit.claims import Claim, Line, Measurement, order, statistical
 from gftkit.config import Train
-from gftkit.integrate import Grid, bind, diffusion_of, grid_of, trajectory
-from gftkit.noise import Drawn
 from gftkit.objective import squared_norm
 from gftkit.randomness import stream
 from gftkit.registry import Registry
+from gftkit.sampling.integrate import Grid, bind, diffusion_of, grid_of, trajectory
+from gftkit.sampling.noise import Drawn
 from gftkit.steps import Steps
 from gftkit_verification.beds.moments import rho_of, seed_of
 from gftkit_verification.beds.problems import COUPLINGS

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow, integrate, objective, predictions
+from gftkit import flow, objective, predictions
 from gftkit.claims import Claim, Line, Measurement, exact, order, statistical
 from gftkit.contracts import Drift, Path, Solver
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, random_covariance, retargeted
@@ -408,7 +409,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "drift at the step's end": late,
             "half of the drift": Altered(euler, SLIPS["half of the drift"]),
         },
-        "normal laws, d = 2 and 5; 1, 2 and 5 steps of gftkit.integrate.generate",
+        "normal laws, d = 2 and 5; 1, 2 and 5 steps of gftkit.sampling.integrate.generate",
         "solver:euler",
         seeds=2,
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow, integrate
+from gftkit import flow
 from gftkit.claims import Claim, Line, Measurement, order
 from gftkit.config import Train
 from gftkit.contracts import Coupling, Path, Solver
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
 from gftkit_verification import affine
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu, seed_of

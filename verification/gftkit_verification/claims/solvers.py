@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit import integrate
 from gftkit.claims import Claim, Measurement, order, statistical
 from gftkit.contracts import Diffusion, Field, Integrator, Solver
 from gftkit.registry import Registry
+from gftkit.sampling import integrate
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import DIMENSION, Equation, Forced, Mixed, Scaled
 from gftkit_verification.beds.moments import on_cpu
@@ -252,7 +252,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 ode_order,
                 order(TOLERANCE),
                 {**slips, **higher, **one_more},
-                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.integrate.generate",
+                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.sampling.integrate.generate",
                 component,
                 seeds=2,
                 axes=axes,
@@ -268,7 +268,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 order(STRONG_TOLERANCE),
                 {**slips, **noise_slips, "sign of the noise": Altered(solver, _noise(lambda _: -1.0)), **one_more},
                 f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
-                f"gftkit.integrate.generate, on a path that is known at {FINER * SDE_STEPS[-1]} times",
+                f"gftkit.sampling.integrate.generate, on a path that is known at {FINER * SDE_STEPS[-1]} times",
                 component,
                 seeds=2,
                 axes=axes,
@@ -283,8 +283,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 weak_order,
                 order(TOLERANCE),
                 {**slips, **noise_slips, **one_more},
-                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of gftkit.integrate.generate, "
-                f"moments computed and not sampled",
+                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
+                f"gftkit.sampling.integrate.generate, moments computed and not sampled",
                 component,
                 seeds=2,
                 axes=axes,

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gftkit.animation import check_animation, shown, write_animation
 from gftkit.devices import Crew, crew_of, emulates_half, warnings_of
 from gftkit.errors import DivergenceError, RunError
-from gftkit.parts import Parts
 from gftkit.progress import SamplingProgress
-from gftkit.samples import check_target, write_samples
-from gftkit.sampling import Request, Sampler
+from gftkit.sampling.animation import check_animation, shown, write_animation
+from gftkit.sampling.parts import Parts
+from gftkit.sampling.sampler import Request, Sampler
+from gftkit.sampling.samples import check_target, write_samples
 
 if TYPE_CHECKING:
     from gftkit.run import Run

@@ -12,11 +12,11 @@ from gftkit.config import Spec
 from gftkit.contracts import Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.data import Samples, Scaling
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.integrate import Grid, bind, check_solver, grid_of, trajectory
-from gftkit.noise import Drawn
 from gftkit.randomness import stream
 from gftkit.run import Run, Weights
-from gftkit.scheme import build_scheme
+from gftkit.sampling.integrate import Grid, bind, check_solver, grid_of, trajectory
+from gftkit.sampling.noise import Drawn
+from gftkit.sampling.scheme import build_scheme
 
 LogDensity = Callable[[Tensor], Tensor]
 """log p0 of source samples: (batch, *event) -> (batch,)."""

@@ -8,9 +8,9 @@ from typing import Any
 from gftkit import flow
 from gftkit.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
 from gftkit.errors import ConfigError
-from gftkit.integrate import check_solver, diffusion_of, grid_of
 from gftkit.registry import Registry
-from gftkit.stochastic import StochasticDrift, StochasticPath
+from gftkit.sampling.integrate import check_solver, diffusion_of, grid_of
+from gftkit.sampling.stochastic import StochasticDrift, StochasticPath
 
 DEFAULT_STEPS = 20
 PARTS = ("grid", "diffusion")

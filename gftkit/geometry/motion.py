@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gftkit import geometry
 from gftkit.contracts import Estimate
 from gftkit.errors import ConfigError
+from gftkit.geometry import shape as geometry
+from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, squared_distances
 from gftkit.jackknife import GROUPS
 from gftkit.randomness import stream
 from gftkit.report import number
 from gftkit.statistics import mean, ratio, root
-from gftkit.tracing import FINE_STEPS, Flow, Trajectory, squared_distances
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64

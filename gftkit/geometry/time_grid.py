@@ -13,11 +13,11 @@ from torch import Tensor
 from gftkit.contracts import Estimate
 from gftkit.errors import ConfigError
 from gftkit.files import digest, read_yaml, write_text
-from gftkit.noise import BLOCK
+from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
 from gftkit.options import validate
 from gftkit.run import Run, Weights
+from gftkit.sampling.noise import BLOCK
 from gftkit.statistics import mean, root
-from gftkit.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
 
 Times = tuple[float, ...]
 WORTH = 1e-3

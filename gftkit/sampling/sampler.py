@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gftkit import asking, conditions
-from gftkit.blending import sampled_drift
+from gftkit import conditions
 from gftkit.config import Precision, Spec
 from gftkit.contracts import Drift, Integrator
 from gftkit.data import Scaling
 from gftkit.environment import versions
 from gftkit.errors import ConfigError
 from gftkit.files import digest
-from gftkit.flow_map import check_jumps, is_flow_map
 from gftkit.forward import PRECISIONS
-from gftkit.guidance import check_guidance, guided
-from gftkit.integrate import generate, grid_of
-from gftkit.noise import BLOCK, ByBlock, by_block
 from gftkit.registry import plain
 from gftkit.run import BATCH_SIZE, Weights, build_source, scheme_of
-from gftkit.stochastic import check_unpaired
+from gftkit.sampling import asking
+from gftkit.sampling.blending import sampled_drift
+from gftkit.sampling.flow_map import check_jumps, is_flow_map
+from gftkit.sampling.guidance import check_guidance, guided
+from gftkit.sampling.integrate import generate, grid_of
+from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.stochastic import check_unpaired
 
 if TYPE_CHECKING:
     from gftkit.run import Run

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from gftkit import flow
 from gftkit.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.errors import ConfigError, DivergenceError
-from gftkit.flow_map import check_jumps
-from gftkit.noise import BLOCK, Drawn, Noise
+from gftkit.sampling.flow_map import check_jumps
+from gftkit.sampling.noise import BLOCK, Drawn, Noise
 
 
 @dataclass(frozen=True)

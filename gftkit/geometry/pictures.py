@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from gftkit.motion import Motion
+from gftkit.geometry.motion import Motion
+from gftkit.geometry.time_grid import Fit
 from gftkit.pictures import COLOURS, png
-from gftkit.time_grid import Fit
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:

@@ -9,10 +9,10 @@ from torch import Tensor
 from gftkit import flow
 from gftkit.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.errors import ConfigError
-from gftkit.integrate import bind, generate, grid_of
 from gftkit.registry import Registry
 from gftkit.run import Run, Weights
-from gftkit.sampling import Request, Sampler
+from gftkit.sampling.integrate import bind, generate, grid_of
+from gftkit.sampling.sampler import Request, Sampler
 
 FINE_STEPS = 100
 """Runge-Kutta steps of a fine trajectory."""

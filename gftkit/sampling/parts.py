@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import explained, read_json, read_notes, read_tensors, remove_leftovers, write_json, write_tensors
-from gftkit.noise import BLOCK
+from gftkit.sampling.noise import BLOCK
 
 _FILE = re.compile(r"samples-(\d+)-(\d+)\.safetensors")
 _JOB, _WRITING = "job.json", "writing.json"

@@ -107,7 +107,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     lock = folder / LOCK
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")
@@ -129,9 +129,9 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-            if made:
-                with suppress(OSError):  # it isn't empty
-                    folder.rmdir()
+            with suppress(OSError):  # it isn't empty
+                for path in made:
+                    path.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:

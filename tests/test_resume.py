@@ -358,7 +358,7 @@ def test_a_folder_that_another_process_is_at_work_in_is_refused(registry, tmp_pa
 
 
 def test_a_folder_is_let_go_of_and_left_as_it_was(tmp_path):
-    with pytest.raises(RunError, match="gone wrong"), held(tmp_path / "new"):
+    with pytest.raises(RunError, match="gone wrong"), held(tmp_path / "new" / "deep"):
         raise RunError("gone wrong")
     assert os.listdir(tmp_path) == []
 

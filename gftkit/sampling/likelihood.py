@@ -193,8 +193,8 @@ def bits_per_dimension(
     Reference: Theis, van den Oord, Bethge (2016), section 3.1, arXiv:1511.01844.
 
     Example:
-        >>> bits_per_dimension(torch.tensor([0.0]), (2,), (0.0, 2.0))
-        tensor([0.])
+        >>> bits_per_dimension(torch.tensor([-math.log(16)]), (2,), (0.0, 2.0))
+        tensor([2.])
     """
     size = math.prod(shape)
     stretched = 0.0 if span is None else size * math.log((span[1] - span[0]) / 2)

@@ -38,7 +38,8 @@ class FlowMap(nn.Module):
 
     Example:
         >>> import gftkit, torch
-        >>> student = gftkit.load().create("drift", "flow-map", drift={"name": "mlp"}, event_shape=[2])
+        >>> teacher = {"name": "mlp", "event_shape": [2]}
+        >>> student = gftkit.load().create("drift", "flow-map", drift=teacher, event_shape=[2])
         >>> t, x = torch.rand(5), torch.randn(5, 2)
         >>> torch.equal(student(t, x, end=torch.ones(5)), student.drift(t, x))
         True

@@ -28,6 +28,7 @@ State = dict[str, Tensor]
 _DIGEST = "gftkit-digest"
 """Where a safetensors file of ours keeps the digest of everything else in it."""
 LOCK = ".lock"
+"""The file in a folder that tells which process is at work in it."""
 _PART = ".part"
 """Stands in the name of a file that is being written."""
 _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6

@@ -408,11 +408,7 @@ def scheme_of(
 def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:
     """The metrics of a section ``evaluate``."""
     specs = enumerate(evaluate.metrics or [])
-    return [registry.build("metric", _mapping(spec), f"evaluate.metrics[{index}]") for index, spec in specs]
-
-
-def _mapping(spec: str | Spec) -> Spec:
-    return {"name": spec} if isinstance(spec, str) else spec
+    return [registry.build("metric", spec, f"evaluate.metrics[{index}]") for index, spec in specs]
 
 
 def write_model(folder: Path, weights: State, facts: Facts, notes: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -192,19 +192,19 @@ class Steps:
     def _ask_anchor(self, group: list[Given]) -> None:
         """Evaluate the anchor of several steps at once."""
 
-        def chosen(one: Given, values: Tensor) -> Tensor:
-            assert one.chosen is not None
-            return values[one.chosen]
+        picks = [one.chosen for one in group if one.chosen is not None]
+
+        def chosen(values: Iterable[Tensor]) -> Tensor:
+            return torch.cat([each[pick] for each, pick in zip(values, picks, strict=True)])
 
         assert group[0].anchor is not None
         anchored = self.forward.ask(
             group[0].anchor,
-            torch.cat([chosen(one, one.t) for one in group]),
-            torch.cat([chosen(one, one.x) for one in group]),
-            {name: torch.cat([chosen(one, one.conditions[name]) for one in group]) for name in group[0].conditions},
+            chosen(one.t for one in group),
+            chosen(one.x for one in group),
+            {name: chosen(one.conditions[name] for one in group) for name in group[0].conditions},
         )
-        parts = torch.split(anchored, [len(chosen(one, one.t)) for one in group])
-        for one, part in zip(group, parts, strict=True):
+        for one, part in zip(group, torch.split(anchored, [len(pick) for pick in picks]), strict=True):
             one.anchored = part
 
     def _chosen(self, step: int, beta: float) -> tuple[Tensor | None, float]:

@@ -1,15 +1,12 @@
 """``gft keys``."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gftkit.commands.options import Json
 from gftkit.commands.output import options_table, table
-
-if TYPE_CHECKING:
-    pass
 
 
 def keys(

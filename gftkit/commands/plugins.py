@@ -1,16 +1,13 @@
 """``gft plugins`` and ``gft plugins show``."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from gftkit.commands.options import Json
 from gftkit.commands.output import options_table, table
-
-if TYPE_CHECKING:
-    pass
 
 
 def plugins(context: typer.Context, as_json: Json = False) -> None:

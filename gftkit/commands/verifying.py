@@ -4,16 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from gftkit.commands.options import Device
 from gftkit.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def verify(

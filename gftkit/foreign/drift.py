@@ -48,6 +48,7 @@ class ForeignDrift(nn.Module):
         super().__init__()
         self.network, self.convention, self.path = network, convention, path
         self.conditions, self.null = convention.conditions, dict(convention.null or {})
+        self._arguments = convention.arguments
         self._scale, self._shift = convention.scale_and_shift
         check_path(convention, path)
 
@@ -175,7 +176,7 @@ class ForeignDrift(nn.Module):
                 f"convention.call: '{convention.call}' gives the network '{missing[0]}', and there is none here. Leave "
                 f"it out of the call, or use data that have it."
             )
-        given = [(name, _side_by_side([values[what] for what in several])) for name, several in convention.arguments]
+        given = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
         by_position = [value for name, value in given if name is None]
         by_name = {name: value for name, value in given if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))

@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 from pydantic import Field
@@ -13,7 +14,7 @@ Temperature = Annotated[float, Field(ge=0)]
 Progress = Annotated[float, Field(gt=0, le=1)]
 
 
-class _Schedule:
+class _Schedule(ABC):
     """Shared by the schedules that cool to zero: exactly 0 from ``zero_from`` on."""
 
     floor = 0.0
@@ -23,8 +24,9 @@ class _Schedule:
         """beta at this progress, in [0, 1]."""
         return 0.0 if progress >= self.zero_from else self._warm(progress)
 
+    @abstractmethod
     def _warm(self, progress: float) -> float:
-        raise NotImplementedError
+        """beta before ``zero_from``."""
 
 
 class Exponential(_Schedule):

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from gftkit import expression
 from gftkit.adapters import Adapters
 from gftkit.blocks import SHUFFLE_BUFFER
 from gftkit.errors import ConfigError, unknown
@@ -428,7 +427,11 @@ def _seed(value: Any) -> int:
 
 
 def _check_weight(weight: str) -> None:
+    if weight.strip() == "1":
+        return
     import torch
+
+    from gftkit import expression
 
     try:
         values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))

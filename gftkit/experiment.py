@@ -1,13 +1,14 @@
 """Everything that a configuration names, built and checked against each other, before any work is done."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gftkit import conditions, expression, flow, lineage
+from gftkit import conditions, flow, lineage
 from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.config import DEFAULTS, Config, Spec
@@ -50,7 +51,7 @@ class Experiment:
     path: Path
     schedule: Schedule | None
     pairs: Pairs
-    weight: Any
+    weight: Callable[[Tensor], Tensor] | None
     source: Source
     scheme: Scheme
     metrics: list[Metric]
@@ -169,9 +170,7 @@ def build(config: Config, registry: Registry) -> Experiment:
             within_labels=conditions.LABEL in used,
             conditions=named,
         ),
-        weight=None
-        if config.objective.weight.strip() == "1"
-        else expression.function(expression.parse(config.objective.weight)),
+        weight=_weight(config.objective.weight),
         source=source,
         scheme=scheme,
         metrics=build_metrics(config.evaluate, registry),
@@ -183,6 +182,15 @@ def build(config: Config, registry: Registry) -> Experiment:
         adapted=adapted,
         base=base,
     )
+
+
+def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
+    """The objective's weight as a function of t; None for one, which costs nothing."""
+    if text.strip() == "1":
+        return None
+    from gftkit import expression
+
+    return expression.function(expression.parse(text))
 
 
 def starting(config: Config, facts: Facts, registry: Registry) -> nn.Module:

@@ -1,14 +1,18 @@
 """Tensors of which each process holds a part (FSDP): put together, and shared out again."""
 
+import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from the parts that the processes hold; all of them must ask. A plain one is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _in_parts(tensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
@@ -18,19 +22,27 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
     """
     found = {}
     for name, tensor in tensors.items():
-        put_together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        put_together = whole(tensor)
         if keep:
-            found[name] = put_together.cpu() if isinstance(tensor, DTensor) else put_together
+            found[name] = put_together if put_together is tensor else put_together.cpu()
     return found
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; a plain one is itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _in_parts(tensor) else tensor
 
 
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in parts, as another one is; all processes must ask, each with the same tensor."""
-    if not isinstance(like, DTensor):
+    if not _in_parts(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def _in_parts(tensor: Tensor) -> "TypeGuard[DTensor]":
+    # Where there is such a tensor its module is loaded, which takes a second: longer than all of gftkit does.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)

@@ -22,6 +22,7 @@ HEAVY = (
     "gftkit_plugins",
     "torchsde",
     "torchdiffeq",
+    "torch.distributed.tensor",
 )
 
 
@@ -76,10 +77,13 @@ def test_nothing_heavy_is_imported_before_it_is_used(process):
     code = (
         f"import sys; heavy = {HEAVY!r}; loaded = lambda: [name for name in heavy if name in sys.modules]; "
         "import gftkit; print(loaded()); import gftkit.cli; print(loaded()); "
-        "import gftkit.training; print([name for name in sys.modules if name.startswith('gftkit_')]); print(loaded())"
+        "import gftkit.training; print([name for name in sys.modules if name.startswith('gftkit_')]); "
+        "gftkit.load(); print(loaded())"
     )
     done = process(code, start=("-c",))
     assert done.code == 0, done.err
-    bare, cli, plugins, training = done.out.splitlines()
+    bare, cli, plugins, everything = done.out.splitlines()
     assert bare == cli == plugins == "[]"
-    assert "torch" in training  # the probe sees what is there
+    assert {"torch", "gftkit_plugins"} <= set(ast.literal_eval(everything))  # the probe sees what is there
+    slow = {"scipy", "sympy", "torch.distributed.tensor", "torchsde", "torchdiffeq"}
+    assert not slow & set(ast.literal_eval(everything))

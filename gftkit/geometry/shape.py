@@ -7,7 +7,6 @@ through them, and tends to it as the square of the step.
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate
@@ -190,6 +189,8 @@ def _costs(x0: Tensor, x1: Tensor) -> Tensor:
 
 def _least(cost: Tensor, kept: Tensor) -> float:
     """The least mean cost of pairing the kept rows with the kept columns."""
+    from scipy.optimize import linear_sum_assignment
+
     among = cost[kept][:, kept].numpy()
     rows, columns = linear_sum_assignment(among)
     return float(among[rows, columns].mean())

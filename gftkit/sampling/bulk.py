@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from gftkit.devices import Crew, crew_of, emulates_half, warnings_of
 from gftkit.errors import DivergenceError, RunError
 from gftkit.progress import SamplingProgress
-from gftkit.sampling.animation import check_animation, shown, write_animation
 from gftkit.sampling.parts import Parts
 from gftkit.sampling.sampler import Request, Sampler
 from gftkit.sampling.samples import check_target, write_samples
@@ -68,6 +67,8 @@ def write(
     begun = resume and parts.writing
     check_target(out, sampler.facts.event_shape, force or begun)
     if trajectory is not None:
+        from gftkit.sampling.animation import check_animation
+
         check_animation(trajectory, force or begun)
     going_on = bool(parts) and (resume or not force)
     if going_on and not resume:
@@ -125,6 +126,8 @@ def _finish(sampler: Sampler, parts: Parts, out: Path, trajectory: Path | None) 
     span = sampler.facts.range or (min(each["low"] for _, each in notes), max(each["high"] for _, each in notes))
     write_samples(out, parts.read(), (sampler.count, *sampler.facts.event_shape), given, span)
     if trajectory is not None:
+        from gftkit.sampling.animation import shown, write_animation
+
         states = sampler.states(shown(sampler.facts.event_shape))
         write_animation(trajectory, states, sampler.facts.range)
     parts.remove()

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 import gftkit
@@ -108,6 +107,8 @@ def _assignment(cost: Tensor) -> Tensor:
     What all entries of a row or column have in common changes no permutation's rank. Taken off first, as in Kuhn's
     Hungarian method (1955, doi:10.1002/nav.3800020109), it leaves half of the work or less in many dimensions.
     """
+    from scipy.optimize import linear_sum_assignment
+
     cost = cost.double()
     cost -= cost.min(1, keepdim=True).values
     cost -= cost.min(0, keepdim=True).values

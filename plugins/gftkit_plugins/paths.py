@@ -3,13 +3,12 @@
 import math
 from typing import Annotated, Literal
 
-import sympy
 import torch
 from pydantic import Field
 from torch import Tensor
 
 import gftkit
-from gftkit import expression, flow
+from gftkit import flow
 
 Coefficients = tuple[Tensor, Tensor, Tensor]
 FinalStep = Literal["euler-maruyama", "mean"]
@@ -95,6 +94,8 @@ class Affine:
     def __init__(
         self, alpha: str = "t", sigma: str = "1 - t", delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
     ) -> None:
+        from gftkit import expression
+
         formulas = {"sigma": expression.parse(sigma), "alpha": expression.parse(alpha)}
         for name, formula, ends in (("sigma", formulas["sigma"], (1, 0)), ("alpha", formulas["alpha"], (0, 1))):
             for t, wanted in zip((0, 1), ends, strict=True):
@@ -103,13 +104,13 @@ class Affine:
                     raise ValueError(f"{name}({t}) must be {wanted}; '{formula}' gives {value}.")
         self._coefficients = tuple(expression.function(formula) for formula in formulas.values())
         slopes = [formula.diff(expression.TIME) for formula in formulas.values()]
-        if not all(_finite_at(slope, 0) for slope in slopes):
+        if not all(slope.subs(expression.TIME, 0).is_finite for slope in slopes):
             raise ValueError(
                 f"a derivative of alpha = '{alpha}' or sigma = '{sigma}' is infinite at t = 0, where sampling starts. "
                 f"Choose formulas with finite derivatives there."
             )
         self._rates = tuple(expression.function(slope) for slope in slopes)
-        self.t_end = 1.0 if all(_finite_at(slope, 1) for slope in slopes) else 1 - delta
+        self.t_end = 1.0 if all(slope.subs(expression.TIME, 1).is_finite for slope in slopes) else 1 - delta
         inside = torch.linspace(0, self.t_end, 1001, dtype=torch.float64)
         if not all(torch.isfinite(values).all() for values in (*self.coefficients(inside), *self.rates(inside))):
             raise ValueError(f"alpha = '{alpha}' and sigma = '{sigma}' must be finite and smooth between 0 and 1.")
@@ -123,10 +124,6 @@ class Affine:
         """The derivatives of the coefficients at t."""
         sigma, alpha = (function(t) for function in self._rates)
         return sigma, alpha, torch.zeros_like(t)
-
-
-def _finite_at(slope: sympy.Expr, t: int) -> bool:
-    return bool(slope.subs(expression.TIME, t).is_finite)
 
 
 class BrownianBridge:

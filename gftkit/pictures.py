@@ -251,9 +251,12 @@ def _draw(axis: Any, name: str, trace: Trace) -> None:
 
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
-    FigureCanvasAgg(figure)
+    figure.set_dpi(130)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    # Not savefig, which draws everything twice where there is a layout.
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(buffer, "PNG")  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

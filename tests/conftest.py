@@ -1,5 +1,6 @@
 """What every test may use: components, a small finished run, the command line, throw-away distributions."""
 
+import base64
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from hypothesis import strategies as st
 
 import gftkit
+from gftkit import pictures
 from gftkit.errors import ConfigError
 
 hypothesis.settings.register_profile("gftkit", deadline=None, derandomize=True)
@@ -27,6 +29,13 @@ PRETRAIN = {
 }
 
 
+UNDRAWN = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+"""A picture of one pixel."""
+DRAW = pictures.png
+
+
 def pytest_configure(config):
     torch.set_num_threads(1)
 
@@ -38,6 +47,20 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn():
+    """Figures are composed and not drawn: to draw a run's takes longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "png", lambda figure: UNDRAWN)
+        yield
+
+
+@pytest.fixture
+def with_pictures(monkeypatch):
+    """Figures are drawn."""
+    monkeypatch.setattr(pictures, "png", DRAW)
 
 
 @pytest.fixture(scope="session")

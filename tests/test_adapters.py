@@ -396,18 +396,10 @@ PRETRAIN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Reports take longer than these runs."""
-    monkeypatch.setattr(loop, "write_run_report", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, registry):
     """The folder of a finished pretraining of a small U-Net. Don't write to it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "write_run_report", lambda *_: None)
-        return gftkit.pretrain(PRETRAIN, tmp_path_factory.mktemp("runs") / "source", registry=registry).folder
+    return gftkit.pretrain(PRETRAIN, tmp_path_factory.mktemp("runs") / "source", registry=registry).folder
 
 
 def tuning(source, **changes):
@@ -428,9 +420,7 @@ def tuning(source, **changes):
 @pytest.fixture(scope="module")
 def tuned(source, tmp_path_factory, registry):
     """The folder of a finished fine-tune with adapters. Don't write to it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "write_run_report", lambda *_: None)
-        return gftkit.finetune(tuning(source), tmp_path_factory.mktemp("runs") / "tuned", registry=registry).folder
+    return gftkit.finetune(tuning(source), tmp_path_factory.mktemp("runs") / "tuned", registry=registry).folder
 
 
 def test_training_moves_the_adapters_alone(source, registry):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gftkit
-from gftkit import checkpoint, lineage, loop
+from gftkit import checkpoint, lineage
 from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.config import read
 from gftkit.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
@@ -21,18 +21,6 @@ from gftkit.files import read_json, read_notes, read_tensors, write_tensors
 QUICK = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, "keep_checkpoints": 9, "learning_rate": 0.01}
 SMALL = {"name": "mlp", "width": 8, "depth": 1}
 EVALUATE = {"every": 6, "count": 32, "metrics": ["path-length"], "solver": {"name": "euler", "steps": 2}}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch, request):
-    """Reports are drawn where they are asked for only."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(loop, "write_run_report", lambda *_: None)
-
-
-@pytest.fixture
-def drawn():
-    """Draw reports."""
 
 
 def tuning(pretrained, **changes):
@@ -51,9 +39,7 @@ def tuning(pretrained, **changes):
 @pytest.fixture(scope="module")
 def first(pretrained, tmp_path_factory, registry):
     """The folder of a first fine-tune. Don't write to it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "write_run_report", lambda *_: None)
-        return gftkit.finetune(tuning(pretrained), tmp_path_factory.mktemp("runs") / "first", registry=registry).folder
+    return gftkit.finetune(tuning(pretrained), tmp_path_factory.mktemp("runs") / "first", registry=registry).folder
 
 
 def other_run(registry, folder, **changes):
@@ -217,7 +203,7 @@ def test_the_chain_of_anchors_is_recorded(first, pretrained, registry, tmp_path)
         read(tuning(run.folder), "finetune", registry)
 
 
-def test_kind_and_hash_are_told_at_the_start_and_in_the_report(first, registry, tmp_path, capsys, drawn):
+def test_kind_and_hash_are_told_at_the_start_and_in_the_report(first, registry, tmp_path, capsys):
     run = gftkit.finetune(tuning(first, anchor="frozen"), tmp_path / "run", registry=registry, quiet=False)
     hashed = read_notes(run.folder / "model.safetensors")["anchor"][:12]
     assert f"Anchor: frozen, hash {hashed}." in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_a_blocked_plugin_is_listed(gft, monkeypatch):
     assert "plugin 'gftkit-monitors' of gftkit 0.1.0 blocked" in gft("plugins").out
 
 
-def test_samples_in_every_format(gft, pretrained, tmp_path):
+def test_samples_in_every_format(gft, pretrained, tmp_path, with_pictures):
     for name in ("s.npz", "s.safetensors", "s.png"):
         done = gft("sample", pretrained, "--count", 6, "--seed", 2, "--out", name)
         assert (done.code, done.out.strip()) == (0, f"6 samples in {name}"), done.err

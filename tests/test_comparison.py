@@ -50,7 +50,7 @@ def runs(pretrained, tmp_path_factory):
     }
 
 
-def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path):
+def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path, with_pictures):
     summary = compare(runs, tmp_path, "energy", "A <title>")
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert list(summary) == ["pretrained", "plain", "gft"]

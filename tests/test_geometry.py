@@ -175,7 +175,7 @@ def test_a_tolerance_that_no_steps_reach_and_bad_requests(flow):
         motion(flow(lambda t, x: x / 0, 20), fine_steps=4)
 
 
-def test_gft_geometry_compares_runs(pretrained, run_copy, tmp_path, gft):
+def test_gft_geometry_compares_runs(pretrained, run_copy, tmp_path, gft, with_pictures):
     command = ("geometry", pretrained, run_copy, "--count", 20, "--fine-steps", 6, "--out", tmp_path / "geometry")
     done = gft(*command, "--json")
     assert done.code == 0, done.err

@@ -53,14 +53,11 @@ def config(before):
 
 @pytest.fixture(scope="module")
 def tune(tmp_path_factory, registry):
-    """Makes a fine-tune in a folder of its own; pictures are drawn where they are asked for only."""
+    """Makes a fine-tune in a folder of its own."""
 
-    def go(config, report=False, registry=registry, **changes):
+    def go(config, registry=registry, **changes):
         folder = tmp_path_factory.mktemp("tuned") / "run"
-        with pytest.MonkeyPatch.context() as patch:
-            if not report:
-                patch.setattr(loop, "write_run_report", lambda *_: None)
-            return gftkit.finetune({**config, **changes}, folder, registry=registry, device="cpu")
+        return gftkit.finetune({**config, **changes}, folder, registry=registry, device="cpu")
 
     return go
 
@@ -68,7 +65,7 @@ def tune(tmp_path_factory, registry):
 @pytest.fixture(scope="module")
 def finished(tune, config):
     """A finished run that was watched. Don't write to it: take ``copied``."""
-    return tune(config, report=True)
+    return tune(config)
 
 
 @pytest.fixture
@@ -370,7 +367,7 @@ def test_the_report_shows_the_picture_and_why(finished):
     assert 'alt="Theory"' in page
 
 
-def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path):
+def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path, with_pictures):
     compare({"gft": finished}, tmp_path, "path_length", "Title")
     assert ">gft: Theory</h2>" in (tmp_path / "report.html").read_text()
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 from event_files import agree, events, logged, settle
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 import gftkit
@@ -19,7 +18,6 @@ from gftkit import loop, tracking
 from gftkit.config import read
 from gftkit.errors import RunError
 from gftkit.log import read_log
-from gftkit.pictures import png
 from gftkit.tracking import Trackers
 
 CONFIG = {
@@ -30,17 +28,6 @@ CONFIG = {
     "seed": 5,
 }
 EVALUATIONS = [0, 4, 8, 12]
-
-
-ONE_PIXEL = png(Figure(figsize=(0.1, 0.1)))
-
-
-@pytest.fixture(autouse=True)
-def quick(request, monkeypatch):
-    """Pictures are drawn in the test of them only, and reports nowhere."""
-    monkeypatch.setattr(loop, "write_run_report", lambda *_: None)
-    if "pictures" not in request.function.__name__:
-        monkeypatch.setattr(loop, "picture_of", lambda *_: ONE_PIXEL)
 
 
 def run(out, registry, track, resume=False, **changes):
@@ -73,7 +60,7 @@ def interrupted(registry, monkeypatch, tmp_path):
 # TensorBoard
 
 
-def test_tensorboard_holds_every_line_of_the_log_and_pictures(pretrained, tmp_path, registry):
+def test_tensorboard_holds_every_line_of_the_log_and_pictures(pretrained, tmp_path, registry, with_pictures):
     config = {
         **{key: CONFIG[key] for key in ("train", "evaluate", "seed")},
         "pretrained": str(pretrained),

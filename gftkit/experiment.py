@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from gftkit import conditions, flow, lineage
 from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
+from gftkit.building import adapt, build_drift, build_metrics, build_source, scheme_of
 from gftkit.config import DEFAULTS, Config, Spec
 from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
+from gftkit.facts import Facts
 from gftkit.files import digest, load_weights
 from gftkit.foreign import weights
 from gftkit.foreign.drift import ForeignDrift, check_score
 from gftkit.pairing import Pairs
 from gftkit.randomness import stream
 from gftkit.registry import Registry, plain
-from gftkit.run import Facts, Run, adapt, build_drift, build_metrics, build_source, is_run, scheme_of
+from gftkit.run import Run, is_run
 from gftkit.sampling.flow_map import check_jumps, is_flow_map
 from gftkit.sampling.guidance import check_guidance, guided
 from gftkit.sampling.scheme import Scheme

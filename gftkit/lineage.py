@@ -7,10 +7,11 @@ from typing import Any
 from gftkit.anchor import identity, short
 from gftkit.config import without_weights
 from gftkit.errors import ConfigError, unknown
+from gftkit.facts import Facts
 from gftkit.files import read_notes, read_tensors
 from gftkit.options import check_known
 from gftkit.registry import Registry, plain
-from gftkit.run import MODEL, Facts, Run, is_run
+from gftkit.run import MODEL, Run, is_run
 
 FROZEN, OFF, EXTERNAL = "frozen", "adapters-off", "external"
 OPTIONS = {FROZEN: (), OFF: (), EXTERNAL: ("pretrained", "drift")}

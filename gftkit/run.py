@@ -1,7 +1,6 @@
 """A run folder: what a training run wrote, and what can be done with it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +8,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gftkit import checkpoint, conditions
+from gftkit import checkpoint
 from gftkit.adapters import Adapted, Adapters
+from gftkit.building import adapt, build_drift, build_metrics, build_source, scheme_of
 from gftkit.config import (
-    DEFAULTS,
     KEYS,
     Config,
     Evaluate,
@@ -25,20 +24,17 @@ from gftkit.config import (
     section,
     without_weights,
 )
-from gftkit.contracts import Metric
-from gftkit.contracts import Path as ConditionalPath
-from gftkit.data import Samples, Source, source_of
-from gftkit.errors import ConfigError, GftkitError, RunError, WeightsError
+from gftkit.data import Samples
+from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
+from gftkit.facts import Facts
 from gftkit.files import State, digest, load_weights, read_notes, read_tensors, read_yaml, write_tensors, write_text
-from gftkit.foreign.drift import ForeignDrift, own_network
 from gftkit.loading import load
 from gftkit.log import read_log
 from gftkit.randomness import stream
-from gftkit.registry import Registry, plain
+from gftkit.registry import Registry
 from gftkit.sampling.guidance import check_guidance, guided
-from gftkit.sampling.scheme import Scheme, build_scheme
-from gftkit.sampling.stochastic import check_known_score, check_unpaired
+from gftkit.sampling.stochastic import check_unpaired
 
 Weights = Literal["ema", "raw"]
 
@@ -49,63 +45,6 @@ ADAPTER = "adapter"
 LOG = "metrics.jsonl"
 BATCH_SIZE = 512
 """Samples that are integrated at once."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run knows of its data, kept with the weights so that sampling needs no data.
-
-    Attributes:
-        event_shape: shape of one sample.
-        classes: number of classes, None without labels.
-        range: (low, high) of the data's values, None where they weren't scaled.
-        condition_shapes: the named conditions of a sample, each with its shape.
-        paired: whether the data came with partners x0 of their own, so that no coupling was asked.
-    """
-
-    event_shape: tuple[int, ...]
-    classes: int | None
-    range: tuple[float, float] | None
-    condition_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    paired: bool = False
-
-    @classmethod
-    def of(cls, notes: Mapping[str, Any]) -> "Facts":
-        """The facts from a file's metadata."""
-        span = notes["range"]
-        shapes = {name: tuple(shape) for name, shape in notes.get("condition_shapes", {}).items()}
-        scaled = None if span is None else (span[0], span[1])
-        return cls(tuple(notes["event_shape"]), notes["classes"], scaled, shapes, bool(notes.get("paired", False)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file's metadata."""
-        return {
-            "event_shape": list(self.event_shape),
-            "classes": self.classes,
-            "range": self.range,
-            "condition_shapes": {name: list(shape) for name, shape in self.condition_shapes.items()},
-            "paired": self.paired,
-        }
-
-    def zeros(self, names: Sequence[str], count: int) -> dict[str, Tensor]:
-        """Conditions of these names for ``count`` samples, all zero.
-
-        Raises:
-            ConfigError: for a condition that the data don't have.
-        """
-        unknown = [name for name in names if name not in self.condition_shapes and name != conditions.LABEL]
-        if unknown:
-            raise ConfigError(
-                f"the drift is given {', '.join(map(repr, unknown))}, and the data have "
-                f"{', '.join(map(repr, self.condition_shapes)) or 'no such conditions'}. Give every sample these "
-                f"conditions, or use another drift."
-            )
-        return {
-            name: torch.zeros(count, dtype=torch.int64)
-            if name == conditions.LABEL
-            else torch.zeros(count, *self.condition_shapes[name])
-            for name in names
-        }
 
 
 def is_run(folder: Path) -> bool:
@@ -322,93 +261,6 @@ def restore(values: Mapping[str, Any]) -> Config:
         track=values.get("track", []),
         adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
     )
-
-
-def build_drift(spec: Spec, facts: Facts, registry: Registry, path: ConditionalPath) -> nn.Module:
-    """The network of a config, tried once on zeros.
-
-    Raises:
-        ConfigError: where its output isn't of its input's shape.
-    """
-    drift: nn.Module = registry.build(
-        "drift",
-        spec,
-        event_shape=facts.event_shape,
-        classes=facts.classes,
-        condition_shapes=facts.condition_shapes,
-        path=path,
-    )
-    drift.eval()
-    x = torch.zeros(2, *facts.event_shape)
-    try:
-        with torch.no_grad():
-            out = _tried(drift, facts)
-    except GftkitError as error:
-        raise ConfigError(f"drift '{spec['name']}' on a batch of shape {tuple(x.shape)}: {error}") from error
-    except Exception as error:
-        cure = "`gft --debug` shows where."
-        if isinstance(drift, ForeignDrift):
-            cure = (
-                f"Check drift.options and convention.call ('{drift.convention.call}'): `gft inspect` finds out how a "
-                f"network is called. {cure}"
-            )
-        raise ConfigError(
-            f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}\n"
-            f"{cure}"
-        ) from error
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ConfigError(
-            f"drift '{spec['name']}': wanted an output of its input's shape {tuple(x.shape)}, got {came}. "
-            f"A drift maps (batch, *event) to (batch, *event)."
-        )
-    return drift
-
-
-def _tried(drift: nn.Module, facts: Facts) -> Any:
-    """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
-    given = facts.zeros(conditions.names(drift), 2)
-    at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
-    drift(*at, **conditions.without(drift, given))
-    return drift(*at, **given)
-
-
-def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
-    """Put the adapters of a configuration into its pretrained drift: of one configuration always the same.
-
-    Raises:
-        ConfigError: for layers that can't be adapted.
-    """
-    assert config.adapters is not None
-    run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
-    return Adapted(drift, config.adapters, run, generator, own_network(drift))
-
-
-def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:
-    """The source of a config."""
-    return source_of(Samples(registry.build("dataset", spec, "source", event_shape=event_shape), "source", event_shape))
-
-
-def scheme_of(
-    config: Config, spec: Spec | None, path: ConditionalPath, registry: Registry, guidance: float = 1
-) -> Scheme:
-    """How a configuration's flow is sampled.
-
-    Raises:
-        ConfigError: for noise that needs a score where none is known, and a solver that doesn't solve this flow.
-    """
-    scheme = build_scheme(spec, path, registry)
-    if scheme.diffusion is not None:
-        normal = plain(config.source) == plain(registry.resolve("dataset", DEFAULTS["source"], "source"))
-        check_known_score(path, registry.build("coupling", config.coupling), normal, guidance)
-    scheme.check(path)
-    return scheme
-
-
-def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:
-    """The metrics of a section ``evaluate``."""
-    specs = enumerate(evaluate.metrics or [])
-    return [registry.build("metric", spec, f"evaluate.metrics[{index}]") for index, spec in specs]
 
 
 def write_model(folder: Path, weights: State, facts: Facts, notes: Mapping[str, Any]) -> None:

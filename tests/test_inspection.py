@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 import gftkit
+from gftkit.building import build_source
 from gftkit.contracts import Batch
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, InspectionError
+from gftkit.facts import Facts
 from gftkit.foreign.convention import PRESETS, Convention
 from gftkit.foreign.weights import Candidate
 from gftkit.inspection import probing, ranking, trial
-from gftkit.run import Facts, build_source
 
 REGISTRY = gftkit.load()
 PATH = REGISTRY.build("path", {"name": "linear"})

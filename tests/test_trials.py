@@ -5,7 +5,8 @@ import torch
 
 import gftkit
 from gftkit import flow
-from gftkit.run import Run, build_source
+from gftkit.building import build_source
+from gftkit.run import Run
 from gftkit_verification.beds.problems import COUPLINGS, random_flow
 from gftkit_verification.beds.trials import LinearModel, regression, trial
 from gftkit_verification.gaussian import GaussianFlow

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gftkit.commands.options import Device, Json, RunFolder, WeightsName
 from gftkit.commands.output import table
+from gftkit.commands.sampling import weights_of
 
 
 def likelihood(
@@ -50,8 +51,7 @@ def likelihood(
     from gftkit.sampling.likelihood import likelihood as measure
     from gftkit.sampling.scheme import resolve_scheme
 
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"--weights: wanted ema or raw, got '{weights}'.")
+    chosen = weights_of(weights)
     if out is not None and out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: wanted .safetensors, got '{out.suffix}'.")
     if out is not None and out.exists() and not force:
@@ -59,7 +59,7 @@ def likelihood(
     opened = Run.open(run)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("likelihood", total=None)
+        task = progress.add_task("likelihood", total=count or opened.config.evaluate.count)
         found = measure(
             opened,
             None
@@ -72,7 +72,7 @@ def likelihood(
             probes,
             quantum,
             seed,
-            weights,  # type: ignore[arg-type]  # checked above
+            chosen,
             device_of(device),
             lambda done: progress.advance(task, done),
         )

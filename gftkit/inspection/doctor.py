@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import yaml
 
+from gftkit.building import build_source
 from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec, override
 from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, unknown
+from gftkit.facts import Facts
 from gftkit.files import read_yaml, shortened
 from gftkit.foreign.convention import PRESETS, Convention
 from gftkit.foreign.drift import ForeignDrift
@@ -20,7 +22,6 @@ from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
 from gftkit.inspection.trial import Finding, estimate
 from gftkit.options import check_known
 from gftkit.registry import Registry, plain
-from gftkit.run import Facts, build_source
 
 SHOWN = 10
 """Hypotheses in the table."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gftkit.conditions import LABEL
 from gftkit.errors import GftkitError
+from gftkit.facts import Facts
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.drift import ForeignDrift
-from gftkit.run import Facts
 
 TIME = ("t", "time", "times", "timestep", "timesteps", "tau", "sigma")
 STATE = ("x", "xt", "x_t", "sample", "hidden_states", "input", "inputs", "img", "z", "latent", "latents")

@@ -23,11 +23,11 @@ from gftkit import flow
 from gftkit.contracts import Coupling, Estimate, Path
 from gftkit.data import Samples, Source
 from gftkit.errors import ConfigError, InspectionError
+from gftkit.facts import Facts
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.weights import Candidate
 from gftkit.inspection import probing
 from gftkit.inspection.trial import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
-from gftkit.run import Facts
 
 BATCHES = 32
 """Independent batches, over which standard errors and tests are."""

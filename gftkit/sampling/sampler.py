@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gftkit import conditions
+from gftkit.building import build_source, scheme_of
 from gftkit.config import Precision, Spec
 from gftkit.contracts import Drift, Integrator
 from gftkit.data import Scaling
@@ -17,7 +18,7 @@ from gftkit.errors import ConfigError
 from gftkit.files import digest
 from gftkit.forward import PRECISIONS
 from gftkit.registry import plain
-from gftkit.run import BATCH_SIZE, Weights, build_source, scheme_of
+from gftkit.run import BATCH_SIZE, Weights
 from gftkit.sampling import asking
 from gftkit.sampling.blending import sampled_drift
 from gftkit.sampling.flow_map import check_jumps, is_flow_map

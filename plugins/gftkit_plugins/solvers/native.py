@@ -1,5 +1,6 @@
 """gftkit's own solvers: each is one step; the kernel owns the loop, the grid and the noise."""
 
+import torch
 from torch import Tensor
 
 from gftkit.contracts import Diffusion, Field, Jump
@@ -22,7 +23,7 @@ class Euler:
 
     def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
         """The state at t + h."""
-        return x + h * drift(t, x)
+        return torch.add(x, drift(t, x), alpha=h)
 
 
 class Midpoint:
@@ -134,8 +135,8 @@ class EulerMaruyama:
 
     def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:
         """The state at t + h."""
-        moved = x + h * drift(t, x)
-        return moved if dw is None else moved + diffusion(t) * dw
+        moved = torch.add(x, drift(t, x), alpha=h)
+        return moved if dw is None else torch.add(moved, dw, alpha=diffusion(t))
 
 
 class StochasticHeun:

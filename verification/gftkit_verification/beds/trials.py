@@ -14,10 +14,10 @@ from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Order, Samples, Source
 from gftkit.devices import accelerator_of
 from gftkit.experiment import Experiment
+from gftkit.facts import Facts
 from gftkit.objective import Form
 from gftkit.pairing import Pairs
 from gftkit.registry import Registry
-from gftkit.run import Facts
 from gftkit.sampling.scheme import build_scheme
 from gftkit.steps import Steps
 from gftkit_verification.gaussian import GaussianFlow

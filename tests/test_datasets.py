@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import encoded, pictures, tar, whole
+from made_wilds import MADE as WILDS
 from torch.utils.data import DataLoader
 
 import gftkit
@@ -22,13 +23,16 @@ from gftkit.subset import Subset, subset
 
 MINIMAL = {
     "arrays": lambda folder: {"file": folder / "labelled.npz"},
+    "camelyon17": lambda folder: {"folder": folder / "camelyon17"},
     "digits": lambda folder: {},
+    "fmow": lambda folder: {"folder": folder / "fmow"},
     "gaussian": lambda folder: {"event_shape": (2, 3)},
     "gaussian-mixture": lambda folder: {},
     "generated-pairs": lambda folder: {"run": folder / "run", "size": 70},
     "huggingface": lambda folder: {"files": folder / "rows"},
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
+    "rxrx1": lambda folder: {"folder": folder / "rxrx1"},
     "shards": lambda folder: {"files": folder / "part-{0..1}.tar"},
     "two-moons": lambda folder: {},
 }
@@ -39,6 +43,12 @@ HEAVY = {"sklearn", "mlxtend", "PIL", "datasets", "pyarrow"}
 
 LAWS = ("gaussian", "gaussian-mixture", "two-moons")
 """Those that are drawn from."""
+
+SPLIT = dict.fromkeys(WILDS, "part")
+"""What the kernel's option ``split`` is called by those that have another of that name."""
+
+MANY = ("fmow", "rxrx1")
+"""Those with classes of which a small set has some only."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +69,8 @@ def files(tmp_path_factory):
             members[f"{number:03}.png"] = encoded(generator.integers(256, size=(5, 4, 3), dtype=np.uint8))
             members[f"{number:03}.cls"] = str(number % 3).encode()
         tar(folder / f"part-{part}.tar", members)
+    for name, make in WILDS.items():
+        make(folder / name)
     return folder
 
 
@@ -86,6 +98,11 @@ def seen(made):
         return dataset, whole(dataset)
 
     return once
+
+
+def split(name, of):
+    """The option for one of the kernel's splits."""
+    return {SPLIT.get(name, "split"): of}
 
 
 def view(made, name, **more):
@@ -122,7 +139,7 @@ def test_a_batch_keeps_the_contract(seen, name):
     else:
         assert batch.label.dtype is torch.int64
         assert torch.equal(batch.label, dataset.labels)
-        assert set(batch.label.tolist()) == set(range(dataset.classes))
+        assert set(batch.label.tolist()) == (set(range(2)) if name in MANY else set(range(dataset.classes)))
 
 
 @every
@@ -177,7 +194,7 @@ def test_train_and_test_of_a_law_share_no_draw(made, name):
 
 @every_finite_one
 def test_train_and_test_are_disjoint_and_cover_everything(made, name):
-    train, test = made(name, split="train"), made(name, split="test")
+    train, test = made(name, **split(name, "train")), made(name, **split(name, "test"))
     assert isinstance(train, Subset)
     assert sorted([*train.indices.tolist(), *test.indices.tolist()]) == list(range(len(made(name))))
     assert len(test) == round(len(made(name)) / 3)
@@ -185,8 +202,8 @@ def test_train_and_test_are_disjoint_and_cover_everything(made, name):
 
 @every
 def test_the_same_samples_are_chosen_each_time(made, name):
-    one, again = (whole(made(name, count=9, seed=4, split="train")).x1 for _ in range(2))
-    other = whole(made(name, count=9, seed=5, split="train")).x1
+    one, again = (whole(made(name, count=9, seed=4, **split(name, "train"))).x1 for _ in range(2))
+    other = whole(made(name, count=9, seed=5, **split(name, "train"))).x1
     assert len(one) == 9
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
@@ -194,8 +211,15 @@ def test_the_same_samples_are_chosen_each_time(made, name):
 
 @every_finite_one
 def test_some_samples_of_a_split_stay_in_it(made, name):
-    train = set(made(name, split="train").indices.tolist())
-    assert set(made(name, split="train", count=9, seed=3).indices.tolist()) < train
+    train = chosen(made(name, **split(name, "train")))
+    assert chosen(made(name, count=9, seed=3, **split(name, "train"))) < train
+
+
+def chosen(part):
+    """Which samples of the whole set a part has, or a part of a part."""
+    if not isinstance(part.dataset, Subset):
+        return set(part.indices.tolist())
+    return set(part.dataset.indices[part.indices].tolist())
 
 
 @every_law
@@ -266,7 +290,7 @@ class Batches(torch.utils.data.Dataset):
         return self.dataset.batch(torch.tensor([index])).x1[0]
 
 
-@pytest.mark.parametrize("name", ["arrays", "huggingface", "image-folder", "shards"])
+@pytest.mark.parametrize("name", ["arrays", "camelyon17", "huggingface", "image-folder", "shards"])
 def test_workers_read_the_same(seen, name):
     """Forked after files were opened: reading by position shares nothing."""
     dataset, everything = seen(name)

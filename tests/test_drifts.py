@@ -9,6 +9,7 @@ from torch.func import jvp
 
 import gftkit
 from gftkit.errors import ConfigError
+from gftkit_plugins.drifts.unet import Attention
 
 REGISTRY = gftkit.load()
 EVENT = (1, 8, 8)
@@ -205,6 +206,31 @@ def test_unet_takes_images_whose_sides_divide(channels, sides, multipliers, bloc
 def test_unet_refuses_what_it_can_not_halve(event, advice):
     with pytest.raises(ConfigError, match=advice):
         make("unet", event_shape=event)
+
+
+def attended(attention, x, heads):
+    """What a layer of attention should give, by torch's own."""
+    parts = attention.to_qkv(attention.norm(x).flatten(2)).chunk(3, dim=1)
+    query, key, value = (part.unflatten(1, (heads, -1)).mT for part in parts)  # (batch, heads, pixels, channels)
+    given = nn.functional.scaled_dot_product_attention(query, key, value)
+    return x + attention.out(given.mT.flatten(1, 2)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("heads", "head_channels"), [(1, None), (3, 4)])
+def test_attention_has_heads_of_its_own(heads, head_channels):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        attention, x = Attention(12, head_channels).double(), torch.randn(2, 12, 3, 2, dtype=torch.float64)
+        nn.init.normal_(attention.out.weight)
+    out = attention(x)
+    torch.testing.assert_close(out, attended(attention, x, heads))
+    assert not torch.allclose(out, attended(attention, x, 2))
+
+
+def test_unet_refuses_heads_that_do_not_divide_its_channels():
+    assert make("unet", attention=1, head_channels=16)(*inputs()[:2]).shape == (6, *EVENT)
+    with pytest.raises(ConfigError, match="head_channels: 16 doesn't divide the 8 channels of a level with attention"):
+        make("unet", attention=3, head_channels=16)
 
 
 def test_a_new_unet_is_zero():

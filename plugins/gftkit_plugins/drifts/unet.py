@@ -29,15 +29,17 @@ class Unet(nn.Module):
         multipliers: channels of each level, in units of ``width``; their number is the number of levels.
         blocks: residual blocks in a level, on the way down; one more on the way up.
         attention: how many levels have self-attention, from the lowest resolution up.
+        head_channels: channels of an attention head, which divide those of every level with attention; null for one
+            head.
         dropout: share of activations dropped in each block while training.
         conditional: whether the drift is told the class of a sample.
         conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
             which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:
-        ValueError: for events that aren't images, a height or width that doesn't divide by 2^(levels - 1), or
-            ``conditional`` where the data have no labels, or conditions that they don't have; in use, for inputs of
-            the wrong shape.
+        ValueError: for events that aren't images, a height or width that doesn't divide by 2^(levels - 1), channels
+            that don't divide into heads, or ``conditional`` where the data have no labels, or conditions that they
+            don't have; in use, for inputs of the wrong shape.
 
     Reference: Ronneberger et al. (2015), Fig. 1, arXiv:1505.04597; Ho et al. (2020), appendix B, arXiv:2006.11239.
 
@@ -57,6 +59,7 @@ class Unet(nn.Module):
         multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2),
         blocks: Positive = 1,
         attention: Annotated[int, Field(ge=0)] = 1,
+        head_channels: Positive | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         conditional: bool = False,
         conditions: tuple[str, ...] = (),
@@ -70,7 +73,7 @@ class Unet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(FEATURES, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
 
         def block(into: int, out: int, level: int) -> Block:
-            return Block(into, out, size, dropout, attention=level >= len(multipliers) - attention)
+            return Block(into, out, size, dropout, level >= len(multipliers) - attention, head_channels)
 
         channels = [width * multiplier for multiplier in multipliers]
         lowest = len(channels) - 1
@@ -121,16 +124,19 @@ class Block(nn.Module):
         embedding: size of the embedding of time and conditions.
         dropout: share of activations dropped while training.
         attention: whether self-attention follows.
+        head_channels: channels of an attention head; None for one head.
     """
 
-    def __init__(self, into: int, out: int, embedding: int, dropout: float, attention: bool) -> None:
+    def __init__(
+        self, into: int, out: int, embedding: int, dropout: float, attention: bool, head_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.before = nn.Sequential(_norm(into), nn.SiLU(), nn.Conv2d(into, out, 3, padding=1))
         self.from_embedding = nn.Linear(embedding, out)
         convolution = _zero(nn.Conv2d(out, out, 3, padding=1))
         self.after = nn.Sequential(_norm(out), nn.SiLU(), nn.Dropout(dropout), convolution)
         self.shortcut = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
-        self.attention = Attention(out) if attention else nn.Identity()
+        self.attention = Attention(out, head_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(batch, into, h, w), (batch, embedding) -> (batch, out, h, w)."""
@@ -140,27 +146,38 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between the pixels of an image, with one head, added to its input.
+    """Self-attention between the pixels of an image, added to its input.
 
     Written out, because the fused kernels have no forward-mode derivative, which divergences need.
 
     Args:
         channels: channels in and out.
+        head_channels: channels of a head; None for one head.
 
-    Reference: Vaswani et al. (2017), Eq. 1, arXiv:1706.03762.
+    Raises:
+        ValueError: for channels that don't divide into heads.
+
+    Reference: Vaswani et al. (2017), Eq. 1 and section 3.2.2, arXiv:1706.03762.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int | None = None) -> None:
         super().__init__()
+        self.heads, rest = divmod(channels, head_channels or channels)
+        if rest:
+            raise ValueError(
+                f"head_channels: {head_channels} doesn't divide the {channels} channels of a level with attention. "
+                f"Take a divisor of them, or another width."
+            )
         self.norm = _norm(channels)
         self.to_qkv = nn.Conv1d(channels, 3 * channels, 1, bias=False)
         self.out = _zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, h, w) -> the same."""
-        query, key, value = self.to_qkv(self.norm(x).flatten(2)).chunk(3, dim=1)  # (batch, channels, h w) each
-        weights = torch.softmax(query.transpose(1, 2) @ key / math.sqrt(x.shape[1]), dim=-1)  # (batch, to, from)
-        return x + self.out(value @ weights.transpose(1, 2)).reshape(x.shape)
+        qkv = self.to_qkv(self.norm(x).flatten(2)).unflatten(1, (3, self.heads, -1))
+        query, key, value = qkv.unbind(1)  # (batch, heads, channels of a head, h w) each
+        weights = torch.softmax(query.mT @ key / math.sqrt(query.shape[2]), dim=-1)  # (batch, heads, to, from)
+        return x + self.out((value @ weights.mT).flatten(1, 2)).reshape(x.shape)
 
 
 class Upsample(nn.Module):

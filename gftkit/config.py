@@ -87,11 +87,14 @@ class Objective:
         weight: w(t) >= 0, a formula in t.
         anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention": rho, so that a
             cool run costs little more than a plain one. Below 1 the gradient stays unbiased and becomes noisier.
+        l2_sp: alpha of L2-SP, which adds (alpha/2) |w - w_start|^2 over all weights w to the loss, so that they are
+            pulled to the pretrained ones; 0 for none. For fine-tunes without adapters.
     """
 
     form: Literal["blended", "penalty"] = "blended"
     weight: str = "1"
     anchor_share: AnchorShare = 1.0
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Evaluate:
     Args:
         data: held-out samples, {name: ...}; null measures against the training data.
         every: steps between evaluations; null for a twentieth of the run.
+        averaged: measure the averaged weights at every evaluation too, and not only at the end.
         count: samples to make, and at most so many to compare with.
         metrics: metrics by name, or {name: ..., **options}.
         solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path. With
@@ -111,6 +115,7 @@ class Evaluate:
 
     data: Spec | None = None
     every: Count | None = None
+    averaged: bool = False
     count: Count = 1000
     metrics: list[str | dict[str, Any]] | None = None
     solver: Spec | None = None
@@ -182,15 +187,20 @@ DEFAULTS: Mapping[str, Spec] = {
 
 
 def read(
-    source: Path | str | Mapping[str, Any], kind: Kind, registry: Registry, overrides: Sequence[str] = ()
+    source: Path | str | Mapping[str, Any],
+    kind: Kind,
+    registry: Registry,
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> tuple[Config, list[str]]:
     """A configuration from a YAML file or a mapping, resolved, with what the user should know.
 
     Args:
-        source: the file, to whose folder relative paths refer; or a mapping, and then the working directory counts.
+        source: the file, to whose folder relative paths refer; or a mapping.
         kind: what will be done with it.
         registry: the components it may name.
         overrides: settings as ``a.b=c``, which win over the file.
+        folder: where the relative paths of a mapping start; by default in the working directory.
 
     Returns:
         The configuration and warnings, one sentence each.
@@ -203,7 +213,7 @@ def read(
     from gftkit.run import Run, is_run
 
     if isinstance(source, Mapping):
-        raw, base = dict(source), Path.cwd()
+        raw, base = dict(source), folder or Path.cwd()
     else:
         raw, base = read_yaml(Path(source)), Path(source).resolve().parent
     for setting in overrides:
@@ -266,6 +276,7 @@ def read(
         adapters=adapters,
     )
     _check_weight(config.objective.weight)
+    _check_l2_sp(config)
     return config, _warnings(config, inherited)
 
 
@@ -318,13 +329,16 @@ def section(cls: type[Section], values: Any, where: str) -> Section:
     """A section of the config as its dataclass, with every value checked.
 
     Raises:
-        ConfigError: for a value of the wrong type or out of range.
+        ConfigError: for a value of the wrong type or out of range, or a key that is missing.
         UnknownNameError: for an unknown key, with the nearest.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: wanted a mapping, got {values!r}.")
     known = options_of(cls, where)
     check_known(values, known, where)
+    for name, option in known.items():
+        if option.required and name not in values:
+            raise ConfigError(f"{where}: {name} is missing: {option.help} Wanted {option.type_text}.")
     return cls(**{key: known[key].validate(value, f"{where}.{key}") for key, value in values.items()})
 
 
@@ -335,17 +349,32 @@ def override(raw: dict[str, Any], setting: str) -> dict[str, Any]:
         ConfigError: where it isn't of that form, or a.b lies inside something that isn't a mapping.
     """
     path, equals, text = setting.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.strip().split(".")):
         raise ConfigError(f"--set {setting}: wanted a.b=c, e.g. --set train.steps=100.")
+    return put(raw, path.strip(), parse_yaml(text, f"--set {setting}"), f"--set {setting}")
+
+
+def put(raw: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, Any]:
+    """``raw`` with a value at ``a.b``.
+
+    Args:
+        raw: a configuration as it is written.
+        path: the keys that lead there, joined by dots.
+        value: to put there.
+        where: where that was said, for errors.
+
+    Raises:
+        ConfigError: where a.b lies inside something that isn't a mapping.
+    """
+    keys = path.split(".")
     changed = dict(raw)
     inner = changed
     for depth, key in enumerate(keys[:-1], 1):
         below = _spec(inner.get(key, {}))
         if not isinstance(below, Mapping):
-            raise ConfigError(f"--set {setting}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
+            raise ConfigError(f"{where}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
         inner[key] = inner = dict(below)
-    inner[keys[-1]] = parse_yaml(text, f"--set {setting}")
+    inner[keys[-1]] = value
     return changed
 
 
@@ -440,6 +469,19 @@ def _check_weight(weight: str) -> None:
     if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):
         raise ConfigError(
             f"objective.weight: '{weight}' must be finite and >= 0 for t in (0, 1), and not 0 everywhere."
+        )
+
+
+def _check_l2_sp(config: Config) -> None:
+    """Refuse a pull to the pretrained weights where none are trained."""
+    if config.objective.l2_sp == 0:
+        return
+    if config.kind != "finetune":
+        raise ConfigError("objective.l2_sp: pulls a fine-tune to its pretrained weights. Leave it out here.")
+    if config.adapters is not None:
+        raise ConfigError(
+            "objective.l2_sp: pulls all weights to the pretrained ones, and adapters leave those as they are. Leave "
+            "one of the two out."
         )
 
 

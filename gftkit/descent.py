@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gftkit.averages import Averages
 from gftkit.files import State
 from gftkit.sharding import shared_out, whole
+from gftkit.start import Start
 
 OVERFLOWS = 20
 """Steps in a row whose float16 gradients overflow before a run is stopped; by then their scale is below 1."""
@@ -25,6 +26,7 @@ class Descent:
         half: whether activations are float16, so that losses are scaled up against underflow and a step whose gradient
             overflows is passed over (Micikevicius et al., 2017, arXiv:1710.03740, section 3.2).
         device: where the weights are.
+        start: pulls the weights back to where they started, or None. Its pull is part of the gradient that is clipped.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Descent:
         clip: float | None,
         half: bool,
         device: torch.device,
+        start: Start | None = None,
     ) -> None:
-        self.optimizer, self.averages = optimizer, averages
+        self.optimizer, self.averages, self._start = optimizer, averages, start
         self._parameters = list(parameters)
         self._clip = float("inf") if clip is None else clip
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -61,6 +64,8 @@ class Descent:
             loss: of the step, to watch.
         """
         self.scaler.unscale_(self.optimizer)
+        if self._start is not None:
+            self._start.pull()
         norm = whole(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
         finite = torch.isfinite(norm)
         if self.scaler.is_enabled():

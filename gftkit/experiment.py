@@ -43,7 +43,8 @@ class Experiment:
     """The components of a run, and the data in the form that the loop and the metrics use.
 
     ``anchors`` are the hashes of the anchors of the fine-tunes that led here, oldest first, this run's own last.
-    ``adapted`` is the drift with its adapters, where it has any, and ``base`` the digest of the weights it starts from.
+    ``adapted`` is the drift with its adapters, where it has any, and ``base`` the digest of the weights it starts from,
+    where a resumed run needs them.
     """
 
     config: Config
@@ -117,8 +118,9 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.kind != "pretrain":
         anchor, more = anchor_of(config, drift, facts, path, registry)
         notes += more
-        if config.adapters is not None:
+        if config.adapters is not None or config.objective.l2_sp > 0:
             base = digest(drift.state_dict())
+        if config.adapters is not None:
             off = identity(drift.state_dict(), lineage.made_of(config.drift, facts, registry))
             adapted = adapt(drift, config, facts)
             anchor = anchor or AdaptersOffAnchor(adapted, off)

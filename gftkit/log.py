@@ -34,18 +34,24 @@ def curve(
     return [step for step, _ in points], [value for _, value in points]
 
 
+def at_end(line: Mapping[str, Any], steps: int) -> bool:
+    """Whether a line is the last one of a run of so many steps: that of its averaged weights."""
+    return line.get("weights") == "ema" and line["step"] == steps
+
+
 class Log:
     """The log of a run that is going on.
 
     Args:
         path: the file.
         until: lines of later steps, and of a run's end, are dropped: they will be made again.
+        steps: of the run: where averaged weights were measured at that step, that was its end.
         listen: told each line that is added.
     """
 
-    def __init__(self, path: Path, until: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, path: Path, until: int, steps: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
         self.path, self._listen = path, listen
-        self.lines = [line for line in read_log(path) if line["step"] <= until and line.get("weights") != "ema"]
+        self.lines = [line for line in read_log(path) if line["step"] <= until and not at_end(line, steps)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 

@@ -99,7 +99,7 @@ class Loop:
         if self.main:
             write_config(self.out, self.config)
         until = -1 if found is None else first
-        log = Log(self.out / LOG, until, self.trackers.add) if self.main else None
+        log = Log(self.out / LOG, until, self.config.train.steps, self.trackers.add) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
         try:
             self.trackers.start(until, self.config.to_dict())
@@ -132,11 +132,16 @@ class Loop:
                 self._add(log, done, [("train", values)])
                 self.progress.show(values)
             if evaluated:
-                self._add(log, done, self._look(done, "raw", [] if log is None else log.lines))
+                for weights in self._looked_at(last):
+                    self._add(log, done, self._look(done, weights, [] if log is None else log.lines))
             if saved:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
         self._finish(log, time.perf_counter() - started)
+
+    def _looked_at(self, last: bool) -> tuple[Weights, ...]:
+        """Which weights are measured at an evaluation; at the end the averaged ones always are, and last."""
+        return ("raw", "ema") if self.config.evaluate.averaged and not last else ("raw",)
 
     def _check_finite(self) -> None:
         step = self.steps.descent.first_bad(self.accelerator)
@@ -192,9 +197,10 @@ class Loop:
                 f"{(self.config.anchor or {}).get('pretrained') or self.config.start}, or how their drift is made, "
                 f"have changed. Restore them, or start anew with another --out."
             )
-        if self.experiment.adapted is not None and found.notes.get("base") != self.experiment.base:
+        if self.experiment.base is not None and found.notes.get("base") != self.experiment.base:
+            held = "adapters for" if self.experiment.adapted is not None else "weights that are pulled to those of"
             raise RunError(
-                f"{found.path} holds adapters for {self.config.start}, and the weights there have changed. "
+                f"{found.path} holds {held} {self.config.start}, and the weights there have changed. "
                 f"Restore them, or start anew with another --out."
             )
 
@@ -202,7 +208,7 @@ class Loop:
         """The anchor by its hash, and those of the fine-tunes that led here, for a file's metadata."""
         hashed = None if self.anchor is None else self.anchor.hash
         known = {"anchor": hashed, "anchors": list(self.experiment.anchors)}
-        return known if self.experiment.adapted is None else {**known, "base": self.experiment.base}
+        return known if self.experiment.base is None else {**known, "base": self.experiment.base}
 
     def _check_space(self) -> None:
         """Refuse a folder that can't hold the run, before anything is measured."""

@@ -20,6 +20,7 @@ from gftkit.objective import LOSSES, retention, shared_loss
 from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.prefetch import Batches
 from gftkit.randomness import seed_global, stream
+from gftkit.start import Start
 from gftkit.temperature import temperature
 
 AHEAD = 8
@@ -99,7 +100,9 @@ class Steps:
         averages = Averages(self.drift, train.ema)
         self.ema = averages.drift()
         half = train.precision == "float16"
-        self.descent = Descent(optimizer, trained_weights(self.drift), averages, train.clip, half, self.device)
+        weights, strength = trained_weights(self.drift), self.config.objective.l2_sp
+        start = Start(weights, strength) if strength > 0 else None
+        self.descent = Descent(optimizer, weights, averages, train.clip, half, self.device, start)
         self._noisy = flow.is_noisy(experiment.path)
         self._t_end = flow.t_end(experiment.path)
         self._given: deque[Given] = deque()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from gftkit.errors import ConfigError, RunError
 from gftkit.files import read_json, write_json
+from gftkit.log import at_end
 
 MEMORY = "trackers.json"
 """In a run folder: by what its trackers know the run, so that a resumed run goes on there."""
@@ -218,12 +219,14 @@ class Trackers:
                 )
         self._sinks: dict[str, Sink] = {}
         self._held: list[Callable[[Sink], None]] = []
+        self._steps = 0
 
     def __bool__(self) -> bool:
         return bool(self._options)
 
     def start(self, until: int, config: Mapping[str, Any]) -> None:
         """Begin; ``config`` becomes the run's hyperparameters, and what was logged after step ``until`` comes again."""
+        self._steps = int(config["train"]["steps"])
         for name, options in self._options.items():
             new = name not in self._memory
             memory = self._memory.setdefault(name, {})
@@ -246,13 +249,13 @@ class Trackers:
             if news:
                 sink.tracker.log(news, step=step)
 
-        self._log(log, line.get("weights") == "ema")
+        self._log(log, at_end(line, self._steps))
 
     def picture(self, step: int, weights: str, png: bytes) -> None:
         """Log a picture of samples."""
         image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         name = "/".join([_evaluation(weights), "samples"])
-        self._log(lambda sink: sink.picture(name, image, step), weights == "ema")
+        self._log(lambda sink: sink.picture(name, image, step), at_end({"step": step, "weights": weights}, self._steps))
 
     def _log(self, log: Callable[[Sink], None], held: bool) -> None:
         if held:
@@ -261,7 +264,7 @@ class Trackers:
             self._each(log)
 
     def release(self) -> None:
-        """Log what was measured of the EMA weights: held back until the run is finished, since a resume repeats it."""
+        """Log what was measured at the run's end: held back until the run is finished, since a resume repeats it."""
         for log in self._held:
             self._each(log)
         self._held = []

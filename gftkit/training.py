@@ -105,12 +105,17 @@ def train(
     return Run(out, config, registry)
 
 
+def changes(folder: Path, config: Config) -> list[str]:
+    """The keys in which a configuration differs from that of the run in a folder; trackers may differ."""
+    before, now = restore(read_yaml(folder / CONFIG)).to_dict(), config.to_dict()
+    return sorted(key for key in {*before, *now} - {"track"} if before.get(key) != now.get(key))
+
+
 def _check_folder(out: Path, config: Config, resume: bool) -> None:
     if resume:
         if not is_run(out):
             raise RunError(f"{out} holds no run to resume. Leave --resume out to start one.")
-        before, now = restore(read_yaml(out / CONFIG)).to_dict(), config.to_dict()
-        changed = sorted(key for key in {*before, *now} - {"track"} if before.get(key) != now.get(key))
+        changed = changes(out, config)
         if changed:
             raise RunError(
                 f"{out} was started with another configuration: {', '.join(changed)} differ. A resumed run repeats the "

@@ -295,7 +295,7 @@ def test_trackers_are_asked_at_lines_of_the_log_only(tmp_path, registry, wandb):
 def test_only_the_main_process_logs(tmp_path, wandb):
     trackers = Trackers({"wandb": tracking.WandB()}, tmp_path, resumed=False, main=False, warn=pytest.fail)
     assert not trackers
-    trackers.start(-1, {})
+    trackers.start(-1, {"train": {"steps": 3}})
     trackers.add({"kind": "train", "step": 1, "loss": 1.0})
     trackers.close()
     assert not list(tmp_path.iterdir())

@@ -369,3 +369,20 @@ def test_training_and_sampling_on_cuda(tuning, tmp_path, registry):
     before = checkpoint.latest(run.folder / "checkpoints")[0]
     assert before.step == 16
     assert gftkit.finetune(tuning, run.folder, registry=registry, device="cuda", resume=True).finished
+
+
+def test_averaged_weights_are_measured_along_the_run_where_asked_for(tuning, tmp_path, registry):
+    plain = gftkit.finetune(tuning, tmp_path / "plain", registry=registry)
+    tuning["evaluate"]["averaged"] = True
+    run = gftkit.finetune(tuning, tmp_path / "run", registry=registry)
+    assert same(model(plain.folder), model(run.folder))
+    where = [(line["step"], line["weights"]) for line in run.history() if line["kind"] == "evaluation"]
+    assert where == [(0, "raw"), (8, "raw"), (8, "ema"), (16, "raw"), (16, "ema"), (STEPS, "raw"), (STEPS, "ema")]
+    values = [line["path_length"] for line in run.history() if line.get("weights") == "ema"]
+    assert len(set(values)) == len(values)  # each of its own step
+    raw = [line for line in run.history() if line.get("weights") == "raw"]
+    assert raw == [line for line in plain.history() if line.get("weights") == "raw"]
+    whole = (run.folder / "metrics.jsonl").read_text()
+    interrupt(run.folder, 16)
+    gftkit.finetune(tuning, run.folder, registry=registry, resume=True)
+    assert (run.folder / "metrics.jsonl").read_text() == whole

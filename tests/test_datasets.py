@@ -33,6 +33,12 @@ MINIMAL = {
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
     "rxrx1": lambda folder: {"folder": folder / "rxrx1"},
+    "replay": lambda folder: {
+        "target": {"name": "gaussian-mixture", "count": 60},
+        "run": folder / "run",
+        "share": 0.25,
+        "size": 30,
+    },
     "shards": lambda folder: {"files": folder / "part-{0..1}.tar"},
     "two-moons": lambda folder: {},
 }

@@ -11,6 +11,7 @@ from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 from gftkit_plugins.datasets.huggingface import HuggingFace
 from gftkit_plugins.datasets.image_folder import ImageFolder
 from gftkit_plugins.datasets.images import digits, mnist5k
+from gftkit_plugins.datasets.replay import Replay
 from gftkit_plugins.datasets.rxrx1 import rxrx1
 from gftkit_plugins.datasets.shards import Shards
 from gftkit_plugins.datasets.synthetic import Gaussian, GaussianMixture, TwoMoons
@@ -31,6 +32,7 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "image-folder": ImageFolder,
         "mnist5k": mnist5k,
         "rxrx1": rxrx1,
+        "replay": Replay,
         "shards": Shards,
         "two-moons": TwoMoons,
     }

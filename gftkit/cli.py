@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from gftkit.commands.comparing import compare
 from gftkit.commands.inspecting import inspect
 from gftkit.commands.keys import keys
 from gftkit.commands.likelihood import likelihood
@@ -36,6 +37,7 @@ for command in (
     pretrain,
     finetune,
     distill,
+    compare,
     sample,
     evaluate,
     likelihood,

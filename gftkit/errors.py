@@ -49,6 +49,12 @@ class DivergenceError(GftkitError):
     exit_code = 1
 
 
+class StudyError(GftkitError):
+    """Runs of a study failed, or none is finished; those that are finished are kept."""
+
+    exit_code = 1
+
+
 def unknown(what: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """An error for an unknown name: it suggests the nearest and lists the known ones."""
     known = sorted(known)

@@ -1,5 +1,6 @@
 """The progress bar of a run: on stderr, so that stdout stays free for results."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -67,6 +68,41 @@ class Progress(_Console):
             numbers=f"loss {values['loss']:.3f}" + (cooling if self._title == "finetune" else ""),
             rate=f"{speed:.0f}/s" if speed else "",
         )
+
+    def say(self, text: str) -> None:
+        """A line that is worth knowing; not where the bar is off."""
+        if not self._bar.disable:
+            self.console.print(escape(text), highlight=False)
+
+
+class StudyProgress(_Console):
+    """A bar of a study's runs, with those that failed and the time left.
+
+    Args:
+        total: runs of the study.
+        done: those that are finished already.
+        quiet: show nothing but warnings.
+    """
+
+    def __init__(self, total: int, done: int, quiet: bool) -> None:
+        super().__init__()
+        self.console = Console(file=sys.stderr)  # as it is now: what runs say meanwhile goes elsewhere
+        self._bar = _bar(self.console, quiet, "last", "failed")
+        self._task = self._bar.add_task("runs", total=total, completed=done, last="", failed="")
+        self.quiet, self._failed = quiet, 0
+
+    def __enter__(self) -> "StudyProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def ended(self, name: str, error: str) -> None:
+        """One run more has ended; ``error`` says what went wrong, or nothing."""
+        self._failed += bool(error)
+        failed = f"{self._failed} failed" if self._failed else ""
+        self._bar.update(self._task, advance=1, last=name, failed=failed)
 
     def say(self, text: str) -> None:
         """A line that is worth knowing; not where the bar is off."""

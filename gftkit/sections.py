@@ -9,6 +9,7 @@ from gftkit.errors import unknown
 from gftkit.foreign.convention import Convention
 from gftkit.hooks import KINDS
 from gftkit.options import Option, options_of
+from gftkit.study.plan import Definition, Group, Study
 from gftkit.tracking import TRACKERS
 
 SECTIONS: Mapping[str, Any] = {
@@ -17,9 +18,12 @@ SECTIONS: Mapping[str, Any] = {
     "evaluate": Evaluate,
     "adapters": Adapters,
     "convention": Convention,
+    "study": Study,
+    "group": Group,
+    "method": Definition,
     **TRACKERS,
 }
-"""What holds keys of its own, beside the components: parts of a configuration, of a foreign drift, and trackers."""
+"""What holds keys of its own, beside the components: parts of a configuration, foreign drifts, trackers, studies."""
 
 
 def keys(section: str | None = None) -> dict[str, Option]:

@@ -124,6 +124,7 @@ def command(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             command(shlex.join(["gft", *launched(words)]), folder, monkeypatch)
         case ["gft" | ".venv/bin/gft", verb, *rest]:
             quick = QUICK if verb in ("pretrain", "finetune") else []
+            quick = ["--workers", "1"] if verb == "compare" else quick  # no processes of their own
             if verb == "verify" and not {"--claim", "--component", "--run"}.intersection(rest):
                 quick = ["--claim", "T01-retention*"]
             assert not get_command(cli.app)([verb, *rest, *quick], standalone_mode=False)

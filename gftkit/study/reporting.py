@@ -1,0 +1,142 @@
+"""What a study writes: results.json, table.md and report.html, from its finished runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gftkit import pictures
+from gftkit.files import write_json, write_text
+from gftkit.log import curve
+from gftkit.report import Section, write_report
+from gftkit.run import Run
+from gftkit.study import drawing
+from gftkit.study.plan import Cell, Plan
+from gftkit.study.rows import Row, metrics_of
+from gftkit.study.statistics import differences, spreads
+from gftkit.study.tables import compared, markdown, means
+
+RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
+
+HOW_TO_READ = (
+    "Metrics are of averaged weights at a run's end, on held-out data where the study gives some. Differences are "
+    "paired: the same size, coupling and seed, so the same training samples, source samples, batches and times. "
+    "Intervals are 95 % intervals of a mean over seeds by Student's t, each for itself: of twenty that hide no "
+    "difference one is expected to exclude 0. One seed gives none. In brackets: how many seeds. Percentages are of the "
+    "baseline's value, pair by pair."
+)
+
+
+def write_results(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> None:
+    """Write results.json: the rows of every finished run, in the order of the cells."""
+    write_json(plan.out / RESULTS, flat(plan, rows))
+
+
+def flat(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Row]:
+    """The rows of all finished runs, in the order of the cells."""
+    return [row for cell in plan.cells for row in rows.get(cell, ())]
+
+
+def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> None:
+    """Write results.json, table.md and report.html."""
+    write_results(plan, rows)
+    sections = _numbers(plan, flat(plan, rows))
+    missing = _missing(plan, rows, failed)
+    lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ]
+    for part in [*sections, *missing]:
+        lines += [f"## {part.title}", *filter(None, [part.text])]
+        lines += [markdown([list(row) for row in part.table])] if part.table else []
+    write_text(plan.out / TABLE, "\n\n".join(lines) + "\n")
+    methods = Section(
+        "Methods", table=[["method", "what it is"], *([name, one.summary] for name, one in plan.methods.items())]
+    )
+    code = Section("The study", code=plan.file.read_text(encoding="utf-8"))
+    parts = [*_pictures(plan, rows), replace(methods, text=HOW_TO_READ), *sections, *missing, code]
+    write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
+
+
+def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
+    target, starts = plan.study.base["data"], plan.starts.values()
+    name = target if isinstance(target, str) else target.get("name")
+    origin = ", ".join(dict.fromkeys(str(start.config.data["name"]) for start in starts))
+    return f"From {origin} to {name}: {len(rows)} of {len(plan.cells)} runs. Judged by {plan.study.metric}."
+
+
+def _numbers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
+    """The tables, metric by metric and coupling by coupling."""
+    found, apart = spreads(rows), differences(rows, plan.study.baseline)
+    sections = []
+    for metric in metrics_of(rows, plan.study.metric) if rows else []:
+        for coupling in plan.starts:
+            table = means(found, metric, coupling)
+            if len(table) > 1:
+                text = "Mean over seeds ± standard deviation between seeds."
+                sections.append(Section(f"{metric}, {coupling}", text, table))
+            table = compared(apart, metric, coupling)
+            if len(table) > 1:
+                title = f"{metric} minus that of {plan.study.baseline}, {coupling}"
+                sections.append(Section(title, "Paired differences with 95 % intervals.", table))
+    return sections
+
+
+def _pictures(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Section]:
+    metric, held = plan.study.metric, flat(plan, rows)
+    found, apart = spreads(held), differences(held, plan.study.baseline)
+    sections = []
+    if any(one.metric == metric for one in found):
+        caption = "Means over seeds with 95 % intervals, averaged weights. Methods stand slightly beside each other."
+        sections.append(Section(metric, picture=drawing.against_size(found, metric), caption=caption))
+    if any(one.metric == metric for one in apart):
+        caption = f"Paired differences to {plan.study.baseline} with 95 % intervals. Left of the line is better."
+        picture = drawing.forest(apart, metric, plan.study.baseline)
+        sections.append(Section(f"{metric} compared", picture=picture, caption=caption))
+    return [*sections, *_curves(plan, rows)]
+
+
+def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Section]:
+    """The curves of every method at the coupling, size and seed that most of them have."""
+    if not rows:
+        return []
+    places = [(cell.coupling, cell.size, cell.seed) for cell in plan.cells if cell in rows]
+    place = max(dict.fromkeys(places), key=places.count)
+    cells = [cell for cell in plan.cells if cell in rows and (cell.coupling, cell.size, cell.seed) == place]
+    histories = {cell.method: Run.open(plan.folder(cell)).history() for cell in cells}
+    named = {name: curve(lines, plan.study.metric, "evaluation", "raw") for name, lines in histories.items()}
+    cooling = {name: curve(lines, "temperature", "train") for name, lines in histories.items()}
+    positive = all(value > 0 for _, values in named.values() for value in values)
+    coupling, size, seed = place
+    caption = f"Raw weights, coupling {coupling}, {size} samples, seed {seed}. Below, the temperature."
+    picture = pictures.curves(named, plan.study.metric, cooling, logarithmic=positive)
+    return [Section(f"{plan.study.metric} along one run of each method", picture=picture, caption=caption)]
+
+
+def _missing(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> list[Section]:
+    """The runs that failed, and how many aren't finished."""
+    sections = []
+    if failed:
+        table = [["run", "what went wrong"], *([cell.name, message] for cell, message in failed.items())]
+        sections.append(Section("Failed", table=table))
+    left = len(plan.cells) - len(rows) - len(failed)
+    if left:
+        sections.append(Section("Unfinished", f"{left} of {len(plan.cells)} runs aren't finished."))
+    return sections
+
+
+def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> dict[str, Any]:
+    """What ``gft compare --json`` prints: counts, and means and differences of the judged metric."""
+    held, metric = flat(plan, rows), plan.study.metric
+
+    def plain(one: Any) -> dict[str, Any]:
+        values = {key: value for key, value in vars(one).items() if key not in ("over", "relative")}
+        relative = getattr(one, "relative", None)
+        return {**values, **vars(one.over), **({"relative": vars(relative)} if relative is not None else {})}
+
+    return {
+        "cells": len(plan.cells),
+        "finished": len(rows),
+        "failed": {cell.name: message for cell, message in failed.items()},
+        "metric": metric,
+        "baseline": plan.study.baseline,
+        "means": [plain(one) for one in spreads(held) if one.metric == metric],
+        "differences": [plain(one) for one in differences(held, plan.study.baseline) if one.metric == metric],
+        "report": str(plan.out / REPORT),
+    }

@@ -1,0 +1,149 @@
+"""Run a study: its pretrainings, then its cells, several at once; what is finished is kept."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gftkit.errors import ConfigError, RunError
+from gftkit.experiment import build
+from gftkit.files import held, shortened
+from gftkit.progress import StudyProgress
+from gftkit.registry import Registry
+from gftkit.run import Run, is_run
+from gftkit.study.plan import Cell, Plan
+from gftkit.study.reporting import write_results
+from gftkit.study.rows import Row, rows_of
+from gftkit.study.worker import Job
+from gftkit.study.workers import run_all
+from gftkit.training import changes, train
+
+LOGS = "logs"
+"""Folder of what the runs say."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is there of a study.
+
+    Attributes:
+        rows: of every finished cell.
+        failed: what went wrong in others.
+    """
+
+    rows: dict[Cell, list[Row]]
+    failed: dict[Cell, str]
+
+
+def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
+    """The rows of the cells that are finished.
+
+    Raises:
+        RunError: for runs in the study's folders that were made with another configuration, and damaged files.
+    """
+    others = [
+        f"{place}: {', '.join(changed)}"
+        for place, config in [
+            *((start.folder, start.config) for start in plan.starts.values() if start.made),
+            *((plan.folder(cell), plan.config(cell)) for cell in plan.cells),
+        ]
+        if is_run(place) and (changed := changes(place, config))
+    ]
+    if others:
+        raise RunError(
+            f"{plan.out} holds runs of another study: these were made with another configuration than the study's "
+            f"file says now, and differ in{shortened(others)}\nChoose another --out, or delete them."
+        )
+    rows = {}
+    for cell in plan.cells:
+        if is_run(plan.folder(cell)) and (run := Run.open(plan.folder(cell), registry)).finished:
+            rows[cell] = rows_of(cell, run, plan.study.metric)
+    return rows
+
+
+def run_study(
+    plan: Plan,
+    rows: dict[Cell, list[Row]],
+    cells: Sequence[Cell],
+    registry: Registry,
+    workers: int = 1,
+    device: str = "auto",
+    progress: StudyProgress | None = None,
+) -> Outcome:
+    """Pretrain where that is wanted, then run cells; results.json is written whole after each.
+
+    Args:
+        plan: the study.
+        rows: of the cells that are finished; see ``finished``.
+        cells: those to run, where they aren't finished.
+        registry: components, where the cells run in this process.
+        workers: processes at once; 1 is this process.
+        device: "auto", "cpu" or "cuda".
+        progress: the bar, or None.
+
+    Raises:
+        GftkitError: for a pretraining that fails, and a method that can't be built: no cell has run then.
+    """
+    rows = dict(rows)
+    failed: dict[Cell, str] = {}
+    with held(plan.out):
+        for start in dict.fromkeys(start.folder for start in plan.starts.values() if start.made):
+            config = next(one.config for one in plan.starts.values() if one.folder == start)
+            if not (is_run(start) and Run.open(start, registry).finished):
+                if progress is not None:
+                    progress.say(f"Pretraining in {start}.")
+                train(
+                    "pretrain",
+                    config.to_dict(),
+                    start,
+                    registry,
+                    device=device,
+                    resume=is_run(start),
+                    quiet=progress is None or progress.quiet,
+                )
+        waiting = [cell for cell in cells if cell not in rows]
+        _build_one_of_each(plan, waiting, registry)
+        logs = plan.out / LOGS
+        logs.mkdir(exist_ok=True)
+        with progress or nullcontext():
+            for cell, error in _run(plan, waiting, registry, workers, device, logs):
+                if error:
+                    failed[cell] = error
+                else:
+                    rows[cell] = rows_of(cell, Run.open(plan.folder(cell), registry), plan.study.metric)
+                    write_results(plan, rows)
+                if progress is not None:
+                    progress.ended(cell.name, error)
+    return Outcome(rows, failed)
+
+
+def _run(
+    plan: Plan, cells: Sequence[Cell], registry: Registry, workers: int, device: str, logs: Path
+) -> Iterator[tuple[Cell, str]]:
+    """Cells as they end, each with what went wrong, or ""."""
+    named = {str(plan.folder(cell)): cell for cell in cells}
+    jobs = [
+        Job(plan.methods[cell.method].kind, plan.config(cell).to_dict(), folder, device)
+        for folder, cell in named.items()
+    ]
+    if workers == 1:
+        ends: Iterable[tuple[Job, str]] = ((job, job.run(logs / "worker-0.txt", registry)) for job in jobs)
+    else:
+        ends = run_all(jobs, workers, logs, device)
+    for job, error in ends:
+        yield named[job.out], error
+
+
+def _build_one_of_each(plan: Plan, cells: Sequence[Cell], registry: Registry) -> None:
+    """Build everything that the smallest cell of each method and coupling names, and throw it away."""
+    smallest: dict[tuple[str, str], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.size):
+        smallest.setdefault((cell.method, cell.coupling), cell)
+    for cell in smallest.values():
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build(plan.config(cell), registry)
+        except (ConfigError, RunError) as error:
+            raise type(error)(f"method '{cell.method}': {error}") from error

@@ -1,0 +1,56 @@
+"""The tables of a study: means with spreads, and paired differences with intervals."""
+
+from collections.abc import Iterable, Sequence
+
+from gftkit.report import number
+from gftkit.study.statistics import Difference, Interval, Spread
+
+Table = list[list[str]]
+"""Rows of text, the head first."""
+
+
+def means(found: Sequence[Spread], metric: str, coupling: str) -> Table:
+    """Methods by sizes: mean ± standard deviation between seeds, and how many."""
+    here = [one for one in found if one.metric == metric and one.coupling == coupling]
+    return _table(
+        [
+            (one.method, one.size, _with(one.over, f" ± {number(one.over.spread)}") + f" ({one.over.count})")
+            for one in here
+        ]
+    )
+
+
+def compared(found: Sequence[Difference], metric: str, coupling: str) -> Table:
+    """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and how many pairs."""
+    here = [one for one in found if one.metric == metric and one.coupling == coupling]
+    return _table([(one.method, one.size, _difference(one)) for one in here])
+
+
+def _difference(one: Difference) -> str:
+    relative = "" if one.relative is None else f"; {_bounded(one.relative, 100)} %"
+    return f"{_bounded(one.over)}{relative} ({one.over.count})"
+
+
+def _bounded(over: Interval, factor: float = 1.0) -> str:
+    """Mean [low, high]; the mean alone where there is no interval."""
+    bounds = "" if over.low is None or over.high is None else f" [{factor * over.low:.3g}, {factor * over.high:.3g}]"
+    return f"{factor * over.mean:+.3g}{bounds}"
+
+
+def _with(over: Interval, spread: str) -> str:
+    return number(over.mean) + ("" if over.spread is None else spread)
+
+
+def _table(cells: Iterable[tuple[str, int, str]]) -> Table:
+    """Cells by method and size; what isn't there is a dash."""
+    held = {(method, size): text for method, size, text in cells}
+    methods, sizes = dict.fromkeys(method for method, _ in held), sorted({size for _, size in held})
+    rows = [[method, *(held.get((method, size), "-") for size in sizes)] for method in methods]
+    return [["method", *map(str, sizes)], *rows]
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

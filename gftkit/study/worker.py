@@ -1,0 +1,65 @@
+"""One cell after another, in this process or in one of its own: ``python -m gftkit.study.worker``."""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gftkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be finished.
+
+    Attributes:
+        kind: "finetune" or "pretrain".
+        config: its resolved configuration, as plain values.
+        out: its folder, new, unfinished or finished.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    kind: Literal["finetune", "pretrain"]
+    config: dict[str, Any]
+    out: str
+    device: str
+
+    def run(self, log: Path, registry: Registry | None = None) -> str:
+        """Train it, or go on with it; what went wrong, or "". What is said meanwhile goes to a log."""
+        from gftkit.errors import GftkitError
+        from gftkit.run import is_run
+        from gftkit.training import train
+
+        out = Path(self.out)
+        with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            print(f"{out}:", file=sys.stderr)
+            try:
+                train(self.kind, self.config, out, registry, device=self.device, resume=is_run(out))
+            except GftkitError as error:
+                print(error, file=sys.stderr)
+                return str(error)
+            except Exception as error:
+                traceback.print_exc()
+                return f"{type(error).__name__}: {error} (the traceback is in {log})"
+        return ""
+
+    def line(self) -> str:
+        """The job as a line of text."""
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    """Run the jobs of stdin, one JSON object a line, and answer each with one line; the log is named as argument."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+    for line in sys.stdin:
+        answers.write(json.dumps(Job(**json.loads(line)).run(Path(sys.argv[1]))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -31,8 +31,8 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "huggingface": HuggingFace,
         "image-folder": ImageFolder,
         "mnist5k": mnist5k,
-        "rxrx1": rxrx1,
         "replay": Replay,
+        "rxrx1": rxrx1,
         "shards": Shards,
         "two-moons": TwoMoons,
     }

@@ -139,6 +139,7 @@ class Config:
         seed: of everything random.
         pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
         schedule: the temperature; fine-tuning only.
+        stop: a rule that may end the run before its last step; null for none.
         anchor: which pretrained drift is held on to; fine-tuning only.
         adapters: what is trained in the place of all weights; fine-tuning only.
         objective: what is minimised.
@@ -161,6 +162,7 @@ class Config:
     track: list[Spec]
     anchor: Spec | None = None
     adapters: Adapters | None = None
+    stop: Spec | None = None
 
     @property
     def start(self) -> Path | None:
@@ -173,9 +175,12 @@ class Config:
         return plain(values)
 
 
-KEYS = ("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective")
+KEYS = (
+    *("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective"),
+    "stop",
+)
 FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor", "adapters")
-DISTILL_KEYS = (*(key for key in KEYS if key not in ("monitors", "objective")), "pretrained")
+DISTILL_KEYS = (*(key for key in KEYS if key not in ("monitors", "objective", "stop")), "pretrained")
 JUMPS: Mapping[str, Any] = {"name": "flow-map", "steps": 2}
 """How a student is sampled where nobody says how."""
 INHERITED = ("drift", "source", "path", "coupling")
@@ -274,10 +279,26 @@ def read(
         else _teacher(pretrained, inherited),
         track=_track(raw, base),
         adapters=adapters,
+        stop=registry.resolve("stop", raw["stop"], "stop", base) if raw.get("stop") is not None else None,
     )
     _check_weight(config.objective.weight)
     _check_l2_sp(config)
-    return config, _warnings(config, inherited)
+    return _with_needed(config, registry, base), _warnings(config, inherited)
+
+
+def _with_needed(config: Config, registry: Registry, base: Path) -> Config:
+    """The configuration with the monitors that its schedule and its stopping rule listen to."""
+    from gftkit.feedback import needed
+
+    there = [spec["name"] for spec in config.monitors]
+    wanted = needed(config.schedule, config.stop, registry)
+    for name in wanted:
+        if there.count(name) > 1:
+            raise ConfigError(f"monitors: '{name}' stands twice, and one of them is listened to. Keep that one.")
+    missing = [name for name in wanted if name not in there]
+    return replace(
+        config, monitors=[*config.monitors, *(registry.resolve("monitor", m, "monitors", base) for m in missing)]
+    )
 
 
 def _of_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[Path, dict[str, Any], dict[str, Any]]:

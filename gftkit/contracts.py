@@ -107,11 +107,38 @@ class Path(Protocol):
 class Schedule(Protocol):
     """The temperature beta as a function of progress s in [0, 1], the share of training done.
 
-    Optional: ``floor``, the lowest temperature it ever takes (default 0).
+    Optional: ``floor``, the lowest temperature it ever takes (default 0). A schedule with feedback has the members of
+    ``StoppingRule`` as well: it answers by what it has observed so far, changes at evaluations only, may end the run,
+    and never rises above its temperature at the start.
     """
 
     def temperature(self, progress: float) -> float:
         """beta >= 0 at this progress."""
+
+
+@runtime_checkable
+class StoppingRule(Protocol):
+    """When a run has trained enough: it listens to the run's monitors, and decides by nothing else.
+
+    ``needs``: names of the monitors that it listens to; the kernel adds those that the configuration doesn't name.
+    ``done``: whether the run ends here. ``reason``: why, one sentence for people; empty before.
+    """
+
+    needs: Sequence[str]
+    done: bool
+    reason: str
+
+    def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
+        """What every monitor measured at an evaluation, by its name; the first is that at progress 0.
+
+        Of several processes each is told the same. Random numbers aren't drawn here: a resumed run repeats itself.
+        """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All that it remembers, as plain values that JSON has: a checkpoint keeps them."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
 
 
 @runtime_checkable
@@ -291,6 +318,7 @@ CONTRACTS: Mapping[str, Sequence[type]] = {
     "drift": (torch.nn.Module,),
     "path": (Path,),
     "schedule": (Schedule,),
+    "stop": (StoppingRule,),
     "coupling": (Coupling,),
     "solver": (Solver, Integrator),
     "grid": (TimeGrid,),
@@ -306,6 +334,7 @@ NESTED: Mapping[Any, str] = {
     Drift: "drift",
     Path: "path",
     Schedule: "schedule",
+    StoppingRule: "stop",
     Coupling: "coupling",
     Solver: "solver",
     Integrator: "solver",

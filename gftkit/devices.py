@@ -167,6 +167,17 @@ def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:
                 )
 
 
+def told(accelerator: Any, value: Any) -> Any:
+    """The main process's value on every process; all of them must ask."""
+    from accelerate.utils import broadcast_object_list
+
+    if accelerator.num_processes == 1:
+        return value
+    held = [value]
+    broadcast_object_list(held)
+    return held[0]
+
+
 def prepare(
     accelerator: Any, drift: nn.Module, optimizer: torch.optim.Optimizer, example: Callable[[], Inputs]
 ) -> nn.Module:

@@ -13,7 +13,7 @@ from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.building import adapt, build_drift, build_metrics, build_source, scheme_of
 from gftkit.config import DEFAULTS, Config, Spec
-from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule
+from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, StoppingRule
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
 from gftkit.evaluation import Evaluation
@@ -65,6 +65,7 @@ class Experiment:
     anchors: tuple[str, ...] = ()
     adapted: Adapted | None = None
     base: str | None = None
+    stop: StoppingRule | None = None
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
         """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
@@ -185,6 +186,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         anchors=anchors,
         adapted=adapted,
         base=base,
+        stop=None if config.stop is None else registry.build("stop", config.stop),
     )
 
 

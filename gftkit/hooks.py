@@ -38,6 +38,10 @@ class Hooks(Protocol):
         """Temperature as a function of progress: ``contracts.Schedule``."""
 
     @hookspec
+    def gftkit_stops(self) -> Factories:
+        """Rules that end a run before its last step: ``contracts.StoppingRule``."""
+
+    @hookspec
     def gftkit_couplings(self) -> Factories:
         """Which x0 goes with which x1: ``contracts.Coupling``."""
 

@@ -20,6 +20,7 @@ from gftkit.distillation import Distillation
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
 from gftkit.experiment import Experiment
+from gftkit.feedback import Feedback, by_monitor
 from gftkit.files import check_space, digest, remove_leftovers, write_json
 from gftkit.log import Log
 from gftkit.monitoring import TrainingState
@@ -27,7 +28,7 @@ from gftkit.prefetch import ahead
 from gftkit.progress import Progress
 from gftkit.registry import Registry, plain
 from gftkit.report import picture_of, write_run_report
-from gftkit.run import ADAPTER, CHECKPOINTS, LOG, Weights, is_run, write_config, write_model
+from gftkit.run import ADAPTER, CHECKPOINTS, LOG, SUMMARY, Weights, is_run, write_config, write_model
 from gftkit.steps import Steps, trained_weights
 from gftkit.tracking import Trackers
 
@@ -68,6 +69,8 @@ class Loop:
         made = Distillation if experiment.config.kind == "distill" else Steps
         self.steps = made(experiment, accelerator)
         self.anchor = self.steps.anchor
+        name = (self.config.schedule or {}).get("name", "")
+        self.feedback = Feedback(experiment.schedule, experiment.stop, name, self.config.train.steps)
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
 
@@ -94,12 +97,16 @@ class Loop:
             self._check_data(found)
             self._check_anchor(found)
             found.restore(self.steps.drift, self.steps.descent)
+            self.feedback.restore(found.notes.get("feedback", {}), found.path)
         # The first look asks every metric and monitor: what they refuse is known before the folder holds a run.
         looked = self._look(0, "raw", []) if found is None else []
+        if found is None:
+            self._hear(0, looked)
         if self.main:
             write_config(self.out, self.config)
         until = -1 if found is None else first
-        log = Log(self.out / LOG, until, self.config.train.steps, self.trackers.add) if self.main else None
+        end = first if self.feedback.done else self.config.train.steps
+        log = Log(self.out / LOG, until, end, self.trackers.add) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
         try:
             self.trackers.start(until, self.config.to_dict())
@@ -119,9 +126,10 @@ class Loop:
         train, every = self.config.train, self.config.evaluate.every
         assert train.checkpoint_every is not None  # filled in by config.read
         assert every is not None
-        for step in range(first, train.steps):
-            numbers = self.steps.take(step)
-            done = step + 1
+        done = first
+        while done < train.steps and not self.feedback.done:
+            numbers = self.steps.take(done)
+            done += 1
             last = done == train.steps
             logged, evaluated, saved = (last or done % n == 0 for n in (train.log_every, every, train.checkpoint_every))
             if logged or evaluated or saved:
@@ -132,16 +140,21 @@ class Loop:
                 self._add(log, done, [("train", values)])
                 self.progress.show(values)
             if evaluated:
-                for weights in self._looked_at(last):
-                    self._add(log, done, self._look(done, weights, [] if log is None else log.lines))
-            if saved:
+                looked = self._look(done, "raw", [] if log is None else log.lines)
+                self._add(log, done, looked)
+                self._hear(done, looked)
+                if self.config.evaluate.averaged and not (last or self.feedback.done):  # at the end they always are
+                    self._add(log, done, self._look(done, "ema", [] if log is None else log.lines))
+            if saved or self.feedback.done:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
-        self._finish(log, time.perf_counter() - started)
+        self._finish(log, done, time.perf_counter() - started)
 
-    def _looked_at(self, last: bool) -> tuple[Weights, ...]:
-        """Which weights are measured at an evaluation; at the end the averaged ones always are, and last."""
-        return ("raw", "ema") if self.config.evaluate.averaged and not last else ("raw",)
+    def _hear(self, done: int, looked: Sequence[Line]) -> None:
+        """Tell schedule and stopping rule, on every process, what the monitors measured on the main one."""
+        if self.feedback.listeners:
+            measured = devices.told(self.accelerator, by_monitor(looked) if self.main else None)
+            self.feedback.hear(done, measured)
 
     def _check_finite(self) -> None:
         step = self.steps.descent.first_bad(self.accelerator)
@@ -228,6 +241,7 @@ class Loop:
                 **self._origin(),
                 **self.experiment.facts.to_dict(),
                 **numbers,
+                "feedback": self.feedback.state(),
             }
             checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
 
@@ -294,8 +308,7 @@ class Loop:
             elif log is not None:
                 log.add(kind, done, values)
 
-    def _finish(self, log: Log | None, seconds: float) -> None:
-        steps = self.config.train.steps
+    def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
         looked = self._look(steps, "ema", [] if log is None else log.lines)
         self._add(log, steps, looked)
         _, averaged = self._networks()
@@ -303,6 +316,9 @@ class Loop:
             return
         measured = {name: value for name, value in looked[0][1].items() if name != "weights"}
         final: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
+        if self.feedback.done and steps < self.config.train.steps:
+            final["stopped"] = {"of": self.config.train.steps, "reason": self.feedback.reason}
+            self.progress.say(f"Stopped after step {steps} of {self.config.train.steps}: {self.feedback.reason}")
         if self.anchor is not None:
             final["anchor"] = {**self.anchor.describe(), "anchors": list(self.experiment.anchors)}
         adapted = self.experiment.adapted
@@ -310,7 +326,7 @@ class Loop:
             final["adapters"] = adapted.describe()
         for _, monitor in self.experiment.monitors:
             monitor.finish(self.out)
-        write_json(self.out / "summary.json", final)
+        write_json(self.out / SUMMARY, final)
         write_run_report(self.out, self.experiment, averaged, self.device, log.lines, final)
         notes = {"drift": plain(self.config.drift), **self._origin()}
         weights = averaged.state_dict()

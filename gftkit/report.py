@@ -82,6 +82,7 @@ def write_run_report(
     picture = picture_of(experiment, experiment.evaluation(drift, device))
     pictures.write_png(folder / "samples.png", picture)
     temperatures = {"temperature": curve(lines, "temperature", "train")}
+    stopped = final.get("stopped")
     sections = [
         Section(
             "Result",
@@ -90,7 +91,8 @@ def write_run_report(
                 "against held-out data."
                 if config.evaluate.data is not None
                 else "against the training data: nothing was held out."
-            ),
+            )
+            + (f" Stopped before step {stopped['of']}: {stopped['reason']}" if stopped else ""),
             table=[("metric", "value"), *estimates(final["ema"])],
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),

@@ -28,7 +28,17 @@ from gftkit.data import Samples
 from gftkit.errors import ConfigError, RunError, WeightsError
 from gftkit.evaluation import Evaluation, measure
 from gftkit.facts import Facts
-from gftkit.files import State, digest, load_weights, read_notes, read_tensors, read_yaml, write_tensors, write_text
+from gftkit.files import (
+    State,
+    digest,
+    load_weights,
+    read_json,
+    read_notes,
+    read_tensors,
+    read_yaml,
+    write_tensors,
+    write_text,
+)
 from gftkit.loading import load
 from gftkit.log import read_log
 from gftkit.randomness import stream
@@ -43,6 +53,7 @@ MODEL = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 LOG = "metrics.jsonl"
+SUMMARY = "summary.json"
 BATCH_SIZE = 512
 """Samples that are integrated at once."""
 
@@ -79,6 +90,10 @@ class Run:
     def finished(self) -> bool:
         """Whether the run went to its end."""
         return (self.folder / MODEL).is_file()
+
+    def steps(self) -> int:
+        """Steps that a finished run took: fewer than were asked for where a rule stopped it."""
+        return int(read_json(self.folder / SUMMARY)["steps"])
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -245,7 +260,7 @@ def restore(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: where a key is missing or damaged.
     """
-    missing = [key for key in KEYS if key not in {*values, "track"}]
+    missing = [key for key in KEYS if key not in {*values, "track", "stop"}]
     if missing:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
@@ -260,6 +275,7 @@ def restore(values: Mapping[str, Any]) -> Config:
         anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
         track=values.get("track", []),
         adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
+        stop=values.get("stop"),
     )
 
 

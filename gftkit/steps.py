@@ -15,6 +15,7 @@ from gftkit.averages import Averages
 from gftkit.descent import Descent
 from gftkit.errors import ConfigError, DataError
 from gftkit.experiment import Experiment
+from gftkit.feedback import listens
 from gftkit.forward import Anchor, Forward, recompute_activations
 from gftkit.objective import LOSSES, retention, shared_loss
 from gftkit.optimizer import learning_rate, optimizer_of
@@ -155,6 +156,9 @@ class Steps:
         train = self.config.train
         every = train.checkpoint_every or train.steps
         end = min(step - step % every + every, train.steps, step + AHEAD)
+        if listens(self.experiment.schedule):  # its temperature is known up to the next evaluation
+            heard = self.config.evaluate.every or train.steps
+            end = min(end, step - step % heard + heard)
         room = (self.share.stop - self.share.start) // train.accumulate
         group: list[Given] = []
         for later in range(step, end):

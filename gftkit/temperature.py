@@ -38,13 +38,16 @@ def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
 def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
     """What to tell of a schedule, which is evaluated at every step of a run before the run starts.
 
+    One with feedback has its temperature at the start only, before it has observed anything.
+
     Returns:
         A warning where it rises.
 
     Raises:
         ConfigError: for the first step whose temperature is negative, not finite, or no number.
     """
-    betas = [temperature(schedule, name, step, steps) for step in range(steps)]
+    known = 1 if hasattr(schedule, "needs") else steps
+    betas = [temperature(schedule, name, step, steps) for step in range(known)]
     for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
         if beta > before * (1 + ROUND_OFF):
             return [

@@ -20,7 +20,8 @@ from gftkit.monitoring import sections_of, verify_run
 from gftkit.run import Run
 from gftkit_verification.empirical import EmpiricalFlow
 from gftkit_verification.following import CHECKS
-from gftkit_verification.monitor import Theory, why_no_oracle
+from gftkit_verification.monitor import Theory
+from gftkit_verification.probes import why_no_oracle
 
 MONITOR = {"name": "theory", "batches": 16, "states": 64}
 
@@ -284,7 +285,7 @@ def test_data_and_drifts_for_which_it_does_not_apply(finished, data, conditions,
 
 
 def test_fewer_states_are_compared_with_a_large_set(finished, monkeypatch):
-    from gftkit_verification import monitor as module
+    from gftkit_verification import probes as module
 
     monkeypatch.setattr(module, "WORK", {"cpu": 16 * 3 * 80.0})
     monitor = Theory()

@@ -95,9 +95,14 @@ def _train(
         return  # one of several processes, and not the one that answers
     from gftkit.files import read_json
     from gftkit.report import estimates
+    from gftkit.run import SUMMARY
 
-    summary = read_json(made.folder / "summary.json")
+    summary = read_json(made.folder / SUMMARY)
 
     if not as_json:
         table(["metric", "value"], estimates(summary["ema"]))
+        if "stopped" in summary:
+            print(
+                f"Stopped after step {summary['steps']} of {summary['stopped']['of']}: {summary['stopped']['reason']}"
+            )
     answer({"run": str(folder), **summary}, f"Run in {folder}: open {folder / 'report.html'}", as_json)

@@ -179,9 +179,20 @@ class Zero(Constant):
 
 
 @gftkit.hookimpl
+def gftkit_stops() -> dict[str, type]:
+    """The built-in rules that end a run; of them the schedule ``adaptive`` ends its own."""
+    from gftkit_plugins.stops import CopyingStop
+
+    return {"copying": CopyingStop}
+
+
+@gftkit.hookimpl
 def gftkit_schedules() -> dict[str, type]:
     """The built-in schedules."""
+    from gftkit_plugins.adaptive import Adaptive
+
     return {
+        "adaptive": Adaptive,
         "constant": Constant,
         "cosine": Cosine,
         "exponential": Exponential,

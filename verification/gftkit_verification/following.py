@@ -218,9 +218,9 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
     try:
         recorded = record(lines)
         steps = [point["step"] for point in recorded["points"]]
-        if len(steps) < 2 or steps[0] != 0 or steps[-1] != run.config.train.steps:
+        if len(steps) < 2 or steps[0] != 0 or steps[-1] != run.steps():
             raise RunError(
-                f"{log} is cut off: wanted evaluations by the monitor from step 0 to {run.config.train.steps}, got "
+                f"{log} is cut off: wanted evaluations by the monitor from step 0 to {run.steps()}, got "
                 f"{len(steps)}. {cure}"
             )
         degrees = recorded["setting"]["batches"] - 1
@@ -315,9 +315,13 @@ def _record(held: Record) -> str | None:
 
 
 def _schedule(held: Record) -> str | None:
-    """Temperatures are the schedule's, never rise, and the retention is beta/(1 + beta)."""
+    """Temperatures are the schedule's, never rise, and the retention is beta/(1 + beta).
+
+    Of a schedule with feedback the one at the start is known, and none may be above it.
+    """
     run = held.run
     schedule, steps = run.registry.build("schedule", run.config.schedule or {}), run.config.train.steps
+    listens = hasattr(schedule, "needs")
     trained = [line for line in run.history() if line["kind"] == "train"]
     before = math.inf
     for line in sorted([*held.points, *trained], key=lambda line: line["step"]):
@@ -326,9 +330,11 @@ def _schedule(held: Record) -> str | None:
             return f"at {_place(line)} the retention is {rho:.4g}; it must be {retention(beta):.4g} = beta/(1 + beta)."
         if "T" in line:  # an evaluation; a line of training has the temperature of the step before
             wanted = float(schedule.temperature(min(line["step"], steps - 1) / steps))
-            if not _close(beta, wanted):
+            if listens and beta > wanted * (1 + ROUNDING):
+                return f"at {_place(line)} the temperature is above {wanted:.4g}, where the config's schedule starts."
+            if not listens and not _close(beta, wanted):
                 return f"at {_place(line)} the config's schedule has the temperature {wanted:.4g}."
-            if beta > before * (1 + ROUNDING):
+            if not listens and beta > before * (1 + ROUNDING):
                 return f"at {_place(line)} the temperature rises, from {before:.4g}: T8 and T13 are of a falling one."
             before = beta
     return None

@@ -18,6 +18,7 @@ from gftkit.objective import blend, retention, squared_norm
 from gftkit.randomness import stream
 from gftkit.run import LOG
 from gftkit.statistics import Statistics, Summary, mean, root, statistics, summary
+from gftkit_verification.probes import exact_drift, joined, leading, values_at, why_no_oracle
 
 if TYPE_CHECKING:
     from gftkit.report import Section
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
 NAME = "theory"
 FILE = "theory.json"
-CHUNK = 512
-"""States in one pass of a network."""
-
-LARGEST = 200_000_000
-"""Numbers in the largest training set that the oracle reads whole: 0.8 GB."""
-
-WORK = {"cpu": 1e10, "cuda": 3e11}
-"""States times numbers of the training set that the oracle may compare: seconds, once in a run."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Theory:
             self._prepare(state)
         found: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
         for name, probe in self._probes.items():
-            drift = _values(state.drift, probe.drawn)
+            drift = values_at(state.drift, probe.drawn)
             batches = self._statistics(drift, probe, state.temperature)
             measured = numbers(summary(batches, state.temperature))
             found |= {f"{name}{key}": value for key, value in measured.items()}
@@ -112,8 +105,8 @@ class Theory:
             if probe.exact is not None:
                 found |= self._against_oracle(drift, probe, state.temperature)
         whole = self._probes[""]
-        first = _first(whole.drawn, len(whole.anchor) // self.batches)
-        now = squared_norm(_values(state.anchor, first)).double().mean()
+        first = leading(whole.drawn, len(whole.anchor) // self.batches)
+        now = squared_norm(values_at(state.anchor, first)).double().mean()
         found["anchor_norm"] = float(now.sqrt())
         if state.step == 0:
             found |= {
@@ -152,28 +145,18 @@ class Theory:
                 state.draw(_pairing_batch(state), stream(state.seed, NAME, name, k), flag, keep=self.states)
                 for k in range(self.batches)
             ]
-            joined = _joined(drawn)
-            weight = None if state.weight is None else state.weight(joined.t)
+            whole = joined(drawn)
+            weight = None if state.weight is None else state.weight(whole.t)
             exact = None if flag or self._why_not else self._exact(state, drawn)
-            self._probes[name] = Probe(joined, _values(state.anchor, joined), weight, exact)
+            self._probes[name] = Probe(whole, values_at(state.anchor, whole), weight, exact)
 
     def _exact(self, state: TrainingState, drawn: Sequence[Draw]) -> Tensor | None:
         """b_tgt at as many states of each batch as the work allows, (batches, few, *event); None with the reason."""
-        from gftkit_verification.empirical import EmpiricalFlow
-
-        device = state.device if state.device.type == "cuda" else torch.device("cpu")  # float64 is needed
-        size = state.dataset.size
-        assert size is not None  # why_no_oracle has refused laws
-        points = state.dataset.at(torch.arange(size)).x1.to(device)
         try:
-            flow = EmpiricalFlow(points, state.path)
+            return self._by_batch(exact_drift(state, drawn))
         except ValueError as error:
             self._why_not = str(error)
             return None
-        few = max(1, min(len(drawn[0].t), int(WORK[device.type] / points.numel() / self.batches)))
-        some = _joined([_first(one, few) for one in drawn])
-        drifts = flow.drift(some.t.to(device), some.x.to(device)).to(state.device)
-        return self._by_batch(drifts)
 
     def _statistics(self, drift: Tensor, probe: Probe, temperature: float) -> list[Statistics]:
         """T, G and R of each batch."""
@@ -213,34 +196,6 @@ class Theory:
         return values.reshape(self.batches, -1, *values.shape[1:])
 
 
-def why_no_oracle(state: TrainingState) -> list[str]:
-    """Why b_tgt is not the empirical oracle's drift in this run, each a clause; nothing where it is.
-
-    The source is told by name; a coupling says by its member ``independent`` whether it is.
-    """
-    source = state.config.source
-    reasons = []
-    standard = source["name"] == "gaussian" and source.get("std") in (None, 1.0) and source.get("covariance") is None
-    if not standard or source.get("mean", 0.0) != 0.0:
-        reasons.append("the source is not N(0, I)")
-    if not getattr(state.coupling, "independent", False):
-        reasons.append(f"the coupling is '{state.config.coupling['name']}', not an independent one")
-    if state.conditional:
-        reasons.append("the drift is given conditions, and each has a target drift of its own")
-    if state.dataset.size is None:
-        reasons.append("the training data are a law, not a finite set")
-        return reasons
-    probe = torch.arange(min(8, state.dataset.size))
-    first, again = state.dataset.at(probe), state.dataset.at(probe)
-    if first.x0 is not None:
-        reasons.append("the data come with partners of their own")
-    if not torch.equal(first.x1, again.x1):
-        reasons.append("the training data are augmented: reading one sample twice gives two")
-    if state.dataset.size * first.x1[0].numel() > LARGEST:
-        reasons.append(f"the training set has more than {LARGEST:,} numbers")
-    return reasons
-
-
 def numbers(measured: Summary) -> dict[str, float]:
     """A summary as it is logged: name -> value, and name + "_stderr"."""
     distance = root(measured.r)
@@ -267,28 +222,9 @@ def _pairing_batch(state: TrainingState) -> int:
     return state.config.train.pairing_batch or state.config.train.batch_size
 
 
-def _values(drift: Any, drawn: Draw) -> Tensor:
-    """A drift at every state, some states at a time."""
-    parts = []
-    for first in range(0, len(drawn.t), CHUNK):
-        here = slice(first, first + CHUNK)
-        conditions = {key: value[here] for key, value in drawn.conditions.items()}
-        parts.append(drift(drawn.t[here], drawn.x[here], **conditions))
-    return torch.cat(parts)
-
-
-def _first(drawn: Draw, count: int) -> Draw:
-    conditions = {key: value[:count] for key, value in drawn.conditions.items()}
-    return Draw(drawn.t[:count], drawn.x[:count], drawn.target[:count], conditions)
-
-
-def _joined(drawn: Sequence[Draw]) -> Draw:
-    conditions = {key: torch.cat([one.conditions[key] for one in drawn]) for key in drawn[0].conditions}
-    t, x, target = (torch.cat([getattr(one, key) for one in drawn]) for key in ("t", "x", "target"))
-    return Draw(t, x, target, conditions)
-
-
 @gftkit.hookimpl
 def gftkit_monitors() -> dict[str, type]:
-    """The monitor."""
-    return {NAME: Theory}
+    """The monitors that need an oracle."""
+    from gftkit_verification.memorisation import Memorisation
+
+    return {NAME: Theory, "memorisation": Memorisation}

@@ -43,6 +43,7 @@ MODULES = (
     "tracking",  # T13
     "dynamics",  # T14
     "best_temperature",  # T15
+    "memorisation",  # arrival and memorisation, section 5
     "training",  # the shipped loop
     "networks",  # trained ones
 )

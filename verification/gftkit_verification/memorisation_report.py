@@ -1,0 +1,61 @@
+"""What the monitor ``memorisation`` shows in a run's report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gftkit import pictures
+from gftkit.pictures import Panel, Trace
+from gftkit.report import Section, number
+
+Line = Mapping[str, Any]
+
+
+def shown(lines: Sequence[Line]) -> list[Section]:
+    """Both gauges beside the temperature; nothing for fewer than two evaluations."""
+    if len(lines) < 2:
+        return []
+    last = lines[-1]
+    known = "position" in last
+    why = lines[0].get("oracle", "it was not measured")
+    text = (
+        "Whether the run reproduces its training data. Distance ratio: how near samples of the EMA weights lie to "
+        "training data, over how near these lie to each other; about 1 for samples of the data's own law, 0 for "
+        "copies. Position: where the drift lies between the pretrained one (0) and the one that reproduces the "
+        "training set (1); at a temperature's optimum it is 1 - rho. Bars are two standard errors."
+        + ("" if known else f" The position is not known here: {why}.")
+    )
+    rows: list[tuple[str, ...]] = [("", "at the start", "at the end")]
+    for key, name in NAMES.items():
+        if last.get(key) is not None:
+            rows.append((name, *(number(line.get(key), line.get(f"{key}_stderr")) for line in (lines[0], last))))
+    return [Section("Memorisation", text, rows, pictures.stacked(list(_panels(lines))))]
+
+
+NAMES = {
+    "distance_ratio": "distance ratio",
+    "held_out_ratio": "distance to training data over that to held-out data",
+    "position": "position between pretrained and memorising drift",
+}
+
+
+def _panels(lines: Sequence[Line]) -> Iterator[Panel]:
+    steps = [line["step"] for line in lines]
+
+    def trace(key: str, **options: Any) -> Trace:
+        return Trace(steps, [line.get(key) for line in lines], [line.get(f"{key}_stderr") for line in lines], **options)
+
+    ratios = {"to each other": trace("distance_ratio"), "the data's own law: 1": _flat(steps, 1.0)}
+    if lines[-1].get("held_out_ratio") is not None:
+        ratios["to held-out data"] = trace("held_out_ratio", colour=1)
+    yield Panel("distance to training data, over", ratios)
+    if lines[-1].get("position") is not None:
+        kept = [1 - line["retention"] for line in lines]
+        yield Panel(
+            "position",
+            {"measured": trace("position"), "the optimum's: 1 - rho": Trace(steps, kept, style="predicted")},
+        )
+    yield Panel("temperature", {"temperature": Trace(steps, [line["temperature"] for line in lines], colour=2)})
+
+
+def _flat(steps: Sequence[int], value: float) -> Trace:
+    return Trace(steps, [value] * len(steps), style="predicted")

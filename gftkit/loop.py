@@ -309,6 +309,7 @@ class Loop:
                 log.add(kind, done, values)
 
     def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
+        self.trackers.ends(steps)
         looked = self._look(steps, "ema", [] if log is None else log.lines)
         self._add(log, steps, looked)
         _, averaged = self._networks()

@@ -240,6 +240,10 @@ class Trackers:
                 if new:
                     self._each(lambda sink: sink.tracker.store_init_configuration(hyperparameters(config)), name)
 
+    def ends(self, step: int) -> None:
+        """The run ends after this step: what is then logged of averaged weights is its end."""
+        self._steps = step
+
     def add(self, line: Mapping[str, Any]) -> None:
         """Log the numbers of a line of metrics.jsonl."""
         values, step = scalars(line), int(line["step"])

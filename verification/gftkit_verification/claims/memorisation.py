@@ -19,8 +19,8 @@ from gftkit_verification.empirical import EmpiricalFlow
 POINTS, STATES = 7, 16 * memorisation.BATCHES
 """Data of the memorising drift, and states at which it is compared."""
 
-DRAWS, SET = 3000, 4
-"""Draws of samples and data of one law, and the size of both."""
+DRAWS, MADE, SET = 2000, 30, 3
+"""Draws of samples and data of one law, and how many samples and data."""
 
 Position = Callable[[Tensor, Tensor, Tensor, Tensor | None], Estimate]
 Nearest = Callable[[Tensor, Tensor], tuple[float, float]]
@@ -76,7 +76,7 @@ def _neighbours(subject: Nearest, generator: Generator) -> Measurement:
     generator = on_cpu(generator)
     apart = []
     for _ in range(DRAWS):
-        made, data = torch.randn(2, SET, 3, generator=generator, dtype=torch.float64)
+        made, data = torch.randn(MADE + SET, 10, generator=generator, dtype=torch.float64).split([MADE, SET])
         samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
         apart.append(samples - others)
     found = statistics.mean(torch.tensor(apart, dtype=torch.float64))
@@ -168,5 +168,5 @@ def claims(registry: Registry) -> Iterator[Claim]:
             ),
             "samples copied from the data": lambda across, within: (0.0, memorisation.nearest(across, within)[1]),
         },
-        f"{DRAWS} draws of {SET} samples and {SET} data of N(0, I) in 3 dimensions.",
+        f"{DRAWS} draws of {MADE} samples and {SET} data of N(0, I) in 10 dimensions.",
     )

@@ -1,5 +1,6 @@
-"""The schedule ``adaptive``: cools when the run has arrived at its temperature's optimum, and ends it in time."""
+"""The schedule ``adaptive``: cools as fast as the model follows, and ends the run in time."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -9,57 +10,56 @@ from gftkit.contracts import StoppingRule
 from gftkit.objective import retention
 from gftkit_plugins.stops import CopyingStop
 
-ARRIVED = 0.9
-"""Share of the way to the optimum from which on a run has arrived there."""
+LAG = 0.1
+"""Share of the way to an optimum that may be missing where a run has arrived there."""
 
 
 class Adaptive:
-    """Cooling by the run's own evidence: the next temperature when the model has arrived at this one's optimum.
+    """Cooling by the run's own evidence: as soon as it has arrived at a temperature, and no faster than it follows.
 
-    The share rho = beta/(1 + beta) that is kept of the pretrained drift falls from its start to 0 in ``stages`` equal
-    steps, so that the optima are equally far apart (T8). At every evaluation the monitor ``theory`` measures, on
-    training targets with fresh source samples, times and noise, how far the drift has come from the pretrained one to
-    b_beta: ``reached`` = 1 + T/((1 - rho) P). The next stage begins when that is at least 0.9 and the way made so far,
-    P, is above twice its standard error. So a step begins when the lag that the last one made has fallen to a tenth:
-    the model is followed at the speed at which it learns (T13), and one that doesn't arrive isn't cooled.
+    At every evaluation the monitor ``theory`` measures, on training targets with fresh source samples, times and
+    noise, the share s = 1 + T/((1 - rho) P) of the way from the pretrained drift to the optimum b_beta that the drift
+    has come (``reached``). The temperature stays until that is at least 0.9 and P, the way made, is above twice its
+    standard error: a run that doesn't arrive isn't cooled. Then it falls to the lowest one at which the run will have
+    arrived again by the next evaluation. With c = 1 - s (1 - rho) the share of the gap that is left, T13 says that
+    c - rho falls by one factor q between evaluations; it is measured as the least of 1 and what c - rho fell by since
+    the temperature was set, for each evaluation. So q (c - rho') <= 0.1 (1 - rho') gives
+    rho' = (q c - 0.1)/(q - 0.1), or 0 where that is negative or q <= 0.1.
 
-    The run ends where ``stop`` says so, at whatever temperature it then has; by default ``{name: copying}``.
+    The run ends where ``stop`` says so, at whatever temperature it then has.
 
     Args:
         start: temperature at the start, which is never exceeded.
-        stages: steps from there to temperature 0.
-        stop: the rule that ends the run; null for ``copying``.
+        stop: the rule that ends the run; null for ``{name: copying}``.
 
-    Reference: theory, T8, T13 and section 5; arXiv:2601.22495.
+    Reference: theory, T7, T13 and section 5; arXiv:2601.22495.
 
     Example:
         >>> import gftkit
-        >>> schedule = gftkit.load().create("schedule", "adaptive", stages=2)
-        >>> there = {"reached": 1.0, "towards_target": 2.0, "towards_target_stderr": 0.1}
-        >>> short = {**there, "reached": 0.6}
-        >>> for found in (short, there):
-        ...     schedule.observe(0.1, {"theory": found, "memorisation": {"distance_ratio": 2.0}})
+        >>> schedule = gftkit.load().create("schedule", "adaptive")
+        >>> made = {"towards_target": 2.0, "towards_target_stderr": 0.1}
+        >>> for reached in (0.0, 0.6, 0.91):
+        ...     theory, memorisation = {**made, "reached": reached}, {"distance_ratio": 2.0}
+        ...     schedule.observe(0.1, {"theory": theory, "memorisation": memorisation})
         ...     print(round(schedule.temperature(0.1), 3))
         4.0
-        0.667
+        4.0
+        3.268
     """
 
     floor = 0.0
 
-    def __init__(
-        self,
-        start: Annotated[float, Field(gt=0)] = 4.0,
-        stages: Annotated[int, Field(gt=0)] = 4,
-        stop: StoppingRule | None = None,
-    ) -> None:
-        self.start, self.stages = start, stages
+    def __init__(self, start: Annotated[float, Field(gt=0)] = 4.0, stop: StoppingRule | None = None) -> None:
+        self.start = start
         self.stop = CopyingStop() if stop is None else stop
-        self.stage = 0
+        self.rho = retention(start)
+        self.left = 1.0
+        self.waited = 0
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Monitors: theory, and those of the stopping rule."""
-        return ("theory", *self.stop.needs)
+        return tuple(dict.fromkeys(("theory", *self.stop.needs)))
 
     @property
     def done(self) -> bool:
@@ -73,26 +73,59 @@ class Adaptive:
 
     def temperature(self, progress: float) -> float:  # noqa: ARG002
         """beta since the last evaluation, whatever the progress."""
-        rho = retention(self.start) * (1 - self.stage / self.stages)
-        return self.start if self.stage == 0 else rho / (1 - rho)
+        return min(self.start, self.rho / (1 - self.rho))
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Cool where the run has arrived."""
-        if self.stage < self.stages and arrived(measurements["theory"]):
-            self.stage += 1
+        if progress > 0:
+            self._follow(measurements["theory"])
         self.stop.observe(progress, measurements)
 
+    def _follow(self, measured: Mapping[str, Any]) -> None:
+        """Take up how far the run has come since the temperature was set.
+
+        ``left`` is the share of the gap that was left then, and ``waited`` counts the evaluations since.
+        """
+        self.waited += 1
+        made, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
+        if self.rho == 0 or not made > 2 * error or not reached >= 1 - LAG:
+            return
+        now = 1 - reached * (1 - self.rho)
+        rate = kept(self.left - self.rho, now - self.rho) ** (1 / self.waited)
+        self.rho, self.left, self.waited = min(self.rho, lowest(rate, now)), now, 0
+
     def state_dict(self) -> dict[str, Any]:
-        """The stage, and what the stopping rule remembers."""
-        return {"stage": self.stage, "stop": dict(self.stop.state_dict())}
+        """What it has seen, and what the stopping rule remembers."""
+        return {"rho": self.rho, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
-        self.stage = int(state["stage"])
+        self.rho, self.left, self.waited = float(state["rho"]), float(state["left"]), int(state["waited"])
         self.stop.load_state_dict(state["stop"])
 
 
-def arrived(measured: Mapping[str, Any]) -> bool:
-    """Whether a drift has arrived at its temperature's optimum, by what the monitor ``theory`` measured."""
-    made, error = measured["towards_target"], measured["towards_target_stderr"]
-    return bool(made > 2 * error and measured["reached"] >= ARRIVED)
+def kept(before: float, now: float) -> float:
+    """The share of a lag that is left, in [0, 1]; 1 where there was none to begin with.
+
+    Example:
+        >>> kept(0.4, 0.1), kept(0.4, -0.1), kept(0.0, 0.1)
+        (0.25, 0.0, 1.0)
+    """
+    return min(max(now, 0.0) / before, 1.0) if before > 0 else 1.0
+
+
+def lowest(rate: float, left: float) -> float:
+    """The lowest retention whose lag, q (c - rho), will be at most 0.1 (1 - rho) after one more evaluation.
+
+    Args:
+        rate: q, the share of a lag that is left after an evaluation, in [0, 1].
+        left: c, the share of the gap that is left now.
+
+    Example:
+        >>> round(lowest(0.5, 0.6), 12), lowest(0.1, 0.9), round(lowest(1.0, 0.6), 3)
+        (0.5, 0.0, 0.556)
+    """
+    if rate <= LAG or rate * left <= LAG:
+        return 0.0
+    found = (rate * left - LAG) / (rate - LAG)
+    return found if math.isfinite(found) else 0.0

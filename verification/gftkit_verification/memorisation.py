@@ -185,13 +185,13 @@ def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Es
 
     def statistic(of_made: Tensor, of_data: Tensor) -> float:
         samples, others = nearest(across[of_made][:, of_data], within[of_data][:, of_data])
-        return samples / others
+        return float(samples / others)
 
     groups = max(2, min(GROUPS, len(data) // 2))
     return jackknife(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
 
 
-def nearest(across: Tensor, within: Tensor) -> tuple[float, float]:
+def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
     """The mean distance of a sample to the nearest of all data but one, and of a datum to the nearest other one.
 
     For a sample the datum that is left out is a random one, in expectation: ((n - 1) d_1 + d_2)/n with the distances
@@ -199,13 +199,16 @@ def nearest(across: Tensor, within: Tensor) -> tuple[float, float]:
     independent of the data, both have one expectation.
 
     Args:
-        across: distances from samples to data, (m, n).
-        within: distances among the data, (n, n).
+        across: distances from samples to data, (..., m, n).
+        within: distances among the data, (..., n, n).
+
+    Returns:
+        The two means, (...) each.
     """
-    n = len(within)
-    two = across.topk(2, largest=False).values.mean(0)
-    others = within.clone().fill_diagonal_(torch.inf).min(1).values.mean()
-    return float(((n - 1) * two[0] + two[1]) / n), float(others)
+    n = within.shape[-1]
+    first, second = across.topk(2, largest=False).values.mean(-2).unbind(-1)
+    others = within.masked_fill(torch.eye(n, dtype=torch.bool, device=within.device), torch.inf).min(-1).values.mean(-1)
+    return ((n - 1) * first + second) / n, others
 
 
 def held_out_ratio(made: Tensor, data: Tensor, held_out: Tensor, generator: torch.Generator) -> Estimate:

@@ -19,11 +19,11 @@ from gftkit_verification.empirical import EmpiricalFlow
 POINTS, STATES = 7, 16 * memorisation.BATCHES
 """Data of the memorising drift, and states at which it is compared."""
 
-DRAWS, MADE, SET = 2000, 30, 3
+DRAWS, MADE, SET = 20_000, 4, 4
 """Draws of samples and data of one law, and how many samples and data."""
 
 Position = Callable[[Tensor, Tensor, Tensor, Tensor | None], Estimate]
-Nearest = Callable[[Tensor, Tensor], tuple[float, float]]
+Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Drifts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -73,13 +73,10 @@ def _arrival(registry: Registry, subject: Callable[..., Statistics], generator: 
 
 def _neighbours(subject: Nearest, generator: Generator) -> Measurement:
     """The mean difference of both distances over draws of one law, in standard errors."""
-    generator = on_cpu(generator)
-    apart = []
-    for _ in range(DRAWS):
-        made, data = torch.randn(MADE + SET, 10, generator=generator, dtype=torch.float64).split([MADE, SET])
-        samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
-        apart.append(samples - others)
-    found = statistics.mean(torch.tensor(apart, dtype=torch.float64))
+    drawn = torch.randn(DRAWS, MADE + SET, 3, generator=on_cpu(generator), dtype=torch.float64)
+    made, data = drawn.split([MADE, SET], dim=1)
+    samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
+    found = statistics.mean(samples - others)
     return Measurement(found.value / found.stderr)
 
 
@@ -155,18 +152,21 @@ def claims(registry: Registry) -> Iterator[Claim]:
         statistical(DRAWS - 1),
         {
             "no datum left out": lambda across, within: (
-                float(across.min(1).values.mean()),
+                across.min(-1).values.mean(-1),
                 memorisation.nearest(across, within)[1],
             ),
             "the second nearest": lambda across, within: (
-                float(across.topk(2, largest=False).values[:, 1].mean()),
+                across.topk(2, largest=False).values[..., 1].mean(-1),
                 memorisation.nearest(across, within)[1],
             ),
             "a datum its own neighbour": lambda across, within: (
                 memorisation.nearest(across, within)[0],
-                float(within.min(1).values.mean()),
+                within.min(-1).values.mean(-1),
             ),
-            "samples copied from the data": lambda across, within: (0.0, memorisation.nearest(across, within)[1]),
+            "samples copied from the data": lambda across, within: (
+                torch.zeros(len(across), dtype=across.dtype),
+                memorisation.nearest(across, within)[1],
+            ),
         },
-        f"{DRAWS} draws of {MADE} samples and {SET} data of N(0, I) in 10 dimensions.",
+        f"{DRAWS} draws of {MADE} samples and {SET} data of N(0, I) in 3 dimensions.",
     )

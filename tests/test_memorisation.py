@@ -1,4 +1,4 @@
-"""The monitor ``memorisation``: what it measures on a memorising bed and on one that isn't, and where it doesn't apply."""
+"""The monitor ``memorisation`` on a memorising bed and on one that is not, and where it does not apply."""
 
 from dataclasses import replace
 

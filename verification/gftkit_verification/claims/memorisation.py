@@ -74,7 +74,7 @@ def _arrival(registry: Registry, subject: Callable[..., Statistics], generator: 
 def _neighbours(subject: Nearest, generator: Generator) -> Measurement:
     """The mean difference of both distances over draws of one law, in standard errors."""
     drawn = torch.randn(DRAWS, MADE + SET, 3, generator=on_cpu(generator), dtype=torch.float64)
-    made, data = drawn.split([MADE, SET], dim=1)
+    made, data = drawn[:, :MADE], drawn[:, MADE:]
     samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
     found = statistics.mean(samples - others)
     return Measurement(found.value / found.stderr)

@@ -1,6 +1,7 @@
 """Fine-tunes of one pretrained flow, side by side: numbers, pictures and a report."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,31 @@ from gftkit.config import Config
 from gftkit.contracts import Batch
 from gftkit.data import Samples, Scaling
 from gftkit.errors import ConfigError
+from gftkit.evaluation import names
 from gftkit.files import read_json, write_json
 from gftkit.log import curve
 from gftkit.monitoring import sections_of
 from gftkit.randomness import stream
-from gftkit.report import Section, number, write_report
+from gftkit.report import Section, number, shown, write_report
 from gftkit.run import Run
-from gftkit.stability import instant_variance, spearman
-
-STABILITY = ("spearman", "instant_variance")
+from gftkit.stability import first_reaching, instant_variance, largest_setback, spearman
 
 
-def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict[str, dict[str, Any]]:
+def compare(
+    runs: Mapping[str, Run], out: Path, metric: str, title: str, threshold: float | None = None
+) -> dict[str, dict[str, Any]]:
     """Compare finished fine-tunes of one pretrained run; write summary.json, samples.png, curve.png and report.html.
 
-    Quality (every metric of the runs) is of EMA weights; stability (``spearman`` and ``instant_variance`` of
-    ``metric``) is of raw weights, from the first evaluation after the start.
+    Quality (every metric of the runs) is of EMA weights; stability (``stability_of`` the curve of ``metric``) is of raw
+    weights, from the first evaluation after the start.
 
     Args:
         runs: the fine-tunes, by the name they go by.
         out: where to write.
         metric: whose curve is drawn and judged.
         title: of the report.
+        threshold: value of ``metric`` that runs are to reach; by default the highest of their last values on raw
+            weights, so that all do.
 
     Returns:
         What summary.json holds: per model its numbers, ``pretrained`` first.
@@ -45,13 +49,16 @@ def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict
         raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
     first = next(iter(runs.values()))
     summary: dict[str, dict[str, Any]] = {"pretrained": _at_start(first)}
-    for name, run in runs.items():
-        lines, final = run.history(), read_json(run.folder / "summary.json")
+    finals = {name: read_json(run.folder / "summary.json") for name, run in runs.items()}
+    for name, final in finals.items():
         if metric not in final["ema"]:
             raise ConfigError(f"run '{name}' doesn't measure {metric}: it has {', '.join(final['ema'])}.")
-        steps, values = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
-        stability = {"spearman": spearman(steps, values), "instant_variance": instant_variance(steps, values)}
-        summary[name] = {**final["ema"], **stability, "seconds": final["seconds"]}
+    curves = {name: _after_start(run, metric) for name, run in runs.items()}
+    if threshold is None:
+        threshold = max(values[-1] for _, values in curves.values())
+    for name, run in runs.items():
+        stability = stability_of(*curves[name], threshold, run.seconds())
+        summary[name] = {**finals[name]["ema"], **stability, "seconds": finals[name]["seconds"]}
     write_json(out / "summary.json", summary)
     sheet = _samples(first, runs)
     pictures.write_png(out / "samples.png", sheet)
@@ -63,17 +70,44 @@ def compare(runs: Mapping[str, Run], out: Path, metric: str, title: str) -> dict
         logarithmic=True,
     )
     pictures.write_png(out / "curve.png", drawn)
-    sections = _sections(summary, metric, sheet, drawn)
+    sections = _sections(summary, metric, threshold, sheet, drawn)
     for name, run in runs.items():
         sections += sections_of(run, name)
     write_report(out / "report.html", title, _lead(first.config), sections)
     return summary
 
 
+def stability_of(
+    steps: Sequence[int], values: Sequence[float], threshold: float, seconds: Mapping[int, float]
+) -> dict[str, float | None]:
+    """How steadily and how soon a curve falls, by the names of ``gftkit.stability``; what isn't known is None.
+
+    Args:
+        steps: of the evaluations.
+        values: as many, on raw weights.
+        threshold: for ``steps_to_threshold`` and ``seconds_to_threshold``.
+        seconds: of training up to each step, as ``Run.seconds`` gives them.
+    """
+    reached = first_reaching(steps, values, threshold)
+    found = {
+        "spearman": spearman(steps, values),
+        "instant_variance": instant_variance(steps, values),
+        "instant_variance_whole": instant_variance(steps, values, left_out=0),
+        "largest_setback": largest_setback(values),
+        "steps_to_threshold": reached,
+        "seconds_to_threshold": math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan),
+    }
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
+    """The curve of a metric on raw weights, without the evaluation at the start."""
+    return curve([line for line in run.history() if line["step"] > 0], metric, "evaluation", "raw")
+
+
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
-    keys = [key for key in list(summary.values())[-1] if not key.endswith("_stderr")]
-    rows = [[key, *(number(of.get(key), of.get(f"{key}_stderr")) for of in summary.values())] for key in keys]
+    rows = [[key, *(shown(of, key) for of in summary.values())] for key in names(list(summary.values())[-1])]
     return [["", *summary], *rows]
 
 
@@ -112,7 +146,9 @@ def _lead(config: Config) -> str:
     return f"One pretrained flow, adapted to {count}{target['name']}; path {path}, coupling {coupling}, same seed."
 
 
-def _sections(summary: Mapping[str, Mapping[str, Any]], metric: str, sheet: bytes, drawn: bytes) -> list[Section]:
+def _sections(
+    summary: Mapping[str, Mapping[str, Any]], metric: str, threshold: float, sheet: bytes, drawn: bytes
+) -> list[Section]:
     return [
         Section(
             "Samples", picture=sheet, caption="EMA weights, from the same source samples; on the right, real data."
@@ -122,7 +158,10 @@ def _sections(summary: Mapping[str, Mapping[str, Any]], metric: str, sheet: byte
             f"Metrics: EMA weights, held-out data, ± one standard error of this one run; lower is closer to the data. "
             f"spearman: rank correlation of step and {metric} on raw weights, -1 for a steady fall. instant_variance: "
             f"of {metric} on raw weights, mean over windows of 5 evaluations after the first fifth of the steps, "
-            f"linear trend removed. One run of one seed each: differences within a few standard errors mean nothing.",
+            f"linear trend removed; instant_variance_whole: the same from the start on. largest_setback: the largest "
+            f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
+            f"below {number(threshold)}, and the seconds of training until then. One run of one seed each: differences "
+            f"within a few standard errors mean nothing.",
             table=table(summary),
         ),
         Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),

@@ -63,10 +63,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value and its standard error (0 for what is exact, nan where none can be given)."""
+    """A measured value and its standard error (0 for what is exact, nan where none can be given).
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error.
+        interval: (low, high) of 95 % confidence, for an estimate of which value ± 2 stderr would lie: near a bound, or
+            of a skewed law. None where a normal one is meant.
+    """
 
     value: float
     stderr: float
+    interval: tuple[float, float] | None = None
 
 
 @runtime_checkable
@@ -290,7 +298,11 @@ class Feature(Protocol):
 
 @runtime_checkable
 class Metric(Protocol):
-    """A measurement of a model."""
+    """A measurement of a model.
+
+    Optional: ``check(scope)``: raises a ValueError where it can't measure a model in a ``gftkit.evaluation.Scope``,
+    such as for too few samples. It is asked before anything is trained or sampled, and is quick.
+    """
 
     def measure(self, evaluation: "Evaluation", generator: Generator) -> Mapping[str, Estimate]:
         """Named estimates; ``evaluation`` makes samples and trajectories when they are first asked for."""

@@ -1,6 +1,8 @@
 """A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,10 +11,31 @@ from torch import Tensor
 from gftkit import conditions, flow
 from gftkit.contracts import Batch, Drift, Metric, Path
 from gftkit.data import Source
-from gftkit.errors import ConfigError
+from gftkit.errors import ConfigError, DataError
 from gftkit.randomness import stream
 from gftkit.sampling.integrate import generate, grid_of
 from gftkit.sampling.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an evaluation will have, known before anything is sampled.
+
+    Attributes:
+        count: samples that will be made.
+        reference: data that they will be compared with.
+        training: data that the model was trained on and that metrics see.
+        held_out: whether the reference is held out; otherwise it is training data.
+        event_shape: of one sample.
+        inherits: whether the pretrained run is known, and its data with it.
+    """
+
+    count: int
+    reference: int
+    training: int
+    held_out: bool
+    event_shape: tuple[int, ...]
+    inherits: bool = False
 
 
 class Evaluation:
@@ -34,6 +57,8 @@ class Evaluation:
         anchor: the pretrained drift, or None.
         history: lines of the run's metrics so far.
         batch_size: samples integrated at once.
+        held_out: whether the reference is data that it wasn't trained on.
+        inherited: gives at most so many samples of what the pretrained run was trained on, None where there is none.
     """
 
     def __init__(
@@ -50,6 +75,8 @@ class Evaluation:
         anchor: Drift | None = None,
         history: Sequence[Mapping[str, Any]] = (),
         batch_size: int = 500,
+        held_out: bool = False,
+        inherited: Callable[[int], Batch] | None = None,
     ) -> None:
         scheme.check(path)
         self._equation = scheme.equation(drift, path)
@@ -57,6 +84,7 @@ class Evaluation:
         self.path, self.scheme, self.steps = path, scheme, scheme.steps
         self.reference, self.training = reference, training
         self.history = history
+        self.held_out, self.inherited = held_out, inherited
         self.count, self.seed = count, seed
         self._source, self._device, self._batch_size = source, torch.device(device), batch_size
         self._samples: dict[int, Tensor] = {}
@@ -110,15 +138,15 @@ class Evaluation:
 def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dict[str, float]:
     """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error.
 
+    An estimate with an interval has its ends as name + "_low" and name + "_high".
+
     Raises:
         ConfigError: where a metric refuses what it was given, such as too few samples, or two measure one name.
     """
     values: dict[str, float] = {}
     for index, metric in enumerate(metrics):
-        try:
+        with _named(index, metric):
             measured = metric.measure(evaluation, stream(seed, "metric", index))
-        except ValueError as error:
-            raise ConfigError(f"evaluate.metrics[{index}] ({type(metric).__name__}): {error}") from error
         for name, estimate in measured.items():
             if name in values:
                 raise ConfigError(
@@ -127,4 +155,40 @@ def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dic
                 )
             values[name] = estimate.value
             values[f"{name}_stderr"] = estimate.stderr
+            if estimate.interval is not None:
+                values[f"{name}_low"], values[f"{name}_high"] = estimate.interval
     return values
+
+
+def check(metrics: Iterable[Metric], scope: Scope) -> None:
+    """Ask every metric whether it can measure in this scope; nothing is sampled.
+
+    Raises:
+        ConfigError: with the reason of the first that can't.
+    """
+    for index, metric in enumerate(metrics):
+        ask = getattr(metric, "check", None)
+        if ask is not None:
+            with _named(index, metric):
+                ask(scope)
+
+
+def names(values: Iterable[str]) -> list[str]:
+    """The names that were measured, of the keys that ``measure`` gives: without errors and ends of intervals.
+
+    Example:
+        >>> names(["energy", "energy_stderr", "energy_low", "energy_high", "very_low"])
+        ['energy', 'very_low']
+    """
+    keys = list(values)
+    beside = {f"{key}{end}" for key in keys for end in ("_stderr", "_low", "_high")}
+    return [key for key in keys if key not in beside]
+
+
+@contextmanager
+def _named(index: int, metric: Metric) -> Iterator[None]:
+    """A metric's refusal as an error of the configuration."""
+    try:
+        yield
+    except (ValueError, DataError) as error:
+        raise ConfigError(f"evaluate.metrics[{index}] ({type(metric).__name__}): {error}") from error

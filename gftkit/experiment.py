@@ -16,7 +16,7 @@ from gftkit.config import DEFAULTS, Config, Spec
 from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, StoppingRule
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
-from gftkit.evaluation import Evaluation
+from gftkit.evaluation import Evaluation, Scope, check
 from gftkit.facts import Facts
 from gftkit.files import digest, load_weights
 from gftkit.foreign import weights
@@ -66,6 +66,7 @@ class Experiment:
     adapted: Adapted | None = None
     base: str | None = None
     stop: StoppingRule | None = None
+    inherited: Callable[[int], Batch] | None = None
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
         """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
@@ -81,6 +82,8 @@ class Experiment:
             self.training,
             self.anchor,
             history,
+            held_out=self.config.evaluate.data is not None,
+            inherited=self.inherited,
         )
 
 
@@ -158,6 +161,10 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.schedule is not None:
         schedule = registry.build("schedule", config.schedule)
         notes = [*notes, *check_schedule(schedule, config.schedule["name"], train.steps)]
+    metrics, held_out = build_metrics(config.evaluate, registry), config.evaluate.data is not None
+    compared = reference.some(config.evaluate.count, stream(config.seed, "reference"))
+    known = len(compared), len(training), held_out, facts.event_shape, parent is not None
+    check(metrics, Scope(config.evaluate.count, *known))
     return Experiment(
         config=config,
         facts=facts,
@@ -178,15 +185,16 @@ def build(config: Config, registry: Registry) -> Experiment:
         weight=_weight(config.objective.weight),
         source=source,
         scheme=scheme,
-        metrics=build_metrics(config.evaluate, registry),
+        metrics=metrics,
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=training,
-        reference=reference.some(config.evaluate.count, stream(config.seed, "reference")),
+        reference=compared,
         warnings=[*notes, *_scale_warnings(config, training, data, parent)],
         anchors=anchors,
         adapted=adapted,
         base=base,
         stop=None if config.stop is None else registry.build("stop", config.stop),
+        inherited=None if parent is None else parent.training_data,
     )
 
 

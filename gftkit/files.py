@@ -284,8 +284,8 @@ def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
     return complaints
 
 
-def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
-    """Put weights into a network, all of them or none.
+def load_weights(module: torch.nn.Module, weights: State, source: Path, what: str = "drift") -> None:
+    """Put weights into a network, all of them or none; ``what`` it is, for the errors.
 
     Raises:
         WeightsError: naming the keys that are missing, unknown or of the wrong shape.
@@ -293,8 +293,8 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path) -> None:
     complaints = misfits(weights, module.state_dict())
     if complaints:
         raise WeightsError(
-            f"{source}: the weights don't fit the drift.{shortened(complaints)}\n"
-            f"Give the `drift` these weights were made with."
+            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\n"
+            f"Give the `{what}` these weights were made with."
         )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:

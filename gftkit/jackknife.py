@@ -44,6 +44,20 @@ def jackknife(
         >>> round(estimate.value, 3), round(estimate.stderr, 3), round(float(x.std() / 3**0.5), 3)
         (3.0, 1.528, 1.528)
     """
+    return jackknives(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
+
+
+def jackknives(
+    statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
+) -> list[Estimate]:
+    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife``.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 6.0])
+        >>> found = jackknives(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
+        >>> [round(estimate.stderr, 3) for estimate in found]
+        [1.528, 0.0]
+    """
     smallest = min(map(len, samples))
     if groups < 2 or smallest < groups:
         raise ValueError(
@@ -53,10 +67,10 @@ def jackknife(
     members = [torch.randperm(len(sample), generator=generator) % groups for sample in samples]
     left_out = torch.tensor(
         [
-            statistic(*(sample[member != group] for sample, member in zip(samples, members, strict=True)))
+            statistics(*(sample[member != group] for sample, member in zip(samples, members, strict=True)))
             for group in range(groups)
         ],
         dtype=torch.float64,
     )
-    variance = (groups - 1) / groups * (left_out - left_out.mean()).square().sum()
-    return Estimate(float(statistic(*samples)), float(variance.sqrt()))
+    errors = ((groups - 1) / groups * (left_out - left_out.mean(0)).square().sum(0)).sqrt().tolist()
+    return [Estimate(float(value), error) for value, error in zip(statistics(*samples), errors, strict=True)]

@@ -28,7 +28,7 @@ from gftkit.prefetch import ahead
 from gftkit.progress import Progress
 from gftkit.registry import Registry, plain
 from gftkit.report import picture_of, write_run_report
-from gftkit.run import ADAPTER, CHECKPOINTS, LOG, SUMMARY, Weights, is_run, write_config, write_model
+from gftkit.run import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, Weights, is_run, write_config, write_model
 from gftkit.steps import Steps, trained_weights
 from gftkit.tracking import Trackers
 
@@ -107,22 +107,25 @@ class Loop:
         until = -1 if found is None else first
         end = first if self.feedback.done else self.config.train.steps
         log = Log(self.out / LOG, until, end, self.trackers.add) if self.main else None
+        clock = Log(self.out / CLOCK, until, end, lambda _: None) if self.main else None
         seconds = 0.0 if found is None else float(found.notes["seconds"])
+        self._looking = 0.0 if found is None else float(found.notes.get("looking", 0.0))
         try:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, looked)
             train, pin = self.config.train, self.device.type == "cuda"
             pairs = ahead(self.steps.pairs, first, train.steps, train.workers, pin)
             with self.progress.running(first), pairs as self.steps.batches:
-                self._train(first, time.perf_counter() - seconds, log)
+                self._train(first, time.perf_counter() - seconds, log, clock)
         finally:
             self.trackers.close()
-            if log is not None:
-                log.close()
+            for each in (log, clock):
+                if each is not None:
+                    each.close()
         self.accelerator.wait_for_everyone()
 
-    def _train(self, first: int, started: float, log: Log | None) -> None:
-        """Every step from ``first`` on, and what a step is followed by; ``log`` is the main process's."""
+    def _train(self, first: int, started: float, log: Log | None, clock: Log | None) -> None:
+        """Every step from ``first`` on, and what a step is followed by; the logs are the main process's."""
         train, every = self.config.train, self.config.evaluate.every
         assert train.checkpoint_every is not None  # filled in by config.read
         assert every is not None
@@ -140,11 +143,16 @@ class Loop:
                 self._add(log, done, [("train", values)])
                 self.progress.show(values)
             if evaluated:
+                before = time.perf_counter()
+                if clock is not None:
+                    told = {"seconds": before - started, "training": before - started - self._looking}
+                    clock.add("clock", done, {name: round(value, 3) for name, value in told.items()})
                 looked = self._look(done, "raw", [] if log is None else log.lines)
                 self._add(log, done, looked)
                 self._hear(done, looked)
                 if self.config.evaluate.averaged and not (last or self.feedback.done):  # at the end they always are
                     self._add(log, done, self._look(done, "ema", [] if log is None else log.lines))
+                self._looking += time.perf_counter() - before
             if saved or self.feedback.done:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
@@ -237,6 +245,7 @@ class Loop:
         if self.main:
             notes = {
                 "seconds": seconds,
+                "looking": self._looking,
                 "data": self._data,
                 **self._origin(),
                 **self.experiment.facts.to_dict(),

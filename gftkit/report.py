@@ -15,6 +15,7 @@ from torch import nn
 from gftkit import pictures
 from gftkit.anchor import short
 from gftkit.data import Scaling
+from gftkit.evaluation import names
 from gftkit.files import write_text
 from gftkit.log import curve
 from gftkit.monitoring import sections as monitored
@@ -39,27 +40,35 @@ class Section:
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write a self-contained HTML report, whole or not at all."""
     template = files("gftkit").joinpath("report.html").read_text(encoding="utf-8")
-    shown = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
+    parts = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    write_text(path, environment.from_string(template).render(title=title, lead=lead, sections=shown))
+    write_text(path, environment.from_string(template).render(title=title, lead=lead, sections=parts))
 
 
-def number(value: Any, stderr: Any = None) -> str:
-    """A number with four significant digits and, where known, its standard error."""
+def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = None) -> str:
+    """A number with four significant digits and, where known, its standard error and its 95 % interval.
+
+    Example:
+        >>> number(0.98765, 0.00123, (0.9813, 0.9912))
+        '0.9877 ± 0.0012 [0.981, 0.991]'
+    """
     if value is None:
         return "-"
-    return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr else "")
+    ends = "" if interval is None or None in interval else f" [{interval[0]:.3g}, {interval[1]:.3g}]"
+    return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr else "") + ends
+
+
+def shown(values: Mapping[str, Any], name: str) -> str:
+    """One of a run's measured numbers as text, with what is known of its error."""
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    return number(values.get(name), values.get(f"{name}_stderr"), (low, high))
 
 
 def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of name and value ± standard error."""
-    return [
-        (name, number(value, values.get(f"{name}_stderr")))
-        for name, value in values.items()
-        if not name.endswith("_stderr")
-    ]
+    return [(name, shown(values, name)) for name in names(values)]
 
 
 def picture_of(experiment: "Experiment", evaluation: "Evaluation") -> bytes:
@@ -86,7 +95,8 @@ def write_run_report(
     sections = [
         Section(
             "Result",
-            f"EMA weights after {final['steps']} steps in {final['seconds']:.0f} s, ± one standard error; measured "
+            f"EMA weights after {final['steps']} steps in {final['seconds']:.0f} s, ± one standard error, in brackets "
+            f"a 95 % interval where that would mislead; measured "
             + (
                 "against held-out data."
                 if config.evaluate.data is not None
@@ -97,11 +107,10 @@ def write_run_report(
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
     ]
-    for name in final["ema"]:
-        if not name.endswith("_stderr"):
-            steps, values = curve(lines, name, "evaluation", "raw")
-            drawn = pictures.curves({name: (steps, values)}, name, temperatures)
-            sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
+    for name in names(final["ema"]):
+        steps, values = curve(lines, name, "evaluation", "raw")
+        drawn = pictures.curves({name: (steps, values)}, name, temperatures)
+        sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
     drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")

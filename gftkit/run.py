@@ -24,9 +24,10 @@ from gftkit.config import (
     section,
     without_weights,
 )
+from gftkit.contracts import Batch
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, RunError, WeightsError
-from gftkit.evaluation import Evaluation, measure
+from gftkit.evaluation import Evaluation, Scope, check, measure
 from gftkit.facts import Facts
 from gftkit.files import (
     State,
@@ -54,6 +55,7 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 LOG = "metrics.jsonl"
 SUMMARY = "summary.json"
+CLOCK = "seconds.jsonl"
 BATCH_SIZE = 512
 """Samples that are integrated at once."""
 
@@ -98,6 +100,10 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return read_log(self.folder / LOG)
+
+    def seconds(self) -> dict[int, float]:
+        """Seconds of training up to each evaluation, by step, evaluations left out; empty where they weren't kept."""
+        return {line["step"]: line["training"] for line in read_log(self.folder / CLOCK)}
 
     def weights(self, weights: Weights = "ema") -> tuple[State, Facts]:
         """The EMA weights (of model.safetensors) or the raw ones (of the last checkpoint), and the data's facts.
@@ -208,6 +214,8 @@ class Run:
     ) -> dict[str, float]:
         """Every metric of the configuration's ``evaluate`` section: name -> value, name + "_stderr" -> standard error.
 
+        Where a metric gives a 95 % interval, its ends are name + "_low" and name + "_high".
+
         Args:
             overrides: settings as ``evaluate.a=b``, which win over the run's configuration.
             weights: "ema" or "raw".
@@ -230,11 +238,18 @@ class Run:
         path = self.registry.build("path", self.config.path)
         scheme = scheme_of(self.config, chosen.solver, path, self.registry, chosen.guidance)
         check_unpaired(scheme.diffusion, facts.paired)
-        training = Samples(self.registry.build("dataset", self.config.data, "data"), "data", facts.event_shape)
+        training = self._data(facts.event_shape)
         held_out = training
         if chosen.data is not None:
             made = self.registry.build("dataset", chosen.data, "evaluate.data")
             held_out = Samples(made, "evaluate.data", facts.event_shape, facts.condition_shapes)
+        reference = held_out.some(chosen.count, stream(self.config.seed, "reference"))
+        trained = training.some(chosen.count, stream(self.config.seed, "training"))
+        before = self.config.pretrained
+        parent = Run.open(before, self.registry) if before is not None and is_run(before) else None
+        metrics = build_metrics(chosen, self.registry)
+        known = len(reference), len(trained), chosen.data is not None, facts.event_shape, parent is not None
+        check(metrics, Scope(chosen.count, *known))
         drift, _ = sampled_drift(
             self, temperature, weights, device, scheme.diffusion is not None, guidance=chosen.guidance
         )
@@ -244,14 +259,24 @@ class Run:
             path,
             scheme,
             build_source(self.config.source, facts.event_shape, self.registry),
-            held_out.some(chosen.count, stream(self.config.seed, "reference")),
+            reference,
             chosen.count,
             self.config.seed if seed is None else seed,
             device,
-            training.some(chosen.count, stream(self.config.seed, "training")),
+            trained,
             history=self.history(),
+            held_out=chosen.data is not None,
+            inherited=None if parent is None else parent.training_data,
         )
-        return measure(build_metrics(chosen, self.registry), evaluation, self.config.seed)
+        return measure(metrics, evaluation, self.config.seed)
+
+    def training_data(self, count: int) -> Batch:
+        """At most ``count`` samples of the data that it was trained on, scaled; of one ``count`` always the same."""
+        return self._data().some(count, stream(self.config.seed, "training"))
+
+    def _data(self, event_shape: tuple[int, ...] | None = None) -> Samples:
+        """The data that it was trained on."""
+        return Samples(self.registry.build("dataset", self.config.data, "data"), "data", event_shape)
 
 
 def restore(values: Mapping[str, Any]) -> Config:

@@ -1,4 +1,7 @@
-"""How steadily a curve falls: statistics of a metric's history on raw weights."""
+"""How steadily and how soon a curve falls: statistics of a metric's history on raw weights.
+
+Curves are given as steps, rising, and as many values; lower values are better.
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +10,9 @@ from scipy.stats import spearmanr
 
 WINDOW = 5
 """Evaluations in a window of ``instant_variance``."""
+
+LEFT_OUT = 0.2
+"""Share of the steps, from the start, that ``instant_variance`` leaves out."""
 
 
 def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
@@ -21,18 +27,23 @@ def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
     return float(round(spearmanr(steps, values).statistic, 12))
 
 
-def instant_variance(steps: Sequence[float], values: Sequence[float]) -> float:
+def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = LEFT_OUT) -> float:
     """The mean variance over sliding windows of 5 evaluations, after the first fifth of the steps.
 
     In each window the least-squares line is removed, and the squares of what is left are divided by 5 - 2. nan where
     fewer than 5 evaluations are left.
+
+    Args:
+        steps: rising.
+        values: as many.
+        left_out: share of the steps that is left out at the start; 0 for the whole curve.
 
     Example:
         >>> instant_variance(range(10), [3.0 - step for step in range(10)]) < 1e-20
         True
     """
     last = max(steps, default=0)
-    late = [(step, value) for step, value in zip(steps, values, strict=True) if step > last / 5]
+    late = [(s, v) for s, v in zip(steps, values, strict=True) if left_out == 0 or s > left_out * last]
     if len(late) < WINDOW:
         return float("nan")
     at, measured = np.array(late, dtype=float).T
@@ -41,3 +52,30 @@ def instant_variance(steps: Sequence[float], values: Sequence[float]) -> float:
         s, v = at[first : first + WINDOW], measured[first : first + WINDOW]
         variances.append(((v - np.polyval(np.polyfit(s, v, 1), s)) ** 2).sum() / (WINDOW - 2))
     return float(np.mean(variances))
+
+
+def largest_setback(values: Sequence[float]) -> float:
+    """The largest rise of a curve above the lowest value before it: max over i <= j of v_j - v_i, at least 0.
+
+    0 for a curve that never rises; in the metric's unit; nan without values.
+
+    Example:
+        >>> largest_setback([9.0, 4.0, 6.0, 3.0, 3.5])
+        2.0
+    """
+    if not len(values):
+        return float("nan")
+    measured = np.asarray(values, dtype=float)
+    return float((measured - np.minimum.accumulate(measured)).max())
+
+
+def first_reaching(steps: Sequence[float], values: Sequence[float], threshold: float) -> float:
+    """The step of the first evaluation at or below a threshold, nan where there is none.
+
+    The curve may rise again afterwards. It is known at evaluations only: the true step lies up to one interval earlier.
+
+    Example:
+        >>> first_reaching([50, 100, 150, 200], [9.0, 7.0, 4.0, 5.0], threshold=5.0)
+        150.0
+    """
+    return next((float(s) for s, v in zip(steps, values, strict=True) if v <= threshold), float("nan"))

@@ -17,7 +17,7 @@ from gftkit.sections import SECTIONS
 
 RUN_FILES = {
     "config.yaml", "environment.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples.png",
-    "report.html", "summary.json",
+    "report.html", "summary.json", "seconds.jsonl",
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_c
     summary = json.loads(done.out)
     assert summary["run"] == "out/gft"
     assert summary["steps"] == 10
-    assert set(summary["ema"]) == {"energy", "energy_stderr"}
+    assert set(summary["ema"]) == {"energy", "energy_stderr", "energy_low", "energy_high"}
     gft = tmp_path / "out" / "gft"
     assert listing(gft) == RUN_FILES
     environment = json.loads((gft / "environment.json").read_text())
@@ -79,7 +79,7 @@ def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_c
 
     done = process("evaluate", gft, "--set", "evaluate.count=24", "--json")
     assert (done.code, done.err) == (0, "")
-    assert set(json.loads(done.out)) == {"energy", "energy_stderr"}
+    assert set(json.loads(done.out)) == {"energy", "energy_stderr", "energy_low", "energy_high"}
 
 
 # Inside this process, which is faster

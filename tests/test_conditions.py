@@ -163,7 +163,7 @@ def test_the_whole_way_from_a_file_to_a_finished_run(tmp_path):
     run = gftkit.pretrain(config(tmp_path, drift={"conditional": True}, condition_dropout=0.2), tmp_path / "run")
     assert run.weights()[1].condition_shapes == shapes
     assert run.drift().conditions == ("label", "where", "text")
-    assert set(run.evaluate(["evaluate.metrics=[energy]"])) == {"energy", "energy_stderr"}
+    assert set(run.evaluate(["evaluate.metrics=[energy]"])) == {"energy", "energy_stderr", "energy_low", "energy_high"}
     config_file = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config_file["train"]["condition_dropout"] == 0.2
 

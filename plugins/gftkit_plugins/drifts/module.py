@@ -1,8 +1,6 @@
 """Any importable network as a drift."""
 
-import importlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,6 +12,7 @@ from gftkit.files import load_weights, read_json
 from gftkit.foreign import weights as foreign
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.drift import ForeignDrift
+from gftkit_plugins.importing import imported, made
 
 DIFFUSERS_CONFIG = "config.json"
 
@@ -57,11 +56,11 @@ class Module(ForeignDrift):
         folder: FilePath = FilePath("."),
         path: Path | None = None,
     ) -> None:
-        make, given = imported(target, folder), options or {}
+        make, given = imported(target, folder, "drift"), options or {}
         if weights is not None and weights.is_dir():
             network, notes = _from_diffusers(make, given, weights, target), []
         else:
-            network = _made(make, given, target)
+            network = made(make, given, target, "drift")
             notes = [] if weights is None else foreign.load(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
@@ -78,68 +77,6 @@ class Module(ForeignDrift):
         if isinstance(saved, FilePath) and saved.is_dir():
             resolved["options"] = {**_saved_options(saved, options["target"]), **(options["options"] or {})}
         return resolved
-
-
-def imported(target: str, folder: FilePath) -> Callable[..., Any]:
-    """The class or function that a target names.
-
-    The folder is put at the front of Python's path, as that of a script is, so that the network's own module finds its
-    neighbours whenever it looks for them.
-
-    Raises:
-        ConfigError: naming the part that failed.
-    """
-    where, colon, name = target.partition(":")
-    if not (colon and where and name):
-        raise ConfigError(f"drift.target: wanted 'package.module:Class', got '{target}'.")
-    place = str(folder.resolve())
-    if place not in sys.path:
-        sys.path.insert(0, place)
-    importlib.invalidate_caches()
-    top = where.partition(".")[0]
-    other = getattr(sys.modules.get(top), "__file__", None)
-    mine = [file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()]
-    if other is not None and mine and FilePath(other).resolve() != mine[0].resolve():
-        raise ConfigError(
-            f"drift.target: {mine[0]} was meant, and this process has already imported {other} under the name '{top}'. "
-            f"Rename one of them."
-        )
-    try:
-        found: Any = importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        missing = error.name or where
-        if f"{where}.".startswith(f"{missing}."):
-            raise ConfigError(
-                f"drift.target: there is no module '{missing}', neither in {place} nor on Python's path. Install it, "
-                f"or name the folder that holds it: folder: DIR."
-            ) from error
-        raise ConfigError(f"drift.target: '{where}' imports '{missing}', which isn't installed.") from error
-    except Exception as error:
-        raise ConfigError(f"drift.target: '{where}' fails to import: {type(error).__name__}: {error}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            holder = getattr(found, "__name__", where)
-            raise ConfigError(f"drift.target: {holder} has no '{part}'. Networks in it: {_networks(found)}.")
-        found = getattr(found, part)
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ConfigError(f"drift.target: wanted a class or function, and '{target}' is a {type(found).__name__}.")
-    return found
-
-
-def _networks(module: Any) -> str:
-    names = [name for name, held in vars(module).items() if isinstance(held, type) and issubclass(held, nn.Module)]
-    return ", ".join(sorted(names)) or "none"
-
-
-def _made(make: Callable[..., Any], options: Mapping[str, Any], target: str) -> nn.Module:
-    """The network that a class or function gives."""
-    try:
-        network = make(**options)
-    except Exception as error:
-        raise ConfigError(f"drift.options: '{target}' fails: {type(error).__name__}: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"drift.target: '{target}' gives a {type(network).__name__}; wanted a torch.nn.Module.")
-    return network
 
 
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
@@ -171,6 +108,6 @@ def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, tar
     changed = sorted(key for key, value in options.items() if saved.get(key) != value)
     if not changed:
         return network
-    made = _made(make, options, target)
-    load_weights(made, network.state_dict(), folder)
-    return made
+    changed_network = made(make, options, target, "drift")
+    load_weights(changed_network, network.state_dict(), folder)
+    return changed_network

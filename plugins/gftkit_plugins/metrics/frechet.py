@@ -6,9 +6,10 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
+from gftkit.evaluation import Evaluation, Scope
 from gftkit.jackknife import jackknife
 from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
 
 
 class Frechet:
@@ -45,24 +46,22 @@ class Frechet:
     def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
         self.feature = feature
         self.steps = steps
-        self._reference: tuple[Tensor, Tensor] | None = None  # held-out data and their features
+        self._of_data = Remembered(feature)
+
+    def check(self, scope: Scope) -> None:
+        """Refuse too few samples, and events that the feature isn't for."""
+        enough(scope)
+        suits(self.feature, scope)
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
-        x1 = evaluation.reference.x1
-        if self._reference is None or self._reference[0] is not x1:
-            self._reference = (x1, self._features(x1))
-        samples = [self._features(evaluation.samples(self.steps)), self._reference[1]]
+        y = self._of_data(evaluation.reference.x1)
+        samples = [features(self.feature, evaluation.samples(self.steps)), y]
 
         def distance(x: Tensor, y: Tensor) -> float:
             return frechet_distance(x.mean(0), covariance(x), y.mean(0), covariance(y))
 
         return {key("frechet", self.steps): jackknife(distance, samples, generator)}
-
-    @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        """(n, *event) -> (n, d) of float64."""
-        return (x.flatten(1) if self.feature is None else self.feature(x)).double()
 
 
 def covariance(x: Tensor) -> Tensor:

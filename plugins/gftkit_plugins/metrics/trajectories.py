@@ -33,7 +33,7 @@ class PathLength:
         >>> states = torch.tensor([[[0.0, 0.0]] * 2, [[3.0, 4.0]] * 2, [[3.0, 5.0]] * 2])  # (times, count, event)
         >>> evaluation = SimpleNamespace(trajectory=lambda steps: states)
         >>> gftkit.load().create("metric", "path-length").measure(evaluation, torch.Generator())["path_length"]
-        Estimate(value=6.0, stderr=0.0)
+        Estimate(value=6.0, stderr=0.0, interval=None)
     """
 
     def __init__(self, steps: Steps = None) -> None:
@@ -68,7 +68,7 @@ class Straightness:
         >>> states = torch.tensor([[[0.0]] * 2, [[1.0]] * 2, [[4.0]] * 2])  # (times, count, event)
         >>> evaluation = SimpleNamespace(trajectory=lambda n: states, times=lambda n: (0, 0.5, 1), stochastic=False)
         >>> gftkit.load().create("metric", "straightness").measure(evaluation, torch.Generator())["straightness"]
-        Estimate(value=4.0, stderr=0.0)
+        Estimate(value=4.0, stderr=0.0, interval=None)
     """
 
     def __init__(self, steps: Steps = None) -> None:
@@ -104,7 +104,7 @@ class KineticEnergy:
         >>> states = torch.tensor([[[0.0]] * 2, [[1.0]] * 2, [[4.0]] * 2])  # (times, count, event)
         >>> evaluation = SimpleNamespace(trajectory=lambda n: states, times=lambda n: (0, 0.5, 1), stochastic=False)
         >>> gftkit.load().create("metric", "kinetic-energy").measure(evaluation, torch.Generator())["kinetic_energy"]
-        Estimate(value=20.0, stderr=0.0)
+        Estimate(value=20.0, stderr=0.0, interval=None)
     """
 
     def __init__(self, steps: Steps = None) -> None:

@@ -1,0 +1,74 @@
+"""What metrics want before anything is sampled, and what they take events for."""
+
+import torch
+from torch import Tensor
+
+from gftkit.contracts import Feature
+from gftkit.evaluation import Scope
+from gftkit.jackknife import GROUPS
+
+
+def enough(scope: Scope, least: int = GROUPS) -> None:
+    """Refuse fewer samples, or data to compare them with, than ``least``.
+
+    Raises:
+        ValueError: with the number that is too small.
+    """
+    if scope.count < least:
+        raise ValueError(f"wanted at least {least} samples, and evaluate.count is {scope.count}. Raise it.")
+    if scope.reference < least:
+        raise ValueError(
+            f"wanted at least {least} samples to compare with, and there are {scope.reference}. Give more data, or "
+            f"leave the metric out."
+        )
+
+
+def features(feature: Feature | None, x: Tensor) -> Tensor:
+    """(n, *event) -> (n, d) of float64: what a feature makes of events, by default the flattened events themselves.
+
+    Raises:
+        ValueError: where it isn't (n, d), or not finite.
+    """
+    with torch.no_grad():
+        made = x.flatten(1) if feature is None else feature(x)
+    if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != len(x):
+        came = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(
+            f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten what it gives."
+        )
+    made = made.double()
+    if not made.isfinite().all():
+        raise ValueError("the feature gives NaN or infinity. Check its weights, and the range that it wants events in.")
+    return made
+
+
+def suits(feature: Feature | None, scope: Scope) -> int:
+    """Try a feature on two events of zeros: its size d.
+
+    Raises:
+        ValueError: where it refuses events of this shape, or gives something else than vectors.
+    """
+    return features(feature, torch.zeros(2, *scope.event_shape)).shape[1]
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """(n, d), (m, d) -> (n, m): Euclidean distances, exactly 0 between equal points."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class Remembered:
+    """Features of data that are asked for again and again: those of the last data are kept.
+
+    Args:
+        feature: maps events to vectors; None for the flattened events.
+    """
+
+    def __init__(self, feature: Feature | None) -> None:
+        self._feature = feature
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The features of x, (n, *event) -> (n, d)."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, features(self._feature, x)
+        return self._last[1]

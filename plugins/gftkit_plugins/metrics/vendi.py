@@ -1,0 +1,80 @@
+"""The Vendi score: how many different samples there are, effectively."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from gftkit.contracts import Estimate, Feature
+from gftkit.evaluation import Evaluation, Scope
+from gftkit.jackknife import jackknife
+from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+
+
+class Vendi:
+    """Vendi score of the samples: exp(-sum_i l_i log l_i), l the eigenvalues of K/n, K the cosines of their features.
+
+    1 where all features point the same way, n where they are orthogonal: an effective number of different samples, of
+    whatever quality. It says nothing without the data's own score beside it; both are of min(n, m) samples, as the
+    score grows with the number. A score near the data's is wanted; below it, diversity is lost.
+
+    Values: ``vendi`` of the samples and ``vendi_reference`` of the data, with ``steps=4`` ``vendi_4_steps`` and so on;
+    standard errors by ``gftkit.jackknife`` (with repeated draws, as in a bootstrap, the score would be lower). 42
+    eigendecompositions of size min(n, d).
+
+    Args:
+        feature: maps events to vectors; by default the flattened event itself.
+        steps: solver steps of the samples; the evaluation's own number by default.
+
+    Raises:
+        ValueError: for fewer than 20 samples or held-out data, or a feature that is zero, which has no direction.
+
+    Reference: Friedman and Dieng (2023), The Vendi score, Definition 3.1, arXiv:2210.02410.
+
+    Example:
+        >>> import gftkit, torch
+        >>> from types import SimpleNamespace
+        >>> from gftkit.contracts import Batch
+        >>> x = torch.eye(4).repeat(10, 1)
+        >>> evaluation = SimpleNamespace(samples=lambda steps: x[:, :1] + torch.zeros(40, 4) + 1, reference=Batch(x))
+        >>> found = gftkit.load().create("metric", "vendi").measure(evaluation, torch.Generator())
+        >>> round(found["vendi"].value, 4), round(found["vendi_reference"].value, 4)
+        (1.0, 4.0)
+    """
+
+    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+        self.feature, self.steps = feature, steps
+        self._of_data = Remembered(feature)
+        self._reference: tuple[Tensor, int, Estimate] | None = None  # the data's features, how many, and their score
+
+    def check(self, scope: Scope) -> None:
+        """Refuse too few samples, and events that the feature isn't for."""
+        enough(scope)
+        suits(self.feature, scope)
+
+    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+        """The score of the evaluation's samples and that of its reference."""
+        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        count = min(len(x), len(y))
+        # The samples first: whether the data's score is kept already, both see the same random numbers.
+        own = jackknife(score, [_directions(x[:count], "samples")], generator)
+        if self._reference is None or self._reference[0] is not y or self._reference[1] != count:
+            self._reference = y, count, jackknife(score, [_directions(y[:count], "data")], generator)
+        return {key("vendi", self.steps): own, key("vendi_reference", self.steps): self._reference[2]}
+
+
+def _directions(x: Tensor, what: str) -> Tensor:
+    """(n, d) -> (n, d) of norm 1."""
+    norms = x.norm(dim=1, keepdim=True)
+    if not (norms > 0).all():
+        raise ValueError(f"a feature of the {what} is zero and has no direction. Choose another feature.")
+    return x / norms
+
+
+def score(directions: Tensor) -> float:
+    """(n, d) of norm 1 -> the Vendi score; K/n has the eigenvalues of the smaller of its two Gram matrices."""
+    n, d = directions.shape
+    gram = directions.T @ directions if d < n else directions @ directions.T
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
+    return float(torch.special.entr(values).sum().exp())

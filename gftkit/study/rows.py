@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gftkit.evaluation import names
 from gftkit.files import finite, read_json
 from gftkit.log import curve
 from gftkit.run import Run
-from gftkit.stability import instant_variance, spearman
+from gftkit.stability import instant_variance, largest_setback, spearman
 from gftkit.study.plan import Cell
 
 Row = dict[str, Any]
@@ -20,17 +21,21 @@ def rows_of(cell: Cell, run: Run, metric: str) -> list[Row]:
     """The rows of one finished run.
 
     - Every metric of the averaged weights at the end, without standard errors.
-    - Of the judged metric on raw weights, from the first evaluation after the start: ``spearman`` and
-      ``instant_variance`` (see ``gftkit.stability``).
+    - Of the judged metric on raw weights, from the first evaluation after the start: ``spearman``,
+      ``instant_variance``, ``instant_variance_whole`` and ``largest_setback`` (see ``gftkit.stability``).
     - Where the averaged weights were measured along the run (``evaluate.averaged``): ``METRIC_best``, the least of the
       judged metric on them, start and end included, and ``METRIC_best_step``, where it was. It is chosen by what it is
       measured on: no rule could do better, and none does as well.
     - ``seconds`` of training and evaluation, and ``steps``.
     """
     final, lines = read_json(run.folder / "summary.json"), run.history()
-    values = {name: value for name, value in final["ema"].items() if not name.endswith("_stderr")}
+    values = {name: final["ema"][name] for name in names(final["ema"])}
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
     values |= {"spearman": spearman(steps, raw), "instant_variance": instant_variance(steps, raw)}
+    values |= {
+        "instant_variance_whole": instant_variance(steps, raw, left_out=0),
+        "largest_setback": largest_setback(raw),
+    }
     values |= _best(lines, metric, run.config.train.steps)
     values |= {"seconds": final["seconds"], "steps": final["steps"]}
     return [{**asdict(cell), "metric": name, "value": value} for name, value in finite(values).items()]
@@ -48,5 +53,5 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[st
 
 def metrics_of(rows: Sequence[Row], first: str) -> list[str]:
     """The names of all that was measured, the judged one first."""
-    names = dict.fromkeys(row["metric"] for row in rows)
-    return [first, *(name for name in names if name != first)]
+    measured = dict.fromkeys(row["metric"] for row in rows)
+    return [first, *(name for name in measured if name != first)]

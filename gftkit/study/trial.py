@@ -13,7 +13,7 @@ from gftkit.anchor import FrozenAnchor
 from gftkit.config import Config
 from gftkit.devices import accelerator_of, cuda_devices
 from gftkit.errors import DataError, unknown
-from gftkit.evaluation import measure
+from gftkit.evaluation import measure, names
 from gftkit.experiment import build
 from gftkit.registry import Registry, plain
 from gftkit.run import Run, is_run
@@ -115,7 +115,7 @@ def _tried(
         before = time.perf_counter()
         values = measure(watched.metrics, watched.evaluation(drift.eval(), accelerator.device), config.seed)
         evaluation = time.perf_counter() - before
-        known = [name for name in values if not name.endswith("_stderr")]
+        known = names(values)
         if metric not in known:
             raise unknown("metric at metric:", metric, known, "It must be one that `base.evaluate` measures.")
         steps = Steps(replace(experiment, anchor=None), accelerator)

@@ -1,6 +1,7 @@
 """Studies: what their files may say, which runs come of it, what is kept, and what is reported."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_methods_are_changes_of_one_configuration(done):
     assert of("scratch")["drift"] == plain["drift"]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "exponential", "inverse", "linear", "stepwise"])
+@pytest.mark.parametrize("schedule", ["adaptive", "constant", "exponential"])
 def test_every_schedule_is_a_method_also_by_lora(write_study, registry, tmp_path, schedule):
     groups = [{"methods": ["plain", schedule, f"lora-{schedule}", "lora-plain"], "sizes": [20], "seeds": [0]}]
     made = plan(write_study(groups=groups), tmp_path / "out", registry)
@@ -132,6 +133,25 @@ def test_every_schedule_is_a_method_also_by_lora(write_study, registry, tmp_path
     assert configs[schedule].schedule["name"] == configs[f"lora-{schedule}"].schedule["name"] == schedule
     assert configs["lora-plain"].schedule["name"] == "zero"
     assert [name for name in configs if configs[name].adapters is not None] == [f"lora-{schedule}", "lora-plain"]
+
+
+def test_plain_stop_is_plain_ended_by_a_rule(write_study, registry, tmp_path):
+    groups = [{"methods": ["plain", "plain-stop"], "sizes": [20], "seeds": [0]}]
+    made = plan(write_study(groups=groups), tmp_path / "out", registry)
+    plain, stopped = (made.config(cell).to_dict() for cell in made.cells)
+    assert stopped.pop("stop")["name"] == "copying"
+    assert {**stopped, "monitors": []} == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("gaussians-to-moons", 239), ("mnist-to-digits", 273), ("mnist-classes", 9)]
+)
+def test_the_studies_that_come_with_gftkit_can_be_planned(registry, tmp_path, name, cells):
+    file = Path(__file__).parents[1] / f"recipes/studies/{name}.yaml"
+    made = plan(file, tmp_path, registry)
+    assert len(made.cells) == cells
+    assert not made.warnings
+    assert {"plain", "exponential", "adaptive"} <= set(made.methods)
 
 
 def test_one_is_pretrained_for_each_coupling_or_the_one_that_is_named(done, write_study, registry, tmp_path):

@@ -11,6 +11,9 @@ from gftkit.registry import Registry
 L2_SP = 0.01
 """Strength of the method l2-sp."""
 
+STOP = "copying"
+"""The rule that ends the method plain-stop: that of the schedule adaptive."""
+
 RANK = 32
 """Rank of the LoRA methods."""
 
@@ -41,6 +44,7 @@ def built_in(registry: Registry) -> dict[str, Method]:
     found = [
         Method("scratch", "new weights, trained as long as the others", kind="pretrain"),
         Method("plain", "fine-tuning at temperature zero: flow matching from the pretrained weights", plain),
+        Method("plain-stop", f"plain, ended by the rule {STOP}", {**plain, "stop": {"name": STOP}}),
         Method("l2-sp", "plain, the weights pulled to the pretrained ones", {**plain, "objective.l2_sp": L2_SP}),
         Method("replay", "plain, with as many samples of the pretrained model mixed in", plain, replays=True),
         Method("lora-plain", "plain, by LoRA", {**plain, **lora}),

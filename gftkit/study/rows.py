@@ -36,7 +36,7 @@ def rows_of(cell: Cell, run: Run, metric: str) -> list[Row]:
         "instant_variance_whole": instant_variance(steps, raw, left_out=0),
         "largest_setback": largest_setback(raw),
     }
-    values |= _best(lines, metric, run.config.train.steps)
+    values |= _best(lines, metric, final["steps"])
     values |= {"seconds": final["seconds"], "steps": final["steps"]}
     return [{**asdict(cell), "metric": name, "value": value} for name, value in finite(values).items()]
 

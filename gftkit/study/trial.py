@@ -72,7 +72,7 @@ def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
 
 def _alone(template: Config, method: Method) -> Config:
     """The same data, network and metrics without what is there after the pretraining only."""
-    config = replace(template, kind="pretrain", pretrained=None, schedule=None, anchor=None, adapters=None)
+    config = replace(template, kind="pretrain", pretrained=None, schedule=None, anchor=None, adapters=None, stop=None)
     data = template.data["target"] if method.replays else template.data
     return replace(config, data=data, objective=replace(template.objective, l2_sp=0.0), monitors=[], track=[])
 

@@ -39,8 +39,8 @@ class Adaptive:
         >>> schedule = gftkit.load().create("schedule", "adaptive")
         >>> made = {"towards_target": 2.0, "towards_target_stderr": 0.1}
         >>> for reached in (0.0, 0.6, 0.91):
-        ...     theory, memorisation = {**made, "reached": reached}, {"distance_ratio": 2.0}
-        ...     schedule.observe(0.1, {"theory": theory, "memorisation": memorisation})
+        ...     far = {"distance_ratio": 2.0, "distance_ratio_stderr": 0.1}
+        ...     schedule.observe(0.1, {"theory": {**made, "reached": reached}, "memorisation": far})
         ...     print(round(schedule.temperature(0.1), 3))
         4.0
         4.0

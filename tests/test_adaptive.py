@@ -1,0 +1,191 @@
+"""The schedule ``adaptive`` and the rule ``copying``: when they cool, hold and end, and that they are resumed."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gftkit
+from gftkit import checkpoint
+from gftkit.objective import retention
+from gftkit.registry import Registry
+from gftkit_plugins.adaptive import LAG, Adaptive, kept, lowest
+from gftkit_plugins.stops import CopyingStop
+
+FAR = {"memorisation": {"distance_ratio": 2.0, "distance_ratio_stderr": 0.05}}
+NEAR = {"memorisation": {"distance_ratio": 1.05, "distance_ratio_stderr": 0.05}}
+
+
+def theory(reached, made=2.0, error=0.1):
+    return {"theory": {"reached": reached, "towards_target": made, "towards_target_stderr": error}}
+
+
+def followed(fall, evaluations=60, noise=0.0, seed=0):
+    """The schedule on T13's model, whose lag falls by a factor between evaluations: (c, rho, reached) at each."""
+    schedule, c, found = Adaptive(), 1.0, []
+    generator = torch.Generator().manual_seed(seed)
+    schedule.observe(0.0, {**theory(math.nan, made=0.0), **FAR})
+    for k in range(1, evaluations + 1):
+        rho = retention(schedule.temperature(k / evaluations))
+        c = rho + fall * (c - rho)
+        reached = (1 - c) / (1 - rho)
+        found.append((c, rho, reached))
+        told = reached + noise * float(torch.randn((), generator=generator))
+        schedule.observe(k / evaluations, {**theory(told), **FAR})
+    return found
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.05, 0.3, 0.6, 0.8, 0.9])
+def test_it_cools_to_zero_no_faster_than_the_model_follows(fall):
+    """By the next evaluation after each change it has arrived again, by its own measure."""
+    found = followed(fall, evaluations=200)
+    rhos = [rho for _, rho, _ in found]
+    assert rhos == sorted(rhos, reverse=True)
+    assert rhos[-1] == 0
+    changes = [k for k in range(1, len(found)) if rhos[k] < rhos[k - 1]]
+    assert all(found[k][2] >= 1 - LAG - 1e-9 for k in changes)
+    assert all(found[k - 1][2] >= 1 - LAG for k in changes)
+
+
+def test_a_faster_model_is_cooled_faster():
+    last = [next(k for k, (_, rho, _) in enumerate(followed(fall, 300)) if rho == 0) for fall in (0.0, 0.4, 0.8)]
+    assert last == sorted(last)
+    assert last[0] == 1  # the first evaluation after the start
+    assert last[2] > 2 * last[1]
+
+
+def test_noise_in_what_is_measured_does_not_undo_it():
+    found = followed(0.5, 200, noise=0.03)
+    assert found[-1][1] == 0
+    assert all(reached > 0.8 for _, _, reached in found[20:])
+
+
+def test_cooling_at_once_would_leave_the_model_behind():
+    """The negative control: a slow model, and a schedule that doesn't wait."""
+    c = 1.0
+    for rho in (0.8, 0.4, 0.2, 0.1):
+        c = rho + 0.8 * (c - rho)
+        assert (1 - c) / (1 - rho) < 1 - LAG
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        theory(0.5),  # half-way
+        theory(math.nan),
+        theory(1.0, made=0.1, error=0.1),  # the way made can't be told from none
+        theory(1.0, made=-1.0, error=0.1),
+        theory(1.0, made=math.nan),
+    ],
+)
+def test_a_run_that_does_not_arrive_is_not_cooled(measured):
+    schedule = Adaptive()
+    for k in range(50):
+        schedule.observe(k / 50, {**measured, **FAR})
+    assert schedule.temperature(1.0) == 4.0
+    schedule.observe(1.0, {**theory(1.0), **FAR})
+    assert schedule.temperature(1.0) < 4.0
+
+
+def test_nothing_is_concluded_from_the_start():
+    schedule, rule = Adaptive(), CopyingStop()
+    schedule.observe(0.0, {**theory(1.0), **NEAR})
+    rule.observe(0.0, NEAR)
+    assert (schedule.temperature(0.0), schedule.done, rule.done, rule.reason) == (4.0, False, False, "")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.100001, 0.3, 0.7, 0.99, 1.0])
+@pytest.mark.parametrize("left", [-0.2, 0.0, 0.05, 0.3, 0.8, 1.0])
+def test_the_lowest_retention_that_can_be_followed(rate, left):
+    rho = lowest(rate, left)
+    assert 0 <= rho <= 1
+    assert rate * (left - rho) <= LAG * (1 - rho) + 1e-12
+    if rho > 0:  # and none lower
+        assert rate * (left - 0.99 * rho) > LAG * (1 - 0.99 * rho)
+
+
+def test_the_share_of_a_lag_that_is_left():
+    assert (kept(0.2, 0.1), kept(0.2, -0.1), kept(0.2, 0.3), kept(0.0, 0.0)) == (0.5, 0.0, 1.0, 1.0)
+
+
+def test_copying_ends_a_run_where_samples_can_not_be_told_from_the_laws_own():
+    rule = CopyingStop()
+    rule.observe(0.1, FAR)
+    assert not rule.done
+    rule.observe(0.2, NEAR)
+    assert rule.done
+    assert rule.reason == "samples lie 1.05 ± 0.05 times as far from the training data as these from each other."
+    strict = CopyingStop(errors=0.0)
+    strict.observe(0.2, NEAR)
+    assert not strict.done
+    strict.observe(0.3, {"memorisation": {"distance_ratio": 0.99, "distance_ratio_stderr": 0.05}})
+    assert strict.done
+
+
+def test_adaptive_ends_by_its_rule_at_the_temperature_it_has(registry):
+    schedule = registry.create("schedule", "adaptive")
+    schedule.observe(0.1, {**theory(0.5), **NEAR})
+    assert schedule.done
+    assert schedule.reason.endswith("The temperature was 4.")
+    strict = registry.build("schedule", {"name": "adaptive", "stop": {"name": "copying", "errors": 0.0}})
+    strict.observe(0.1, {**theory(0.5), **NEAR})
+    assert not strict.done
+    assert strict.needs == ("theory", "memorisation")
+
+
+def test_what_it_remembers_is_all(registry):
+    one, other = registry.create("schedule", "adaptive"), registry.create("schedule", "adaptive")
+    told = [theory(0.4), theory(0.95), theory(0.7), theory(0.97), theory(0.99)]
+    for k, measured in enumerate(told):
+        one.observe(0.1 + k / 10, {**measured, **FAR})
+        other = registry.create("schedule", "adaptive")
+        other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        assert (other.temperature(1.0), other.done, other.state_dict()) == (
+            one.temperature(1.0),
+            one.done,
+            one.state_dict(),
+        )
+
+
+@pytest.fixture
+def config(finetune_config):
+    return {
+        **finetune_config,
+        "data": {"name": "gaussian-mixture", "count": 20},
+        "schedule": {"name": "adaptive"},
+        "train": {"steps": 60, "batch_size": 32, "checkpoint_every": 10, "learning_rate": 1e-2, "keep_checkpoints": 9},
+        "evaluate": {"every": 10, "count": 24, "solver": {"name": "euler", "steps": 2}},
+        "monitors": [{"name": "theory", "batches": 4}, {"name": "memorisation", "count": 40}],
+    }
+
+
+def test_an_adaptive_run_cools_and_is_resumed_bit_for_bit(config, registry, tmp_path):
+    whole = gftkit.finetune(config, tmp_path / "whole", registry=registry)
+    betas = [line["temperature"] for line in whole.history() if line["kind"] == "monitor"]
+    assert betas[0] == 4.0
+    assert min(betas) < 4.0
+    again = gftkit.finetune(config, tmp_path / "again", registry=registry).folder
+    (again / "model.safetensors").unlink()
+    for path in checkpoint.found(again / "checkpoints")[2:]:
+        path.unlink()
+    gftkit.finetune(config, again, registry=registry, resume=True)
+    made, remade = (load_file(folder / "model.safetensors") for folder in (whole.folder, again))
+    assert all(torch.equal(made[key], remade[key]) for key in made)
+    assert (whole.folder / "metrics.jsonl").read_text() == (again / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_learns_nothing_stays_at_its_start(config, registry, tmp_path):
+    """The negative control: without steps worth the name there is nothing to arrive at, and T near 0 says nothing."""
+    config["train"] |= {"learning_rate": 1e-12, "steps": 30}
+    run = gftkit.finetune(config, tmp_path / "run", registry=registry)
+    assert {line["temperature"] for line in run.history() if line["kind"] == "monitor"} == {4.0}
+
+
+def test_stopping_needs_no_held_out_data_and_no_anchor(config, registry, tmp_path):
+    config |= {"schedule": {"name": "zero"}, "stop": {"name": "copying", "errors": 1e6}, "monitors": []}
+    run = gftkit.finetune(config, tmp_path / "run", registry=registry)
+    assert isinstance(registry, Registry)
+    assert run.steps() == 10
+    assert [spec["name"] for spec in run.config.monitors] == ["memorisation"]

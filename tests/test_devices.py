@@ -149,6 +149,20 @@ def test_two_processes_train_as_one(undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("errors", "last"), [(0.0, STEPS), (1e6, 6)])
+def test_what_is_heard_is_heard_by_every_process(tuning, tmp_path, errors, last):
+    """Only the main one measures; all of them cool, and end, as it says."""
+    tuning["schedule"] = {"name": "adaptive", "stop": {"name": "copying", "errors": errors}}
+    betas = {}
+    for name in ("one", "two"):
+        start(name, tuning, tmp_path / name)
+        assert read_json(tmp_path / name / "summary.json")["steps"] == last
+        lines = read_log(tmp_path / name / "metrics.jsonl")
+        betas[name] = [line["temperature"] for line in lines if line["kind"] == "train"]
+    assert betas["two"] == pytest.approx(betas["one"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_processes_that_keep_their_gradients_differ(undisturbed, tuning, tmp_path):
     """The wrong twin: its distance is far beyond the tolerance."""
     several.run(several.train_apart, tuning, tmp_path / "apart")

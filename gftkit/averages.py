@@ -19,23 +19,28 @@ class Averages:
     Args:
         drift: the network; what doesn't require a gradient now never will.
         decay: in [0, 1); 0 follows the weights.
+        trained: average trained weights only, without those at the start: m <- m + (w - m)(1 - decay)/(1 - decay^n)
+            after step n. For runs that may end while the start still weighs.
 
     Reference: Polyak and Juditsky (1992), SIAM J. Control Optim. 30(4); Song and Ermon (2020), arXiv:2006.09011,
-    section 3.4 (the exponential form).
+    section 3.4 (the exponential form); Kingma and Ba (2015), arXiv:1412.6980, section 3 (without the start).
     """
 
-    def __init__(self, drift: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, drift: nn.Module, decay: float, trained: bool = False) -> None:
+        self.decay, self.trained = decay, trained
         self._drift = drift
-        trained = {name: weight for name, weight in drift.named_parameters() if weight.requires_grad}
-        self._weights = list(trained.values())
-        self._means = {name: weight.detach().clone() for name, weight in trained.items()}
+        weights = {name: weight for name, weight in drift.named_parameters() if weight.requires_grad}
+        self._weights = list(weights.values())
+        self._means = {name: weight.detach().clone() for name, weight in weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the weights as they are now."""
+    def update(self, step: int) -> None:
+        """Move the averages towards the weights as they are after a step, counted from 0."""
+        share = 1 - self.decay
+        if self.trained:
+            share /= 1 - self.decay ** (step + 1)
         means: Any = [local(mean) for mean in self._means.values()]
-        torch._foreach_lerp_(means, [local(weight) for weight in self._weights], 1 - self.decay)
+        torch._foreach_lerp_(means, [local(weight) for weight in self._weights], share)
 
     def tensors(self) -> State:
         """The averages by the name of their weight; the very tensors, not copies."""

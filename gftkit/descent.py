@@ -74,7 +74,7 @@ class Descent:
         self._bad = torch.where((self._bad < 0) & ~(torch.isfinite(loss) & finite), number, self._bad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.averages.update()
+        self.averages.update(number)
         return norm
 
     def first_bad(self, accelerator: Any) -> int | None:

@@ -98,7 +98,8 @@ class Steps:
         optimizer = optimizer_of(train, trained_weights(self.drift))
         self.model = devices.prepare(accelerator, self.drift, optimizer, self._example)
         assert train.ema is not None  # filled in by config.read
-        averages = Averages(self.drift, train.ema)
+        may_end = experiment.stop is not None or listens(experiment.schedule)
+        averages = Averages(self.drift, train.ema, trained=may_end)
         self.ema = averages.drift()
         half = train.precision == "float16"
         weights, strength = trained_weights(self.drift), self.config.objective.l2_sp

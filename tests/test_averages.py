@@ -32,11 +32,27 @@ def test_the_update_is_the_weighted_sum_of_the_past(drift):
     wanted = {name: weight.detach().clone() for name, weight in drift.named_parameters()}
     for step in range(5):
         move(drift, step)
-        averages.update()
+        averages.update(step)
         for name, weight in drift.named_parameters():
             wanted[name] = DECAY * wanted[name] + (1 - DECAY) * weight.detach()
     for name, mean in averages.tensors().items():
         torch.testing.assert_close(mean, wanted[name], rtol=1e-14, atol=1e-14)
+
+
+def test_averages_of_trained_weights_leave_out_the_start(drift):
+    """Weights that fall by the decay for each step since, adding up to one; with the start they are others."""
+    averages, whole = Averages(drift, DECAY, trained=True), Averages(drift, DECAY)
+    seen = []
+    for step in range(5):
+        move(drift, step)
+        averages.update(step)
+        whole.update(step)
+        seen.append({name: weight.detach().clone() for name, weight in drift.named_parameters()})
+    shares = torch.tensor([DECAY ** (4 - k) for k in range(5)], dtype=torch.float64)
+    for name, mean in averages.tensors().items():
+        wanted = sum(share * held[name] for share, held in zip(shares / shares.sum(), seen, strict=True))
+        torch.testing.assert_close(mean, wanted, rtol=1e-14, atol=1e-14)
+        assert not torch.allclose(mean, whole.tensors()[name])
 
 
 def test_only_what_trains_is_held(drift):
@@ -48,7 +64,7 @@ def test_only_what_trains_is_held(drift):
 def test_the_averaged_network_is_the_network_with_the_averages(drift):
     averages = Averages(drift, DECAY)
     move(drift, 1)
-    averages.update()
+    averages.update(0)
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     made = averages.drift().eval()
     assert not drift.training  # the mode is the network's
@@ -68,7 +84,7 @@ def test_a_checkpoint_puts_the_averages_back(drift):
     averages = Averages(drift, DECAY)
     kept = {name: mean.clone() for name, mean in averages.tensors().items()}
     move(drift, 1)
-    averages.update()
+    averages.update(0)
     averages.restore(kept, "here")
     assert all(torch.equal(kept[name], mean) for name, mean in averages.tensors().items())
     kept.pop("3.bias")

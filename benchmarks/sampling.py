@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from side_by_side import Row, Sides, Step, main
+from side_by_side import Row, Sides, Step, keep_freed_memory, main
 from torch import Tensor, nn
 
 from gftkit.loading import load
@@ -137,14 +137,14 @@ CALLS = f"{STEPS} network calls"
 ROWS = (
     _row("euler", bare, CALLS, 1.05, 4096, 15),
     _row("euler-maruyama", bare, CALLS, 1.10, 4096, 15),
-    _row("euler", bare, CALLS, 1.05, 64, 5, images=True),
-    _row("euler-maruyama", bare, CALLS, 1.10, 64, 5, images=True),
-    _row("euler", bare, CALLS, 1.10, 256, 40),
-    _row("euler-maruyama", bare, CALLS, 1.25, 256, 40),
+    _row("euler", bare, CALLS, 1.05, 16, 15, images=True),
+    _row("euler-maruyama", bare, CALLS, 1.10, 16, 15, images=True),
+    _row("euler", bare, CALLS, 1.10, 256, 100),
+    _row("euler-maruyama", bare, CALLS, 1.25, 256, 100),
     _row("euler-maruyama", torchsde_euler, "torchsde euler", 0.05, 256, 5),
     _row("euler-maruyama", torchsde_euler, "torchsde euler", 0.33, 4096, 5),
-    _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 256, 40),
-    _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 4096, 15),
+    _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 256, 100),
+    _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 4096, 25),
 )
 
 
@@ -154,4 +154,5 @@ def rows(device: torch.device) -> tuple[Row, ...]:  # noqa: ARG001
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(__doc__, rows)

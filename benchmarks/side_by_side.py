@@ -1,8 +1,10 @@
 """Two sides of a comparison in one process, in turns: what the benchmarks share."""
 
 import argparse
+import ctypes
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -82,6 +84,18 @@ def machine(device: torch.device) -> str:
 def _cpu_lines() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.is_file() else []
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what is freed, for both sides.
+
+    Otherwise, where tensors are near 128 KiB, it depends on what ran before whether each of them is asked of the kernel
+    anew, page by page: differences of a fifth, on either side.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(parameter, 2**30)
 
 
 def main(about: str | None, rows: Callable[[torch.device], Sequence[Row]]) -> None:

@@ -244,7 +244,11 @@ class NoiseScale(Protocol):
 
 @runtime_checkable
 class TimeGrid(Protocol):
-    """Where a sampler's steps begin and end."""
+    """Where a sampler's steps begin and end.
+
+    Optional: ``fitted_on``, what the times were fitted to, with the ``hash`` of its weights and the ``solver``'s name:
+    something else that is sampled with them is warned about.
+    """
 
     def times(self, steps: int) -> Sequence[float]:
         """``steps`` + 1 times, increasing from exactly 0 to exactly 1."""

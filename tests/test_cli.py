@@ -209,6 +209,26 @@ def test_images_are_sampled_in_their_own_values(gft, write_config, pretrain_conf
     assert gft("sample", "run", "--count", 3, "--label", 7, "--out", "folder").code == 0
     assert listing(tmp_path / "folder") == {"000000.png", "000001.png", "000002.png"}
     assert gft("sample", "run", "--label", 10, "--out", "other").code == 2
+    # What is written anew leaves nothing of before, and what others put there stays.
+    (tmp_path / "folder" / "mine.png").touch()
+    assert gft("sample", "run", "--count", 2, "--out", "folder", "--force").code == 0
+    assert listing(tmp_path / "folder") == {"000000.png", "000001.png", "mine.png"}
+    (tmp_path / "more.parts").mkdir()
+    (tmp_path / "more.parts" / "mine.txt").touch()
+    assert "holds something else" in gft("sample", "run", "--count", 2, "--out", "more").err
+    assert listing(tmp_path / "more.parts") == {"mine.txt"}
+    # Densities are of the same values, wherever the samples come from.
+    np.savez(tmp_path / "s.npz", samples=found["samples"].clip(0, 16), label=found["label"])
+    samples = "{name: arrays, file: s.npz, key: samples, labels: label}"
+    options = ("--solver", "{name: euler, steps: 1}", "--count", 4, "--probes", 1, "--json")
+    there, scaled = (gft("likelihood", "run", *options, *more) for more in ((), ("--data", samples)))
+    assert (there.err, scaled.err) == ("", "")
+    there, scaled = json.loads(there.out), json.loads(scaled.out)
+    assert abs(there["bits_per_dim"] - scaled["bits_per_dim"]) < 3
+    np.savez(tmp_path / "s.npz", samples=found["samples"] * 16, label=found["label"])
+    assert "the run's data lie in (0.0, 16.0)" in gft("likelihood", "run", *options, "--data", samples).err
+    other = "{name: mnist5k, size: 8, count: 20}"
+    assert "densities of the same values" in gft("likelihood", "run", *options, "--data", other).err
 
 
 def test_a_target_that_exists_is_kept_unless_forced(gft, pretrained, tmp_path):

@@ -162,7 +162,13 @@ def test_a_run_s_grids_are_written_sampled_with_and_refused_by_name(pretrained, 
     assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
     grid = f"{{name: fitted, file: {out}}}"
     sampled = ("sample", pretrained, "--count", "4", "--grid", grid)
-    assert gft(*sampled, "--steps", "3", "--out", str(tmp_path / "one.npz")).code == 0
+    done = gft(*sampled, "--steps", "3", "--out", str(tmp_path / "one.npz"))
+    assert (done.code, done.err) == (0, "")
+    warned = gft(
+        "sample", pretrained, "--grid", grid, "--steps", "3", "--solver", "heun", "--weights", "raw", "--force"
+    )
+    assert "the solver is heun" in warned.err
+    assert "fitted to other weights" in warned.err
     refused = gft(*sampled, "--steps", "5", "--out", str(tmp_path / "other.npz"))
     assert "holds grids of 2, 3 steps, and steps is 5" in " ".join(refused.err.split())
     assert "exists" in gft("fit-grid", pretrained, *options).err

@@ -80,7 +80,7 @@ def write(
         parts.check()
     crew.agree({"the samples that are asked for": sampler.identity, "the parts that are there": parts.spans()})
     if crew.main:
-        for warning in (*_warnings(crew, request), *(parts.mend() if going_on else ())):
+        for warning in (*_warnings(crew, request), *sampler.warnings(), *(parts.mend() if going_on else ())):
             progress.warn(warning)
         if resume and not going_on:
             progress.say(f"{parts.folder} holds no parts to go on with: starting with the first sample.")

@@ -35,8 +35,8 @@ def check_jumps(solver: Any, drift: Any) -> None:
     if getattr(solver, "jumps", False) and not is_flow_map(drift):
         raise ConfigError(
             f"solver {type(solver).__name__} jumps by a flow map, and this drift is a velocity, which isn't told "
-            f"where a jump ends; so is a student's that is guided or blended. Train a student with `gft distill`, or "
-            f"sample by euler or heun."
+            f"where a jump ends. (Under guidance, or blended, a student's is one too.) Train a student with "
+            f"`gft distill`, or sample by euler or heun."
         )
 
 

@@ -84,10 +84,10 @@ def bind(drift: Drift, **conditions: Tensor) -> Field:
     """A network as a solver sees it: time a number, conditions fixed; of a flow map with the end of the jump."""
 
     def field(t: float, x: Tensor, end: float | None = None) -> Tensor:
-        start, *ends = (
-            torch.full((len(x),), time, dtype=x.dtype, device=x.device) for time in (t, end) if time is not None
-        )
-        return drift(start, x, **conditions, **({"end": ends[0]} if ends else {}))
+        start = x.new_full(x.shape[:1], t)
+        if end is None:
+            return drift(start, x, **conditions)
+        return drift(start, x, **conditions, end=x.new_full(x.shape[:1], end))
 
     return field
 
@@ -202,7 +202,8 @@ def generate(
         start = x0[chosen].to(noise.device)
         field = bind(drift, **{name: values[chosen].to(noise.device) for name, values in (conditions or {}).items()})
         given: tuple[Any, ...] = (field, diffusion, solver, grid, start, noise)
-        noise.begin(first, len(start))
+        if stochastic:
+            noise.begin(first, len(start))
         if whole:
             parts.append(torch.stack([x.cpu() for x in trajectory(*given)]))
         else:
@@ -211,7 +212,8 @@ def generate(
                 last = x
             parts.append(last.cpu())
         if not torch.isfinite(parts[-1]).all():
-            noise.begin(first, len(start))
+            if stochastic:
+                noise.begin(first, len(start))
             raise DivergenceError(_where(trajectory(*given), grid))
         advance(len(start))
     return torch.cat(parts, dim=1 if whole else 0)

@@ -161,7 +161,7 @@ def log_density(
                 z = state
         x0, change = z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
         logs.append(source(x0).double() + change.mean(1))
-        errors.append(torch.zeros(len(x0)) if probes == 0 else change.std(1) / math.sqrt(probes))
+        errors.append(_error_of_probes(change) if probes else torch.zeros(len(x0)))
         starts.append(x0)
         advance(len(x0))
     found = Density(torch.cat(logs), torch.cat(errors).double(), torch.cat(starts))
@@ -169,6 +169,12 @@ def log_density(
         lost = int((~torch.isfinite(found.log)).sum())
         raise DivergenceError(f"{lost} of {len(x1)} log-densities are not finite. Use more steps, or another solver.")
     return found
+
+
+def _error_of_probes(change: Tensor) -> Tensor:
+    """Standard error of each row's mean; of one probe it isn't known."""
+    count = change.shape[1]
+    return torch.full((len(change),), math.nan) if count == 1 else change.std(1) / math.sqrt(count)
 
 
 def _probes(count: int, seed: int, first: int, x: Tensor) -> Tensor:
@@ -270,7 +276,8 @@ def likelihood(
         advance: called with the number of samples done in each batch.
 
     Raises:
-        ConfigError: for a flow with noise, a source of unknown density, or a value out of range.
+        ConfigError: for a flow with noise, a source of unknown density, data of other values than the run's, or a value
+            out of range.
     """
     config, registry = run.config, run.registry
     facts = run.weights(weights)[1]
@@ -292,7 +299,8 @@ def likelihood(
     samples = Samples(registry.build("dataset", spec, "data"), "data", facts.event_shape, facts.condition_shapes)
     batch = samples.some(count or config.evaluate.count, stream(seed, "likelihood"))
     size = math.prod(facts.event_shape)
-    x1, scaling = batch.x1, Scaling(facts.range)
+    scaling = Scaling(facts.range)
+    x1 = scaling.scale(_own_values(samples, batch.x1, facts.range))
     if quantum is not None:
         x1 = scaling.scale(scaling.unscale(x1) + quantum * torch.rand(x1.shape, generator=stream(seed, "quantum")))
     chosen = (0 if size <= EXACT_UP_TO else PROBES) if probes is None else probes
@@ -314,3 +322,22 @@ def likelihood(
     stretched = 0.0 if facts.range is None else size * math.log((facts.range[1] - facts.range[0]) / 2)
     bits = bits_per_dimension(found.log, facts.event_shape, facts.range, quantum)
     return Likelihood(bits, found.log - stretched, found.stderr, size, chosen)
+
+
+def _own_values(samples: Samples, x: Tensor, span: tuple[float, float] | None) -> Tensor:
+    """Samples in their data set's own values, which must be those of the run's data."""
+    theirs = samples.scaling.range
+    if theirs is not None and theirs != span:
+        raise ConfigError(
+            f"likelihood: the data's values lie in {theirs}, and those of the run's data "
+            f"{'have no range' if span is None else f'in {span}'}: the two aren't densities of the same values. "
+            f"Give data of the run's values, say as `arrays`."
+        )
+    values = samples.scaling.unscale(x)
+    low, high = float(values.min()), float(values.max())
+    if span is not None and (low < 2 * span[0] - span[1] or high > 2 * span[1] - span[0]):
+        raise ConfigError(
+            f"likelihood: values from {low:g} to {high:g}, and the run's data lie in {span}. Give data in those "
+            f"values, as `gft sample` writes them."
+        )
+    return values

@@ -71,7 +71,13 @@ class Parts:
             )
 
     def begin(self) -> None:
-        """Make the folder, empty but for what determines the samples."""
+        """Make the folder, empty but for what determines the samples.
+
+        Raises:
+            RunError: where a folder of that name holds something else.
+        """
+        if self.folder.exists() and not (self.folder / _JOB).is_file() and any(self.folder.iterdir()):
+            raise RunError(f"{self.folder} is where parts are kept, and holds something else. Choose another --out.")
         self.remove()
         write_json(self.folder / _JOB, self._identity)
 

@@ -104,7 +104,7 @@ class Sampler:
         if self._by_block and self.size < BLOCK:
             raise ConfigError(
                 f"batch_size: wanted at least {BLOCK}, got {request.batch_size}: a library's solver integrates that "
-                f"many samples together, and a smaller batch would change them. Use a solver of fixed steps, or more."
+                f"many samples together, and a smaller batch would change them. Use a solver of gftkit's own, or more."
             )
         noisy = self._scheme.diffusion is not None
         drift, anchored = sampled_drift(
@@ -139,6 +139,17 @@ class Sampler:
             "precision": asked.precision,
             "device": self._device.type,
         }
+
+    def warnings(self) -> list[str]:
+        """What is allowed and seldom meant: a time grid that was fitted to another flow, or for another solver."""
+        told = getattr(self._scheme.spacing, "fitted_on", {})
+        solver = str(self._spec["name"] if self._spec else "euler")
+        found = []
+        if "hash" in told and told["hash"] != digest(self._run.weights(self._request.weights)[0]):
+            found.append(f"the time grid was fitted to other weights than these, those of {told.get('run')}.")
+        if "solver" in told and told["solver"] != solver:
+            found.append(f"the time grid was fitted for {told['solver']}, and the solver is {solver}.")
+        return found
 
     @property
     def evaluated(self) -> int:

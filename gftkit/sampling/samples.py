@@ -1,5 +1,6 @@
 """Writing samples: .npz, .safetensors, a picture, or a folder of pictures."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -77,3 +78,6 @@ def _write_images(folder: Path, parts: Iterable[Tensor], span: tuple[float, floa
         for image in part:
             pictures.write_image(folder / f"{index:06d}.png", pictures.grid(image[None], span))
             index += 1
+    for path in folder.glob("*.png"):
+        if re.fullmatch(r"\d{6,}", path.stem) and int(path.stem) >= index:
+            path.unlink()  # of an earlier call, which --force overwrites

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
+from gftkit.files import read_yaml
 from gftkit.geometry.time_grid import read_grids
 
 
@@ -93,7 +94,8 @@ class Explicit:
 class Fitted:
     """Times that were fitted to a run by ``gft fit-grid``: where so many Euler steps lose least along its flow.
 
-    They belong to that run's flow. Nothing is fitted here: the file holds the times of each number of steps.
+    They belong to that run's flow, and another is warned about. Nothing is fitted here: the file holds the times of
+    each number of steps.
 
     Args:
         file: that ``gft fit-grid`` wrote.
@@ -114,6 +116,7 @@ class Fitted:
 
     def __init__(self, file: Path) -> None:
         self.file, self._grids = file, read_grids(file)
+        self.fitted_on = read_yaml(file).get("fitted_on") or {}
 
     def times(self, steps: int) -> list[float]:
         """The times that were fitted for this number of steps."""

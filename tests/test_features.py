@@ -76,6 +76,8 @@ def test_classifier_names_held_out_digits(classifier):
     accuracy = (classifier.predict(x) == label).float().mean()
     assert accuracy >= WANTED_ACCURACY
     assert (classifier.predict(x / 2 + 0.5) == label).float().mean() < accuracy  # [0, 1], not [-1, 1]: a wrong twin
+    doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.equal(classifier(doubled), classifier(x))
 
 
 def test_classifier_is_trained_on_no_held_out_digit(cache):
@@ -119,9 +121,9 @@ def test_classifier_works_without_a_cache_that_can_be_written(cache, tmp_path, m
     assert REGISTRY.create("feature", "digits-classifier")(images(2)).shape == (2, 64)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 8, 8), (2, 64)])
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 8, 8), (2, 64), (2, 1, 16, 8)])
 def test_classifier_refuses_other_events(classifier, shape):
-    with pytest.raises(ValueError, match=r"\(n, 1, 8, 8\), got"):
+    with pytest.raises(ValueError, match=r"\(n, 1, 8, 8\) or \(n, 1, 16, 16\), got"):
         classifier(torch.zeros(shape))
 
 

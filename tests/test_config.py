@@ -347,7 +347,7 @@ def test_labels_matter_to_a_conditional_drift_only(resolve, registry, pretrain_c
         build(resolve(finetune_config), registry)
     with pytest.raises(DataError, match="the data have no labels"):
         build(resolve(finetune_config, "data={name: gaussian, event_shape: [2]}"), registry)
-    assert build(resolve(finetune_config, "data.classes=[0, 1]", "data.count=9"), registry)
+    assert build(resolve(finetune_config, "data.classes=[0, 1]", "data.count=20"), registry)
 
 
 def test_a_drift_must_be_given_beside_a_weights_file(resolve, finetune_config, pretrained):

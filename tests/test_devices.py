@@ -383,6 +383,7 @@ def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version)
 )
 def test_what_cannot_be_shared_is_refused(tuning, tmp_path, registry, count, size, message):
     tuning["data"]["count"] = count
+    tuning["evaluate"]["metrics"] = []
     tuning["train"] |= {"batch_size": size, "pairing_batch": size}
     experiment = build(read(tuning, "finetune", registry)[0], registry)
     three = SimpleNamespace(num_processes=3, process_index=0, device=torch.device("cpu"))

@@ -10,6 +10,7 @@ import yaml
 
 from gftkit.building import build_source
 from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec, override
+from gftkit.contracts import Estimate
 from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, unknown
@@ -190,7 +191,7 @@ def rows(inspection: Inspection) -> Rows:
     """The table of hypotheses, the best first, then what needs no network."""
     shown = [_row(found) for found in inspection.findings[:SHOWN]]
     for name, value in sorted(inspection.baselines.items(), key=lambda item: item[1].value):
-        shown.append((f"({name})", "", "", "", "", _number(value.value, value.stderr), "", ""))
+        shown.append((f"({name})", "", "", "", "", _number(value), "", ""))
     return shown
 
 
@@ -207,14 +208,14 @@ def _row(found: Finding) -> tuple[str, ...]:
         time,
         ("-" if convention.sign < 0 else "") + convention.predicts,
         span,
-        _number(*vars(estimate(found.denoising)).values()),
-        _number(*vars(estimate(found.loss)).values()),
-        _number(*vars(found.slope).values()),
+        _number(estimate(found.denoising)),
+        _number(estimate(found.loss)),
+        _number(found.slope),
     )
 
 
-def _number(value: float, stderr: float) -> str:
-    return f"{value:.4g} ± {stderr:.2g}"
+def _number(found: Estimate) -> str:
+    return f"{found.value:.4g} ± {found.stderr:.2g}"
 
 
 def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from gftkit.log import curve
 from gftkit.monitoring import sections_of
 from gftkit.randomness import stream
 from gftkit.report import Section, number, shown, write_report
-from gftkit.run import Run
+from gftkit.run import SUMMARY, Run
 from gftkit.stability import first_reaching, instant_variance, largest_setback, spearman
 
 
@@ -49,7 +49,7 @@ def compare(
         raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
     first = next(iter(runs.values()))
     summary: dict[str, dict[str, Any]] = {"pretrained": _at_start(first)}
-    finals = {name: read_json(run.folder / "summary.json") for name, run in runs.items()}
+    finals = {name: read_json(run.folder / SUMMARY) for name, run in runs.items()}
     for name, final in finals.items():
         if metric not in final["ema"]:
             raise ConfigError(f"run '{name}' doesn't measure {metric}: it has {', '.join(final['ema'])}.")

@@ -6,16 +6,11 @@ from typing import Any
 from gftkit.contracts import Schedule, StoppingRule
 from gftkit.errors import ConfigError, RunError
 from gftkit.registry import Registry
-from gftkit.temperature import ROUND_OFF, temperature
+from gftkit.temperature import ROUND_OFF, listens, temperature
 
 Spec = Mapping[str, Any]
 Measurements = Mapping[str, Mapping[str, Any]]
 """What each monitor measured at an evaluation, by the monitor's name."""
-
-
-def listens(schedule: Schedule | None) -> bool:
-    """Whether a schedule has feedback."""
-    return schedule is not None and hasattr(schedule, "needs")
 
 
 def needed(schedule: Spec | None, stop: Spec | None, registry: Registry) -> list[str]:

@@ -140,8 +140,7 @@ def curves(
         axes[1].set_ylabel("temperature")
     axes[-1].set_xlabel("step")
     for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     return png(figure)
 
 
@@ -164,8 +163,7 @@ def measurements(
     for (name, curve), colour in zip(others.items(), _cycle(len(others), len(lines)), strict=True):
         axis.plot(*curve, label=name, color=colour, marker=".", markersize=5, linewidth=1, linestyle="--", alpha=0.7)
     axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scales[0], yscale=scales[1])
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return png(figure)
 
@@ -219,8 +217,7 @@ def stacked(panels: Sequence[Panel]) -> bytes:
             axis.set_ylim(*panel.span)
         axis.set_ylabel(panel.label, fontsize=9)
         axis.legend(frameon=False, fontsize=8, loc="best")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     axes[-1].set_xlabel("step")
     return png(figure)
 
@@ -247,6 +244,12 @@ def _draw(axis: Any, name: str, trace: Trace) -> None:
         elinewidth=0.9,
         label=name,
     )
+
+
+def tidy(axis: Any) -> None:
+    """A faint grid, and no frame above and to the right."""
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:

@@ -15,14 +15,13 @@ from gftkit.averages import Averages
 from gftkit.descent import Descent
 from gftkit.errors import ConfigError, DataError
 from gftkit.experiment import Experiment
-from gftkit.feedback import listens
 from gftkit.forward import Anchor, Forward, recompute_activations
 from gftkit.objective import LOSSES, retention, shared_loss
 from gftkit.optimizer import learning_rate, optimizer_of
 from gftkit.prefetch import Batches
 from gftkit.randomness import seed_global, stream
 from gftkit.start import Start
-from gftkit.temperature import temperature
+from gftkit.temperature import listens, temperature
 
 AHEAD = 8
 """Steps whose anchor is evaluated at once, at most: as many batches are held meanwhile."""

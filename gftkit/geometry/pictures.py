@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from gftkit.geometry.motion import Motion
 from gftkit.geometry.time_grid import Fit
-from gftkit.pictures import COLOURS, png
+from gftkit.pictures import COLOURS, png, tidy
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:
@@ -30,8 +30,7 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
     right.legend(frameon=False, fontsize=8)
     _plain(right.xaxis, steps)
     for axis in (left, right):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     return png(figure)
 
 
@@ -56,8 +55,7 @@ def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
     right.set(xlabel="drift evaluations", ylabel="relative error at t = 1", xscale="log", yscale="log")
     _plain(right.xaxis, [1, 4, 16, 64])
     for axis in (left, middle, right):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     for axis in (left, middle):
         axis.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)

@@ -35,7 +35,7 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
         axis.set(title=coupling, xlabel="training samples", xscale="log")
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.xaxis.set_minor_formatter(NullFormatter())
-        _tidy(axis)
+        pictures.tidy(axis)
     axes[0].set_ylabel(metric)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return pictures.png(figure)
@@ -67,7 +67,7 @@ def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
             )
         axis.axvline(0, color="#404040", linewidth=0.8)
         axis.set(title=coupling, xlabel=f"{metric} minus that of {baseline}" + (", %" if relative else ""))
-        _tidy(axis)
+        pictures.tidy(axis)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     axes[-1].legend(frameon=False, fontsize=8, title="samples", loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -89,8 +89,3 @@ def _style(place: int) -> dict[str, Any]:
         "elinewidth": 1.0,
         "capsize": 2,
     }
-
-
-def _tidy(axis: Any) -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)

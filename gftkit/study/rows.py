@@ -7,7 +7,7 @@ from typing import Any
 from gftkit.evaluation import names
 from gftkit.files import finite, read_json
 from gftkit.log import curve
-from gftkit.run import Run
+from gftkit.run import SUMMARY, Run
 from gftkit.stability import instant_variance, largest_setback, spearman
 from gftkit.study.plan import Cell
 
@@ -28,7 +28,7 @@ def rows_of(cell: Cell, run: Run, metric: str) -> list[Row]:
       measured on: no rule could do better, and none does as well.
     - ``seconds`` of training and evaluation, and ``steps``.
     """
-    final, lines = read_json(run.folder / "summary.json"), run.history()
+    final, lines = read_json(run.folder / SUMMARY), run.history()
     values = {name: final["ema"][name] for name in names(final["ema"])}
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
     values |= {"spearman": spearman(steps, raw), "instant_variance": instant_variance(steps, raw)}

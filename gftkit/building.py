@@ -1,5 +1,6 @@
 """The components that a configuration names, built."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from gftkit import conditions
 from gftkit.adapters import Adapted
 from gftkit.config import DEFAULTS, Config, Evaluate, Spec
-from gftkit.contracts import Metric, Path
+from gftkit.contracts import Path
 from gftkit.data import Samples, Source, source_of
 from gftkit.errors import ConfigError, GftkitError
+from gftkit.evaluation import Metrics
 from gftkit.facts import Facts
 from gftkit.foreign.drift import ForeignDrift, own_network
 from gftkit.randomness import stream
@@ -98,7 +100,12 @@ def scheme_of(config: Config, spec: Spec | None, path: Path, registry: Registry,
     return scheme
 
 
-def build_metrics(evaluate: Evaluate, registry: Registry) -> list[Metric]:
-    """The metrics of a section ``evaluate``."""
-    specs = enumerate(evaluate.metrics or [])
-    return [registry.build("metric", spec, f"evaluate.metrics[{index}]") for index, spec in specs]
+def build_metrics(evaluate: Evaluate, registry: Registry) -> tuple[Metrics, Metrics]:
+    """The metrics of a section ``evaluate``, each with its place: those along a run, and those at its ends too."""
+
+    def built(key: str, specs: Iterable[Any]) -> Metrics:
+        places = [(f"evaluate.{key}[{index}]", spec) for index, spec in enumerate(specs)]
+        return [(place, registry.build("metric", spec, place)) for place, spec in places]
+
+    along = built("metrics", evaluate.metrics or [])
+    return along, [*along, *built("ends", evaluate.ends)]

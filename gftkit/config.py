@@ -1,7 +1,7 @@
 """A run's configuration: one YAML file, validated whole before anything starts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,6 +107,7 @@ class Evaluate:
         averaged: measure the averaged weights at every evaluation too, and not only at the end.
         count: samples to make, and at most so many to compare with.
         metrics: metrics by name, or {name: ..., **options}.
+        ends: more of them, which are measured before the first step and of the averaged weights at the end only.
         solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path. With
             ``grid: {name: ...}`` the times of its steps are placed, and with ``diffusion: {name: ...}`` a velocity's
             flow is sampled stochastically.
@@ -118,6 +119,7 @@ class Evaluate:
     averaged: bool = False
     count: Count = 1000
     metrics: list[str | dict[str, Any]] | None = None
+    ends: list[str | dict[str, Any]] = field(default_factory=list)
     solver: Spec | None = None
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
@@ -419,8 +421,10 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     if isinstance(raw, Mapping):
         raw = {**raw, **{key: _spec(raw[key]) for key in ("data", "solver") if key in raw}}
     found = section(Evaluate, raw, "evaluate")
-    names = ["energy"] if found.metrics is None else found.metrics
-    metrics = [registry.resolve("metric", m, f"evaluate.metrics[{i}]", base) for i, m in enumerate(names)]
+
+    def metrics(key: str, given: Iterable[Any]) -> list[Any]:
+        return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(given)]
+
     solver = found.solver
     if solver is not None:
         solver = resolve_scheme(solver, registry, "evaluate.solver", base)
@@ -428,7 +432,8 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
         found,
         data=None if found.data is None else registry.resolve("dataset", found.data, "evaluate.data", base),
         every=found.every or max(1, train.steps // 20),
-        metrics=list(metrics),
+        metrics=metrics("metrics", ["energy"] if found.metrics is None else found.metrics),
+        ends=metrics("ends", found.ends),
         solver=solver,
     )
 

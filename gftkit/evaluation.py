@@ -16,6 +16,9 @@ from gftkit.randomness import stream
 from gftkit.sampling.integrate import generate, grid_of
 from gftkit.sampling.scheme import Scheme
 
+Metrics = Sequence[tuple[str, Metric]]
+"""Metrics, each with its place in the configuration."""
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -135,7 +138,7 @@ class Evaluation:
         )
 
 
-def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dict[str, float]:
+def measure(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, float]:
     """Every metric's estimates: name -> value, and name + "_stderr" -> its standard error.
 
     An estimate with an interval has its ends as name + "_low" and name + "_high".
@@ -144,14 +147,13 @@ def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dic
         ConfigError: where a metric refuses what it was given, such as too few samples, or two measure one name.
     """
     values: dict[str, float] = {}
-    for index, metric in enumerate(metrics):
-        with _named(index, metric):
+    for index, (place, metric) in enumerate(metrics):
+        with _named(place, metric):
             measured = metric.measure(evaluation, stream(seed, "metric", index))
         for name, estimate in measured.items():
             if name in values:
                 raise ConfigError(
-                    f"evaluate.metrics[{index}] ({type(metric).__name__}) measures {name}, as one before it does. "
-                    f"Keep one of them."
+                    f"{place} ({type(metric).__name__}) measures {name}, as one before it does. Keep one of them."
                 )
             values[name] = estimate.value
             values[f"{name}_stderr"] = estimate.stderr
@@ -160,16 +162,16 @@ def measure(metrics: Iterable[Metric], evaluation: Evaluation, seed: int) -> dic
     return values
 
 
-def check(metrics: Iterable[Metric], scope: Scope) -> None:
+def check(metrics: Metrics, scope: Scope) -> None:
     """Ask every metric whether it can measure in this scope; nothing is sampled.
 
     Raises:
         ConfigError: with the reason of the first that can't.
     """
-    for index, metric in enumerate(metrics):
+    for place, metric in metrics:
         ask = getattr(metric, "check", None)
         if ask is not None:
-            with _named(index, metric):
+            with _named(place, metric):
                 ask(scope)
 
 
@@ -186,9 +188,9 @@ def names(values: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _named(index: int, metric: Metric) -> Iterator[None]:
+def _named(place: str, metric: Metric) -> Iterator[None]:
     """A metric's refusal as an error of the configuration."""
     try:
         yield
     except (ValueError, DataError) as error:
-        raise ConfigError(f"evaluate.metrics[{index}] ({type(metric).__name__}): {error}") from error
+        raise ConfigError(f"{place} ({type(metric).__name__}): {error}") from error

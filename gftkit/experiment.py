@@ -13,10 +13,10 @@ from gftkit.adapters import Adapted
 from gftkit.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.building import adapt, build_drift, build_metrics, build_source, scheme_of
 from gftkit.config import DEFAULTS, Config, Spec
-from gftkit.contracts import Batch, Coupling, Metric, Monitor, Path, Schedule, StoppingRule
+from gftkit.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
 from gftkit.data import Order, Samples, Source
 from gftkit.errors import ConfigError, DataError
-from gftkit.evaluation import Evaluation, Scope, check
+from gftkit.evaluation import Evaluation, Metrics, Scope, check
 from gftkit.facts import Facts
 from gftkit.files import digest, load_weights
 from gftkit.foreign import weights
@@ -57,7 +57,8 @@ class Experiment:
     weight: Callable[[Tensor], Tensor] | None
     source: Source
     scheme: Scheme
-    metrics: list[Metric]
+    metrics: Metrics
+    final: Metrics
     monitors: list[tuple[str, Monitor]]
     training: Batch
     reference: Batch
@@ -161,10 +162,10 @@ def build(config: Config, registry: Registry) -> Experiment:
     if config.schedule is not None:
         schedule = registry.build("schedule", config.schedule)
         notes = [*notes, *check_schedule(schedule, config.schedule["name"], train.steps)]
-    metrics, held_out = build_metrics(config.evaluate, registry), config.evaluate.data is not None
+    (metrics, final), held_out = build_metrics(config.evaluate, registry), config.evaluate.data is not None
     compared = reference.some(config.evaluate.count, stream(config.seed, "reference"))
     known = len(compared), len(training), held_out, facts.event_shape, parent is not None
-    check(metrics, Scope(config.evaluate.count, *known))
+    check(final, Scope(config.evaluate.count, *known))
     return Experiment(
         config=config,
         facts=facts,
@@ -186,6 +187,7 @@ def build(config: Config, registry: Registry) -> Experiment:
         source=source,
         scheme=scheme,
         metrics=metrics,
+        final=final,
         monitors=[(spec["name"], made) for spec, made in zip(config.monitors, monitors, strict=True)],
         training=training,
         reference=compared,

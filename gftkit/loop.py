@@ -99,7 +99,7 @@ class Loop:
             found.restore(self.steps.drift, self.steps.descent)
             self.feedback.restore(found.notes.get("feedback", {}), found.path)
         # The first look asks every metric and monitor: what they refuse is known before the folder holds a run.
-        looked = self._look(0, "raw", []) if found is None else []
+        looked = self._look(0, "raw", [], whole=True) if found is None else []
         if found is None:
             self._hear(0, looked)
         if self.main:
@@ -267,8 +267,12 @@ class Loop:
         averaged.load_state_dict(states[1])
         return raw.to(self.device), averaged.to(self.device)
 
-    def _look(self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]]) -> list[Line]:
-        """Measure the drift by every metric, and with raw weights by every monitor; the run is left as it was.
+    def _look(
+        self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]], whole: bool = False
+    ) -> list[Line]:
+        """Measure the drift by the metrics, and with raw weights by every monitor; the run is left as it was.
+
+        Where ``whole``, also by the metrics that are for the ends of a run.
 
         All processes must ask, and the main one measures.
         """
@@ -281,7 +285,7 @@ class Loop:
         with torch.random.fork_rng(devices=devices.cuda_devices(self.device)):
             drift.eval()
             evaluation = experiment.evaluation(drift, self.device, history)
-            values = measure(experiment.metrics, evaluation, self.config.seed)
+            values = measure(experiment.final if whole else experiment.metrics, evaluation, self.config.seed)
             lines: list[Line] = [("evaluation", {"weights": weights, **values})]
             if weights == "raw":
                 state = TrainingState(
@@ -319,7 +323,7 @@ class Loop:
 
     def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
         self.trackers.ends(steps)
-        looked = self._look(steps, "ema", [] if log is None else log.lines)
+        looked = self._look(steps, "ema", [] if log is None else log.lines, whole=True)
         self._add(log, steps, looked)
         _, averaged = self._networks()
         if log is None:

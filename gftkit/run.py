@@ -247,7 +247,7 @@ class Run:
         trained = training.some(chosen.count, stream(self.config.seed, "training"))
         before = self.config.pretrained
         parent = Run.open(before, self.registry) if before is not None and is_run(before) else None
-        metrics = build_metrics(chosen, self.registry)
+        _, metrics = build_metrics(chosen, self.registry)
         known = len(reference), len(trained), chosen.data is not None, facts.event_shape, parent is not None
         check(metrics, Scope(chosen.count, *known))
         drift, _ = sampled_drift(

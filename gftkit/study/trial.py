@@ -31,18 +31,20 @@ class Pace:
 
     Attributes:
         step: one step of plain flow matching.
-        evaluation: all metrics once.
+        end: all metrics once.
+        evaluation: the metrics along a run, once.
     """
 
     step: float
+    end: float
     evaluation: float
 
     def seconds(self, config: Config) -> float:
         """About how long a run takes; an anchor, a monitor and what is drawn at the end come on top of it."""
         train, evaluate = config.train, config.evaluate
         assert evaluate.every is not None
-        looks = train.steps / evaluate.every * (2 if evaluate.averaged else 1) + 2
-        return train.steps * self.step + looks * self.evaluation
+        looks = train.steps / evaluate.every * (2 if evaluate.averaged else 1)
+        return train.steps * self.step + looks * self.evaluation + 2 * self.end
 
 
 def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
@@ -112,16 +114,18 @@ def _tried(
         drift = experiment.drift.to(accelerator.device)
         anchor: Any = FrozenAnchor(drift, lineage.made_of(config.drift, experiment.facts, registry))
         watched = replace(experiment, anchor=anchor.to(accelerator.device))
-        before = time.perf_counter()
-        values = measure(watched.metrics, watched.evaluation(drift.eval(), accelerator.device), config.seed)
-        evaluation = time.perf_counter() - before
-        known = names(values)
-        if metric not in known:
-            raise unknown("metric at metric:", metric, known, "It must be one that `base.evaluate` measures.")
+        took = []
+        for metrics in (watched.final, watched.metrics):
+            before = time.perf_counter()
+            values = measure(metrics, watched.evaluation(drift.eval(), accelerator.device), config.seed)
+            took.append(time.perf_counter() - before)
+        if metric not in (known := names(values)):
+            cure = "It must be one that `base.evaluate.metrics` measures along the run."
+            raise unknown("metric at metric:", metric, known, cure)
         steps = Steps(replace(experiment, anchor=None), accelerator)
         count = min(TIMED, config.train.steps - 1)
         for step in range(count + 1):
             if step <= 1:
                 before = time.perf_counter()
             float(steps.take(step)["loss"])
-    return Pace((time.perf_counter() - before) / max(1, count), evaluation)
+    return Pace((time.perf_counter() - before) / max(1, count), *took)

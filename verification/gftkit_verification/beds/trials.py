@@ -185,6 +185,7 @@ def trial(
         source=source,
         scheme=build_scheme(None, path, registry),
         metrics=[],
+        final=[],
         monitors=[],
         training=nothing,
         reference=nothing,

@@ -1,7 +1,6 @@
 """Fine-tunes of one pretrained flow, side by side: numbers, pictures and a report."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gftkit.monitoring import sections_of
 from gftkit.randomness import stream
 from gftkit.report import Section, number, shown, write_report
 from gftkit.run import SUMMARY, Run
-from gftkit.stability import first_reaching, instant_variance, largest_setback, spearman
+from gftkit.stability import stability_of
 
 
 def compare(
@@ -75,29 +74,6 @@ def compare(
         sections += sections_of(run, name)
     write_report(out / "report.html", title, _lead(first.config), sections)
     return summary
-
-
-def stability_of(
-    steps: Sequence[int], values: Sequence[float], threshold: float, seconds: Mapping[int, float]
-) -> dict[str, float | None]:
-    """How steadily and how soon a curve falls, by the names of ``gftkit.stability``; what isn't known is None.
-
-    Args:
-        steps: of the evaluations.
-        values: as many, on raw weights.
-        threshold: for ``steps_to_threshold`` and ``seconds_to_threshold``.
-        seconds: of training up to each step, as ``Run.seconds`` gives them.
-    """
-    reached = first_reaching(steps, values, threshold)
-    found = {
-        "spearman": spearman(steps, values),
-        "instant_variance": instant_variance(steps, values),
-        "instant_variance_whole": instant_variance(steps, values, left_out=0),
-        "largest_setback": largest_setback(values),
-        "steps_to_threshold": reached,
-        "seconds_to_threshold": math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan),
-    }
-    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:

@@ -109,6 +109,8 @@ def write_run_report(
     ]
     for name in names(final["ema"]):
         steps, values = curve(lines, name, "evaluation", "raw")
+        if len(steps) < 2:  # measured at the ends of the run only
+            continue
         drawn = pictures.curves({name: (steps, values)}, name, temperatures)
         sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
     drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)

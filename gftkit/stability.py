@@ -3,7 +3,8 @@
 Curves are given as steps, rising, and as many values; lower values are better.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -13,6 +14,30 @@ WINDOW = 5
 
 LEFT_OUT = 0.2
 """Share of the steps, from the start, that ``instant_variance`` leaves out."""
+
+
+def stability_of(
+    steps: Sequence[int], values: Sequence[float], threshold: float | None, seconds: Mapping[int, float]
+) -> dict[str, float | None]:
+    """How steadily and how soon a curve falls, by the names of what follows here; what isn't known is None.
+
+    Args:
+        steps: of the evaluations.
+        values: as many, on raw weights.
+        threshold: for ``steps_to_threshold`` and ``seconds_to_threshold``; None leaves these out.
+        seconds: of training up to each step, as ``Run.seconds`` gives them.
+    """
+    found = {
+        "spearman": spearman(steps, values),
+        "instant_variance": instant_variance(steps, values),
+        "instant_variance_whole": instant_variance(steps, values, left_out=0),
+        "largest_setback": largest_setback(values),
+    }
+    if threshold is not None:
+        reached = first_reaching(steps, values, threshold)
+        found["steps_to_threshold"] = reached
+        found["seconds_to_threshold"] = math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan)
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 def spearman(steps: Sequence[float], values: Sequence[float]) -> float:

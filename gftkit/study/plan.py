@@ -99,6 +99,10 @@ class Cell:
         """METHOD/COUPLING/SIZE/SEED, its folder within that of the cells."""
         return f"{self.method}/{self.coupling}/{self.size}/{self.seed}"
 
+    def beside(self, method: str) -> "Cell":
+        """The cell of another method, paired with this one."""
+        return replace(self, method=method)
+
 
 @dataclass(frozen=True)
 class Start:

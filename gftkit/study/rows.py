@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from gftkit.evaluation import names
 from gftkit.files import finite, read_json
 from gftkit.log import curve
 from gftkit.run import SUMMARY, Run
-from gftkit.stability import instant_variance, largest_setback, spearman
+from gftkit.stability import WINDOW, stability_of
 from gftkit.study.plan import Cell
 
 Row = dict[str, Any]
@@ -16,8 +17,23 @@ Row = dict[str, Any]
 BEST, BEST_STEP = "_best", "_best_step"
 """Endings of the names of the least value of the judged metric along a run, and of its step."""
 
+NEARLY = 0.9
+"""Share of the baseline's fall that ``steps_to_threshold`` wants."""
 
-def rows_of(cell: Cell, run: Run, metric: str) -> list[Row]:
+
+def threshold(baseline: Run, metric: str) -> float | None:
+    """Nine tenths of the way that a metric falls in a run of the baseline, on raw weights.
+
+    From its value at the start to the mean of its last 5 evaluations; None for a run without so many, or a fall.
+    """
+    _, values = curve(baseline.history(), metric, "evaluation", "raw")
+    if len(values) <= WINDOW:
+        return None
+    fall = values[0] - fmean(values[-WINDOW:])
+    return values[0] - NEARLY * fall if fall > 0 else None
+
+
+def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> list[Row]:
     """The rows of one finished run.
 
     - Every metric of the averaged weights at the end, without standard errors.
@@ -26,16 +42,15 @@ def rows_of(cell: Cell, run: Run, metric: str) -> list[Row]:
     - Where the averaged weights were measured along the run (``evaluate.averaged``): ``METRIC_best``, the least of the
       judged metric on them, start and end included, and ``METRIC_best_step``, where it was. It is chosen by what it is
       measured on: no rule could do better, and none does as well.
+    - With a ``level``, the baseline's ``threshold``: ``steps_to_threshold``, the step of the first evaluation on raw
+      weights with the judged metric at or below it, and ``seconds_to_threshold`` of training until then, without
+      evaluations; None where it isn't reached.
     - ``seconds`` of training and evaluation, and ``steps``.
     """
     final, lines = read_json(run.folder / SUMMARY), run.history()
     values = {name: final["ema"][name] for name in names(final["ema"])}
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
-    values |= {"spearman": spearman(steps, raw), "instant_variance": instant_variance(steps, raw)}
-    values |= {
-        "instant_variance_whole": instant_variance(steps, raw, left_out=0),
-        "largest_setback": largest_setback(raw),
-    }
+    values |= stability_of(steps, raw, level, run.seconds())
     values |= _best(lines, metric, final["steps"])
     values |= {"seconds": final["seconds"], "steps": final["steps"]}
     return [{**asdict(cell), "metric": name, "value": value} for name, value in finite(values).items()]

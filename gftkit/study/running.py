@@ -1,9 +1,10 @@
 """Run a study: its pretrainings, then its cells, several at once; what is finished is kept."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from gftkit.registry import Registry
 from gftkit.run import Run, is_run
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.reporting import write_results
-from gftkit.study.rows import Row, rows_of
+from gftkit.study.rows import Row, rows_of, threshold
 from gftkit.study.worker import Job
 from gftkit.study.workers import run_all
 from gftkit.training import changes, train
@@ -56,11 +57,15 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
             f"{plan.out} holds runs of another study: these were made with another configuration than the study's "
             f"file says now, and differ in{shortened(others)}\nChoose another --out, or delete them."
         )
-    rows = {}
-    for cell in plan.cells:
-        if is_run(plan.folder(cell)) and (run := Run.open(plan.folder(cell), registry)).finished:
-            rows[cell] = rows_of(cell, run, plan.study.metric)
-    return rows
+    made = [cell for cell in plan.cells if is_run(plan.folder(cell))]
+    return _rows(plan, {cell: run for cell in made if (run := Run.open(plan.folder(cell), registry)).finished})
+
+
+def _rows(plan: Plan, runs: Mapping[Cell, Run]) -> dict[Cell, list[Row]]:
+    """The rows of finished runs, among which are the baseline's that they are measured by."""
+    metric, baseline = plan.study.metric, plan.study.baseline
+    levels = {cell: threshold(run, metric) for cell, run in runs.items() if cell.method == baseline}
+    return {cell: rows_of(cell, run, metric, levels.get(cell.beside(baseline))) for cell, run in runs.items()}
 
 
 def run_study(
@@ -112,11 +117,19 @@ def run_study(
                 if error:
                     failed[cell] = error
                 else:
-                    rows[cell] = rows_of(cell, Run.open(plan.folder(cell), registry), plan.study.metric)
+                    rows |= _rows(plan, _paired(plan, cell, rows, registry))
                     write_results(plan, rows)
                 if progress is not None:
                     progress.ended(cell.name, error)
     return Outcome(rows, failed)
+
+
+def _paired(plan: Plan, cell: Cell, rows: Mapping[Cell, Any], registry: Registry) -> dict[Cell, Run]:
+    """A run that has ended and the baseline's beside it; where it is the baseline's, all that are measured by it."""
+    baseline = cell.beside(plan.study.baseline)
+    others = [each for each in rows if each.beside(baseline.method) == baseline] if cell == baseline else [baseline]
+    there = {cell: None, **{each: None for each in others if each in rows}}
+    return {each: Run.open(plan.folder(each), registry) for each in there}
 
 
 def _run(

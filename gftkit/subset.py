@@ -86,8 +86,12 @@ def subset(
     count: Annotated[int, Field(gt=0)] | None = None,
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
     split: Literal["all", "train", "test"] = "all",
+    skip: Annotated[int, Field(ge=0)] = 0,
 ) -> Dataset:
     """A part of a data set: first the split, then the classes, then a random ``count`` of what is left.
+
+    With one ``seed`` the samples of a smaller count are among those of a larger one, and ``skip: N`` begins after the
+    first N of them: `count: 80` and `count: 20, skip: 80` share none, and make up `count: 100`.
 
     Labels keep their numbers. From a synthetic set ``count`` samples are drawn once; its splits differ in their seed.
 
@@ -96,6 +100,7 @@ def subset(
         classes: keep only these labels.
         count: how many samples; all by default.
         seed: which random ``count``. The split doesn't depend on it, so train and test never overlap.
+        skip: of a finite set, leave out the first so many of the random order that ``seed`` gives; with a ``count``.
         split: "train" takes two thirds, "test" the other third, the same on every machine.
 
     Raises:
@@ -105,6 +110,10 @@ def subset(
     if classes is not None and known is not None and any(label >= known for label in classes):
         raise DataError(f"classes: wanted numbers from 0 to {known - 1}, got {classes}. Leave out what isn't there.")
     if isinstance(dataset, Sampler) and not isinstance(dataset, Dataset):
+        if skip:
+            raise DataError(
+                "skip: a synthetic data set has no order to skip in. Take another `seed` for other samples."
+            )
         return _drawn(dataset, classes, count, seed, split)
     indices = np.arange(len(dataset))
     if split != "all":
@@ -116,10 +125,13 @@ def subset(
         if labels is None:
             raise DataError("classes: this data set has no labels to choose by. Leave `classes` out.")
         indices = indices[np.isin(labels.numpy()[indices], classes)]
+    if skip and count is None:
+        raise DataError(f"skip: {skip} samples are left out of a random order, which wants a `count`. Say it.")
     if count is not None:
-        if count > len(indices):
-            raise DataError(f"count: {count} samples wanted, {len(indices)} are left. Ask for at most that many.")
-        indices = np.random.default_rng(seed).permutation(indices)[:count]
+        left = len(indices) - skip
+        if count > left:
+            raise DataError(f"count: {count} samples wanted, {max(0, left)} are left. Ask for at most that many.")
+        indices = np.random.default_rng(seed).permutation(indices)[skip : skip + count]
         if blocks_of(dataset) is not None:
             indices = np.sort(indices)
     if len(indices) == 0:

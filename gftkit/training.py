@@ -1,7 +1,7 @@
 """Training from Python: ``pretrain`` by flow matching, ``finetune`` by Gradual Fine-Tuning, ``distill``."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from gftkit.config import Config, Kind, read
 from gftkit.devices import accelerator_of, cuda_devices, warnings_of
-from gftkit.errors import RunError
+from gftkit.errors import GftkitError, RunError
 from gftkit.experiment import build
 from gftkit.files import held, read_yaml
 from gftkit.loading import load
@@ -90,7 +90,7 @@ def train(
     registry = registry or load()
     out = Path(out)
     config, warnings = read(source, kind, registry, overrides)
-    _check_folder(out, config, resume)
+    _check_folder(out, config, resume, registry)
     if resume and (out / MODEL).is_file():
         return Run(out, config, registry)
     accelerator = accelerator_of(device)
@@ -100,22 +100,34 @@ def train(
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
         with held(out) if accelerator.is_main_process else nullcontext():
             if accelerator.is_main_process:
-                _check_folder(out, config, resume)  # nobody else has begun a run there meanwhile
+                _check_folder(out, config, resume, registry)  # nobody else has begun a run there meanwhile
             Loop(experiment, registry, out, accelerator, progress).run(warnings)
     return Run(out, config, registry)
 
 
-def changes(folder: Path, config: Config) -> list[str]:
-    """The keys in which a configuration differs from that of the run in a folder; trackers may differ."""
-    before, now = restore(read_yaml(folder / CONFIG)).to_dict(), config.to_dict()
-    return sorted(key for key in {*before, *now} - {"track"} if before.get(key) != now.get(key))
+def changes(folder: Path, config: Config, registry: Registry) -> list[str]:
+    """The keys in which a configuration differs from that of the run in a folder; trackers may differ.
+
+    An option that components have been given since the run was begun counts with its default.
+    """
+
+    def between(before: Config) -> list[str]:
+        one, other = before.to_dict(), config.to_dict()
+        return sorted(key for key in {*one, *other} - {"track"} if one.get(key) != other.get(key))
+
+    before = restore(read_yaml(folder / CONFIG))
+    changed = between(before)
+    if changed:
+        with suppress(GftkitError):
+            changed = between(read(before.to_dict(), before.kind, registry)[0])
+    return changed
 
 
-def _check_folder(out: Path, config: Config, resume: bool) -> None:
+def _check_folder(out: Path, config: Config, resume: bool, registry: Registry) -> None:
     if resume:
         if not is_run(out):
             raise RunError(f"{out} holds no run to resume. Leave --resume out to start one.")
-        changed = changes(out, config)
+        changed = changes(out, config, registry)
         if changed:
             raise RunError(
                 f"{out} was started with another configuration: {', '.join(changed)} differ. A resumed run repeats the "

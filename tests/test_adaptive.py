@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit import checkpoint
+from gftkit.errors import ConfigError, RunError
 from gftkit.objective import retention
 from gftkit.registry import Registry
 from gftkit_plugins.adaptive import LAG, Adaptive, kept, lowest
@@ -189,3 +190,85 @@ def test_stopping_needs_no_held_out_data_and_no_anchor(config, registry, tmp_pat
     assert isinstance(registry, Registry)
     assert run.steps() == 10
     assert [spec["name"] for spec in run.config.monitors] == ["memorisation"]
+
+
+# --- held-out evidence, and refitting ---------------------------------------------------------------------------------
+
+
+def held_out(reached, error=0.02):
+    """What the monitor says where the fit has arrived, and where held-out pairs put it."""
+    measured = {**theory(1.0)["theory"], "held_out_reached": reached, "held_out_reached_stderr": error}
+    return {"theory": measured, **FAR}
+
+
+def test_it_steps_back_to_the_optimum_of_held_out_pairs():
+    """A fit b_pre + (1 - rho)(Delta + zeta), with E<zeta, Delta> = 0 and |zeta|^2 = F: T15's beta is F/|Delta|^2."""
+    gap, noise = 2.0, 0.5
+    schedule = Adaptive(evidence="held-out")
+    for k in range(1, 9):
+        rho = retention(schedule.temperature(k / 10))
+        way, made = (1 - rho) ** 2 * (gap + noise), (1 - rho) * gap  # R and P
+        schedule.observe(k / 10, held_out(way / ((1 - rho) * made)))
+    assert schedule.temperature(1.0) == pytest.approx(noise / gap)
+
+
+def test_it_does_not_step_back_without_evidence():
+    schedule = Adaptive(evidence="held-out")
+    for k, told in enumerate([held_out(math.nan, math.nan), held_out(-1.0), held_out(1.0), held_out(1.5, error=0.6)]):
+        schedule.observe((k + 1) / 10, told)
+    assert schedule.temperature(1.0) < 0.01
+    deaf = Adaptive()  # the negative control: the same evidence, unheard
+    deaf.observe(0.5, held_out(1.5))
+    deaf.observe(0.6, held_out(1.5))
+    assert deaf.temperature(1.0) < 0.01
+
+
+def test_it_holds_at_its_start_where_held_out_pairs_want_more_and_cools_when_they_do_not():
+    schedule = Adaptive(start=0.25, evidence="held-out")
+    schedule.observe(0.5, held_out(9.0))
+    assert schedule.temperature(1.0) == pytest.approx(0.25)
+    schedule.observe(0.6, held_out(1.2))
+    assert schedule.temperature(1.0) == pytest.approx(0.2)  # a retention of 1 - 1/1.2
+    schedule.observe(0.7, held_out(1.0))
+    assert schedule.temperature(1.0) == 0
+
+
+def test_held_out_evidence_wants_held_out_data(config, registry, tmp_path):
+    config["schedule"] = {"name": "adaptive", "evidence": "held-out"}
+    with pytest.raises(ConfigError, match="the run has none"):
+        gftkit.finetune(config, tmp_path / "run", registry=registry)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.fixture
+def chosen(config, registry, tmp_path):
+    """A run that chose its temperatures and its end on a part of the data."""
+    digits = {"name": "gaussian-mixture", "count": 20}
+    config |= {"data": digits, "schedule": {"name": "adaptive", "stop": {"name": "copying", "errors": 50.0}}}
+    return gftkit.finetune(config, tmp_path / "chosen", registry=registry)
+
+
+def test_a_recorded_schedule_has_the_temperatures_and_the_end_of_its_run(chosen, config, registry, tmp_path):
+    assert 10 <= chosen.steps() < 60
+    config |= {"schedule": {"name": "recorded", "run": str(chosen.folder)}, "data": {"name": "two-moons", "count": 25}}
+    run = gftkit.finetune(config, tmp_path / "refit", registry=registry)
+    assert run.steps() == chosen.steps()
+    assert "ended there" in json.loads((run.folder / "summary.json").read_text())["stopped"]["reason"]
+    one, other = (
+        [(line["step"], line["temperature"]) for line in r.history() if line["kind"] == "train"] for r in (run, chosen)
+    )
+    assert one == other
+    longer = gftkit.finetune({**config, "train": {**config["train"], "steps": 120}}, tmp_path / "l", registry=registry)
+    assert longer.steps() == 2 * chosen.steps()
+
+
+def test_a_recorded_schedule_steps_where_its_run_did(chosen, monkeypatch):
+    lines = [{"step": step, "kind": "train", "temperature": beta} for step, beta in ((10, 4.0), (20, 1.0), (60, 0.5))]
+    monkeypatch.setattr("gftkit.run.Run.history", lambda run: lines)
+    schedule = gftkit.load().create("schedule", "recorded", run=chosen.folder)
+    assert [schedule.temperature(step / 60) for step in (0, 9, 10, 19, 20, 59)] == [4.0, 4.0, 1.0, 1.0, 0.5, 0.5]
+
+
+def test_only_a_finished_fine_tune_is_recorded(registry, pretrained):
+    with pytest.raises(RunError, match="wanted a finished fine-tune"):
+        registry.create("schedule", "recorded", run=pretrained)

@@ -221,6 +221,25 @@ def test_some_samples_of_a_split_stay_in_it(made, name):
     assert chosen(made(name, count=9, seed=3, **split(name, "train"))) < train
 
 
+@every_finite_one
+def test_what_is_skipped_is_what_a_smaller_count_chooses(made, name):
+    every = chosen(made(name, count=9, seed=3))
+    first, rest = chosen(made(name, count=5, seed=3)), chosen(made(name, count=4, skip=5, seed=3))
+    assert not first & rest
+    assert first | rest == every
+    size = len(made(name))
+    with pytest.raises(DataError, match=r"count: 2 samples wanted, 1 are left"):
+        made(name, count=2, skip=size - 1)
+    with pytest.raises(DataError, match="wants a `count`"):
+        made(name, skip=1)
+
+
+@every_law
+def test_a_law_has_no_order_to_skip_in(made, name):
+    with pytest.raises(DataError, match="Take another `seed`"):
+        made(name, count=9, skip=1)
+
+
 def chosen(part):
     """Which samples of the whole set a part has, or a part of a part."""
     if not isinstance(part.dataset, Subset):

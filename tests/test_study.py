@@ -224,7 +224,9 @@ def test_rows_are_those_of_each_run(done):
     assert -1 <= value(outcome.rows, cell, "spearman") <= 1
     assert value(outcome.rows, cell, "instant_variance") is None  # of three evaluations
     written = json.loads((made.out / "results.json").read_text())
-    assert written == [row for cell in made.cells for row in outcome.rows[cell]]
+    timed = "seconds", "seconds_to_threshold"  # another test runs a cell again
+    held = [row for cell in made.cells for row in outcome.rows[cell]]
+    assert [row for row in written if row["metric"] not in timed] == [r for r in held if r["metric"] not in timed]
     assert set(written[0]) == {"method", "coupling", "size", "seed", "metric", "value"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +72,8 @@ def compare(
         for warning in made.warnings:
             progress.warn(warning)
         try_out(made, registry, device)
+        for ending in (signal.SIGINT, signal.SIGTERM):  # a scheduler's way to end a job, and one that nohup hides
+            signal.signal(ending, signal.default_int_handler)
         try:
             outcome = run_study(made, rows, chosen, registry, count, device, progress)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a study writes: results.json, table.md and report.html, from its finished runs."""
+"""What a study writes: results.json, table.md, report.html and pictures, from its finished runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +10,7 @@ from gftkit.log import curve
 from gftkit.report import Section, write_report
 from gftkit.run import Run
 from gftkit.study import drawing
+from gftkit.study.answers import answers
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.rows import Row, metrics_of
 from gftkit.study.statistics import differences, spreads
@@ -37,9 +38,9 @@ def flat(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Row]:
 
 
 def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> None:
-    """Write results.json, table.md and report.html."""
+    """Write results.json, table.md, report.html and, as files of their own, its pictures."""
     write_results(plan, rows)
-    sections = _numbers(plan, flat(plan, rows))
+    sections = [*_answers(plan, flat(plan, rows)), *_numbers(plan, flat(plan, rows))]
     missing = _missing(plan, rows, failed)
     lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ]
     for part in [*sections, *missing]:
@@ -50,7 +51,10 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
         "Methods", table=[["method", "what it is"], *([name, one.summary] for name, one in plan.methods.items())]
     )
     code = Section("The study", code=plan.file.read_text(encoding="utf-8"))
-    parts = [*_pictures(plan, rows), replace(methods, text=HOW_TO_READ), *sections, *missing, code]
+    drawn = _pictures(plan, rows)
+    for name, part in drawn.items():
+        pictures.write_png(plan.out / f"{name}.png", part.picture)
+    parts = [*drawn.values(), replace(methods, text=HOW_TO_READ), *sections, *missing, code]
     write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
 
 
@@ -59,6 +63,19 @@ def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
     name = target if isinstance(target, str) else target.get("name")
     origin = ", ".join(dict.fromkeys(str(start.config.data["name"]) for start in starts))
     return f"From {origin} to {name}: {len(rows)} of {len(plan.cells)} runs. Judged by {plan.study.metric}."
+
+
+ANSWERS = (
+    "The couplings and sizes in which a method is better than {baseline}, worse, and not told apart from it, by the "
+    "95 % intervals below. Values of few seeds are told apart seldom, and of twenty where nothing differs one is told "
+    "apart by chance."
+)
+
+
+def _answers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
+    """What the study says to each question."""
+    found = answers(rows, plan.study.metric, plan.study.baseline)
+    return [Section(text, ANSWERS.format(baseline=plan.study.baseline), table) for text, table in found]
 
 
 def _numbers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
@@ -78,24 +95,25 @@ def _numbers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
     return sections
 
 
-def _pictures(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Section]:
+def _pictures(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section]:
+    """The pictures by the names of their files."""
     metric, held = plan.study.metric, flat(plan, rows)
     found, apart = spreads(held), differences(held, plan.study.baseline)
-    sections = []
+    sections = {}
     if any(one.metric == metric for one in found):
         caption = "Means over seeds with 95 % intervals, averaged weights. Methods stand slightly beside each other."
-        sections.append(Section(metric, picture=drawing.against_size(found, metric), caption=caption))
+        sections["sizes"] = Section(metric, picture=drawing.against_size(found, metric), caption=caption)
     if any(one.metric == metric for one in apart):
         caption = f"Paired differences to {plan.study.baseline} with 95 % intervals. Left of the line is better."
         picture = drawing.forest(apart, metric, plan.study.baseline)
-        sections.append(Section(f"{metric} compared", picture=picture, caption=caption))
-    return [*sections, *_curves(plan, rows)]
+        sections["differences"] = Section(f"{metric} compared", picture=picture, caption=caption)
+    return sections | _curves(plan, rows)
 
 
-def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Section]:
+def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section]:
     """The curves of every method at the coupling, size and seed that most of them have."""
     if not rows:
-        return []
+        return {}
     places = [(cell.coupling, cell.size, cell.seed) for cell in plan.cells if cell in rows]
     place = max(dict.fromkeys(places), key=places.count)
     cells = [cell for cell in plan.cells if cell in rows and (cell.coupling, cell.size, cell.seed) == place]
@@ -106,7 +124,7 @@ def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Section]:
     coupling, size, seed = place
     caption = f"Raw weights, coupling {coupling}, {size} samples, seed {seed}. Below, the temperature."
     picture = pictures.curves(named, plan.study.metric, cooling, logarithmic=positive)
-    return [Section(f"{plan.study.metric} along one run of each method", picture=picture, caption=caption)]
+    return {"curves": Section(f"{plan.study.metric} along one run of each method", picture=picture, caption=caption)}
 
 
 def _missing(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> list[Section]:

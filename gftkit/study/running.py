@@ -50,7 +50,7 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
             *((start.folder, start.config) for start in plan.starts.values() if start.made),
             *((plan.folder(cell), plan.config(cell)) for cell in plan.cells),
         ]
-        if is_run(place) and (changed := changes(place, config))
+        if is_run(place) and (changed := changes(place, config, registry))
     ]
     if others:
         raise RunError(

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from gftkit.contracts import StoppingRule
+from gftkit.errors import ConfigError
 from gftkit.objective import retention
 from gftkit_plugins.stops import CopyingStop
 
@@ -28,11 +29,23 @@ class Adaptive:
 
     The run ends where ``stop`` says so, at whatever temperature it then has.
 
+    With ``evidence: held-out`` the monitor's numbers on held-out pairs are heard, too. By T15 the best retention of
+    the fit is E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2, which is 1 - 1/s with s measured there
+    (``held_out_reached``). While that is above 0 by more than two standard errors the temperature isn't cooled below
+    it; where it is so far above the retention that the run has, the drift has gone beyond what held-out data bear, and
+    the temperature steps back to it. So a run may end above temperature 0. The schedule ``recorded`` applies what was
+    chosen to all of the data.
+
     Args:
         start: temperature at the start, which is never exceeded.
         stop: the rule that ends the run; null for ``{name: copying}``.
+        evidence: "samples" holds out nothing; "held-out" wants ``evaluate.data``, held out for this choice and not
+            for the final judgement.
 
-    Reference: theory, T7, T13 and section 5; arXiv:2601.22495.
+    Raises:
+        ConfigError: for ``evidence: held-out`` in a run that holds out nothing.
+
+    Reference: theory, T7, T13, T15 and section 5; arXiv:2601.22495.
 
     Example:
         >>> import gftkit
@@ -49,8 +62,13 @@ class Adaptive:
 
     floor = 0.0
 
-    def __init__(self, start: Annotated[float, Field(gt=0)] = 4.0, stop: StoppingRule | None = None) -> None:
-        self.start = start
+    def __init__(
+        self,
+        start: Annotated[float, Field(gt=0)] = 4.0,
+        stop: StoppingRule | None = None,
+        evidence: Literal["samples", "held-out"] = "samples",
+    ) -> None:
+        self.start, self.evidence = start, evidence
         self.stop = CopyingStop() if stop is None else stop
         self.rho = retention(start)
         self.left = 1.0
@@ -76,13 +94,17 @@ class Adaptive:
         return min(self.start, self.rho / (1 - self.rho))
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
-        """Cool where the run has arrived."""
+        """Cool where the run has arrived; step back where it has gone beyond what held-out data bear."""
+        before = self.rho
+        best, surely = self._best(measurements["theory"]) if self.evidence == "held-out" else (0.0, 0.0)
         if progress > 0:
-            self._follow(measurements["theory"])
+            self._follow(measurements["theory"], best)
+        if surely > before:
+            self.rho, self.left, self.waited = best, best, 0
         self.stop.observe(progress, measurements)
 
-    def _follow(self, measured: Mapping[str, Any]) -> None:
-        """Take up how far the run has come since the temperature was set.
+    def _follow(self, measured: Mapping[str, Any], least: float) -> None:
+        """Take up how far the run has come since the temperature was set, and cool it, not below a retention.
 
         ``left`` is the share of the gap that was left then, and ``waited`` counts the evaluations since.
         """
@@ -92,7 +114,21 @@ class Adaptive:
             return
         now = 1 - reached * (1 - self.rho)
         rate = kept(self.left - self.rho, now - self.rho) ** (1 / self.waited)
-        self.rho, self.left, self.waited = min(self.rho, lowest(rate, now)), now, 0
+        self.rho, self.left, self.waited = min(self.rho, max(least, lowest(rate, now))), now, 0
+
+    def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
+        """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
+        if "held_out_reached" not in measured:
+            raise ConfigError(
+                "schedule: adaptive with `evidence: held-out` wants held-out data, and the run has none. Name some as "
+                "evaluate.data, such as a part of the training data left out by `skip`; or leave `evidence` out."
+            )
+        reached, error = measured["held_out_reached"], measured["held_out_reached_stderr"]
+        if not reached > 0 or not math.isfinite(error):
+            return 0.0, 0.0
+        best = 1 - 1 / reached
+        surely = best - 2 * error / reached**2
+        return (min(best, retention(self.start)), surely) if surely > 0 else (0.0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen, and what the stopping rule remembers."""

@@ -190,6 +190,7 @@ def gftkit_stops() -> dict[str, type]:
 def gftkit_schedules() -> dict[str, type]:
     """The built-in schedules."""
     from gftkit_plugins.adaptive import Adaptive
+    from gftkit_plugins.recorded import Recorded
 
     return {
         "adaptive": Adaptive,
@@ -198,6 +199,7 @@ def gftkit_schedules() -> dict[str, type]:
         "exponential": Exponential,
         "inverse": Inverse,
         "linear": Linear,
+        "recorded": Recorded,
         "stepwise": Stepwise,
         "zero": Zero,
     }

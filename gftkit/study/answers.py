@@ -1,0 +1,84 @@
+"""What a study says to the questions that one asks of a way to fine-tune: better, worse, or not told apart."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gftkit.study.rows import Row
+from gftkit.study.statistics import Difference, differences
+from gftkit.study.tables import Table
+
+Answer = Literal["better", "worse", "open"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and the metrics that answer it.
+
+    Attributes:
+        text: the question.
+        metrics: a pattern of the names of metrics; {judged} is that of the judged one.
+        higher: whether higher values are better.
+    """
+
+    text: str
+    metrics: str
+    higher: bool = False
+
+    def asks(self, metric: str, judged: str) -> bool:
+        """Whether a metric answers it."""
+        return re.fullmatch(self.metrics.replace("{judged}", re.escape(judged)), metric) is not None
+
+
+QUESTIONS = (
+    Question("Is convergence more stable?", "spearman|instant_variance|instant_variance_whole|largest_setback"),
+    Question("Are paths shorter?", "path_length|kinetic_energy|straightness"),
+    Question("Is inference cheaper?", r"{judged}_\d+_steps"),
+    Question("Is quality kept?", "{judged}|energy|kernel_distance|wasserstein|sliced_wasserstein|frechet"),
+    Question("Is diversity kept?", "vendi|recall|coverage", higher=True),
+    Question("Is training faster to a threshold?", "steps_to_threshold|seconds_to_threshold"),
+)
+
+
+def answer(of: Difference, higher: bool) -> Answer:
+    """What one paired difference says: open where its interval holds 0, or there is none.
+
+    Example:
+        >>> from gftkit.study.statistics import interval
+        >>> shorter = Difference("exponential", "independent", 100, "path_length", interval([-2.0, -2.1, -1.9]), None)
+        >>> answer(shorter, higher=False), answer(shorter, higher=True)
+        ('better', 'worse')
+    """
+    low, high = of.over.low, of.over.high
+    if low is None or high is None or low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == higher else "worse"
+
+
+def answers(rows: Sequence[Row], judged: str, baseline: str) -> list[tuple[str, Table]]:
+    """The questions that the rows answer, each with a table of methods by metrics.
+
+    An entry counts the couplings and sizes in which the method is better than the baseline, worse, and not told apart
+    from it, by the 95 % intervals of the paired differences. Where no interval can be had, nothing is said.
+    """
+    found = [one for one in differences(rows, baseline) if one.over.low is not None]
+    asked: list[tuple[str, Table]] = []
+    for question in QUESTIONS:
+        here = [one for one in found if question.asks(one.metric, judged)]
+        metrics, methods = _names(one.metric for one in here), _names(one.method for one in here)
+        if here:
+            counted = [[_count(here, method, metric, question.higher) for metric in metrics] for method in methods]
+            lines = [[method, *entries] for method, entries in zip(methods, counted, strict=True)]
+            asked.append((question.text, [["better, worse, open", *metrics], *lines]))
+    return asked
+
+
+def _count(found: Sequence[Difference], method: str, metric: str, higher: bool) -> str:
+    given = [answer(one, higher) for one in found if (one.method, one.metric) == (method, metric)]
+    kinds: tuple[Answer, ...] = ("better", "worse", "open")
+    return ", ".join(str(given.count(kind)) for kind in kinds) if given else "-"
+
+
+def _names(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

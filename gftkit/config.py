@@ -285,7 +285,7 @@ def read(
     )
     _check_weight(config.objective.weight)
     _check_l2_sp(config)
-    return _with_needed(config, registry, base), _warnings(config, inherited)
+    return _with_needed(config, registry, base), _warnings(config, inherited, registry)
 
 
 def _with_needed(config: Config, registry: Registry, base: Path) -> Config:
@@ -511,10 +511,13 @@ def _check_l2_sp(config: Config) -> None:
         )
 
 
-def _warnings(config: Config, inherited: Mapping[str, Any]) -> list[str]:
+def _warnings(config: Config, inherited: Mapping[str, Any], registry: Registry) -> list[str]:
     found = []
-    for key in ("coupling", "source"):
-        if key in inherited and plain(inherited[key]) != plain(getattr(config, key)):
+    for key, kind in (("coupling", "coupling"), ("source", "dataset")):
+        if key not in inherited:
+            continue
+        before = registry.resolve(kind, inherited[key], key)  # with defaults of options that it has been given since
+        if plain(before) != plain(getattr(config, key)):
             found.append(
                 f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
                 f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."

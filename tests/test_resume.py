@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit import checkpoint
+from gftkit.config import read
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import LOCK, held, read_tensors, remove_leftovers, write_tensors, write_text
 
@@ -439,3 +440,27 @@ def test_a_disk_that_takes_no_more_keeps_the_earlier_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["step-000000001.safetensors"]
     assert checkpoint.latest(tmp_path)[0].step == 1
+
+
+def older(folder):
+    """A run folder as it was before data sets had the option ``skip``."""
+    path = folder / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if line.strip() != "skip: 0"))
+    assert "skip" not in path.read_text()
+
+
+def test_an_option_that_is_new_counts_with_its_default(stopped, registry):
+    older(stopped)
+    gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
+    older(stopped)
+    other = {**MLP, "data": {**MLP["data"], "count": 9}}
+    with pytest.raises(RunError, match="another configuration: data differ"):  # the negative control
+        gftkit.pretrain(other, stopped, registry=registry, resume=True)
+
+
+def test_a_run_from_before_an_option_is_inherited_from_without_a_warning(finished, registry, tmp_path):
+    start = shutil.copytree(finished, tmp_path / "start")
+    older(start)
+    coupling = {"name": "independent"}
+    _, warnings = read(tuned(start, coupling=coupling), "finetune", registry)
+    assert warnings == []

@@ -13,7 +13,7 @@ import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor, identity
 from gftkit.config import read
-from gftkit.errors import ConfigError, DataError, DivergenceError, RunError, WeightsError
+from gftkit.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
 from gftkit.experiment import build
 from gftkit.files import read_tensors, write_tensors
 from gftkit.temperature import check_schedule
@@ -386,3 +386,33 @@ def test_averaged_weights_are_measured_along_the_run_where_asked_for(tuning, tmp
     interrupt(run.folder, 16)
     gftkit.finetune(tuning, run.folder, registry=registry, resume=True)
     assert (run.folder / "metrics.jsonl").read_text() == whole
+
+
+def test_metrics_of_the_ends_are_measured_there_only(tuning, tmp_path, registry):
+    tuning["evaluate"] |= {"averaged": True, "ends": ["straightness"]}
+    run = gftkit.finetune(tuning, tmp_path / "run", registry=registry)
+    lines = [line for line in run.history() if line["kind"] == "evaluation"]
+    having = [(line["step"], line["weights"]) for line in lines if "straightness" in line]
+    assert having == [(0, "raw"), (STEPS, "ema")]
+    assert all("path_length" in line for line in lines)
+    assert (
+        run.evaluate()["straightness"] == json.loads((run.folder / "summary.json").read_text())["ema"]["straightness"]
+    )
+    report = (run.folder / "report.html").read_text()
+    assert "<h2>path_length</h2>" in report
+    assert "<h2>straightness</h2>" not in report  # two points are no curve
+
+
+@pytest.mark.parametrize(
+    ("ends", "match"),
+    [
+        (["path-length"], r"evaluate\.ends\[0\] \(PathLength\) measures path_length, as one before it does"),
+        (["memorisation"], r"evaluate\.ends\[0\] \(Memorisation\): memorisation compares"),
+        (["frechett"], r"evaluate\.ends\[0\]"),
+    ],
+)
+def test_what_the_ends_can_not_have_is_refused_before_the_first_step(tuning, tmp_path, registry, ends, match):
+    tuning["evaluate"]["ends"] = ends
+    with pytest.raises(GftkitError, match=match):
+        gftkit.finetune(tuning, tmp_path / "run", registry=registry)
+    assert not (tmp_path / "run" / "config.yaml").exists()

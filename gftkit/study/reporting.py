@@ -1,11 +1,12 @@
 """What a study writes: results.json, table.md, report.html and pictures, from its finished runs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gftkit import pictures
-from gftkit.files import write_json, write_text
+from gftkit.files import write_text
 from gftkit.log import curve
 from gftkit.report import Section, write_report
 from gftkit.run import Run
@@ -28,8 +29,9 @@ HOW_TO_READ = (
 
 
 def write_results(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> None:
-    """Write results.json: the rows of every finished run, in the order of the cells."""
-    write_json(plan.out / RESULTS, flat(plan, rows))
+    """Write results.json: the rows of every finished run, one a line, in the order of the cells."""
+    lines = ",\n".join(json.dumps(row) for row in flat(plan, rows))
+    write_text(plan.out / RESULTS, f"[\n{lines}\n]\n")
 
 
 def flat(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Row]:
@@ -40,12 +42,9 @@ def flat(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Row]:
 def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> None:
     """Write results.json, table.md, report.html and, as files of their own, its pictures."""
     write_results(plan, rows)
-    sections = [*_answers(plan, flat(plan, rows)), *_numbers(plan, flat(plan, rows))]
+    sections = numbers(flat(plan, rows), plan.study.metric, plan.study.baseline)
     missing = _missing(plan, rows, failed)
-    lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ]
-    for part in [*sections, *missing]:
-        lines += [f"## {part.title}", *filter(None, [part.text])]
-        lines += [markdown([list(row) for row in part.table])] if part.table else []
+    lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ, *map(in_markdown, [*sections, *missing])]
     write_text(plan.out / TABLE, "\n\n".join(lines) + "\n")
     methods = Section(
         "Methods", table=[["method", "what it is"], *([name, one.summary] for name, one in plan.methods.items())]
@@ -56,6 +55,12 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
         pictures.write_png(plan.out / f"{name}.png", part.picture)
     parts = [*drawn.values(), replace(methods, text=HOW_TO_READ), *sections, *missing, code]
     write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
+
+
+def in_markdown(part: Section) -> str:
+    """A section's title, text and table in Markdown."""
+    table = markdown([list(row) for row in part.table]) if part.table else ""
+    return "\n\n".join(filter(None, [f"## {part.title}", part.text, table]))
 
 
 def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
@@ -72,25 +77,20 @@ ANSWERS = (
 )
 
 
-def _answers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
-    """What the study says to each question."""
-    found = answers(rows, plan.study.metric, plan.study.baseline)
-    return [Section(text, ANSWERS.format(baseline=plan.study.baseline), table) for text, table in found]
-
-
-def _numbers(plan: Plan, rows: Sequence[Row]) -> list[Section]:
-    """The tables, metric by metric and coupling by coupling."""
-    found, apart = spreads(rows), differences(rows, plan.study.baseline)
-    sections = []
-    for metric in metrics_of(rows, plan.study.metric) if rows else []:
-        for coupling in plan.starts:
+def numbers(rows: Sequence[Row], judged: str, baseline: str) -> list[Section]:
+    """What the rows say: the answers to questions, then means and paired differences, metric by metric."""
+    asked = answers(rows, judged, baseline)
+    sections = [Section(text, ANSWERS.format(baseline=baseline), table) for text, table in asked]
+    found, apart = spreads(rows), differences(rows, baseline)
+    for metric in metrics_of(rows, judged) if rows else []:
+        for coupling in dict.fromkeys(row["coupling"] for row in rows):
             table = means(found, metric, coupling)
             if len(table) > 1:
                 text = "Mean over seeds ± standard deviation between seeds."
                 sections.append(Section(f"{metric}, {coupling}", text, table))
             table = compared(apart, metric, coupling)
             if len(table) > 1:
-                title = f"{metric} minus that of {plan.study.baseline}, {coupling}"
+                title = f"{metric} minus that of {baseline}, {coupling}"
                 sections.append(Section(title, "Paired differences with 95 % intervals.", table))
     return sections
 

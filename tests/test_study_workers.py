@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -92,6 +95,29 @@ def test_a_study_by_two_processes_has_the_runs_of_one(tmp_path, process):
         done = process("compare", "study.yaml", "--out", f"by-{count}", "--workers", count, "--json")
         assert done.code == 0, done.err
         written = json.loads((tmp_path / f"by-{count}/results.json").read_text())
-        rows.append([row for row in written if row["metric"] != "seconds"])
+        rows.append([row for row in written if not row["metric"].startswith("seconds")])
     assert rows[0] == rows[1]
     assert "run-" not in (tmp_path / "by-2/logs/worker-0.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_told_to_end_ends_its_processes(tmp_path, ending):
+    from test_study import PRETRAIN, STUDY
+
+    long = {**STUDY["base"], "train": {"steps": 10**7, "batch_size": 8, "checkpoint_every": 1000}}
+    study = {**STUDY, "base": long, "groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0, 1]}], "methods": {}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "pretrain": PRETRAIN}))
+    command = [sys.executable, "-m", "gftkit", "compare", "study.yaml", "--out", "out", "--workers", "2"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    began = [tmp_path / f"out/cells/plain/independent/20/{seed}/config.yaml" for seed in (0, 1)]
+    until = time.monotonic() + 120
+    while not all(path.exists() for path in began) and time.monotonic() < until:
+        time.sleep(0.2)
+    running.send_signal(ending)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "the same command goes on with the study" in said
+    ended = [(path.parent / "metrics.jsonl").stat().st_size for path in began]
+    time.sleep(3)
+    assert ended == [(path.parent / "metrics.jsonl").stat().st_size for path in began]  # nobody goes on with them

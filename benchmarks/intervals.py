@@ -9,6 +9,7 @@ value ± 2 standard errors stands for it.
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -47,12 +48,12 @@ def holds(one: Estimate, truth: float) -> bool:
     return low <= truth <= high
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table in Markdown, and a line for each metric as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=400)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200])
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     columns = [(size, shift) for size in given.sizes for shift in SHIFTS]
     print("| value | interval |" + "".join(f" n = m = {size}, {shift:g} apart |" for size, shift in columns))
     print("|---|---|" + "---|" * len(columns))

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gftkit.contracts import Estimate
+
 CPU = torch.device("cpu")
 KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "target"}
 
@@ -136,3 +138,18 @@ def test_both_sides_of_sampling_call_the_network_as_often(sampling, monkeypatch)
         if "torchsde" in named.peer:
             assert abs(float(ends[0].std() - ends[1].std())) < 0.2
             assert float((ends[0] - ends[1]).abs().max()) > 0.1  # each its own noise
+
+
+def test_intervals_are_counted_where_they_hold_what_they_estimate(capsys, monkeypatch):
+    intervals = script("intervals")
+    assert intervals.holds(Estimate(1.0, 0.1), 1.15)
+    assert not intervals.holds(Estimate(1.0, 0.1), 1.25)
+    assert not intervals.holds(Estimate(1.0, 9.0, (0.9, 1.1)), 1.15)  # its own interval counts, not the error
+    monkeypatch.setattr(intervals, "METRICS", ("energy", "precision-recall"))
+    intervals.main(["--repetitions", "20", "--sizes", "25"])
+    rows = {line.split("|")[1].strip(): line.split("|")[3:5] for line in capsys.readouterr().out.splitlines()[2:]}
+    assert set(rows) == {"`energy`", "`precision`", "`recall`", "`density`", "`coverage`"}
+    assert all(float(share.strip(" %")) >= 60 for share in rows["`energy`"])
+    monkeypatch.setattr(intervals, "measured", lambda metric, size, shift, seed: {metric: Estimate(float(seed), 0.1)})
+    intervals.main(["--repetitions", "20", "--sizes", "25"])  # the negative control: errors that are far too small
+    assert "| 0 % | 0 % |" in capsys.readouterr().out

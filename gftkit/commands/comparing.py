@@ -86,7 +86,7 @@ def compare(
         print(json.dumps(finite(summary(made, outcome.rows, outcome.failed)), indent=2))
     else:
         held = [row for of in outcome.rows.values() for row in of if row["metric"] == made.study.metric]
-        for coupling in made.starts:
+        for coupling in dict.fromkeys(row["coupling"] for row in held):
             print(f"{made.study.metric}, {coupling}: mean over seeds ± standard deviation (seeds)")
             _print(means(spreads(held), made.study.metric, coupling))
             found = compared(differences(held, made.study.baseline), made.study.metric, coupling)

@@ -71,16 +71,18 @@ def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
 
 
 ANSWERS = (
-    "The couplings and sizes in which a method is better than {baseline}, worse, and not told apart from it, by the "
-    "95 % intervals below. Values of few seeds are told apart seldom, and of twenty where nothing differs one is told "
-    "apart by chance."
+    "Here, and under the questions that follow: the couplings and sizes in which a method is better than {baseline}, "
+    "worse, and not told apart from it, by the 95 % intervals below. Values of few seeds are told apart seldom, and of "
+    "twenty where nothing differs one is told apart by chance."
 )
 
 
 def numbers(rows: Sequence[Row], judged: str, baseline: str) -> list[Section]:
     """What the rows say: the answers to questions, then means and paired differences, metric by metric."""
     asked = answers(rows, judged, baseline)
-    sections = [Section(text, ANSWERS.format(baseline=baseline), table) for text, table in asked]
+    sections = [Section(text, table=table) for text, table in asked]
+    if sections:
+        sections[0] = replace(sections[0], text=ANSWERS.format(baseline=baseline))
     found, apart = spreads(rows), differences(rows, baseline)
     for metric in metrics_of(rows, judged) if rows else []:
         for coupling in dict.fromkeys(row["coupling"] for row in rows):
@@ -111,11 +113,11 @@ def _pictures(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Secti
 
 
 def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section]:
-    """The curves of every method at the coupling, size and seed that most of them have."""
+    """The curves of every method at the coupling, size and seed that most of them have; of several the largest size."""
     if not rows:
         return {}
     places = [(cell.coupling, cell.size, cell.seed) for cell in plan.cells if cell in rows]
-    place = max(dict.fromkeys(places), key=places.count)
+    place = max(dict.fromkeys(places), key=lambda of: (places.count(of), of[1]))
     cells = [cell for cell in plan.cells if cell in rows and (cell.coupling, cell.size, cell.seed) == place]
     histories = {cell.method: Run.open(plan.folder(cell)).history() for cell in cells}
     named = {name: curve(lines, plan.study.metric, "evaluation", "raw") for name, lines in histories.items()}

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 import gftkit
 from gftkit import checkpoint
 from gftkit.errors import ConfigError, RunError, UnknownNameError
-from gftkit.feedback import Feedback, by_monitor, listens
+from gftkit.feedback import Feedback, by_monitor
 from gftkit.files import read_tensors, write_tensors
 from gftkit.loading import load
 from gftkit.run import Run
+from gftkit.temperature import listens
 
 STEPS, EVERY = 24, 5
 

@@ -21,6 +21,7 @@ from gftkit.predictions import drift_error
 from gftkit.report import Section, number
 from gftkit.run import Run
 from gftkit.statistics import mean, ratio, root
+from gftkit.temperature import listens
 
 Point = Mapping[str, Any]
 
@@ -321,7 +322,7 @@ def _schedule(held: Record) -> str | None:
     """
     run = held.run
     schedule, steps = run.registry.build("schedule", run.config.schedule or {}), run.config.train.steps
-    listens = hasattr(schedule, "needs")
+    feedback = listens(schedule)
     trained = [line for line in run.history() if line["kind"] == "train"]
     before = math.inf
     for line in sorted([*held.points, *trained], key=lambda line: line["step"]):
@@ -330,11 +331,11 @@ def _schedule(held: Record) -> str | None:
             return f"at {_place(line)} the retention is {rho:.4g}; it must be {retention(beta):.4g} = beta/(1 + beta)."
         if "T" in line:  # an evaluation; a line of training has the temperature of the step before
             wanted = float(schedule.temperature(min(line["step"], steps - 1) / steps))
-            if listens and beta > wanted * (1 + ROUNDING):
+            if feedback and beta > wanted * (1 + ROUNDING):
                 return f"at {_place(line)} the temperature is above {wanted:.4g}, where the config's schedule starts."
-            if not listens and not _close(beta, wanted):
+            if not feedback and not _close(beta, wanted):
                 return f"at {_place(line)} the config's schedule has the temperature {wanted:.4g}."
-            if not listens and beta > before * (1 + ROUNDING):
+            if not feedback and beta > before * (1 + ROUNDING):
                 return f"at {_place(line)} the temperature rises, from {before:.4g}: T8 and T13 are of a falling one."
             before = beta
     return None

@@ -11,6 +11,7 @@ from gftkit.claims import Claim, Measurement, exact
 from gftkit.contracts import Schedule
 from gftkit.objective import retention
 from gftkit.registry import Registry
+from gftkit.temperature import listens
 from gftkit_verification.beds.components import components
 
 POINTS = 1000
@@ -104,7 +105,7 @@ def _claims_of(name: str, schedule: Schedule) -> Iterator[Claim]:
         f"Default options; {POINTS} equal parts of the progress with both sides of each limit, and {DRAWN} random "
         f"progresses."
     )
-    if not hasattr(schedule, "needs"):  # with feedback it may rise, up to its start
+    if not listens(schedule):  # with feedback it may rise, up to its start
         yield Claim(
             f"schedule-never-rises-{name}",
             f"The temperature of schedule {name} never rises.",

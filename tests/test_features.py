@@ -236,4 +236,4 @@ def test_a_network_that_is_no_feature_is_refused(own, tmp_path):
         feature(images(4, side=9))
     metric = REGISTRY.create("metric", "frechet", feature=feature)
     with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] \(Frechet\): feature .* fails on events"):
-        check([metric], Scope(40, 40, 40, True, (1, 9, 9)))
+        check([("evaluate.metrics[0]", metric)], Scope(40, 40, 40, True, (1, 9, 9)))

@@ -89,9 +89,9 @@ def compare(
         for coupling in dict.fromkeys(row["coupling"] for row in held):
             print(f"{made.study.metric}, {coupling}: mean over seeds ± standard deviation (seeds)")
             _print(means(spreads(held), made.study.metric, coupling))
-            found = compared(differences(held, made.study.baseline), made.study.metric, coupling)
+            found = compared(differences(held, made.study.baseline), made.study.metric, coupling, brief=True)
             if len(found) > 1:
-                print(f"minus that of {made.study.baseline}, paired, with 95 % intervals")
+                print(f"minus that of {made.study.baseline}, pair by pair, with 95 % intervals")
                 _print(found)
         print(f"{len(outcome.rows)} of {len(made.cells)} runs: open {made.out / REPORT}")
     if outcome.failed:

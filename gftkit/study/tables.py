@@ -20,15 +20,20 @@ def means(found: Sequence[Spread], metric: str, coupling: str) -> Table:
     )
 
 
-def compared(found: Sequence[Difference], metric: str, coupling: str) -> Table:
-    """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and how many pairs."""
+def compared(found: Sequence[Difference], metric: str, coupling: str, brief: bool = False) -> Table:
+    """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and how many pairs.
+
+    In brief, for a terminal: in percent alone, where that can be had.
+    """
     here = [one for one in found if one.metric == metric and one.coupling == coupling]
-    return _table([(one.method, one.size, _difference(one)) for one in here])
+    return _table([(one.method, one.size, _difference(one, brief)) for one in here])
 
 
-def _difference(one: Difference) -> str:
-    relative = "" if one.relative is None else f"; {_bounded(one.relative, 100)} %"
-    return f"{_bounded(one.over)}{relative} ({one.over.count})"
+def _difference(one: Difference, brief: bool) -> str:
+    if one.relative is None:
+        return f"{_bounded(one.over)} ({one.over.count})"
+    relative = f"{_bounded(one.relative, 100)} %"
+    return relative if brief else f"{_bounded(one.over)}; {relative} ({one.over.count})"
 
 
 def _bounded(over: Interval, factor: float = 1.0) -> str:

@@ -38,6 +38,14 @@ def test_an_answer_is_an_intervals(values, higher, said):
     assert answer(Difference("a", "independent", 50, "m", interval(values), None), higher) == said
 
 
+def test_a_difference_that_is_surely_next_to_nothing_is_no_answer():
+    small = [-0.009, -0.0091, -0.0092]
+    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 10 for value in small]))
+    assert answer(found, higher=False) == "open"
+    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 5 for value in small]))
+    assert answer(found, higher=False) == "better"
+
+
 def test_questions_count_better_worse_and_open():
     made = [
         *rows("frechet", plain=[10.0, 11.0, 12.0], slow=[8.0, 9.1, 9.9], wild=[20.0, 2.0, 12.0]),

@@ -66,6 +66,12 @@ def test_there_are_no_percentages_of_what_may_be_negative(rows):
     assert differences(made, "plain")[0].relative is None
 
 
+def test_a_rank_correlation_has_no_percentages(rows):
+    assert differences(rows, "plain")[0].relative is not None
+    made = [{**one, "metric": "spearman", "value": one["value"] / 100} for one in rows]
+    assert differences(made, "plain")[0].relative is None
+
+
 def test_tables_show_methods_by_sizes(rows):
     made = [*rows, row("plain", 0, 7.0, size=400)]
     table = means(spreads(made), "energy", "independent")

@@ -11,6 +11,9 @@ from gftkit.study.tables import Table
 
 Answer = Literal["better", "worse", "open"]
 
+NEGLIGIBLE = 0.001
+"""Difference, as a share of the baseline's value, that is no answer, however surely it is told apart."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -42,7 +45,9 @@ QUESTIONS = (
 
 
 def answer(of: Difference, higher: bool) -> Answer:
-    """What one paired difference says: open where its interval holds 0, or there is none.
+    """What one paired difference says: open where its interval holds 0, there is none, or it is below 0.1 %.
+
+    The interval is that of the difference itself, in the metric's unit.
 
     Example:
         >>> from gftkit.study.statistics import interval
@@ -52,6 +57,8 @@ def answer(of: Difference, higher: bool) -> Answer:
     """
     low, high = of.over.low, of.over.high
     if low is None or high is None or low <= 0 <= high:
+        return "open"
+    if of.relative is not None and abs(of.relative.mean) < NEGLIGIBLE:
         return "open"
     return "better" if (low > 0) == higher else "worse"
 

@@ -10,6 +10,9 @@ from gftkit.study.rows import Row
 LEVEL = 0.95
 """Of every interval."""
 
+ABSOLUTE = "spearman"
+"""The metric that has no percentages: its 0 isn't the least value."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -51,7 +54,8 @@ class Difference:
         size: of both.
         metric: the measured one.
         over: the differences.
-        relative: the differences divided by the baseline's value of their pair; None where one of these isn't above 0.
+        relative: the differences divided by the baseline's value of their pair; None where one of these isn't above 0,
+            and for a rank correlation.
     """
 
     method: str
@@ -108,7 +112,7 @@ def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
     found = []
     for which, values in pairs.items():
         relative = None
-        if all(other > 0 for _, other in values):
+        if which[-1] != ABSOLUTE and all(other > 0 for _, other in values):
             relative = interval([(value - other) / other for value, other in values])
         found.append(Difference(*which, interval([value - other for value, other in values]), relative))
     return found

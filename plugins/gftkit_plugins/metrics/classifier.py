@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation import Evaluation
 from gftkit.intervals import proportion
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures
 
 FOLDS = 5
 """Parts of the cross-validation."""
@@ -22,7 +22,7 @@ STEPS, LEARNING_RATE, DECAY = 150, 1e-2, 1e-2
 """Of the classifier's training by AdamW, on all of its data in each step."""
 
 
-class ClassifierTwoSample:
+class ClassifierTwoSample(OfFeatures):
     """Classifier two-sample test (C2ST): held-out accuracy of a network that tells samples from held-out data.
 
     0.5 is chance: nothing that this network finds distinguishes them. 1 is told apart always. Equal numbers of both
@@ -59,17 +59,12 @@ class ClassifierTwoSample:
     def __init__(
         self, feature: Feature | None = None, width: Annotated[int, Field(gt=0)] = 20, steps: Steps = None
     ) -> None:
-        self.feature, self.width, self.steps = feature, width, steps
-        self._of_data = Remembered(feature)
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope)
-        suits(self.feature, scope)
+        super().__init__(feature, steps)
+        self.width = width
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The accuracy on the evaluation's samples and its reference."""
-        made = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        made = self.vectors(evaluation)
         count = min(map(len, made))
         if count < 20:
             raise ValueError(f"wanted at least 20 samples and 20 data, got {count} samples. Make more samples.")

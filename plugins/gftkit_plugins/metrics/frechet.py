@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.contracts import Estimate
+from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.naming import key
+from gftkit_plugins.metrics.needs import OfFeatures
 
 
-class Frechet:
+class Frechet(OfFeatures):
     """Frechet distance between the Gaussians with the mean and covariance of the features of samples and data.
 
     It is biased upwards: n samples and m data of one law N(0, I) in d dimensions score about
@@ -43,25 +43,13 @@ class Frechet:
         50.0
     """
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
-        self.feature = feature
-        self.steps = steps
-        self._of_data = Remembered(feature)
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope)
-        suits(self.feature, scope)
-
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
-        y = self._of_data(evaluation.reference.x1)
-        samples = [features(self.feature, evaluation.samples(self.steps)), y]
 
         def distance(x: Tensor, y: Tensor) -> float:
             return frechet_distance(x.mean(0), covariance(x), y.mean(0), covariance(y))
 
-        return {key("frechet", self.steps): jackknife(distance, samples, generator)}
+        return {key("frechet", self.steps): jackknife(distance, self.vectors(evaluation), generator)}
 
 
 def covariance(x: Tensor) -> Tensor:

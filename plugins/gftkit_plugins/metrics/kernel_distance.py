@@ -8,16 +8,17 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation import Evaluation
+from gftkit.jackknife import GROUPS
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures
 from gftkit_plugins.metrics.pairs import discrepancy
 
 SUBSETS = 100
 """Default number of subsets, as in the reference."""
 
 
-class KernelDistance:
+class KernelDistance(OfFeatures):
     """Kernel distance (KID): the unbiased MMD^2 of features under the kernel (x.y/d + 1)^3.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y) for samples x and held-out data y. Unlike the Frechet distance it isn't biased
@@ -58,17 +59,13 @@ class KernelDistance:
         subsets: Annotated[int, Field(gt=1)] = SUBSETS,
         steps: Steps = None,
     ) -> None:
-        self.feature, self.subset, self.subsets, self.steps = feature, subset, subsets, steps
-        self._of_data = Remembered(feature)
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope, self.subset or 20)
-        suits(self.feature, scope)
+        super().__init__(feature, steps)
+        self.subset, self.subsets = subset, subsets
+        self.least = subset or GROUPS
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
-        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        x, y = self.vectors(evaluation)
         name = key("kernel_distance", self.steps)
         if self.subset is None:
             return {name: discrepancy(cubic(x, x), cubic(y, y), cubic(x, y), generator)}

@@ -10,10 +10,10 @@ from gftkit.evaluation import Evaluation, Scope
 from gftkit.intervals import log_normal
 from gftkit.jackknife import GROUPS, jackknife
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, distances, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
 
 
-class Memorisation:
+class Memorisation(OfFeatures):
     """Nearest-neighbour ratio: mean distance of samples to the training data over that to held-out data.
 
     mean_i min_(y in A) |x_i - y| / mean_i min_(y in B) |x_i - y|: x are the samples, A and B are c training and c
@@ -51,23 +51,22 @@ class Memorisation:
     """
 
     def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
-        self.feature, self.steps = feature, steps
-        self._of_data, self._of_training = Remembered(feature), Remembered(feature)
+        super().__init__(feature, steps)
+        self._of_training = Remembered(feature)
 
     def check(self, scope: Scope) -> None:
         """Refuse a run without held-out data, too few samples, and events that the feature isn't for."""
         _held_out(scope.held_out)
-        enough(scope)
+        super().check(scope)
         if scope.training < GROUPS:
             raise ValueError(f"wanted at least {GROUPS} training data, got {scope.training}. Leave the metric out.")
-        suits(self.feature, scope)
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The ratio for the evaluation's samples, the run's training data and its held-out data."""
         _held_out(evaluation.held_out and evaluation.training is not None)
         assert evaluation.training is not None
-        x = features(self.feature, evaluation.samples(self.steps))
-        sets = self._of_training(evaluation.training.x1), self._of_data(evaluation.reference.x1)
+        x, held_out = self.vectors(evaluation)
+        sets = self._of_training(evaluation.training.x1), held_out
         count = min(map(len, sets))
         old, new = (distances(x, each[torch.randperm(len(each), generator=generator)[:count]]) for each in sets)
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from gftkit.contracts import Feature
-from gftkit.evaluation import Scope
+from gftkit.evaluation import Evaluation, Scope
 from gftkit.jackknife import GROUPS
+from gftkit_plugins.metrics.naming import Steps
 
 
 def enough(scope: Scope, least: int = GROUPS) -> None:
@@ -72,3 +73,30 @@ class Remembered:
         if self._last is None or self._last[0] is not x:
             self._last = x, features(self._feature, x)
         return self._last[1]
+
+
+class OfFeatures:
+    """What metrics of features share: the feature, the solver steps, what they refuse, and the vectors they compare.
+
+    Args:
+        feature: maps events to vectors; None for the flattened events.
+        steps: solver steps of the samples; None for the evaluation's own number.
+
+    Attributes:
+        least: samples, and data, that are wanted.
+    """
+
+    least = GROUPS
+
+    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+        self.feature, self.steps = feature, steps
+        self._of_data = Remembered(feature)
+
+    def check(self, scope: Scope) -> None:
+        """Refuse too few samples, and events that the feature isn't for."""
+        enough(scope, self.least)
+        suits(self.feature, scope)
+
+    def vectors(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+        """The features of the evaluation's samples, (n, d), and of its reference, (m, d)."""
+        return features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)

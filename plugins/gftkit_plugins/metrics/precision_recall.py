@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation import Evaluation
 from gftkit.intervals import proportion
 from gftkit.jackknife import GROUPS, jackknives
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, distances, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures, distances
 
 
-class PrecisionRecall:
+class PrecisionRecall(OfFeatures):
     """Precision, recall, density and coverage of samples x against held-out data y, in the space of features.
 
     With B(y) the ball about y that reaches to its k-th nearest neighbour among the data, B(x) likewise among samples:
@@ -59,17 +59,13 @@ class PrecisionRecall:
     def __init__(
         self, feature: Feature | None = None, neighbours: Annotated[int, Field(gt=0)] = 5, steps: Steps = None
     ) -> None:
-        self.feature, self.neighbours, self.steps = feature, neighbours, steps
-        self._of_data = Remembered(feature)
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope, max(GROUPS, 2 * (self.neighbours + 1)))
-        suits(self.feature, scope)
+        super().__init__(feature, steps)
+        self.neighbours = neighbours
+        self.least = max(GROUPS, 2 * (neighbours + 1))
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The four numbers for the evaluation's samples and its reference."""
-        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        x, y = self.vectors(evaluation)
         least = 2 * (self.neighbours + 1)
         if min(len(x), len(y)) < least:
             raise ValueError(

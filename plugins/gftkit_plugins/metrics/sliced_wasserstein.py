@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures
 
 
-class SlicedWasserstein:
+class SlicedWasserstein(OfFeatures):
     """Sliced Wasserstein distance: (mean over directions u of W_p(u.x, u.y)^p)^(1/p), u uniform on the unit sphere.
 
     Of each direction the one-dimensional distance is exact, for any numbers of samples x and held-out data y. It is
@@ -54,17 +54,12 @@ class SlicedWasserstein:
         projections: Annotated[int, Field(gt=0)] = 200,
         steps: Steps = None,
     ) -> None:
-        self.feature, self.p, self.projections, self.steps = feature, p, projections, steps
-        self._of_data = Remembered(feature)
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope)
-        suits(self.feature, scope)
+        super().__init__(feature, steps)
+        self.p, self.projections = p, projections
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
-        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        x, y = self.vectors(evaluation)
         directions = torch.randn(self.projections, x.shape[1], generator=generator, dtype=torch.float64)
         directions /= directions.norm(dim=1, keepdim=True)
         (x, rank_x), (y, rank_y) = ((directions @ each.T).sort(dim=1) for each in (x, y))

@@ -6,13 +6,13 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation import Evaluation
 from gftkit.jackknife import jackknife
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures
 
 
-class Vendi:
+class Vendi(OfFeatures):
     """Vendi score of the samples: exp(-sum_i l_i log l_i), l the eigenvalues of K/n, K the cosines of their features.
 
     1 where all features point the same way, n where they are orthogonal: an effective number of different samples, of
@@ -44,18 +44,12 @@ class Vendi:
     """
 
     def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
-        self.feature, self.steps = feature, steps
-        self._of_data = Remembered(feature)
+        super().__init__(feature, steps)
         self._reference: tuple[Tensor, int, Estimate] | None = None  # the data's features, how many, and their score
-
-    def check(self, scope: Scope) -> None:
-        """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope)
-        suits(self.feature, scope)
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The score of the evaluation's samples and that of its reference."""
-        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        x, y = self.vectors(evaluation)
         count = min(len(x), len(y))
         # The samples first: whether the data's score is kept already, both see the same random numbers.
         own = jackknife(score, [_directions(x[:count], "samples")], generator)

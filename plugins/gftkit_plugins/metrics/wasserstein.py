@@ -12,10 +12,10 @@ from gftkit.contracts import Estimate, Feature
 from gftkit.evaluation import Evaluation, Scope
 from gftkit.jackknife import jackknife
 from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import Remembered, enough, features, suits
+from gftkit_plugins.metrics.needs import OfFeatures
 
 
-class Wasserstein:
+class Wasserstein(OfFeatures):
     """Exact Wasserstein distance W_p = (min over plans of E|x - y|^p)^(1/p) between samples x and held-out data y.
 
     |.| is the Euclidean norm of the features. Equal numbers are an assignment, which scipy solves; others are a linear
@@ -50,18 +50,17 @@ class Wasserstein:
     """
 
     def __init__(self, feature: Feature | None = None, p: Literal[1, 2] = 2, steps: Steps = None) -> None:
-        self.feature, self.p, self.steps = feature, p, steps
-        self._of_data = Remembered(feature)
+        super().__init__(feature, steps)
+        self.p = p
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples, unequal numbers without POT, and events that the feature isn't for."""
-        enough(scope)
+        super().check(scope)
         _solvable(scope.count, scope.reference)
-        suits(self.feature, scope)
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
-        x, y = features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)
+        x, y = self.vectors(evaluation)
         _solvable(len(x), len(y))
         costs = torch.cdist(x, y).pow(self.p)
 

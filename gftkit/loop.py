@@ -15,7 +15,6 @@ from torch import nn
 
 from gftkit import checkpoint, devices, environment, sharding
 from gftkit.anchor import short
-from gftkit.config import tracker
 from gftkit.distillation import Distillation
 from gftkit.errors import ConfigError, DivergenceError, RunError
 from gftkit.evaluation import measure
@@ -26,6 +25,7 @@ from gftkit.log import Log
 from gftkit.monitoring import TrainingState
 from gftkit.prefetch import ahead
 from gftkit.progress import Progress
+from gftkit.reading import tracker
 from gftkit.registry import Registry, plain
 from gftkit.report import picture_of, write_run_report
 from gftkit.run import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, Weights, is_run, write_config, write_model
@@ -127,7 +127,7 @@ class Loop:
     def _train(self, first: int, started: float, log: Log | None, clock: Log | None) -> None:
         """Every step from ``first`` on, and what a step is followed by; the logs are the main process's."""
         train, every = self.config.train, self.config.evaluate.every
-        assert train.checkpoint_every is not None  # filled in by config.read
+        assert train.checkpoint_every is not None  # filled in by reading.read
         assert every is not None
         done = first
         while done < train.steps and not self.feedback.done:

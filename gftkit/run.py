@@ -11,19 +11,7 @@ from torch import Tensor, nn
 from gftkit import checkpoint
 from gftkit.adapters import Adapted, Adapters
 from gftkit.building import adapt, build_drift, build_metrics, build_source, scheme_of
-from gftkit.config import (
-    KEYS,
-    Config,
-    Evaluate,
-    Objective,
-    Precision,
-    Spec,
-    Train,
-    override,
-    resolve_evaluate,
-    section,
-    without_weights,
-)
+from gftkit.config import KEYS, Config, Evaluate, Objective, Precision, Spec, Train, section, without_weights
 from gftkit.contracts import Batch
 from gftkit.data import Samples
 from gftkit.errors import ConfigError, RunError, WeightsError
@@ -43,6 +31,7 @@ from gftkit.files import (
 from gftkit.loading import load
 from gftkit.log import read_log
 from gftkit.randomness import stream
+from gftkit.reading import override, resolve_evaluate
 from gftkit.registry import Registry
 from gftkit.sampling.guidance import check_guidance, guided
 from gftkit.sampling.stochastic import check_unpaired

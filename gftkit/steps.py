@@ -96,7 +96,7 @@ class Steps:
             recompute_activations(self.drift)
         optimizer = optimizer_of(train, trained_weights(self.drift))
         self.model = devices.prepare(accelerator, self.drift, optimizer, self._example)
-        assert train.ema is not None  # filled in by config.read
+        assert train.ema is not None  # filled in by reading.read
         may_end = experiment.stop is not None or listens(experiment.schedule)
         averages = Averages(self.drift, train.ema, trained=may_end)
         self.ema = averages.drift()

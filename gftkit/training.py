@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gftkit.config import Config, Kind, read
+from gftkit.config import Config, Kind
 from gftkit.devices import accelerator_of, cuda_devices, warnings_of
 from gftkit.errors import GftkitError, RunError
 from gftkit.experiment import build
@@ -15,6 +15,7 @@ from gftkit.files import held, read_yaml
 from gftkit.loading import load
 from gftkit.loop import Loop
 from gftkit.progress import Progress
+from gftkit.reading import read
 from gftkit.registry import Registry
 from gftkit.run import CHECKPOINTS, CONFIG, LOG, MODEL, Run, is_run, restore
 

@@ -19,7 +19,7 @@ import gftkit
 from gftkit import adapters, checkpoint, devices, loop
 from gftkit.adapters import Adapted, Adapters
 from gftkit.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
-from gftkit.config import Train, read
+from gftkit.config import Train
 from gftkit.devices import accelerator_of
 from gftkit.errors import ConfigError, GftkitError, RunError
 from gftkit.experiment import build
@@ -27,6 +27,7 @@ from gftkit.export import export
 from gftkit.files import read_json, read_notes, read_tensors, write_tensors
 from gftkit.forward import Forward
 from gftkit.progress import Progress
+from gftkit.reading import read
 from gftkit.steps import trained_weights
 from gftkit.targets import DEFAULT, choose
 

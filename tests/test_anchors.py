@@ -13,10 +13,10 @@ from torch import nn
 import gftkit
 from gftkit import checkpoint, lineage
 from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor, identity
-from gftkit.config import read
 from gftkit.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
 from gftkit.experiment import build
 from gftkit.files import read_json, read_notes, read_tensors, write_tensors
+from gftkit.reading import read
 
 QUICK = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, "keep_checkpoints": 9, "learning_rate": 0.01}
 SMALL = {"name": "mlp", "width": 8, "depth": 1}

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.config import read
 from gftkit.errors import ConfigError
 from gftkit.experiment import build
 from gftkit.pairing import pair
+from gftkit.reading import read
 
 NAME = "conditional-optimal-transport"
 

@@ -8,10 +8,10 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.config import override, read
 from gftkit.errors import ConfigError, DataError, UnknownNameError
 from gftkit.experiment import build
 from gftkit.files import parse_yaml, read_yaml
+from gftkit.reading import override, read
 from gftkit.registry import plain
 from gftkit.run import Run, restore
 

@@ -18,11 +18,11 @@ from torch import nn
 
 import gftkit
 from gftkit import checkpoint, devices, sharding
-from gftkit.config import read
 from gftkit.errors import ConfigError, DataError
 from gftkit.experiment import build
 from gftkit.files import read_json
 from gftkit.log import read_log
+from gftkit.reading import read
 from gftkit.steps import Steps
 
 STEPS = 12

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import gftkit
-from gftkit.config import read
+from gftkit.reading import read
 from gftkit.run import Run
 
 RECIPES = Path(__file__).parent.parent / "recipes"

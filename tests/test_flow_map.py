@@ -212,11 +212,11 @@ def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, 
 
 
 def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
-    from gftkit.config import read
     from gftkit.devices import accelerator_of
     from gftkit.distillation import Distillation
     from gftkit.experiment import build
     from gftkit.randomness import stream
+    from gftkit.reading import read
 
     config, _ = read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)
     steps = Distillation(build(config, REGISTRY), accelerator_of("cpu"))
@@ -338,9 +338,9 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
 def test_several_processes_are_refused(pretrained):
     from types import SimpleNamespace
 
-    from gftkit.config import read
     from gftkit.distillation import Distillation
     from gftkit.experiment import build
+    from gftkit.reading import read
 
     experiment = build(read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
     with pytest.raises(ConfigError, match="runs in one process, and here are 2"):

@@ -8,12 +8,12 @@ from scipy.integrate import solve_ivp
 
 import gftkit
 from gftkit import conditions
-from gftkit.config import read
 from gftkit.contracts import Batch
 from gftkit.errors import ConfigError, UnknownNameError
 from gftkit.experiment import build
 from gftkit.foreign.convention import Convention
 from gftkit.foreign.drift import ForeignDrift
+from gftkit.reading import read
 from gftkit.sampling import asking
 from gftkit.sampling.guidance import Guided, check_guidance, guided
 from gftkit.sampling.integrate import generate

@@ -128,8 +128,8 @@ def test_a_fine_tune_starts_from_the_weights_and_needs_the_file_no_more(gft, set
 
 def test_the_first_step_is_taken_from_the_foreign_drift(settings, own, monkeypatch):
     """At step 0 the anchor is the drift: both are the network that the file holds."""
-    from gftkit.config import read
     from gftkit.experiment import build
+    from gftkit.reading import read
 
     registry = gftkit.load()
     made = build(read(settings, "finetune", registry)[0], registry)
@@ -141,8 +141,8 @@ def test_the_first_step_is_taken_from_the_foreign_drift(settings, own, monkeypat
 
 def test_the_anchor_may_be_a_network_of_another_convention(settings, own, pretrained):
     """A run of gftkit's own, held to a foreign network; and one whose convention contradicts the run is refused."""
-    from gftkit.config import read
     from gftkit.experiment import build
+    from gftkit.reading import read
 
     registry = gftkit.load()
     theirs = {"name": "external", "drift": settings.pop("drift")}

@@ -66,8 +66,8 @@ def test_a_longer_set_begins_with_the_shorter_one(pretrained):
 
 def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
     """And scaled back to what the network knows."""
-    from gftkit.config import read
     from gftkit.experiment import build
+    from gftkit.reading import read
 
     data = {"name": "generated-pairs", "run": str(pretrained), "size": 64}
     raw = {"pretrained": str(pretrained), "data": data, "schedule": {"name": "zero"}, "evaluate": {"count": 20}}

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit import checkpoint
-from gftkit.config import read
 from gftkit.errors import RunError, WeightsError
 from gftkit.files import LOCK, held, read_tensors, remove_leftovers, write_tensors, write_text
+from gftkit.reading import read
 
 UNET = {
     "drift": {"name": "unet", "width": 4, "multipliers": [1, 2], "dropout": 0.2},

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import gftkit
 from gftkit import loop, tracking
-from gftkit.config import read
 from gftkit.errors import RunError
 from gftkit.log import read_log
+from gftkit.reading import read
 from gftkit.tracking import Trackers
 
 CONFIG = {

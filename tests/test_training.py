@@ -12,10 +12,10 @@ from torch import nn
 import gftkit
 from gftkit import checkpoint, loop
 from gftkit.anchor import FrozenAnchor, identity
-from gftkit.config import read
 from gftkit.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
 from gftkit.experiment import build
 from gftkit.files import read_tensors, write_tensors
+from gftkit.reading import read
 from gftkit.temperature import check_schedule
 
 STEPS = 24

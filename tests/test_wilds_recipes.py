@@ -12,7 +12,7 @@ import yaml
 from made_wilds import FOLDERS, MADE
 
 from gftkit.building import build_metrics
-from gftkit.config import read
+from gftkit.reading import read
 from gftkit.subset import Subset
 
 ROOT = Path(__file__).parent.parent

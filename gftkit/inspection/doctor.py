@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from gftkit.building import build_source
-from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec, override
+from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec
 from gftkit.contracts import Estimate
 from gftkit.contracts import Path as ConditionalPath
 from gftkit.data import Samples
@@ -22,6 +22,7 @@ from gftkit.foreign.weights import Candidate, fitting_in
 from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
 from gftkit.inspection.trial import Finding, estimate
 from gftkit.options import check_known
+from gftkit.reading import override
 from gftkit.registry import Registry, plain
 
 SHOWN = 10

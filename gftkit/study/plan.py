@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gftkit.config import DEFAULTS, INHERITED, Config, put, read, section, without_weights
+from gftkit.config import DEFAULTS, INHERITED, Config, section, without_weights
 from gftkit.errors import ConfigError, RunError, unknown
 from gftkit.files import read_yaml
+from gftkit.reading import put, read
 from gftkit.registry import Registry, plain
 from gftkit.run import Run, is_run
 from gftkit.study.methods import Method, built_in, defined, stamped

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,10 +24,24 @@ def _bar(console: Console, quiet: bool, *fields: str) -> RichProgress:
 
 
 class _Console:
-    """Where lines for people go."""
+    """Where lines for people go, and a bar that shows for as long as it is entered."""
+
+    _bar: RichProgress
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line that is worth knowing; not where the bar is off."""
+        if not self._bar.disable:
+            self.console.print(escape(text), highlight=False)
 
     def warn(self, text: str) -> None:
         """A warning, also where the bar is off."""
@@ -69,11 +84,6 @@ class Progress(_Console):
             rate=f"{speed:.0f}/s" if speed else "",
         )
 
-    def say(self, text: str) -> None:
-        """A line that is worth knowing; not where the bar is off."""
-        if not self._bar.disable:
-            self.console.print(escape(text), highlight=False)
-
 
 class StudyProgress(_Console):
     """A bar of a study's runs, with those that failed and the time left.
@@ -91,23 +101,11 @@ class StudyProgress(_Console):
         self._task = self._bar.add_task("runs", total=total, completed=done, last="", failed="")
         self.quiet, self._failed = quiet, 0
 
-    def __enter__(self) -> "StudyProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def ended(self, name: str, error: str) -> None:
         """One run more has ended; ``error`` says what went wrong, or nothing."""
         self._failed += bool(error)
         failed = f"{self._failed} failed" if self._failed else ""
         self._bar.update(self._task, advance=1, last=name, failed=failed)
-
-    def say(self, text: str) -> None:
-        """A line that is worth knowing; not where the bar is off."""
-        if not self._bar.disable:
-            self.console.print(escape(text), highlight=False)
 
 
 class SamplingProgress(_Console):
@@ -121,13 +119,6 @@ class SamplingProgress(_Console):
         super().__init__()
         self._bar = _bar(self.console, quiet or not self.console.is_terminal, "rate", "evaluations")
         self._task = self._bar.add_task("sampling", total=None, rate="", evaluations="")
-
-    def __enter__(self) -> "SamplingProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def start(self, total: int, done: int) -> None:
         """How many samples there will be, and how many there are."""

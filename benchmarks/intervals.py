@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 
 import gftkit
-from gftkit.contracts import Batch, Estimate
+from gftkit.kernel.contracts import Batch, Estimate
 
 METRICS = (
     "energy",

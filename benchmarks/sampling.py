@@ -15,7 +15,7 @@ import torch
 from side_by_side import Row, Sides, Step, keep_freed_memory, main
 from torch import Tensor, nn
 
-from gftkit.loading import load
+from gftkit.kernel.loading import load
 from gftkit.sampling.integrate import generate
 from gftkit.sampling.noise import ByBlock
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gftkit.files import write_json
+from gftkit.storage.documents import write_json
 
 Step = Callable[[int], Any]
 Sides = Callable[[torch.device, ExitStack], tuple[Step, Step]]

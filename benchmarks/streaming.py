@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 import gftkit
-from gftkit.data import Order, Samples
-from gftkit.files import write_json
+from gftkit.data.samples import Order, Samples
+from gftkit.storage.documents import write_json
 
 SHAPE = (3, 128, 128)
 """Of a sample in the sets whose memory is measured: 48 KiB of uint8."""

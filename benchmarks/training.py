@@ -19,12 +19,12 @@ import torch
 from side_by_side import Row, Sides, Step, main
 from torch import Tensor, nn
 
-from gftkit.config import Train
-from gftkit.contracts import Batch
-from gftkit.devices import emulates_half
-from gftkit.loading import load
-from gftkit.prefetch import ahead
-from gftkit.steps import Steps
+from gftkit.data.prefetch import ahead
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.loading import load
+from gftkit.runs.schema import Train
+from gftkit.runtime.devices import emulates_half
+from gftkit.training.steps import Steps
 from gftkit_verification.beds.trials import trial
 
 BATCH = 256
@@ -84,7 +84,12 @@ def gft(
     )
     if schedule is None:
         made.anchor = None
-        made.experiment = replace(made.experiment, schedule=None, anchor=None)
+        experiment = made.experiment
+        made.experiment = replace(
+            experiment,
+            networks=replace(experiment.networks, anchor=None),
+            matching=replace(experiment.matching, schedule=None),
+        )
     return made
 
 

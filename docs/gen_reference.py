@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import gftkit
-from gftkit.contracts import NESTED
-from gftkit.hooks import KINDS, Hooks
-from gftkit.options import Option
-from gftkit.registry import Registry
-from gftkit.sections import keys
-from gftkit.subset import SUBSET_OPTIONS
+from gftkit.cli.sections import keys
+from gftkit.kernel.hooks import WRAPPERS
+from gftkit.kernel.kinds import KINDS
+from gftkit.kernel.options import Option
+from gftkit.kernel.registry import Registry
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Reference|Example):[ \t]*", re.MULTILINE)
 _MARK = re.compile(r"<!-- keys: (\w+) -->")
@@ -61,24 +60,26 @@ def overview(registry: Registry) -> str:
     ]
     for kind in registry.kinds():
         names = ", ".join(f"[{name}]({kind}.md#{name})" for name in registry.names(kind))
-        says = escape((inspect.getdoc(hook(kind)) or "").split(":")[0])
+        says = escape(KINDS[kind].summary)
         lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
-    says = escape((inspect.getdoc(Hooks.gftkit_claims) or "").split(",")[0])
+    says = "Statements to check, about anything that is registered"
     lines.append(f"| claim | `gftkit_claims` | {says} | [the claims](../claims.md) |")
+    for hook, kind in WRAPPERS.items():
+        lines.append(f"| wrapper of {kind}s | `{hook}` | Options that every {kind} takes, and what they do to it | |")
     return "\n".join([*lines, "", "How to add one: [Writing a plugin](../guide/plugins.md).", ""])
 
 
 def kind_page(registry: Registry, kind: str) -> str:
     """One kind: its contract, then each component with its options."""
-    contracts = " or ".join(f"[`{one.__name__}`][gftkit.contracts.{one.__name__}]" for one in protocols(kind))
+    contracts = " or ".join(f"[`{one.__name__}`][gftkit.kernel.contracts.{one.__name__}]" for one in protocols(kind))
     lines = [
         f"# {kind.capitalize()}",
         "",
         f"Hook `gftkit_{kind}s`; contract {contracts}. In a configuration: `{{name: NAME, OPTION: VALUE}}`.",
         "",
     ]
-    if kind == "dataset":
-        lines += ["Every data set takes these options too, which the kernel adds:", "", table(SUBSET_OPTIONS), ""]
+    if added := registry.added_options(kind):
+        lines += [f"Every {kind} takes these options too:", "", table(added), ""]
     for name in registry.names(kind):
         found = registry.describe(kind, name)
         own = registry.component(kind, name).options
@@ -87,14 +88,9 @@ def kind_page(registry: Registry, kind: str) -> str:
     return "\n".join(lines)
 
 
-def hook(kind: str) -> Any:
-    """The specification of a kind's hook."""
-    return getattr(Hooks, f"gftkit_{kind}s")
-
-
-def protocols(kind: str) -> list[type]:
+def protocols(kind: str) -> tuple[Any, ...]:
     """The contracts of a kind."""
-    return [contract for contract, of in NESTED.items() if of == kind]
+    return KINDS[kind].written or KINDS[kind].contracts
 
 
 def table(options: Mapping[str, Option]) -> str:

@@ -7,28 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gftkit.errors import GftkitError as GftkitError
-    from gftkit.hooks import hookimpl as hookimpl
-    from gftkit.loading import load as load
-    from gftkit.objective import retention as retention
-    from gftkit.registry import Registry as Registry
-    from gftkit.run import Run as Run
-    from gftkit.training import distill as distill
-    from gftkit.training import finetune as finetune
-    from gftkit.training import pretrain as pretrain
+    from gftkit.api import Run as Run
+    from gftkit.api import distill as distill
+    from gftkit.api import finetune as finetune
+    from gftkit.api import pretrain as pretrain
+    from gftkit.kernel.errors import GftkitError as GftkitError
+    from gftkit.kernel.hooks import hookimpl as hookimpl
+    from gftkit.kernel.loading import load as load
+    from gftkit.kernel.registry import Registry as Registry
+    from gftkit.theory.objective import retention as retention
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "GftkitError": "gftkit.errors",
-    "Registry": "gftkit.registry",
-    "Run": "gftkit.run",
-    "distill": "gftkit.training",
-    "finetune": "gftkit.training",
-    "hookimpl": "gftkit.hooks",
-    "load": "gftkit.loading",
-    "pretrain": "gftkit.training",
-    "retention": "gftkit.objective",
+    "GftkitError": "gftkit.kernel.errors",
+    "Registry": "gftkit.kernel.registry",
+    "Run": "gftkit.api",
+    "distill": "gftkit.api",
+    "finetune": "gftkit.api",
+    "hookimpl": "gftkit.kernel.hooks",
+    "load": "gftkit.kernel.loading",
+    "pretrain": "gftkit.api",
+    "retention": "gftkit.theory.objective",
 }
 __all__ = [*_WHERE, "__version__"]
 

@@ -1,5 +1,5 @@
 """``python -m gftkit`` is ``gft``."""
 
-from gftkit.cli import main
+from gftkit.cli.app import main
 
 main()

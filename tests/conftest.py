@@ -14,8 +14,8 @@ import yaml
 from hypothesis import strategies as st
 
 import gftkit
-from gftkit import pictures
-from gftkit.errors import ConfigError
+from gftkit.kernel.errors import ConfigError
+from gftkit.recording import pictures
 
 hypothesis.settings.register_profile("gftkit", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gftkit")
@@ -116,7 +116,7 @@ def write_config(tmp_path):
 @pytest.fixture
 def gft(monkeypatch, capfd, tmp_path):
     """Runs the command line inside this process, in the test's folder: its code, stdout and stderr."""
-    from gftkit.cli import main
+    from gftkit.cli.app import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -3,7 +3,7 @@
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gftkit.log import read_log
+from gftkit.storage.log import read_log
 
 
 def logged(folder):

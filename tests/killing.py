@@ -12,7 +12,7 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """Children are forked from a process that has everything imported, and no thread."""
-PRELOADED = ["gftkit.training", "accelerate", "scipy.optimize", "torch._dynamo", "PIL.PngImagePlugin", "sympy"]
+PRELOADED = ["gftkit.api", "accelerate", "scipy.optimize", "torch._dynamo", "PIL.PngImagePlugin", "sympy"]
 
 
 def start(config, out, resume=False, moment=None):
@@ -47,7 +47,7 @@ def kill_after(process, seconds):
 
 def train(config, out, resume, moment):
     """What the process does."""
-    from gftkit.training import train
+    from gftkit.training.train import train
 
     torch.set_num_threads(1)
     if moment is not None:
@@ -71,7 +71,7 @@ class Countdown:
 
 
 def at_a_step(now):
-    from gftkit.steps import Steps
+    from gftkit.training.steps import Steps
 
     take = Steps.take
 
@@ -106,7 +106,7 @@ def in_checkpoints(*arguments):
 
 def within_a_write(now, of="step-"):
     """Half of the file is there."""
-    from gftkit import files
+    from gftkit.storage import tensors as files
 
     save = files.save_file
 
@@ -130,7 +130,7 @@ def after_the_move(now):
 
 def in_a_line(now):
     """Half a line of the log is on the disk."""
-    from gftkit.log import Log
+    from gftkit.storage.log import Log
 
     def half(log, *_, **__):
         log._file.write('{"step": 7, "ki')
@@ -142,7 +142,7 @@ def in_a_line(now):
 
 def before_the_model(now):
     """All is done but model.safetensors."""
-    from gftkit import loop
+    from gftkit.training import loop
 
     around(loop, "write_model", now, lambda *_: True, lambda *_: True)
 

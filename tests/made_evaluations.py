@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 import gftkit
-from gftkit.contracts import Batch
+from gftkit.kernel.contracts import Batch
 
 REGISTRY = gftkit.load()
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from gftkit import flow
-from gftkit.flow import expand
+from gftkit.theory import flow
+from gftkit.theory.flow import expand
 
 
 class Gaussian:

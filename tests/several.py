@@ -85,8 +85,8 @@ def train_sharded(config, out, resume=False, moments=None):
     from accelerate.state import AcceleratorState, PartialState
     from torch.distributed.tensor import DTensor
 
-    from gftkit import training
-    from gftkit.steps import Steps
+    from gftkit.training import train as training
+    from gftkit.training.steps import Steps
 
     def accelerator_of(device):
         accelerator = Accelerator(cpu=True)
@@ -111,7 +111,7 @@ def train_sharded(config, out, resume=False, moments=None):
 
 def train_apart(config, out):
     """A wrong twin: gradients are never exchanged."""
-    from gftkit.steps import Steps
+    from gftkit.training.steps import Steps
 
     whole = Steps._in_step
     Steps._in_step = lambda self, last: whole(self, False)
@@ -120,7 +120,7 @@ def train_apart(config, out):
 
 def train_with(idle, config, out):
     """A run that takes the network's word, or this one, for whether it has idle weights."""
-    from gftkit import devices
+    from gftkit.runtime import devices
 
     if idle is not None:
         devices.has_idle_weights = lambda *_: idle
@@ -133,10 +133,11 @@ def sample(run, out, request, resume=False, by_rank=False, moment=None):
     ``by_rank``, a wrong twin, has indices that each process counts anew. A process kills itself at its first part for
     ``moment`` "half", with half of the part's file there, or "whole", with all of it.
     """
-    from gftkit.run import Run
-    from gftkit.sampling import bulk, noise
-    from gftkit.sampling import sampler as sampling
-    from gftkit.sampling.parts import Parts
+    from gftkit.api import Run
+    from gftkit.generation import sampler as sampling
+    from gftkit.generation import write as bulk
+    from gftkit.generation.parts import Parts
+    from gftkit.sampling import noise
 
     if by_rank:
         apart = 1000 * noise.BLOCK * int(os.environ["RANK"])
@@ -151,7 +152,7 @@ def sample(run, out, request, resume=False, by_rank=False, moment=None):
 
 def refused(configs, outs, message, resume=False):
     """What each process is asked, by its rank, is refused by all of them with this message."""
-    from gftkit.errors import GftkitError
+    from gftkit.kernel.errors import GftkitError
 
     rank = int(os.environ["RANK"])
     with pytest.raises(GftkitError, match=message):

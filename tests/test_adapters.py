@@ -16,20 +16,24 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import gftkit
-from gftkit import adapters, checkpoint, devices, loop
-from gftkit.adapters import Adapted, Adapters
-from gftkit.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
-from gftkit.config import Train
-from gftkit.devices import accelerator_of
-from gftkit.errors import ConfigError, GftkitError, RunError
-from gftkit.experiment import build
-from gftkit.export import export
-from gftkit.files import read_json, read_notes, read_tensors, write_tensors
-from gftkit.forward import Forward
-from gftkit.progress import Progress
-from gftkit.reading import read
-from gftkit.steps import trained_weights
-from gftkit.targets import DEFAULT, choose
+from gftkit.experiment.build import build
+from gftkit.generation.export import export
+from gftkit.kernel.errors import ConfigError, GftkitError, RunError
+from gftkit.networks import adapters
+from gftkit.networks.adapter_layers import DEFAULT, choose
+from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
+from gftkit.runs import checkpoint
+from gftkit.runs.resolve import resolve_config
+from gftkit.runs.schema import Train
+from gftkit.runtime import devices
+from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.progress import Progress
+from gftkit.storage.documents import read_json
+from gftkit.storage.tensors import read_notes, read_tensors, write_tensors
+from gftkit.training import loop
+from gftkit.training.forward import Forward
+from gftkit.training.steps import trained_weights
 
 ROUND_OFF = 1e-5
 """Of float32 sums in another order, relative to the largest output."""
@@ -441,7 +445,7 @@ def test_training_moves_the_adapters_alone(source, registry):
 
 
 def run_loop(config, registry):
-    experiment = build(read(config, "finetune", registry)[0], registry)
+    experiment = build(resolve_config(config, "finetune", registry)[0], registry)
     return loop.Loop(experiment, registry, Path(), accelerator_of("cpu"), Progress(6, "finetune", True))
 
 
@@ -582,7 +586,7 @@ def stopped(tuned, folder, stop):
     """A copy of a run, taken back to its checkpoint at a step."""
     shutil.copytree(tuned, folder)
     (folder / "model.safetensors").unlink()
-    for path in checkpoint.found(folder / "checkpoints"):
+    for path in checkpoint.checkpoints_of(folder / "checkpoints"):
         if int(path.stem.removeprefix("step-")) > stop:
             path.unlink()
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -608,11 +612,11 @@ def test_adapters_belong_to_the_weights_that_they_were_trained_on(source, tuned,
 
 def test_a_second_fine_tune_with_adapters_starts_from_the_merged_weights(tuned, registry):
     with pytest.raises(ConfigError, match="`anchor: adapters-off`"):
-        read(tuning(tuned), "finetune", registry)
+        resolve_config(tuning(tuned), "finetune", registry)
     train = run_loop(tuning(tuned, anchor="adapters-off"), registry)
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     assert torch.equal(train.anchor(**given), gftkit.Run.open(tuned).drift()(**given))
-    assert train.experiment.anchors == (*read_notes(tuned / "model.safetensors")["anchors"], train.anchor.hash)
+    assert train.experiment.networks.anchors == (*read_notes(tuned / "model.safetensors")["anchors"], train.anchor.hash)
 
 
 @pytest.mark.parametrize(
@@ -628,14 +632,14 @@ def test_a_second_fine_tune_with_adapters_starts_from_the_merged_weights(tuned, 
 )
 def test_options_are_checked(source, registry, adapters, message):
     with pytest.raises(GftkitError, match=re.escape(message)):
-        read(tuning(source, adapters=adapters), "finetune", registry)
+        resolve_config(tuning(source, adapters=adapters), "finetune", registry)
 
 
 def test_adapters_belong_to_a_fine_tune(source, registry):
     with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
-        read({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
+        resolve_config({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
     with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
-        read(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
+        resolve_config(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
 
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
@@ -716,7 +720,7 @@ def test_export(source, tuned, registry, tmp_path):
     with pytest.raises(ConfigError, match="has no adapters: all its weights were trained"):
         export(gftkit.Run.open(source), tmp_path / "none", "adapter")
     again = tuning(tmp_path / "ema/model.safetensors", drift=run.config.drift, anchor="frozen", adapters=None)
-    assert run_loop(again, registry).experiment.anchors[:-1] == tuple(
+    assert run_loop(again, registry).experiment.networks.anchors[:-1] == tuple(
         read_notes(tuned / "model.safetensors")["anchors"]
     )
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint
-from gftkit.errors import ConfigError, RunError
-from gftkit.objective import retention
-from gftkit.registry import Registry
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.registry import Registry
+from gftkit.runs import checkpoint
+from gftkit.theory.objective import retention
 from gftkit_plugins.adaptive import LAG, Adaptive, kept, lowest
 from gftkit_plugins.stops import CopyingStop
 
@@ -169,7 +169,7 @@ def test_an_adaptive_run_cools_and_is_resumed_bit_for_bit(config, registry, tmp_
     assert min(betas) < 4.0
     again = gftkit.finetune(config, tmp_path / "again", registry=registry).folder
     (again / "model.safetensors").unlink()
-    for path in checkpoint.found(again / "checkpoints")[2:]:
+    for path in checkpoint.checkpoints_of(again / "checkpoints")[2:]:
         path.unlink()
     gftkit.finetune(config, again, registry=registry, resume=True)
     made, remade = (load_file(folder / "model.safetensors") for folder in (whole.folder, again))
@@ -264,7 +264,7 @@ def test_a_recorded_schedule_has_the_temperatures_and_the_end_of_its_run(chosen,
 
 def test_a_recorded_schedule_steps_where_its_run_did(chosen, monkeypatch):
     lines = [{"step": step, "kind": "train", "temperature": beta} for step, beta in ((10, 4.0), (20, 1.0), (60, 0.5))]
-    monkeypatch.setattr("gftkit.run.Run.history", lambda run: lines)
+    monkeypatch.setattr("gftkit.runs.folder.RunFolder.history", lambda run: lines)
     schedule = gftkit.load().create("schedule", "recorded", run=chosen.folder)
     assert [schedule.temperature(step / 60) for step in (0, 9, 10, 19, 20, 59)] == [4.0, 4.0, 1.0, 1.0, 0.5, 0.5]
 

@@ -7,9 +7,9 @@ import mpmath
 import pytest
 import torch
 
-from gftkit.objective import retention
-from gftkit.predictions import drift_error
-from gftkit.predictions import path_kl as predicted_path_kl
+from gftkit.theory.objective import retention
+from gftkit.theory.predictions import drift_error
+from gftkit.theory.predictions import path_kl as predicted_path_kl
 from gftkit_verification.affine import blended, bures_wasserstein, carried, carry, drift_gap, gaussian_kl, path_kl
 from gftkit_verification.beds.problems import random_covariance, random_flow
 from gftkit_verification.gaussian import GaussianFlow

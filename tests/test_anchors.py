@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gftkit
-from gftkit import checkpoint, lineage
-from gftkit.anchor import Anchor, ExternalAnchor, FrozenAnchor, identity
-from gftkit.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
-from gftkit.experiment import build
-from gftkit.files import read_json, read_notes, read_tensors, write_tensors
-from gftkit.reading import read
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
+from gftkit.networks.anchor import Anchor, ExternalAnchor, FrozenAnchor, identity
+from gftkit.runs import checkpoint, lineage
+from gftkit.runs.resolve import resolve_config
+from gftkit.storage.documents import read_json
+from gftkit.storage.tensors import digest, read_notes, read_tensors, write_tensors
 
 QUICK = {"steps": 6, "batch_size": 8, "checkpoint_every": 3, "keep_checkpoints": 9, "learning_rate": 0.01}
 SMALL = {"name": "mlp", "width": 8, "depth": 1}
@@ -56,7 +57,7 @@ def other_run(registry, folder, **changes):
 
 
 def made(config, registry):
-    return build(read(config, "finetune", registry)[0], registry)
+    return build(resolve_config(config, "finetune", registry)[0], registry)
 
 
 # The hash
@@ -66,12 +67,12 @@ def test_the_hash_is_of_the_weights_and_of_how_the_drift_is_called():
     weights = {"w": torch.arange(3.0), "b": torch.zeros(1)}
     spec = {"drift": {"name": "module", "convention": {"time": "t"}}}
     turned = {"drift": {"name": "module", "convention": {"time": "1 - t"}}}
-    known = identity(weights, spec)
-    assert known == identity(dict(reversed(weights.items())), json.loads(json.dumps(spec)))
-    assert known != identity(weights, turned)
-    assert known != identity({**weights, "w": torch.arange(3.0).double()}, spec)
-    assert known != identity({**weights, "b": torch.ones(1)}, spec)
-    assert known != identity(weights)
+    known = identity(digest(weights), spec)
+    assert known == identity(digest(dict(reversed(weights.items()))), json.loads(json.dumps(spec)))
+    assert known != identity(digest(weights), turned)
+    assert known != identity(digest({**weights, "w": torch.arange(3.0).double()}), spec)
+    assert known != identity(digest({**weights, "b": torch.ones(1)}), spec)
+    assert known != identity(digest(weights))
 
 
 def test_files_do_not_enter_the_hash_and_other_options_do(registry):
@@ -85,7 +86,7 @@ def test_files_do_not_enter_the_hash_and_other_options_do(registry):
 
 def test_the_hash_does_not_depend_on_the_folder_and_does_on_the_event_shape(first, pretrained, registry, tmp_path):
     moved = shutil.copytree(pretrained, tmp_path / "moved")
-    one, other = (made(tuning(folder), registry).anchor.hash for folder in (pretrained, moved))
+    one, other = (made(tuning(folder), registry).networks.anchor.hash for folder in (pretrained, moved))
     assert one == other == read_notes(first / "model.safetensors")["anchor"]
     facts = made(tuning(pretrained), registry).facts
     spec = gftkit.Run.open(pretrained).config.drift
@@ -97,7 +98,7 @@ def test_the_hash_does_not_depend_on_the_folder_and_does_on_the_event_shape(firs
 
 def test_every_anchor_meets_the_contract(pretrained, first, registry):
     for spec, kind in (("frozen", "frozen"), ({"name": "external", "pretrained": str(pretrained)}, "external")):
-        anchor = made(tuning(first, anchor=spec), registry).anchor
+        anchor = made(tuning(first, anchor=spec), registry).networks.anchor
         assert isinstance(anchor, Anchor)
         assert anchor.describe() == {"kind": kind, "hash": anchor.hash, "parameters": count(anchor.module)}
         assert not anchor.module.training
@@ -121,11 +122,15 @@ def test_an_external_anchor_is_the_other_network(registry, pretrained, tmp_path)
         {"name": "external", "pretrained": str(tmp_path / "bare.safetensors"), "drift": SMALL},
     ]
     found = [made(tuning(pretrained, anchor=spec), registry) for spec in specs]
-    assert isinstance(found[0].anchor, ExternalAnchor)
+    assert isinstance(found[0].networks.anchor, ExternalAnchor)
     for experiment in found:
-        assert torch.equal(experiment.anchor(t, x), wanted)
-        assert not torch.equal(experiment.drift(t, x), wanted)
-    assert found[0].anchor.hash == found[1].anchor.hash == made(tuning(other), registry).anchor.hash
+        assert torch.equal(experiment.networks.anchor(t, x), wanted)
+        assert not torch.equal(experiment.networks.drift(t, x), wanted)
+    assert (
+        found[0].networks.anchor.hash
+        == found[1].networks.anchor.hash
+        == made(tuning(other), registry).networks.anchor.hash
+    )
 
 
 def test_an_anchor_is_given_the_conditions_that_it_uses_only():
@@ -153,7 +158,7 @@ def test_a_run_moves_towards_the_anchor_that_it_names(registry, pretrained, tmp_
     for name, spec in {"frozen": "frozen", "external": {"name": "external", "pretrained": str(other)}}.items():
         config = tuning(pretrained, anchor=spec, schedule={"name": "constant", "value": 1e6})
         config["train"] = {**QUICK, "steps": 60, "learning_rate": 0.03}
-        drift = gftkit.finetune(config, tmp_path / name, registry=registry).drift("raw")
+        drift = gftkit.finetune(config, tmp_path / name, registry=registry).networks.drift("raw")
         apart[name] = ((drift(t, x) - goal).norm() / (start - goal).norm()).item()
     assert apart["external"] < 0.6
     assert apart["frozen"] > 0.8
@@ -164,25 +169,25 @@ def test_a_run_moves_towards_the_anchor_that_it_names(registry, pretrained, tmp_
 
 def test_a_second_fine_tune_must_name_its_anchor(first, pretrained, registry):
     with pytest.raises(ConfigError, match="is itself a fine-tune") as caught:
-        read(tuning(first), "finetune", registry)
+        resolve_config(tuning(first), "finetune", registry)
     named = re.findall(r"hash ([0-9a-f]{12})", str(caught.value))
     result = made(tuning(first, anchor="frozen"), registry)
     original = re.search(r"pretrained: (\S+)\}", str(caught.value)).group(1)
     before = made(tuning(first, anchor={"name": "external", "pretrained": original}), registry)
-    assert named == [result.anchor.hash[:12], before.anchor.hash[:12]]
+    assert named == [result.networks.anchor.hash[:12], before.networks.anchor.hash[:12]]
     assert original == str(pretrained)
-    assert before.anchor.hash == made(tuning(pretrained), registry).anchor.hash
-    assert result.anchor.hash != before.anchor.hash
+    assert before.networks.anchor.hash == made(tuning(pretrained), registry).networks.anchor.hash
+    assert result.networks.anchor.hash != before.networks.anchor.hash
 
 
 def test_so_must_one_from_a_fine_tunes_weights_file(first, registry, tmp_path):
     config = tuning(first / "model.safetensors", drift={"name": "mlp", "width": 16, "depth": 1})
     with pytest.raises(ConfigError, match="is itself a fine-tune"):
-        read(config, "finetune", registry)
-    assert made({**config, "anchor": "frozen"}, registry).anchor.kind == "frozen"
+        resolve_config(config, "finetune", registry)
+    assert made({**config, "anchor": "frozen"}, registry).networks.anchor.kind == "frozen"
     tensors, _ = read_tensors(first / "model.safetensors")
     save_file(tensors, tmp_path / "bare.safetensors")  # of unknown origin: nothing is ambiguous about it
-    assert made({**config, "pretrained": str(tmp_path / "bare.safetensors")}, registry).anchor.kind == "frozen"
+    assert made({**config, "pretrained": str(tmp_path / "bare.safetensors")}, registry).networks.anchor.kind == "frozen"
 
 
 def test_the_chain_of_anchors_is_recorded(first, pretrained, registry, tmp_path):
@@ -198,9 +203,9 @@ def test_the_chain_of_anchors_is_recorded(first, pretrained, registry, tmp_path)
         assert told["anchors"] == notes["anchors"]
         assert (notes["anchor"] == known[0]) == (name == "b")
         third = tuning(run.folder, anchor="frozen")
-        assert made(third, registry).anchors[:2] == tuple(notes["anchors"])
+        assert made(third, registry).networks.anchors[:2] == tuple(notes["anchors"])
     with pytest.raises(ConfigError, match=re.escape(f"external, pretrained: {pretrained}}}")):
-        read(tuning(run.folder), "finetune", registry)
+        resolve_config(tuning(run.folder), "finetune", registry)
 
 
 def test_kind_and_hash_are_told_at_the_start_and_in_the_report(first, registry, tmp_path, capsys):
@@ -230,13 +235,13 @@ def test_an_anchor_that_is_no_anchor_is_refused(pretrained, registry, spec, mess
     if isinstance(spec, dict) and spec.get("pretrained") == "RUN":
         spec = {**spec, "pretrained": str(pretrained)}
     with pytest.raises((ConfigError, UnknownNameError), match=message.replace("{", r"\{").replace("?", r"\?")):
-        read(tuning(pretrained, anchor=spec), "finetune", registry)
+        resolve_config(tuning(pretrained, anchor=spec), "finetune", registry)
 
 
 def test_a_pretraining_has_no_anchor(registry):
     config = {"drift": {"name": "mlp"}, "data": {"name": "two-moons"}, "anchor": "frozen"}
     with pytest.raises(ConfigError, match=r"`anchor` belongs to a fine-tune"):
-        read(config, "pretrain", registry)
+        resolve_config(config, "pretrain", registry)
 
 
 def test_an_external_anchor_is_checked_like_what_is_fine_tuned(pretrained, registry, tmp_path):
@@ -262,7 +267,7 @@ def test_an_external_anchor_is_checked_like_what_is_fine_tuned(pretrained, regis
 def stopped(folder):
     """A finished run taken back to its checkpoint at step 3."""
     (folder / "model.safetensors").unlink()
-    checkpoint.found(folder / "checkpoints")[-1].unlink()
+    checkpoint.checkpoints_of(folder / "checkpoints")[-1].unlink()
     return folder
 
 
@@ -284,11 +289,11 @@ def test_a_run_resumes_on_its_own_anchor_only(pretrained, registry, tmp_path):
         assert torch.equal(tensor, gftkit.Run.open(broken).weights()[0][name])
 
 
-def test_a_checkpoint_of_an_earlier_version_says_so(first, pretrained, registry, tmp_path):
+def test_a_checkpoint_without_its_anchors_is_refused(first, pretrained, registry, tmp_path):
     broken = stopped(shutil.copytree(first, tmp_path / "broken"))
-    path = checkpoint.found(broken / "checkpoints")[-1]
+    path = checkpoint.checkpoints_of(broken / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     del notes["anchors"]
     write_tensors(path, tensors, notes)
-    with pytest.raises(RunError, match="written by an earlier version, which knew an anchor by its weights alone"):
+    with pytest.raises(RunError, match=r"the anchor \(frozen\) isn't the one that this run started with"):
         gftkit.finetune(tuning(pretrained), broken, registry=registry, resume=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import whole, write
 
-from gftkit.errors import DataError
+from gftkit.kernel.errors import DataError
 
 FORMATS = [".npy", ".npz", ".pt", ".safetensors"]
 NAMED = FORMATS[1:]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gftkit.averages import Averages
-from gftkit.errors import WeightsError
+from gftkit.kernel.errors import WeightsError
+from gftkit.networks.averages import Averages
 
 DECAY = 0.75
 

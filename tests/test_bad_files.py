@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gftkit import checkpoint
-from gftkit.errors import WeightsError
-from gftkit.foreign.weights import read as weights_read
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.kernel.errors import WeightsError
+from gftkit.networks.foreign_weights import read as weights_read
+from gftkit.runs import checkpoint
 
 
 class Evil:
@@ -205,7 +205,7 @@ def test_too_little_space_is_seen_before_the_training(refused, write_config, pre
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "gftkit.files.save_file"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "gftkit.storage.tensors.save_file"])
 def test_a_disk_that_fills_up_loses_no_checkpoint(
     refused, gft, write_config, pretrain_config, tmp_path, monkeypatch, where
 ):

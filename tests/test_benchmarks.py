@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gftkit.contracts import Estimate
+from gftkit.kernel.contracts import Estimate
 
 CPU = torch.device("cpu")
 KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "target"}

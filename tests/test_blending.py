@@ -8,10 +8,10 @@ import yaml
 from torch import nn
 
 import gftkit
-from gftkit.errors import ConfigError, RunError
-from gftkit.files import read_tensors, write_tensors
-from gftkit.objective import blend
-from gftkit.sampling.blending import Blended, networks
+from gftkit.generation.blending import Blended, networks
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.theory.objective import blend
 
 ROUND_OFF = 1e-5
 """Of float32, between merged and unmerged adapters, and after some solver steps."""
@@ -50,7 +50,7 @@ def at(count=7):
 @pytest.mark.parametrize("anchor", ["frozen", "external", "adapters-off"])
 def test_the_two_networks_are_the_trained_and_the_pretrained_one(tuned, pretrained, anchor, weights):
     run = tuned(anchor)
-    drift, held = networks(run, weights, "cpu")
+    (drift, held), _ = networks(run, weights, "cpu")
     assert held.kind == anchor
     wanted, before = run.drift(weights)(*at()), gftkit.Run.open(pretrained).drift()(*at())
     assert (drift(*at()) - wanted).abs().max() < ROUND_OFF

@@ -14,14 +14,16 @@ import yaml
 from PIL import Image
 
 import gftkit
-from gftkit.errors import ConfigError, DivergenceError, RunError, WeightsError
-from gftkit.files import read_tensors, write_tensors
-from gftkit.run import Run
-from gftkit.sampling import asking, bulk, noise
-from gftkit.sampling import sampler as sampling
-from gftkit.sampling.animation import frames
-from gftkit.sampling.parts import Parts
-from gftkit.sampling.sampler import Request, Sampler
+from gftkit.api import Run
+from gftkit.generation import requested_conditions as asking
+from gftkit.generation import sampler as sampling
+from gftkit.generation import write as bulk
+from gftkit.generation.animation import frames
+from gftkit.generation.parts import Parts
+from gftkit.generation.sampler import Request, Sampler
+from gftkit.kernel.errors import ConfigError, DivergenceError, RunError, WeightsError
+from gftkit.sampling import noise
+from gftkit.storage.tensors import read_tensors, write_tensors
 
 COUNT = 150
 """Two whole blocks of 64, and a part of a third."""
@@ -333,8 +335,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from gftkit.sampling import bulk
-from gftkit.run import Run
-from gftkit.sampling.sampler import Request
+from gftkit.api import Run
+from gftkit.generation.sampler import Request
 bulk.write(Run.open(sys.argv[1]), Request(int(sys.argv[2]), batch_size=64), Path(sys.argv[3]), device="cpu")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """

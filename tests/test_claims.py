@@ -9,10 +9,12 @@ import torch
 from scipy import stats
 
 import gftkit
-from gftkit import claims, verify
-from gftkit.claims import Claim, Measurement, check, exact, order, select, statistical
-from gftkit.errors import ConfigError, PluginError, UnknownNameError
-from gftkit.loading import load
+from gftkit.kernel.errors import ConfigError, PluginError, UnknownNameError
+from gftkit.kernel.loading import load
+from gftkit.verify import claims
+from gftkit.verify import runner as verify
+from gftkit.verify.claims import Claim, Measurement, check, exact, order, select, statistical
+from gftkit.verify.collect import collect
 
 
 def claim(name="T99-zero", subject=0.0, mutants=None, **changes):
@@ -160,19 +162,19 @@ def test_plugins_bring_claims_and_are_asked_last():
 
     registry = load(plugins=[Late()], block=["gftkit-claims"])
     assert seen == []  # loading asks for none
-    assert [found.name for found in registry.claims()] == ["T99-late"]
+    assert [found.name for found in collect(registry)] == ["T99-late"]
     assert "linear" in seen[0]
 
 
 def test_two_claims_of_one_name_are_refused():
     registry = load(plugins={"one": plugin(claim()), "two": plugin(claim())}, block=["gftkit-claims"])
     with pytest.raises(PluginError, match="claim 'T99-zero' is made twice: by plugin 'one' and by plugin 'two'"):
-        registry.claims()
+        collect(registry)
 
 
 def test_what_is_no_claim_is_refused():
     with pytest.raises(PluginError, match="plugin 'mine': gftkit_claims gave 3"):
-        registry_with(3).claims()
+        collect(registry_with(3))
 
 
 def test_a_plugin_whose_claims_can_not_be_made_is_named():
@@ -184,7 +186,7 @@ def test_a_plugin_whose_claims_can_not_be_made_is_named():
     with pytest.raises(
         PluginError, match="plugin 'broken': its claims can't be made: ValueError: claim 'T99-zero' has"
     ):
-        load(plugins={"broken": Broken()}, block=["gftkit-claims"]).claims()
+        collect(load(plugins={"broken": Broken()}, block=["gftkit-claims"]))
 
 
 def test_claims_are_selected_by_name_component_and_profile():
@@ -212,7 +214,7 @@ def verifying(gft, monkeypatch):
 
     def run(given, *arguments):
         registry = registry_with(*given)
-        monkeypatch.setattr("gftkit.loading.load", lambda: registry)
+        monkeypatch.setattr("gftkit.kernel.loading.load", lambda: registry)
         return gft("verify", *arguments)
 
     return run
@@ -289,7 +291,7 @@ def test_bad_input_gets_one_clear_error(verifying, arguments, message):
 
 
 def test_several_processes_measure_the_same():
-    given = [found for found in gftkit.load().claims() if found.name.startswith("schedule-range-")]
+    given = [found for found in collect(gftkit.load()) if found.name.startswith("schedule-range-")]
     alone, together = verify.run(given), verify.run(given, jobs=2)
     assert [result.claim for result in together] == given
     assert [result.measured for result in alone] == [result.measured for result in together]

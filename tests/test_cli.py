@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from gftkit import cli
-from gftkit.config import FINETUNE_KEYS
-from gftkit.run import Run
-from gftkit.sections import SECTIONS
+from gftkit.api import Run
+from gftkit.cli import app as cli
+from gftkit.cli.sections import SECTIONS
+from gftkit.runs.schema import FINETUNE_KEYS
 
 RUN_FILES = {
     "config.yaml", "environment.json", "model.safetensors", "checkpoints", "metrics.jsonl", "samples.png",
@@ -30,7 +30,7 @@ def listing(folder):
 
 def test_help_answers_without_torch(process):
     code = (
-        "import sys; from gftkit.cli import main\n"
+        "import sys; from gftkit.cli.app import main\n"
         "try: main()\n"
         "finally: print([name for name in ('torch', 'numpy', 'yaml') if name in sys.modules], file=sys.stderr)"
     )

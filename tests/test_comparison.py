@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import gftkit
-from gftkit.comparison import compare, table
-from gftkit.errors import ConfigError
-from gftkit.stability import first_reaching, instant_variance, largest_setback, spearman
+from gftkit.estimation.stability import first_reaching, instant_variance, largest_setback, spearman
+from gftkit.kernel.errors import ConfigError
+from gftkit.study.comparison import compare, table
 
 
 def test_spearman_is_the_correlation_of_ranks():

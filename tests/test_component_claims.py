@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.claims import check
+from gftkit.verify.claims import check
+from gftkit.verify.collect import collect
 
 
 class Quadratic:
@@ -80,7 +81,7 @@ def registry_with(kind, make):
 def results(kind, make):
     """What the claims about one component of a plugin measure."""
     registry = registry_with(kind, make)
-    claims = [claim for claim in registry.claims() if claim.component == f"{kind}:mine" and claim.profile == "quick"]
+    claims = [claim for claim in collect(registry) if claim.component == f"{kind}:mine" and claim.profile == "quick"]
     assert claims
     return [check(claim) for claim in claims]
 
@@ -124,8 +125,8 @@ def refuse():
     ],
 )
 def test_what_cannot_be_claimed_about_fails_alone_and_by_name(registry, kind, make, why):
-    claims = {claim.name: claim for claim in registry_with(kind, make).claims()}
-    assert set(claims) == {f"{kind}-works-mine"} | {claim.name for claim in registry.claims()}
+    claims = {claim.name: claim for claim in collect(registry_with(kind, make))}
+    assert set(claims) == {f"{kind}-works-mine"} | {claim.name for claim in collect(registry)}
     found = check(claims[f"{kind}-works-mine"])
     assert not found.passed
     assert why in found.error

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.errors import ConfigError
-from gftkit.experiment import build
-from gftkit.pairing import pair
-from gftkit.reading import read
+from gftkit.data.pairing import pair
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError
+from gftkit.runs.resolve import resolve_config
 
 NAME = "conditional-optimal-transport"
 
@@ -100,26 +100,26 @@ def config(tmp_path):
 
 
 def test_a_run_pairs_by_condition_and_says_that_it_is_approximate(config, registry):
-    experiment = build(read(config, "pretrain", registry)[0], registry)
+    experiment = build(resolve_config(config, "pretrain", registry)[0], registry)
     (warning,) = experiment.warnings
     assert "only nearly of the source's law" in warning
-    batch = experiment.pairs.at(0)
-    assert experiment.pairs.conditions == ("c",)
+    batch = experiment.matching.pairs.at(0)
+    assert experiment.matching.pairs.conditions == ("c",)
     told = abs(float((batch.x0[:, 0] * batch.conditions["c"]).mean()))
-    experiment.pairs.conditions, experiment.pairs._made = (), None
-    untold = experiment.pairs.at(0)
+    experiment.matching.pairs.conditions, experiment.matching.pairs._made = (), None
+    untold = experiment.matching.pairs.at(0)
     assert told < 0.5 < float((untold.x0[:, 0] * untold.conditions["c"]).mean())
 
 
 def test_plain_optimal_transport_is_refused_under_conditions(config, registry, tmp_path):
     config["coupling"] = {"name": "optimal-transport"}
     with pytest.raises(ConfigError, match=r"makes x0 depend on the conditions 'c'.*biased \(T10\)"):
-        build(read(config, "pretrain", registry)[0], registry)
+        build(resolve_config(config, "pretrain", registry)[0], registry)
     config["data"]["file"] = str(tmp_path / "paired.npz")  # pairs of its own: no coupling is asked
-    assert build(read(config, "pretrain", registry)[0], registry).warnings == []
+    assert build(resolve_config(config, "pretrain", registry)[0], registry).warnings == []
     config["data"]["file"] = str(tmp_path / "data.npz")
     config["coupling"] = {"name": "independent"}
-    assert build(read(config, "pretrain", registry)[0], registry).warnings == []
+    assert build(resolve_config(config, "pretrain", registry)[0], registry).warnings == []
 
 
 def test_monitors_pair_by_condition_too(config, registry, tmp_path, monkeypatch):

@@ -6,12 +6,12 @@ import torch
 import yaml
 
 import gftkit
-from gftkit import conditions
-from gftkit.contracts import Batch
-from gftkit.data import Samples
-from gftkit.errors import ConfigError, DataError, GftkitError
-from gftkit.randomness import stream
-from gftkit.subset import subset
+from gftkit.data import conditions
+from gftkit.data.samples import Samples
+from gftkit.data.subset import subset
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError, DataError, GftkitError
+from gftkit.runtime.randomness import stream
 
 N = 40
 

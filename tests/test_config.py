@@ -8,12 +8,14 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.errors import ConfigError, DataError, UnknownNameError
-from gftkit.experiment import build
-from gftkit.files import parse_yaml, read_yaml
-from gftkit.reading import override, read
-from gftkit.registry import plain
-from gftkit.run import Run, restore
+from gftkit.api import Run
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, DataError, UnknownNameError
+from gftkit.kernel.options import plain
+from gftkit.runs.folder import restore
+from gftkit.runs.overrides import override
+from gftkit.runs.resolve import resolve_config
+from gftkit.storage.documents import parse_yaml, read_yaml
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def resolve(registry):
 
     def resolved(source, *overrides, kind=None):
         kind = kind or ("finetune" if "pretrained" in source else "pretrain")
-        return read(source, kind, registry, overrides)[0]
+        return resolve_config(source, kind, registry, overrides)[0]
 
     return resolved
 
@@ -238,7 +240,7 @@ def test_relative_paths_start_at_the_configs_folder(resolve, registry, tmp_path,
     file = tmp_path / "sub" / "c.yaml"
     file.write_text("drift: {name: mlp}\ndata: {name: arrays, file: ../s.pt}\n")
     monkeypatch.chdir("/")
-    config = read(file, "pretrain", registry)[0]
+    config = resolve_config(file, "pretrain", registry)[0]
     assert Path(config.data["file"]).resolve() == tmp_path / "s.pt"
     assert Path(config.to_dict()["data"]["file"]).is_absolute()
     monkeypatch.chdir(tmp_path)
@@ -254,9 +256,9 @@ def test_the_pretrained_run_is_sought_from_the_configs_folder(
     file = tmp_path / "sub" / "c.yaml"
     file.write_text(yaml.safe_dump({**finetune_config, "pretrained": "../run"}))
     monkeypatch.chdir("/")
-    assert read(file, "finetune", registry)[0].drift["width"] == 16
+    assert resolve_config(file, "finetune", registry)[0].drift["width"] == 16
     with pytest.raises(ConfigError, match="neither a run folder nor a weights file"):
-        read(file, "finetune", registry, ["pretrained=run"])
+        resolve_config(file, "finetune", registry, ["pretrained=run"])
 
 
 # Bare names
@@ -266,7 +268,7 @@ def test_a_bare_name_stands_for_a_component_without_options(registry, finetune_c
     names = {"data": "two-moons", "source": "two-moons", "path": "trigonometric", "coupling": "optimal-transport"}
     names |= {"drift": "mlp", "schedule": "linear", "anchor": "frozen", "monitors": ["anchor-distance"]}
     names["evaluate"] = {"solver": "heun", "data": "two-moons", "metrics": [{"name": "frechet", "feature": "identity"}]}
-    bare, _ = read({**finetune_config, **names}, "finetune", registry)
+    bare = resolve_config({**finetune_config, **names}, "finetune", registry).config
 
     def whole(value):
         return {"name": value} if isinstance(value, str) else value
@@ -277,7 +279,7 @@ def test_a_bare_name_stands_for_a_component_without_options(registry, finetune_c
         "evaluate": inner,
         "monitors": [whole("anchor-distance")],
     }
-    assert bare.to_dict() == read({**finetune_config, **full}, "finetune", registry)[0].to_dict()
+    assert bare.to_dict() == resolve_config({**finetune_config, **full}, "finetune", registry)[0].to_dict()
     assert override({"schedule": "linear"}, "schedule.start=2") == {"schedule": {"name": "linear", "start": 2}}
 
 
@@ -294,7 +296,7 @@ def test_a_fine_tune_inherits_from_its_run(resolve, finetune_config, pretrained)
 
 def test_what_a_fine_tune_gives_wins(registry, finetune_config):
     finetune_config["coupling"] = {"name": "optimal-transport"}
-    config, warnings = read(finetune_config, "finetune", registry)
+    config, warnings, *_ = resolve_config(finetune_config, "finetune", registry)
     assert config.coupling["name"] == "optimal-transport"
     (warning,) = warnings
     assert "coupling 'optimal-transport' differs from the pretrained run's 'independent'" in warning
@@ -305,16 +307,16 @@ def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_co
         r"drift: the pretrained run's drift 'mlp' is inherited whole, .* got {'width': 32}\. Leave `drift` out, or"
     )
     with pytest.raises(ConfigError, match=message):
-        read(finetune_config, "finetune", registry, ["drift.width=32"])
+        resolve_config(finetune_config, "finetune", registry, ["drift.width=32"])
 
 
 def test_what_is_inherited_is_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
     pretrain_config["source"] = {"name": "gaussian", "event_shape": [2], "mean": [0.0, 1.0]}
     gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
     finetune_config["pretrained"] = str(tmp_path / "run")
-    assert read(finetune_config, "finetune", registry)[1] == []
+    assert resolve_config(finetune_config, "finetune", registry)[1] == []
     finetune_config["source"] = {**pretrain_config["source"], "mean": [0.0, 2.0]}
-    assert "source 'gaussian' differs" in read(finetune_config, "finetune", registry)[1][0]
+    assert "source 'gaussian' differs" in resolve_config(finetune_config, "finetune", registry)[1][0]
 
 
 def test_the_same_path_in_other_words_is_accepted(resolve, registry, finetune_config):

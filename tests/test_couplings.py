@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gftkit
-from gftkit.errors import PluginError
-from gftkit.pairing import pair
+from gftkit.data.pairing import pair
+from gftkit.kernel.errors import PluginError
 
 REGISTRY = gftkit.load()
 

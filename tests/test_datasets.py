@@ -17,9 +17,9 @@ from made_wilds import MADE as WILDS
 from torch.utils.data import DataLoader
 
 import gftkit
-from gftkit.contracts import Batch, Dataset, Sampler
-from gftkit.errors import DataError
-from gftkit.subset import Subset, subset
+from gftkit.data.subset import Subset, subset
+from gftkit.kernel.contracts import Batch, Dataset, Sampler
+from gftkit.kernel.errors import DataError
 
 MINIMAL = {
     "arrays": lambda folder: {"file": folder / "labelled.npz"},

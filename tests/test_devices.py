@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gftkit
-from gftkit import checkpoint, devices, sharding
-from gftkit.errors import ConfigError, DataError
-from gftkit.experiment import build
-from gftkit.files import read_json
-from gftkit.log import read_log
-from gftkit.reading import read
-from gftkit.steps import Steps
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, DataError
+from gftkit.runs import checkpoint
+from gftkit.runs.resolve import resolve_config
+from gftkit.runtime import devices, sharding
+from gftkit.storage.documents import read_json
+from gftkit.storage.log import read_log
+from gftkit.training.steps import Steps
 
 STEPS = 12
 EVERYTHING = {
@@ -59,7 +60,7 @@ def tuning(pretrained):
 
 def state(folder, step=STEPS):
     """All tensors of a run: of its checkpoint and of its model."""
-    kept = {int(path.stem.removeprefix("step-")): path for path in checkpoint.found(folder / "checkpoints")}
+    kept = {int(path.stem.removeprefix("step-")): path for path in checkpoint.checkpoints_of(folder / "checkpoints")}
     model = {f"model.{name}": held for name, held in load_file(folder / "model.safetensors").items()}
     return {**load_file(kept[step]), **model}
 
@@ -133,7 +134,7 @@ def stop(folder, out, step):
     """A copy of a finished run as it was just after its checkpoint of a step, later lines of its log included."""
     shutil.copytree(folder, out)
     (out / "model.safetensors").unlink()
-    for path in checkpoint.found(out / "checkpoints"):
+    for path in checkpoint.checkpoints_of(out / "checkpoints"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()
     return out
@@ -385,7 +386,7 @@ def test_what_cannot_be_shared_is_refused(tuning, tmp_path, registry, count, siz
     tuning["data"]["count"] = count
     tuning["evaluate"]["metrics"] = []
     tuning["train"] |= {"batch_size": size, "pairing_batch": size}
-    experiment = build(read(tuning, "finetune", registry)[0], registry)
+    experiment = build(resolve_config(tuning, "finetune", registry)[0], registry)
     three = SimpleNamespace(num_processes=3, process_index=0, device=torch.device("cpu"))
     with pytest.raises((ConfigError, DataError), match=message):
         Steps(experiment, three)

@@ -19,9 +19,11 @@ from PIL import Image
 from typer.main import get_command
 
 import gftkit
-from gftkit import cli, config
-from gftkit.hooks import HOOKS, KINDS
-from gftkit.sections import keys
+from gftkit.cli import app as cli
+from gftkit.cli.sections import keys
+from gftkit.kernel.hooks import HOOKS, KINDS
+from gftkit.runs import schema as config
+from gftkit.verify.collect import collect
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -243,7 +245,7 @@ def test_the_table_of_claims_is_not_stale() -> None:
 def test_every_claim_is_explained() -> None:
     """By a heading of its own, or of its family for claims about every component of a kind."""
     headings = set(re.findall(r"^### (\S+)$", (ROOT / "docs/claims.md").read_text(), re.MULTILINE))
-    for claim in gftkit.load().claims():
+    for claim in collect(gftkit.load()):
         family = claim.name.removesuffix("-" + claim.component.partition(":")[2])
         assert {claim.name, f"{family}-NAME"} & headings, claim.name
 

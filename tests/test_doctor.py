@@ -10,10 +10,10 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.files import parse_yaml
-from gftkit.foreign.convention import Convention
+from gftkit.api import Run
 from gftkit.inspection import doctor
-from gftkit.run import Run
+from gftkit.networks.convention import Convention
+from gftkit.storage.documents import parse_yaml
 
 NETWORKS = '''
 from types import SimpleNamespace
@@ -164,7 +164,7 @@ def test_what_was_found_works_from_where_it_is_written(gft, trained, tmp_path):
 
 
 def test_the_table_fits_the_terminal(capsys, monkeypatch):
-    from gftkit.commands.output import table
+    from gftkit.cli.output import table
 
     row = ["ema_model", "x=x, t=t", "1000 (1 - t)", "-velocity", "[0, 1] of the state", *["-0.001234 ± 0.0056"] * 3]
     for width in (140, 80, 30):
@@ -281,7 +281,7 @@ STEPS = 250
 
 def digits():
     """The digits in [-1, 1], (n, 1, 8, 8)."""
-    from gftkit.data import Samples
+    from gftkit.data.samples import Samples
 
     registry = gftkit.load()
     return Samples(registry.create("dataset", "digits"), "data").draw(1000, torch.Generator().manual_seed(0)).x1

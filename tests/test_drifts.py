@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import jvp
 
 import gftkit
-from gftkit.errors import ConfigError
+from gftkit.kernel.errors import ConfigError
 from gftkit_plugins.drifts.unet import Attention
 
 REGISTRY = gftkit.load()

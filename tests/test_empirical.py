@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gftkit import flow
+from gftkit.theory import flow
 from gftkit_verification import empirical
 from gftkit_verification.empirical import EmpiricalFlow
 

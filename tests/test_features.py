@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import gftkit
-from gftkit.errors import ConfigError, WeightsError
-from gftkit.evaluation import Scope, check
+from gftkit.evaluation.metrics import Scope, check
+from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit_plugins.features import digits_classifier, efficientnet
 
 REGISTRY = gftkit.load()

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint
-from gftkit.errors import ConfigError, RunError, UnknownNameError
-from gftkit.feedback import Feedback, by_monitor
-from gftkit.files import read_tensors, write_tensors
-from gftkit.loading import load
-from gftkit.run import Run
-from gftkit.temperature import listens
+from gftkit.api import Run
+from gftkit.kernel.errors import ConfigError, RunError, UnknownNameError
+from gftkit.kernel.loading import load
+from gftkit.runs import checkpoint
+from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.theory.temperature import listens
+from gftkit.training.feedback import Feedback, by_monitor
 
 STEPS, EVERY = 24, 5
 
@@ -140,7 +140,7 @@ def test_a_run_ends_where_it_is_done_and_says_why(config, listening, tmp_path, w
 
 
 def test_the_command_line_tells_why(config, listening, tmp_path, monkeypatch, write_config, gft):
-    monkeypatch.setattr("gftkit.training.load", lambda: listening)
+    monkeypatch.setattr("gftkit.training.train.load", lambda: listening)
     done = gft("finetune", write_config({**config, "stop": {"name": "after", "last": 5}}), "--out", "run")
     assert done.code == 0
     assert f"Stopped after step 5 of {STEPS}: 5 steps are enough." in done.out
@@ -157,7 +157,7 @@ def test_a_pretraining_may_be_stopped_too(pretrain_config, listening, tmp_path):
 def unfinished(folder, step):
     """Take a run back to the checkpoint of a step."""
     (folder / "model.safetensors").unlink()
-    for path in checkpoint.found(folder / "checkpoints"):
+    for path in checkpoint.checkpoints_of(folder / "checkpoints"):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
 
@@ -186,7 +186,7 @@ def test_one_that_forgets_goes_another_way(config, listening, tmp_path):
 def test_a_checkpoint_without_what_was_heard_is_refused(config, listening, tmp_path):
     folder = gftkit.finetune(config, tmp_path / "run", registry=listening).folder
     unfinished(folder, 10)
-    path = checkpoint.found(folder / "checkpoints")[-1]
+    path = checkpoint.checkpoints_of(folder / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {key: value for key, value in notes.items() if key != "feedback"})
     with pytest.raises(RunError, match="it doesn't hold what the schedule has observed"):

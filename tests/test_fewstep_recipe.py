@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import gftkit
-from gftkit.reading import read
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.runs.resolve import resolve_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 REGISTRY = gftkit.load()
@@ -32,9 +32,11 @@ def script():
 
 def test_the_configurations_hold(pretrained):
     changed = [f"pretrained={pretrained}"]
-    student, _ = read(RECIPES / "fewstep/student.yaml", "distill", REGISTRY, changed)
+    student = resolve_config(RECIPES / "fewstep/student.yaml", "distill", REGISTRY, changed).config
     assert student.drift["drift"]["width"] == 16
-    reflow, _ = read(RECIPES / "reflow/reflow.yaml", "finetune", REGISTRY, [*changed, f"data.run={pretrained}"])
+    reflow = resolve_config(
+        RECIPES / "reflow/reflow.yaml", "finetune", REGISTRY, [*changed, f"data.run={pretrained}"]
+    ).config
     assert reflow.schedule == {"name": "zero"}
     assert reflow.data["file"].name == "pairs.safetensors"
 

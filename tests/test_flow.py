@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gftkit import flow
-from gftkit.errors import ConfigError
+from gftkit.kernel.errors import ConfigError
+from gftkit.theory import flow
 from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.mixture import MixtureFlow
 

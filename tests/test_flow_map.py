@@ -8,10 +8,11 @@ import yaml
 from torch import nn
 
 import gftkit
-from gftkit.errors import ConfigError
-from gftkit.files import read_tensors
-from gftkit.run import Run
-from gftkit.sampling import flow_map, integrate
+from gftkit.api import Run
+from gftkit.kernel.errors import ConfigError
+from gftkit.networks import flow_map
+from gftkit.sampling import integrate
+from gftkit.storage.tensors import read_tensors
 
 REGISTRY = gftkit.load()
 EVENT = (1, 8, 8)
@@ -189,7 +190,7 @@ def test_a_student_starts_from_its_teacher_and_learns(student, pretrained):
 
 @pytest.mark.slow
 def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, tmp_path, monkeypatch):
-    from gftkit.distillation import Distillation
+    from gftkit.training.distillation import Distillation
 
     take = Distillation.take
 
@@ -212,13 +213,13 @@ def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, 
 
 
 def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
-    from gftkit.devices import accelerator_of
-    from gftkit.distillation import Distillation
-    from gftkit.experiment import build
-    from gftkit.randomness import stream
-    from gftkit.reading import read
+    from gftkit.experiment.build import build
+    from gftkit.runs.resolve import resolve_config
+    from gftkit.runtime.devices import accelerator_of
+    from gftkit.runtime.randomness import stream
+    from gftkit.training.distillation import Distillation
 
-    config, _ = read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)
+    config = resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY).config
     steps = Distillation(build(config, REGISTRY), accelerator_of("cpu"))
     t = steps.times(40_000, stream(0, "here"))
     end = steps.ends(0, t)
@@ -338,10 +339,10 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
 def test_several_processes_are_refused(pretrained):
     from types import SimpleNamespace
 
-    from gftkit.distillation import Distillation
-    from gftkit.experiment import build
-    from gftkit.reading import read
+    from gftkit.experiment.build import build
+    from gftkit.runs.resolve import resolve_config
+    from gftkit.training.distillation import Distillation
 
-    experiment = build(read({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
+    experiment = build(resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
     with pytest.raises(ConfigError, match="runs in one process, and here are 2"):
         Distillation(experiment, SimpleNamespace(num_processes=2))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import gftkit
-from gftkit.errors import ConfigError, GftkitError
-from gftkit.foreign.convention import PRESETS, Convention, parse_call
-from gftkit.foreign.drift import ForeignDrift, check_path, check_score
+from gftkit.kernel.errors import ConfigError, GftkitError
+from gftkit.networks.convention import PRESETS, Convention, parse_call
+from gftkit.networks.foreign import ForeignDrift, check_path, check_score
 from gftkit.sampling.integrate import generate
 
 REGISTRY = gftkit.load()

@@ -8,13 +8,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gftkit
-from gftkit.anchor import FrozenAnchor
-from gftkit.averages import Averages
-from gftkit.config import Train
-from gftkit.descent import OVERFLOWS, Descent
-from gftkit.errors import ConfigError, DivergenceError
-from gftkit.forward import Forward, recompute_activations
-from gftkit.optimizer import optimizer_of
+from gftkit.kernel.errors import ConfigError, DivergenceError
+from gftkit.networks.anchor import FrozenAnchor
+from gftkit.networks.averages import Averages
+from gftkit.runs.schema import Train
+from gftkit.training.descent import OVERFLOWS, Descent
+from gftkit.training.forward import Forward, recompute_activations
+from gftkit.training.optimizer import optimizer_of
 from gftkit_verification.beds import trials
 
 CPU = torch.device("cpu")
@@ -342,7 +342,7 @@ def test_a_gradient_that_overflows_is_passed_over_and_if_it_goes_on_named(regist
 
 
 def test_a_run_that_overflows_suggests_bfloat16(pretrained, tmp_path, registry, monkeypatch):
-    from gftkit import steps
+    from gftkit.training import steps
 
     monkeypatch.setitem(steps.LOSSES, "blended", lambda b, *_: 1e38 * b.flatten(1).exp().sum(1) * 1e38)
     config = {**CONFIG, "train": {**CONFIG["train"], "precision": "float16"}}
@@ -406,7 +406,7 @@ def test_asking_ahead_changes_rounding_only(registry, train, monkeypatch):
 
     ends = []
     for ahead in (8, 1):
-        monkeypatch.setattr("gftkit.steps.AHEAD", ahead)
+        monkeypatch.setattr("gftkit.training.steps.AHEAD", ahead)
         steps = loop()
         asked = counting(steps)
         for step in range(8):

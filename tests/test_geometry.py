@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from gftkit.errors import ConfigError, DivergenceError
 from gftkit.geometry import shape as geometry
 from gftkit.geometry.motion import motion
 from gftkit.geometry.tracing import Flow
+from gftkit.kernel.errors import ConfigError, DivergenceError
 
 OMEGA = 2.0
 TIMES = 200

@@ -7,15 +7,15 @@ from safetensors.torch import save_file
 from scipy.integrate import solve_ivp
 
 import gftkit
-from gftkit import conditions
-from gftkit.contracts import Batch
-from gftkit.errors import ConfigError, UnknownNameError
-from gftkit.experiment import build
-from gftkit.foreign.convention import Convention
-from gftkit.foreign.drift import ForeignDrift
-from gftkit.reading import read
-from gftkit.sampling import asking
-from gftkit.sampling.guidance import Guided, check_guidance, guided
+from gftkit.data import conditions
+from gftkit.experiment.build import build
+from gftkit.generation import requested_conditions as asking
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError, UnknownNameError
+from gftkit.networks.convention import Convention
+from gftkit.networks.foreign import ForeignDrift
+from gftkit.networks.guidance import Guided, check_guidance, guided
+from gftkit.runs.resolve import resolve_config
 from gftkit.sampling.integrate import generate
 
 SPREAD, WIDTH = 0.7, 1.3
@@ -277,7 +277,7 @@ def test_a_fine_tune_that_forgets_the_null_is_warned_about(trained, tmp_path):
         "train": {"steps": 1, "condition_dropout": 0.1},
     }
     registry = gftkit.load({"law": Plugin()})
-    assert build(read(tuning, "finetune", registry)[0], registry).warnings == []
+    assert build(resolve_config(tuning, "finetune", registry)[0], registry).warnings == []
     tuning["train"]["condition_dropout"] = 0.0
-    (warning,) = build(read(tuning, "finetune", registry)[0], registry).warnings
+    (warning,) = build(resolve_config(tuning, "finetune", registry)[0], registry).warnings
     assert "samples can't be guided" in warning

@@ -10,8 +10,8 @@ import pytest
 import torch
 from made_data import encoded, whole
 
-from gftkit.data import Order, Samples
-from gftkit.errors import ConfigError, DataError
+from gftkit.data.samples import Order, Samples
+from gftkit.kernel.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from made_data import picture, pictures, whole
 from PIL import Image
 
-from gftkit.errors import ConfigError, DataError
+from gftkit.kernel.errors import ConfigError, DataError
 
 
 def load_folder(registry, folder, **options):

@@ -76,8 +76,8 @@ def test_folders_of_the_checkout_are_no_packages(folder):
 def test_nothing_heavy_is_imported_before_it_is_used(process):
     code = (
         f"import sys; heavy = {HEAVY!r}; loaded = lambda: [name for name in heavy if name in sys.modules]; "
-        "import gftkit; print(loaded()); import gftkit.cli; print(loaded()); "
-        "import gftkit.training; print([name for name in sys.modules if name.startswith('gftkit_')]); "
+        "import gftkit; print(loaded()); import gftkit.cli.app; print(loaded()); "
+        "import gftkit.api; print([name for name in sys.modules if name.startswith('gftkit_')]); "
         "gftkit.load(); print(loaded())"
     )
     done = process(code, start=("-c",))

@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 import gftkit
-from gftkit.building import build_source
-from gftkit.contracts import Batch
-from gftkit.data import Samples
-from gftkit.errors import ConfigError, InspectionError
-from gftkit.facts import Facts
-from gftkit.foreign.convention import PRESETS, Convention
-from gftkit.foreign.weights import Candidate
-from gftkit.inspection import probing, ranking, trial
+from gftkit.data.description import Facts
+from gftkit.data.samples import Samples
+from gftkit.experiment.building import build_source
+from gftkit.inspection import hypotheses as trial
+from gftkit.inspection import probing, ranking
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError, InspectionError
+from gftkit.networks.convention import PRESETS, Convention
+from gftkit.networks.foreign_weights import Candidate
 
 REGISTRY = gftkit.load()
 PATH = REGISTRY.build("path", {"name": "linear"})
@@ -215,7 +216,7 @@ def test_the_data_that_a_drift_points_at():
         path = REGISTRY.build("path", {"name": name, **options})
         t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
         x0, x1 = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        x, b = gftkit.flow.sample(path, t, x0, x1, None), gftkit.flow.drift(path, t, x0, x1, None)
+        x, b = gftkit.theory.flow.sample(path, t, x0, x1, None), gftkit.theory.flow.drift(path, t, x0, x1, None)
         torch.testing.assert_close(trial.denoised(path, t, x, b), x1, rtol=1e-10, atol=1e-10)
         assert not torch.allclose(trial.denoised(path, t, x, -b), x1, atol=0.1)
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from gftkit import flow
-from gftkit.errors import ConfigError, DivergenceError
+from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import bind, generate, grid_of, trajectory
 from gftkit.sampling.noise import Drawn
+from gftkit.theory import flow
 from gftkit_verification.beds.problems import random_flow
 
 N, D = 20_000, 2

@@ -8,8 +8,8 @@ import torch
 from made_evaluations import draw
 from scipy import stats
 
-from gftkit.contracts import Estimate
-from gftkit.intervals import log_normal, percentiles, proportion, weights
+from gftkit.estimation.intervals import log_normal, percentiles, proportion, weights
+from gftkit.kernel.contracts import Estimate
 
 
 def generator(seed=0):

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint
-from gftkit.errors import ConfigError, RunError
-from gftkit.start import Start
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.runs import checkpoint
+from gftkit.training.l2_sp import Start
 
 
 def tuned(config, folder, strength, resume=False, **changes):
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_pulled_to_where_it_started(finetune_config, tmp_path, 
     for name in ("broken", "wrong"):
         folder = tuned(finetune_config, tmp_path / name, 0.5)
         (folder / "model.safetensors").unlink()
-        checkpoint.found(folder / "checkpoints")[-1].unlink()
+        checkpoint.checkpoints_of(folder / "checkpoints")[-1].unlink()
     tuned(finetune_config, tmp_path / "broken", 0.5, resume=True)
     assert distance(weights(whole), weights(tmp_path / "broken")) == 0
     assert (whole / "metrics.jsonl").read_text() == (tmp_path / "broken/metrics.jsonl").read_text()
@@ -91,7 +91,7 @@ def test_other_weights_to_be_pulled_to_are_refused(finetune_config, run_copy, pr
     config = {**finetune_config, "pretrained": str(run_copy), "anchor": anchor}
     folder = tuned(config, tmp_path / "tuned", 0.5)
     (folder / "model.safetensors").unlink()
-    checkpoint.found(folder / "checkpoints")[-1].unlink()
+    checkpoint.checkpoints_of(folder / "checkpoints")[-1].unlink()
     gftkit.pretrain(
         {**json.loads(json.dumps(gftkit.Run.open(pretrained).config.to_dict())), "seed": 9}, tmp_path / "other"
     )

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from gftkit.contracts import Batch
-from gftkit.errors import ConfigError
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError
 
 DRAWS = 10_000
 ERRORS = 5.0

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.claims import check
-from gftkit.contracts import Integrator
-from gftkit.errors import ConfigError, DivergenceError
+from gftkit.kernel.contracts import Integrator
+from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import generate
+from gftkit.verify.claims import check
+from gftkit.verify.collect import collect
 from gftkit_plugins.solvers import torchdiffeq, torchsde
 from gftkit_verification.beds.brownian import units
 from gftkit_verification.claims import integrators
@@ -280,7 +281,7 @@ def test_a_plugins_own_integrator_is_checked_by_being_installed(broken):
     hook = gftkit.hookimpl(lambda self: {"mine": mine})
     registry = gftkit.load(plugins={"mine": type("Mine", (), {"gftkit_solvers": hook})()})
     assert isinstance(registry.create("solver", "mine"), Integrator)
-    claims = [claim for claim in registry.claims() if claim.component == "solver:mine"]
+    claims = [claim for claim in collect(registry) if claim.component == "solver:mine"]
     assert {claim.name for claim in claims} == {
         f"solver-{kind}-mine" for kind in ("ode-order", "strong-order", "weak-order", "noise")
     }

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit.errors import ConfigError
-from gftkit.sampling.likelihood import bits_per_dimension, divergence, hutchinson, likelihood, log_density, rademacher
+from gftkit.generation.likelihood import bits_per_dimension, divergence, hutchinson, likelihood, log_density, rademacher
+from gftkit.kernel.errors import ConfigError
 
 
 class Scaled(torch.nn.Module):
@@ -117,7 +117,7 @@ def test_a_run_s_densities_integrate_to_one(run):
     law = run.registry.build("dataset", wide)
     spec = run.registry.resolve("dataset", wide)
     found = likelihood(run, spec, count=3000, seed=4)
-    x = law.draw(3000, gftkit.randomness.stream(4, "likelihood")).x1
+    x = law.draw(3000, gftkit.runtime.randomness.stream(4, "likelihood")).x1
     ratios = (found.log - law.log_density(x)).exp()
     error = float(ratios.std()) / math.sqrt(3000)
     assert error < 0.1

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import gftkit
-from gftkit import statistics
-from gftkit.contracts import Batch
-from gftkit.data import Samples
-from gftkit.errors import ConfigError
-from gftkit.objective import blend, retention
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.data.samples import Samples
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError
+from gftkit.theory import gap as statistics
+from gftkit.theory.objective import blend, retention
 from gftkit_verification.empirical import EmpiricalFlow
 from gftkit_verification.memorisation import BATCHES, Memorisation, distance_ratio, held_out_ratio, nearest, position
 

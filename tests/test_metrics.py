@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from made_evaluations import REGISTRY, Made, draw, measure
 from scipy import linalg
 
-from gftkit.contracts import Batch
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Batch
 from gftkit.sampling.scheme import Scheme
 from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.errors import ConfigError, WeightsError
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.kernel.errors import ConfigError, WeightsError
 
 NETWORK = """
 import torch
@@ -128,38 +128,39 @@ def test_a_fine_tune_starts_from_the_weights_and_needs_the_file_no_more(gft, set
 
 def test_the_first_step_is_taken_from_the_foreign_drift(settings, own, monkeypatch):
     """At step 0 the anchor is the drift: both are the network that the file holds."""
-    from gftkit.experiment import build
-    from gftkit.reading import read
+    from gftkit.experiment.build import build
+    from gftkit.runs.resolve import resolve_config
 
     registry = gftkit.load()
-    made = build(read(settings, "finetune", registry)[0], registry)
+    made = build(resolve_config(settings, "finetune", registry)[0], registry)
     t, x = torch.rand(5), torch.randn(5, 2)
     wanted = -own.network(x, 1000 * (1 - t))[0]
-    torch.testing.assert_close(made.drift(t, x), wanted)
-    torch.testing.assert_close(made.anchor(t, x), wanted)
+    torch.testing.assert_close(made.networks.drift(t, x), wanted)
+    torch.testing.assert_close(made.networks.anchor(t, x), wanted)
 
 
 def test_the_anchor_may_be_a_network_of_another_convention(settings, own, pretrained):
     """A run of gftkit's own, held to a foreign network; and one whose convention contradicts the run is refused."""
-    from gftkit.experiment import build
-    from gftkit.reading import read
+    from gftkit.experiment.build import build
+    from gftkit.runs.resolve import resolve_config
 
     registry = gftkit.load()
     theirs = {"name": "external", "drift": settings.pop("drift")}
-    config = read({**settings, "pretrained": str(pretrained), "anchor": theirs}, "finetune", registry)[0]
+    config = resolve_config({**settings, "pretrained": str(pretrained), "anchor": theirs}, "finetune", registry)[0]
     made = build(config, registry)
     t, x = torch.rand(5), torch.randn(5, 2)
-    torch.testing.assert_close(made.anchor(t, x), -own.network(x, 1000 * (1 - t))[0])
-    assert not torch.allclose(made.drift(t, x), made.anchor(t, x))
+    torch.testing.assert_close(made.networks.anchor(t, x), -own.network(x, 1000 * (1 - t))[0])
+    assert not torch.allclose(made.networks.drift(t, x), made.networks.anchor(t, x))
     theirs["drift"]["convention"] = {**CONVENTION, "path": {"name": "trigonometric"}}
-    config = read({**settings, "pretrained": str(pretrained), "anchor": theirs}, "finetune", registry)[0]
+    config = resolve_config({**settings, "pretrained": str(pretrained), "anchor": theirs}, "finetune", registry)[0]
     with pytest.raises(ConfigError, match=r"was trained on {'name': 'trigonometric'}"):
         build(config, registry)
     backwards = {**theirs, "drift": {**theirs["drift"], "convention": {**CONVENTION, "time": "forward"}}}
     other = build(
-        read({**settings, "pretrained": str(pretrained), "anchor": backwards}, "finetune", registry)[0], registry
+        resolve_config({**settings, "pretrained": str(pretrained), "anchor": backwards}, "finetune", registry)[0],
+        registry,
     )
-    assert other.anchor.hash != made.anchor.hash
+    assert other.networks.anchor.hash != made.networks.anchor.hash
 
 
 def test_a_resumed_run_is_the_undisturbed_one(settings, tmp_path):

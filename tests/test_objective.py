@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gftkit
-from gftkit.objective import (
+from gftkit.theory.objective import (
     blend,
     blended_loss,
     excess_risk,

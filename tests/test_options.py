@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 
 import gftkit
-from gftkit.contracts import Feature, Schedule
-from gftkit.errors import ConfigError, PluginError, UnknownNameError
+from gftkit.kernel.contracts import Feature, Schedule
+from gftkit.kernel.errors import ConfigError, PluginError, UnknownNameError
 
 
 class Cool:

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gftkit.blocks import Blocks, blocks_of
-from gftkit.contracts import Batch
-from gftkit.data import Order, Samples, permuted, source_of
-from gftkit.errors import PluginError
-from gftkit.pairing import Pairs
-from gftkit.randomness import stream
-from gftkit.subset import Subset, subset
+from gftkit.data.blocks import Blocks, blocks_of
+from gftkit.data.pairing import Pairs
+from gftkit.data.samples import Order, Samples, permuted, source_of
+from gftkit.data.subset import Subset, subset
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import PluginError
+from gftkit.runtime.randomness import stream
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -150,7 +150,7 @@ def test_a_few_of_many_are_different_and_spread_out():
 
 
 def test_a_few_of_many_draw_again_where_some_coincide(monkeypatch):
-    monkeypatch.setattr("gftkit.data.MANY", 10)
+    monkeypatch.setattr("gftkit.data.samples.MANY", 10)
     for seed in range(50):
         few = permuted(8, 16, stream(seed, "few"))
         assert len(few.unique()) == len(few) == 8

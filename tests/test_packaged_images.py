@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_data import whole
 
-from gftkit.errors import ConfigError
+from gftkit.kernel.errors import ConfigError
 
 
 def test_digits_are_the_two_collections(registry):

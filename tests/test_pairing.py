@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from gftkit.contracts import Batch
-from gftkit.data import Order, Samples, permuted
-from gftkit.errors import DataError, PluginError
-from gftkit.pairing import Pairs, pair
-from gftkit.randomness import stream
+from gftkit.data.pairing import Pairs, pair
+from gftkit.data.samples import Order, Samples, permuted
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import DataError, PluginError
+from gftkit.runtime.randomness import stream
 
 
 class Numbers:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gftkit
-from gftkit import flow
+from gftkit.theory import flow
 
 REGISTRY = gftkit.load()
 

@@ -7,8 +7,8 @@ import statistics
 import pytest
 import torch
 
-from gftkit.objective import blend, retention, squared_norm
-from gftkit.predictions import (
+from gftkit.theory.objective import blend, retention, squared_norm
+from gftkit.theory.predictions import (
     best_temperature,
     blend_acceleration,
     drift_error,

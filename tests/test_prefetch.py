@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.contracts import Batch
-from gftkit.data import Order, Samples
-from gftkit.errors import DataError
-from gftkit.pairing import Pairs
-from gftkit.prefetch import ahead
+from gftkit.data.pairing import Pairs
+from gftkit.data.prefetch import ahead
+from gftkit.data.samples import Order, Samples
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import DataError
 
 STEPS = 7
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import gftkit
-from gftkit import flow
-from gftkit.errors import ConfigError, RunError, WeightsError
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.kernel.errors import ConfigError, RunError, WeightsError
 from gftkit.sampling import integrate
+from gftkit.theory import flow
 
 REGISTRY = gftkit.load()
 HEUN = {"name": "heun", "steps": 4}
@@ -66,13 +66,15 @@ def test_a_longer_set_begins_with_the_shorter_one(pretrained):
 
 def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
     """And scaled back to what the network knows."""
-    from gftkit.experiment import build
-    from gftkit.reading import read
+    from gftkit.experiment.build import build
+    from gftkit.runs.resolve import resolve_config
 
     data = {"name": "generated-pairs", "run": str(pretrained), "size": 64}
     raw = {"pretrained": str(pretrained), "data": data, "schedule": {"name": "zero"}, "evaluate": {"count": 20}}
-    experiment = build(read({**raw, "coupling": {"name": "optimal-transport"}}, "finetune", REGISTRY)[0], REGISTRY)
-    given = experiment.pairs.at(0)
+    experiment = build(
+        resolve_config({**raw, "coupling": {"name": "optimal-transport"}}, "finetune", REGISTRY)[0], REGISTRY
+    )
+    given = experiment.matching.pairs.at(0)
     every = everything(pairs(pretrained, size=64))
     places = [int((every.x1 == row).all(1).nonzero()[0]) for row in given.x1]
     assert torch.equal(given.x0, every.x0[places])
@@ -82,7 +84,7 @@ def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
 
 
 def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_path, monkeypatch):
-    from gftkit.sampling.sampler import Sampler
+    from gftkit.generation.sampler import Sampler
 
     file = tmp_path / "pairs.safetensors"
     first = everything(pairs(pretrained, file=str(file)))
@@ -100,7 +102,7 @@ def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_p
 
 
 def test_nothing_is_made_before_it_is_asked_for(pretrained, monkeypatch):
-    from gftkit.sampling.sampler import Sampler
+    from gftkit.generation.sampler import Sampler
 
     monkeypatch.setattr(Sampler, "part", None)
     dataset = pairs(pretrained)

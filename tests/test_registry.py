@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 import gftkit
-from gftkit.errors import PluginError, UnknownNameError
+from gftkit.kernel.errors import PluginError, UnknownNameError
 
 BUILT_IN = "gftkit-schedules"
 
@@ -58,15 +58,17 @@ def refused(*objects, **named):
 
 
 def test_every_kind_has_one_hook_a_contract_and_an_annotation():
-    from gftkit import hooks
-    from gftkit.contracts import CONTRACTS, NESTED
+    from gftkit.kernel import hooks
+    from gftkit.kernel.kinds import KIND_OF, KINDS
 
-    assert set(hooks.KINDS) == set(CONTRACTS) == set(NESTED.values())
-    assert gftkit.load().kinds() == hooks.KINDS
-    for kind in hooks.KINDS:
-        hook = getattr(hooks.Hooks, f"gftkit_{kind}s")
-        assert "contracts." in (hook.__doc__ or ""), kind
-        for contract in CONTRACTS[kind]:
+    assert set(KINDS) == set(KIND_OF.values())
+    assert gftkit.load().kinds() == tuple(KINDS)
+    assert set(hooks.HOOKS) == set(vars(hooks.specifications()))
+    for name, kind in KINDS.items():
+        assert (kind.name, kind.hook) == (name, f"gftkit_{name}s")
+        assert kind.hook in hooks.HOOKS
+        assert kind.summary
+        for contract in (*kind.contracts, *kind.written):
             assert contract.__doc__, contract
 
 
@@ -197,7 +199,7 @@ def test_entry_points_of_the_backport_are_loaded_too(registry, monkeypatch):
         SimpleNamespace(name=point.name, value=point.value, group=point.group, dist=point.dist)
         for point in entry_points(group="gftkit")
     ]
-    monkeypatch.setattr("gftkit.loading.entry_points", lambda group: points)
+    monkeypatch.setattr("gftkit.kernel.loading.entry_points", lambda group: points)
     assert gftkit.load().plugins == registry.plugins
 
 

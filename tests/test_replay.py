@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import gftkit
-from gftkit.data import Samples
-from gftkit.errors import ConfigError, DataError
+from gftkit.data.samples import Samples
+from gftkit.kernel.errors import ConfigError, DataError
 
 REGISTRY = gftkit.load()
 HEUN = {"name": "heun", "steps": 2}

@@ -21,10 +21,12 @@ from event_files import events, settle
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint
-from gftkit.errors import RunError, WeightsError
-from gftkit.files import LOCK, held, read_tensors, remove_leftovers, write_tensors, write_text
-from gftkit.reading import read
+from gftkit.kernel.errors import RunError, WeightsError
+from gftkit.runs import checkpoint
+from gftkit.runs.resolve import resolve_config
+from gftkit.storage.documents import write_text
+from gftkit.storage.files import LOCK, lock_folder, remove_leftovers
+from gftkit.storage.tensors import read_tensors, write_tensors
 
 UNET = {
     "drift": {"name": "unet", "width": 4, "multipliers": [1, 2], "dropout": 0.2},
@@ -129,7 +131,7 @@ def test_a_run_killed_at_a_step_and_within_a_checkpoint_goes_on_as_if_undisturbe
     gftkit.finetune(config, tmp_path / "whole", registry=registry)
     out = tmp_path / "killed"
     killing.finish(killing.start(config, out, moment=("at-a-step", 8)), -signal.SIGKILL)
-    assert [found.name for found in checkpoint.found(out / "checkpoints")] == [
+    assert [found.name for found in checkpoint.checkpoints_of(out / "checkpoints")] == [
         f"step-{n:09d}.safetensors" for n in (3, 6)
     ]
     killing.finish(go_on(config, out, ("within-a-write", 1)), -signal.SIGKILL)
@@ -145,7 +147,7 @@ def test_what_the_comparison_sees(finished, tmp_path):
     (copy / ".x.part").touch()
     with (copy / "metrics.jsonl").open("a") as log:
         log.write("{}\n")
-    for path in (copy / "model.safetensors", checkpoint.found(copy / "checkpoints")[-1]):
+    for path in (copy / "model.safetensors", checkpoint.checkpoints_of(copy / "checkpoints")[-1]):
         tensors, notes = read_tensors(path)
         next(held for held in tensors.values() if held.ndim).view(-1).view(torch.int32)[0] ^= 1
         write_tensors(path, tensors, notes)
@@ -265,7 +267,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, damage):
-    newest = checkpoint.found(stopped / "checkpoints")[-1]
+    newest = checkpoint.checkpoints_of(stopped / "checkpoints")[-1]
     DAMAGES[damage](newest)
     found, warnings = checkpoint.latest(stopped / "checkpoints")
     assert found.step == 9
@@ -273,7 +275,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, damage)
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(stopped, finished, registry, capsys):
-    newest = checkpoint.found(stopped / "checkpoints")[-1]
+    newest = checkpoint.checkpoints_of(stopped / "checkpoints")[-1]
     flip(newest, -1)
     gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
     assert f"{newest.name} is damaged" in capsys.readouterr().err
@@ -295,12 +297,12 @@ def test_a_bit_anywhere_in_a_file_is_seen(tmp_path):
 
 def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
     folder = stopped / "checkpoints"
-    for path in checkpoint.found(folder):
+    for path in checkpoint.checkpoints_of(folder):
         flip(path, -3)
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="wanted a checkpoint to go on from, and none can be read") as caught:
         gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
-    assert all(path.name in str(caught.value) for path in checkpoint.found(folder))
+    assert all(path.name in str(caught.value) for path in checkpoint.checkpoints_of(folder))
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
@@ -308,13 +310,13 @@ def test_damaged_checkpoints_do_not_push_out_sound_ones(tmp_path):
     tensors = torch.nn.Linear(1, 1).state_dict()
     for step in (10, 20, 30):
         checkpoint.write(tmp_path, step, tensors, {}, keep=3)
-    for path in checkpoint.found(tmp_path)[1:]:
+    for path in checkpoint.checkpoints_of(tmp_path)[1:]:
         flip(path, -1)
     assert checkpoint.latest(tmp_path)[0].step == 10
     checkpoint.write(tmp_path, 20, tensors, {}, keep=1)
     assert checkpoint.latest(tmp_path)[0].step == 20
     checkpoint.write(tmp_path, 30, tensors, {}, keep=1)
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000000030.safetensors"]
+    assert [path.name for path in checkpoint.checkpoints_of(tmp_path)] == ["step-000000030.safetensors"]
 
 
 @pytest.mark.parametrize("change", ["values", "count"])
@@ -359,7 +361,7 @@ def test_a_folder_that_another_process_is_at_work_in_is_refused(registry, tmp_pa
 
 
 def test_a_folder_is_let_go_of_and_left_as_it_was(tmp_path):
-    with pytest.raises(RunError, match="gone wrong"), held(tmp_path / "new" / "deep"):
+    with pytest.raises(RunError, match="gone wrong"), lock_folder(tmp_path / "new" / "deep"):
         raise RunError("gone wrong")
     assert os.listdir(tmp_path) == []
 
@@ -462,5 +464,5 @@ def test_a_run_from_before_an_option_is_inherited_from_without_a_warning(finishe
     start = shutil.copytree(finished, tmp_path / "start")
     older(start)
     coupling = {"name": "independent"}
-    _, warnings = read(tuned(start, coupling=coupling), "finetune", registry)
+    warnings = resolve_config(tuned(start, coupling=coupling), "finetune", registry).warnings
     assert warnings == []

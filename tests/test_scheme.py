@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from gftkit.errors import ConfigError, DivergenceError, GftkitError
+from gftkit.kernel.errors import ConfigError, DivergenceError, GftkitError
 from gftkit.sampling.integrate import diffusion_of, generate, grid_of
 from gftkit.sampling.noise import BLOCK, ByBlock, by_block
 from gftkit.sampling.scheme import Scheme, build_scheme, resolve_scheme

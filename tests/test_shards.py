@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import encoded, tar, whole
 
-from gftkit.data import Order, Samples
-from gftkit.errors import ConfigError, DataError
+from gftkit.data.samples import Order, Samples
+from gftkit.kernel.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gftkit
-from gftkit import contracts
+from gftkit.kernel import contracts
 
 REGISTRY = gftkit.load()
 NAMES = [

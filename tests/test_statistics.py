@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gftkit import flow
-from gftkit.objective import blend
-from gftkit.statistics import Statistics, mean, ratio, root, statistics, summary
+from gftkit.theory import flow
+from gftkit.theory.gap import Statistics, mean, ratio, root, statistics, summary
+from gftkit.theory.objective import blend
 from gftkit_verification.gaussian import GaussianFlow
 
 BOUND = 5.0

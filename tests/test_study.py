@@ -9,18 +9,18 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.data import Samples
-from gftkit.errors import ConfigError, RunError
-from gftkit.experiment import build
-from gftkit.run import Run
-from gftkit.sections import keys
+from gftkit.api import Run
+from gftkit.cli.sections import keys
+from gftkit.data.samples import Samples
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.study import plan as planning
+from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
 from gftkit.study.reporting import write_tables
 from gftkit.study.rows import rows_of, threshold
 from gftkit.study.running import finished, run_study
 from gftkit.study.statistics import differences
-from gftkit.study.trial import try_out
 
 BASE = {
     "data": {"name": "two-moons"},
@@ -185,7 +185,7 @@ def test_the_same_seed_means_the_same_samples_batches_and_noise(done, registry):
     made, _ = done
 
     def pairs(method, seed):
-        return build(made.config(Cell(method, "independent", 20, seed)), registry).pairs.at(3)
+        return build(made.config(Cell(method, "independent", 20, seed)), registry).matching.pairs.at(3)
 
     one, other = pairs("plain", 0), pairs("exponential", 0)
     assert torch.equal(one.x1, other.x1)

@@ -7,10 +7,10 @@ import sympy
 import torch
 
 import gftkit
-from gftkit import flow
-from gftkit.claims import check
-from gftkit.loading import load
-from gftkit.objective import LOSSES
+from gftkit.kernel.loading import load
+from gftkit.theory import flow
+from gftkit.theory.objective import LOSSES
+from gftkit.verify.claims import check
 from gftkit_verification.beds.symbolic import NotSymbolicError, Symbolic, number
 from gftkit_verification.claims import paths
 from gftkit_verification.claims.proofs import flows

@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint, loop, steps
-from gftkit.anchor import FrozenAnchor
-from gftkit.comparison import compare
-from gftkit.contracts import Batch
-from gftkit.errors import ConfigError, RunError
-from gftkit.monitoring import sections_of, verify_run
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.networks.anchor import FrozenAnchor
+from gftkit.runs import checkpoint
+from gftkit.study.comparison import compare
+from gftkit.training import loop, steps
+from gftkit.training.descent import restore_checkpoint
+from gftkit.training.verdict import sections_of, verify_run
 from gftkit_verification.empirical import EmpiricalFlow
 from gftkit_verification.following import CHECKS
 from gftkit_verification.monitor import Theory
@@ -152,20 +154,21 @@ def last_state(run):
         def finish(self, folder):
             pass
 
-    experiment = loop_of(run, [("spy", Spy())])
-    found, _ = checkpoint.latest(run.folder / "checkpoints")
-    found.restore(experiment.steps.drift, experiment.steps.descent)
-    experiment._look(run.config.train.steps, "raw", [])
+    made = loop_of(run, [("spy", Spy())])
+    newest, _ = checkpoint.latest(run.folder / "checkpoints")
+    restore_checkpoint(newest, made.steps.drift, made.steps.descent)
+    made.evaluator.lines(run.config.train.steps, "raw", [])
     return seen[0]
 
 
 def loop_of(run, monitors):
-    from gftkit.devices import accelerator_of
-    from gftkit.experiment import build
-    from gftkit.progress import Progress
+    from gftkit.experiment.build import build
+    from gftkit.runtime.devices import accelerator_of
+    from gftkit.runtime.progress import Progress
 
-    experiment = replace(build(run.config, run.registry), monitors=monitors)
-    experiment.drift.train()
+    experiment = build(run.config, run.registry)
+    experiment = replace(experiment, measurement=replace(experiment.measurement, monitors=monitors))
+    experiment.networks.drift.train()
     return loop.Loop(
         experiment, run.registry, run.folder, accelerator_of("cpu"), Progress(run.config.train.steps, "finetune", True)
     )
@@ -196,7 +199,7 @@ def test_a_resumed_run_has_the_same_theory(finished, copied, registry, config):
     for stop in (80, 160):
         kept = [
             path
-            for path in checkpoint.found(copied.folder / "checkpoints")
+            for path in checkpoint.checkpoints_of(copied.folder / "checkpoints")
             if int(path.stem.removeprefix("step-")) > stop
         ]
         for path in kept if stop == 80 else []:
@@ -275,7 +278,7 @@ class Set:
     ids=["plain", "augmented", "paired", "labels"],
 )
 def test_data_and_drifts_for_which_it_does_not_apply(finished, data, conditions, why):
-    from gftkit.data import Samples
+    from gftkit.data.samples import Samples
 
     state = last_state(finished)
     drift = SimpleNamespace(conditions=conditions)
@@ -301,7 +304,7 @@ def test_pairs_are_of_the_whole_training_set_and_its_own_partners(finished):
     generator = torch.Generator().manual_seed(0)
     small = replace(state, training=state.training[:1])
     assert len(torch.unique(small.draw(40, generator).target, dim=0)) == 40
-    from gftkit.data import Samples
+    from gftkit.data.samples import Samples
 
     paired = replace(state, dataset=Samples(Set(partners=True), "data"))
     drawn = paired.draw(20, generator, keep=5)
@@ -409,7 +412,7 @@ def test_a_run_without_a_gap_goes_nowhere_and_is_consistent(tune, config):
 
 
 def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monkeypatch):
-    def shared(self, drift, made_of=None):
+    def shared(self, drift, made_of=None, weights=None):
         self.module, self.hash, self.conditions = drift, "hash", ()
 
     monkeypatch.setattr(FrozenAnchor, "__init__", shared)
@@ -470,15 +473,15 @@ def test_a_start_from_other_weights_is_caught(tune, config, monkeypatch):
 
 def test_pairs_of_another_law_are_caught(tune, config, monkeypatch):
     """A source of N(0, 4 I) under the name of N(0, I)."""
-    from gftkit import experiment
+    from gftkit.experiment import build
 
-    whole = experiment.build_source
+    whole = build.build_source
 
     def doubled(*arguments):
         source = whole(*arguments)
         return lambda n, generator: 2 * source(n, generator) + 1
 
-    monkeypatch.setattr(experiment, "build_source", doubled)
+    monkeypatch.setattr(build, "build_source", doubled)
     assert "targets" in broken(verdict(tune(config, train={**config["train"], "steps": 2})))
 
 

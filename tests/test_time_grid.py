@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from gftkit.errors import ConfigError, RunError
 from gftkit.geometry.time_grid import best_indices, descended, fit, fit_run, local_errors, read_grids
 from gftkit.geometry.tracing import Flow, flow_of, squared_distances
+from gftkit.kernel.errors import ConfigError, RunError
 
 
 class Speed(torch.nn.Module):
@@ -115,7 +115,7 @@ def test_a_descent_never_ends_higher_and_keeps_the_order():
 
 
 def test_starts_and_ends_are_those_of_gft_sample(pretrained, registry):
-    from gftkit.run import Run
+    from gftkit.api import Run
 
     run = Run.open(pretrained)
     found = flow_of(run, 64, 5, seed=3)
@@ -130,7 +130,7 @@ def test_starts_and_ends_are_those_of_gft_sample(pretrained, registry):
 
 def test_labels_and_scaling_are_those_of_gft_sample(registry, tmp_path):
     import gftkit
-    from gftkit.run import Run
+    from gftkit.api import Run
 
     drift = {"name": "mlp", "width": 8, "depth": 1, "conditional": True}
     settings = {"drift": drift, "data": {"name": "digits", "count": 40}, "train": {"steps": 2, "batch_size": 8}}
@@ -200,7 +200,7 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 
 def test_noise_few_starts_and_too_many_steps_are_refused(registry, pretrained):
-    from gftkit.run import Run
+    from gftkit.api import Run
 
     bridge = registry.create("path", "brownian-bridge")
     with pytest.raises(ConfigError, match="has noise"):

@@ -14,10 +14,10 @@ from event_files import agree, events, logged, settle
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import checkpoint
-from gftkit.files import read_json
-from gftkit.log import read_log
-from gftkit.steps import Steps
+from gftkit.runs import checkpoint
+from gftkit.storage.documents import read_json
+from gftkit.storage.log import read_log
+from gftkit.training.steps import Steps
 
 STEPS = 12
 
@@ -123,7 +123,7 @@ def test_a_run_with_everything_is_killed_and_goes_on(config, before, tmp_path):
     several.run(checked, config, whole)
 
     several.killed(several.start(checked, config, killed, False, {1: ("at-a-step", 7)}), first=1)
-    assert [found.stem for found in checkpoint.found(killed / "checkpoints")] == ["step-000000004"]
+    assert [found.stem for found in checkpoint.checkpoints_of(killed / "checkpoints")] == ["step-000000004"]
     settle(killed)
     several.killed(several.start(checked, config, killed, True, {0: ("within-a-write", 1)}), first=0)
     assert killing.is_writing(killed / "checkpoints")

@@ -14,11 +14,12 @@ from event_files import agree, events, logged, settle
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit import loop, tracking
-from gftkit.errors import RunError
-from gftkit.log import read_log
-from gftkit.reading import read
-from gftkit.tracking import Trackers
+from gftkit.kernel.errors import RunError
+from gftkit.recording import trackers as tracking
+from gftkit.recording.trackers import Trackers
+from gftkit.runs.resolve import resolve_config
+from gftkit.storage.log import read_log
+from gftkit.training import loop
 
 CONFIG = {
     "drift": {"name": "mlp", "width": 8, "depth": 1},
@@ -314,7 +315,7 @@ def test_a_resume_may_change_the_trackers(interrupted, registry):
 
 def test_trackers_are_resolved_with_every_option(registry, write_config, tmp_path):
     path = write_config({**CONFIG, "track": [{"name": "tensorboard", "folder": "board"}, "wandb"]})
-    config = read(path, "pretrain", registry)[0]
+    config = resolve_config(path, "pretrain", registry)[0]
     assert config.to_dict()["track"] == [
         {"name": "tensorboard", "folder": str(tmp_path / "board")},
         {"name": "wandb", "project": "gftkit", "entity": None, "run": None, "group": None, "tags": [], "mode": None},

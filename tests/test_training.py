@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gftkit
-from gftkit import checkpoint, loop
-from gftkit.anchor import FrozenAnchor, identity
-from gftkit.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
-from gftkit.experiment import build
-from gftkit.files import read_tensors, write_tensors
-from gftkit.reading import read
-from gftkit.temperature import check_schedule
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
+from gftkit.networks.anchor import FrozenAnchor, identity
+from gftkit.runs import checkpoint
+from gftkit.runs.resolve import resolve_config
+from gftkit.storage.tensors import digest, read_tensors, write_tensors
+from gftkit.theory.temperature import check_schedule
+from gftkit.training import loop
 
 STEPS = 24
 PRETRAIN = {
@@ -119,7 +120,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, with_dropout, stop, o
 
 def interrupt(folder, stop):
     """Take a finished run back to just after its checkpoint of step ``stop``, some steps of log included."""
-    for path in checkpoint.found(folder / "checkpoints"):
+    for path in checkpoint.checkpoints_of(folder / "checkpoints"):
         if int(path.stem.removeprefix("step-")) > stop:
             path.unlink()
     (folder / "model.safetensors").unlink()
@@ -133,7 +134,7 @@ def test_a_run_stopped_before_its_first_checkpoint_or_at_its_last_step_resumes(t
     for stop in (0, STEPS):
         broken = gftkit.pretrain(PRETRAIN, tmp_path / str(stop), registry=registry).folder
         (broken / "model.safetensors").unlink()
-        for path in checkpoint.found(broken / "checkpoints") if stop == 0 else []:
+        for path in checkpoint.checkpoints_of(broken / "checkpoints") if stop == 0 else []:
             path.unlink()
         gftkit.pretrain(PRETRAIN, broken, registry=registry, resume=True)
         assert same(model(whole), model(broken))
@@ -144,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over(tuning, tmp_path, registry, capsys)
     whole = gftkit.finetune(tuning, tmp_path / "whole", registry=registry).folder
     broken = gftkit.finetune(tuning, tmp_path / "broken", registry=registry).folder
     interrupt(broken, 16)
-    newest = checkpoint.found(broken / "checkpoints")[-1]
+    newest = checkpoint.checkpoints_of(broken / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:100])
     gftkit.finetune(tuning, broken, registry=registry, resume=True)
     assert same(model(whole), model(broken))
@@ -156,7 +157,7 @@ def test_a_resumed_run_takes_the_same_configuration_and_anchor(tuning, tmp_path,
     interrupt(out, 8)
     with pytest.raises(RunError, match=r"another configuration: train differ"):
         gftkit.finetune(tuning, out, registry=registry, resume=True, overrides=["train.learning_rate=0.1"])
-    path = checkpoint.found(out / "checkpoints")[-1]
+    path = checkpoint.checkpoints_of(out / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {**notes, "anchors": ["another"]})
     with pytest.raises(RunError, match="isn't the one that this run started with"):
@@ -189,7 +190,7 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
         "drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False, "conditions": []},
         "event_shape": [2],
     }
-    assert seen == [identity(model(tuning["pretrained"]), spec)]
+    assert seen == [identity(digest(model(tuning["pretrained"])), spec)]
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("zero", 0), ("constant", STEPS), ("linear", 22)])
@@ -343,12 +344,12 @@ def test_data_far_outside_the_scale_of_a_pretrained_drift_are_warned_of(tmp_path
 def test_large_data_are_warned_of_in_pretraining(tmp_path, registry, scale, warned):
     np.save(tmp_path / "data.npy", scale * np.ones((30, 2), dtype=np.float32))
     config = {**PRETRAIN, "data": {"name": "arrays", "file": str(tmp_path / "data.npy")}}
-    found = build(read(config, "pretrain", registry)[0], registry).warnings
+    found = build(resolve_config(config, "pretrain", registry)[0], registry).warnings
     assert ["values of size 255 (root mean square)" in warning for warning in found] == [True] * warned
 
 
 def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):
-    path = checkpoint.found(Path(tuning["pretrained"]) / "checkpoints")[-1]
+    path = checkpoint.checkpoints_of(Path(tuning["pretrained"]) / "checkpoints")[-1]
     config = {**tuning, "pretrained": str(path), "drift": PRETRAIN["drift"]}
     with pytest.raises(WeightsError, match="is a run's checkpoint: give the run folder"):
         gftkit.finetune(config, tmp_path / "run", registry=registry)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import gftkit
-from gftkit import flow
-from gftkit.building import build_source
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.experiment.building import build_source
+from gftkit.theory import flow
 from gftkit_verification.beds.problems import COUPLINGS, random_flow
 from gftkit_verification.beds.trials import LinearModel, regression, trial
 from gftkit_verification.gaussian import GaussianFlow

@@ -13,9 +13,10 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 import gftkit
-from gftkit.contracts import Batch
-from gftkit.errors import ConfigError
-from gftkit.evaluation import Scope, check, names
+from gftkit.evaluation.metrics import Scope, check
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError
+from gftkit.storage.log import names
 from gftkit_plugins.metrics.precision_recall import shares
 
 ROUND_OFF = 1e-9
@@ -411,7 +412,9 @@ def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_pa
     ],
 )
 def test_a_run_refuses_what_cannot_be_measured(finetuning, finetune_config, monkeypatch, metric, message):
-    monkeypatch.setattr("gftkit.evaluation.generate", lambda *_, **__: pytest.fail("sampled before it was refused"))
+    monkeypatch.setattr(
+        "gftkit.evaluation.evaluation.generate", lambda *_, **__: pytest.fail("sampled before it was refused")
+    )
     evaluate = {**finetune_config["evaluate"], "metrics": ["path-length", metric]}
     found = finetuning(evaluate=evaluate)
     assert re.search(message, found)

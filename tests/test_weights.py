@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gftkit.errors import WeightsError
-from gftkit.foreign import weights
+from gftkit.kernel.errors import WeightsError
+from gftkit.networks import foreign_weights as weights
 
 
 def network(seed=0, width=4):

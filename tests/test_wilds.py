@@ -7,7 +7,7 @@ import torch
 from made_data import whole
 from made_wilds import MADE, camelyon17, fmow, picture, rxrx1, shade
 
-from gftkit.errors import ConfigError, DataError
+from gftkit.kernel.errors import ConfigError, DataError
 
 every = pytest.mark.parametrize("name", sorted(MADE))
 

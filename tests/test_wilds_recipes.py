@@ -11,9 +11,9 @@ import torch
 import yaml
 from made_wilds import FOLDERS, MADE
 
-from gftkit.building import build_metrics
-from gftkit.reading import read
-from gftkit.subset import Subset
+from gftkit.data.subset import Subset
+from gftkit.experiment.building import build_metrics
+from gftkit.runs.resolve import resolve_config
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {file.relative_to(ROOT): file.parent.name for file in sorted((ROOT / "recipes/wilds").glob("*/*.yaml"))}
@@ -55,7 +55,7 @@ def resolved(registry, pretrained):
     def once(recipe):
         kind = command(recipe)[1]
         changed = [] if kind == "pretrain" else [f"pretrained={pretrained}"]
-        return read(ROOT / recipe, kind, registry, changed)[0]
+        return resolve_config(ROOT / recipe, kind, registry, changed)[0]
 
     return once
 

@@ -26,22 +26,28 @@ class Slip:
 
 SLIPS = {
     "score-sign": Slip(
-        "gftkit/flow.py", "moving + expand(scale**2 / 2, noise)", "moving - expand(scale**2 / 2, noise)"
+        "gftkit/theory/flow.py", "moving + expand(scale**2 / 2, noise)", "moving - expand(scale**2 / 2, noise)"
     ),
-    "score-half": Slip("gftkit/flow.py", "expand(scale**2 / 2, noise)", "expand(scale**2, noise)"),
-    "conditional-score-sign": Slip("gftkit/flow.py", "return -noise / expand", "return noise / expand"),
+    "score-half": Slip("gftkit/theory/flow.py", "expand(scale**2 / 2, noise)", "expand(scale**2, noise)"),
+    "conditional-score-sign": Slip("gftkit/theory/flow.py", "return -noise / expand", "return noise / expand"),
     "stochastic-drift-sign": Slip(
-        "gftkit/predictions.py", "velocity + diffusion**2 / 2", "velocity - diffusion**2 / 2"
+        "gftkit/theory/predictions.py", "velocity + diffusion**2 / 2", "velocity - diffusion**2 / 2"
     ),
-    "stochastic-drift-half": Slip("gftkit/predictions.py", "velocity + diffusion**2 / 2", "velocity + diffusion**2"),
-    "retention": Slip("gftkit/objective.py", "return temperature / (1 + temperature)", "return 1 / (1 + temperature)"),
-    "anchor-shares-weights": Slip("gftkit/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"),
+    "stochastic-drift-half": Slip(
+        "gftkit/theory/predictions.py", "velocity + diffusion**2 / 2", "velocity + diffusion**2"
+    ),
+    "retention": Slip(
+        "gftkit/theory/objective.py", "return temperature / (1 + temperature)", "return 1 / (1 + temperature)"
+    ),
+    "anchor-shares-weights": Slip(
+        "gftkit/networks/anchor.py", "copy.deepcopy(drift).eval().requires_grad_(False)", "drift"
+    ),
     "swapped-path": Slip(f"{PLUGINS}/paths.py", "return 1 - t, t, torch.zeros_like(t)", "return t, 1 - t, 0 * t"),
     "noise-by-step": Slip("gftkit/sampling/integrate.py", "math.sqrt(h) * noise", "h * noise"),
-    "score-of-noise": Slip("gftkit/flow.py", "return -start / sigma", "return start / sigma"),
+    "score-of-noise": Slip("gftkit/theory/flow.py", "return -start / sigma", "return start / sigma"),
     "noise-of-choice": Slip("gftkit/sampling/stochastic.py", "return self._scale(t)", "return self._scale(t) ** 2"),
     "late-times": Slip(
-        "gftkit/steps.py",
+        "gftkit/training/steps.py",
         "return self._t_end * torch.rand(count, generator=generator, device=self.device)",
         "return self._t_end * (1 + torch.rand(count, generator=generator, device=self.device)) / 2",
     ),
@@ -51,7 +57,7 @@ SLIPS = {
         "return torch.randint(len(cost), (len(cost),))",
     ),
     "ema-for-anchor": Slip(
-        "gftkit/steps.py",
+        "gftkit/training/steps.py",
         "anchor = self.anchor if beta > 0 else None",
         "anchor = self.ema if beta > 0 else None",
     ),
@@ -59,8 +65,10 @@ SLIPS = {
         "gftkit/sampling/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
     ),
     "closing-step-dropped": Slip("gftkit/sampling/integrate.py", "if grid.closing is not None:", "if False:"),
-    "share-dropped": Slip("gftkit/objective.py", "alpha=temperature / share", "alpha=temperature"),
-    "anchor-chosen-twice": Slip("gftkit/steps.py", "torch.randperm(n, generator", "torch.randint(n, (n,), generator"),
+    "share-dropped": Slip("gftkit/theory/objective.py", "alpha=temperature / share", "alpha=temperature"),
+    "anchor-chosen-twice": Slip(
+        "gftkit/training/steps.py", "torch.randperm(n, generator", "torch.randint(n, (n,), generator"
+    ),
     "rising-schedule": Slip(f"{PLUGINS}/schedules.py", "(1 + math.cos(", "(1 - math.cos("),
 }
 """By name: what ``gft verify`` must see."""
@@ -78,7 +86,7 @@ def verify(folder: Path, slip: Slip | None) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys, gftkit, gftkit_plugins, gftkit_verification; "
         f"assert all(m.__file__.startswith({str(folder)!r}) for m in (gftkit, gftkit_plugins, gftkit_verification)); "
-        "from gftkit.cli import main; main()"
+        "from gftkit.cli.app import main; main()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, "verify", "--json", "-"],

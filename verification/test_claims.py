@@ -3,8 +3,9 @@
 import pytest
 
 import gftkit
-from gftkit.claims import check
-from gftkit.verify import summary
+from gftkit.verify.claims import check
+from gftkit.verify.collect import collect
+from gftkit.verify.runner import summary
 
 SEED = 0
 
@@ -13,7 +14,7 @@ def _parameter(claim):
     return pytest.param(claim, id=claim.name, marks=[pytest.mark.slow] if claim.profile == "full" else [])
 
 
-@pytest.mark.parametrize("claim", [_parameter(claim) for claim in gftkit.load().claims()])
+@pytest.mark.parametrize("claim", [_parameter(claim) for claim in collect(gftkit.load())])
 def test_claim(claim):
     result = check(claim, SEED)
     assert result.passed, summary([result])

@@ -7,14 +7,15 @@ import pytest
 from scipy import stats
 
 import gftkit
-from gftkit.claims import FALSE_ALARM, Measurement, statistical
-from gftkit.randomness import stream
+from gftkit.runtime.randomness import stream
+from gftkit.verify.claims import FALSE_ALARM, Measurement, statistical
+from gftkit.verify.collect import collect
 
 SEEDS = 50
 ALARM = 1e-4
 """How often the tests of this file fail although all is well: shared by every claim and its three tests."""
 
-CLAIMS = [claim for claim in gftkit.load().claims() if claim.bound.kind == "statistical"]
+CLAIMS = [claim for claim in collect(gftkit.load()) if claim.bound.kind == "statistical"]
 
 
 def p_values(deviates):

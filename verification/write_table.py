@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import gftkit
-from gftkit.verify import markdown
+from gftkit.verify.collect import collect
+from gftkit.verify.runner import markdown
 
 README = Path(__file__).with_name("README.md")
 _PLACE = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)
@@ -12,7 +13,7 @@ _PLACE = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)
 
 def written(text: str) -> str:
     """The text with the table of the claims that are installed."""
-    return _PLACE.sub(lambda _: "\n" + markdown(gftkit.load().claims()) + "\n\n", text)
+    return _PLACE.sub(lambda _: "\n" + markdown(collect(gftkit.load())) + "\n\n", text)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,7 @@
-"""The geometry of a flow: how its samples travel, and where to place the steps."""
+"""How samples travel from source to data, and grids of times fitted to that."""
+
+from gftkit.geometry.motion import rows as rows
+from gftkit.geometry.pictures import fitted_grids as fitted_grids, motions as motions
+from gftkit.geometry.shape import energies as energies, lengths as lengths, straightness as straightness
+from gftkit.geometry.time_grid import fit_run as fit_run, read_grids as read_grids, write_grids as write_grids
+from gftkit.geometry.tracing import flow_of as flow_of

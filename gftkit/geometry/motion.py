@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.errors import ConfigError
+from gftkit.estimation.jackknife import GROUPS
 from gftkit.geometry import shape as geometry
 from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, squared_distances
-from gftkit.jackknife import GROUPS
-from gftkit.randomness import stream
-from gftkit.report import number
-from gftkit.statistics import mean, ratio, root
+from gftkit.kernel.contracts import Estimate
+from gftkit.kernel.errors import ConfigError
+from gftkit.recording.html import number
+from gftkit.runtime.randomness import stream
+from gftkit.theory.gap import mean, ratio, root
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from gftkit.geometry.motion import Motion
 from gftkit.geometry.time_grid import Fit
-from gftkit.pictures import COLOURS, png, tidy
+from gftkit.recording.pictures import COLOURS, png, tidy
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.kernel.contracts import Estimate
 
 
 def lengths(states: Tensor) -> Tensor:

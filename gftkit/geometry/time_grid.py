@@ -10,14 +10,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.errors import ConfigError
-from gftkit.files import digest, read_yaml, write_text
 from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
-from gftkit.options import validate
-from gftkit.run import Run, Weights
+from gftkit.kernel.contracts import Estimate
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.options import validate
+from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.noise import BLOCK
-from gftkit.statistics import mean, root
+from gftkit.storage.documents import read_yaml, write_text
+from gftkit.theory.gap import mean, root
 
 Times = tuple[float, ...]
 WORTH = 1e-3
@@ -227,7 +227,7 @@ def _difference_of_roots(one: Tensor, other: Tensor) -> Estimate:
 
 
 def fit_run(
-    run: Run,
+    run: RunFolder,
     numbers: Sequence[int],
     count: int = 256,
     fine_steps: int = FINE_STEPS,
@@ -256,8 +256,7 @@ def fit_run(
     first = -(-count // BLOCK) * BLOCK
     flows = [flow_of(run, start, count, seed, weights, device) for start in (0, first)]
     fits = fit(flows[0], flows[1], numbers, fine_steps, stage)
-    state, _ = run.weights(weights)
-    notes = {"run": str(run.folder), "weights": weights, "hash": digest(state), "solver": "euler"}
+    notes = {"run": str(run.folder), "weights": weights, "hash": flows[0].weights, "solver": "euler"}
     return fits, {**notes, "count": count, "fine_steps": fine_steps, "seed": seed}
 
 

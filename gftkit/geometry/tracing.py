@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gftkit import flow
-from gftkit.contracts import Drift, Integrator, Path, Solver, TimeGrid
-from gftkit.errors import ConfigError
-from gftkit.registry import Registry
-from gftkit.run import Run, Weights
+from gftkit.generation.sampler import Request, Sampler
+from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.registry import Registry
+from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.integrate import bind, generate, grid_of
-from gftkit.sampling.sampler import Request, Sampler
+from gftkit.theory import flow
 
 FINE_STEPS = 100
 """Runge-Kutta steps of a fine trajectory."""
@@ -44,6 +44,7 @@ class Flow:
         conditions: of a conditional drift, (n, ...) each.
         registry: has the solver of fine trajectories.
         device: where the drift is evaluated.
+        weights: digest of the trained weights, "" where they aren't a run's.
 
     Raises:
         ConfigError: for a path with noise, or one that stops before t = 1.
@@ -55,6 +56,7 @@ class Flow:
     conditions: Mapping[str, Tensor]
     registry: Registry
     device: torch.device
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if flow.is_stochastic(self.path):
@@ -91,7 +93,7 @@ class Flow:
 
 
 def flow_of(
-    run: Run, first: int, count: int, seed: int = 0, weights: Weights = "ema", device: torch.device | str = "cpu"
+    run: RunFolder, first: int, count: int, seed: int = 0, weights: Weights = "ema", device: torch.device | str = "cpu"
 ) -> Flow:
     """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
 
@@ -108,9 +110,9 @@ def flow_of(
     """
     path = run.registry.build("path", run.config.path)
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
-    sampler = Sampler(run, Request(first + count, seed, solver, weights=weights), device)
+    sampler = Sampler(run, Request(count=first + count, seed=seed, solver=solver, weights=weights), device)
     x0, conditions = sampler.starts(first, count), sampler.conditions(first, count)
-    return Flow(sampler.drift, path, x0, conditions, run.registry, torch.device(device))
+    return Flow(sampler.drift, path, x0, conditions, run.registry, torch.device(device), sampler.weights_digest)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

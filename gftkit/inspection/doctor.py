@@ -8,22 +8,23 @@ from typing import Any
 import torch
 import yaml
 
-from gftkit.building import build_source
-from gftkit.config import DEFAULTS, FINETUNE_KEYS, Spec
-from gftkit.contracts import Estimate
-from gftkit.contracts import Path as ConditionalPath
-from gftkit.data import Samples
-from gftkit.errors import ConfigError, unknown
-from gftkit.facts import Facts
-from gftkit.files import read_yaml, shortened
-from gftkit.foreign.convention import PRESETS, Convention
-from gftkit.foreign.drift import ForeignDrift
-from gftkit.foreign.weights import Candidate, fitting_in
+from gftkit.data.description import Facts
+from gftkit.data.samples import Samples
+from gftkit.experiment.building import build_source
+from gftkit.inspection.hypotheses import Finding, estimate
 from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
-from gftkit.inspection.trial import Finding, estimate
-from gftkit.options import check_known
-from gftkit.reading import override
-from gftkit.registry import Registry, plain
+from gftkit.kernel.contracts import Estimate
+from gftkit.kernel.contracts import Path as ConditionalPath
+from gftkit.kernel.errors import ConfigError, unknown
+from gftkit.kernel.options import check_known, plain
+from gftkit.kernel.registry import Registry, Spec
+from gftkit.networks.convention import PRESETS, Convention
+from gftkit.networks.foreign import ForeignDrift
+from gftkit.networks.foreign_weights import Candidate, fitting_in
+from gftkit.networks.state import shortened
+from gftkit.runs.overrides import override
+from gftkit.runs.schema import DEFAULTS, FINETUNE_KEYS
+from gftkit.storage.documents import read_yaml
 
 SHOWN = 10
 """Hypotheses in the table."""

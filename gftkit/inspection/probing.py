@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gftkit.conditions import LABEL
-from gftkit.errors import GftkitError
-from gftkit.facts import Facts
-from gftkit.foreign.convention import Convention
-from gftkit.foreign.drift import ForeignDrift
+from gftkit.data.conditions import LABEL
+from gftkit.data.description import Facts
+from gftkit.kernel.errors import GftkitError
+from gftkit.networks.convention import Convention
+from gftkit.networks.foreign import ForeignDrift
 
 TIME = ("t", "time", "times", "timestep", "timesteps", "tau", "sigma")
 STATE = ("x", "xt", "x_t", "sample", "hidden_states", "input", "inputs", "img", "z", "latent", "latents")

@@ -19,15 +19,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gftkit import flow
-from gftkit.contracts import Coupling, Estimate, Path
-from gftkit.data import Samples, Source
-from gftkit.errors import ConfigError, InspectionError
-from gftkit.facts import Facts
-from gftkit.foreign.convention import Convention
-from gftkit.foreign.weights import Candidate
+from gftkit.data.description import Facts
+from gftkit.data.samples import Samples, Source
 from gftkit.inspection import probing
-from gftkit.inspection.trial import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
+from gftkit.inspection.hypotheses import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
+from gftkit.kernel.contracts import Coupling, Estimate, Path
+from gftkit.kernel.errors import ConfigError, InspectionError
+from gftkit.networks.convention import Convention
+from gftkit.networks.foreign_weights import Candidate
+from gftkit.theory import flow
 
 BATCHES = 32
 """Independent batches, over which standard errors and tests are."""

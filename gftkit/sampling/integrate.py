@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow
-from gftkit.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
-from gftkit.errors import ConfigError, DivergenceError
-from gftkit.sampling.flow_map import check_jumps
+from gftkit.kernel.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
+from gftkit.kernel.errors import ConfigError, DivergenceError
+from gftkit.networks.flow_map import check_jumps
 from gftkit.sampling.noise import BLOCK, Drawn, Noise
+from gftkit.theory import flow
 
 
 @dataclass(frozen=True)

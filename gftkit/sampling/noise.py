@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from gftkit.randomness import stream
+from gftkit.runtime.randomness import stream
 
 BLOCK = 64
 """Consecutive indices that share a generator."""

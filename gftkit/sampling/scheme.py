@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from gftkit import flow
-from gftkit.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
-from gftkit.errors import ConfigError
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.registry import Registry
 from gftkit.sampling.integrate import check_solver, diffusion_of, grid_of
 from gftkit.sampling.stochastic import StochasticDrift, StochasticPath
+from gftkit.theory import flow
 
 DEFAULT_STEPS = 20
 PARTS = ("grid", "diffusion")

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from gftkit import conditions, flow
-from gftkit.contracts import Coupling, Drift, NoiseScale, Path
-from gftkit.errors import ConfigError
-from gftkit.predictions import stochastic_drift
+from gftkit.data import conditions
+from gftkit.kernel.contracts import Coupling, Drift, NoiseScale, Path
+from gftkit.kernel.errors import ConfigError
+from gftkit.theory import flow
+from gftkit.theory.predictions import stochastic_drift
 
 DELTA = 1e-3
 """How far from t = 1 an SDE stops, where the score is 0/0; one Euler-Maruyama step is left."""

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from gftkit import pictures
+from gftkit.recording import pictures
 from gftkit.study.statistics import Difference, Spread
 
 MARKERS = "os^Dv<>PX*"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from gftkit.config import Config
-from gftkit.errors import ConfigError, unknown
-from gftkit.registry import Registry
+from gftkit.kernel.errors import ConfigError, unknown
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Config
 
 L2_SP = 0.01
 """Strength of the method l2-sp."""

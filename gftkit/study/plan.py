@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gftkit.config import DEFAULTS, INHERITED, Config, section, without_weights
-from gftkit.errors import ConfigError, RunError, unknown
-from gftkit.files import read_yaml
-from gftkit.reading import put, read
-from gftkit.registry import Registry, plain
-from gftkit.run import Run, is_run
+from gftkit.api import Run
+from gftkit.kernel.errors import ConfigError, RunError, unknown
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Registry
+from gftkit.runs.folder import is_run
+from gftkit.runs.overrides import put
+from gftkit.runs.resolve import resolve_config
+from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
+from gftkit.storage.documents import read_yaml, section
 from gftkit.study.methods import Method, built_in, defined, stamped
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -203,7 +206,7 @@ def _with_templates(made: Plan, folder: Path, registry: Registry) -> Plan:
     """The plan with the configuration of every method and coupling. Pretrainings are there as drafts, where not yet."""
     import tempfile
 
-    from gftkit.run import write_config
+    from gftkit.runs.folder import write_config
 
     templates: dict[tuple[str, str], Config] = {}
     warnings: dict[str, None] = {}
@@ -219,11 +222,11 @@ def _with_templates(made: Plan, folder: Path, registry: Registry) -> Plan:
                 for key, value in method.settings.items():
                     raw = put(raw, key, value, f"method '{name}'")
                 try:
-                    config, told = read(raw, method.kind, registry, folder=folder)
+                    resolution = resolve_config(raw, method.kind, registry, folder=folder)
                 except (ConfigError, RunError) as error:
                     raise type(error)(f"method '{name}': {error}") from error
-                templates[name, coupling] = _moved(config, at, start.folder)
-                warnings |= dict.fromkeys(told)
+                templates[name, coupling] = _moved(resolution.config, at, start.folder)
+                warnings |= dict.fromkeys(resolution.warnings)
     return replace(made, templates=templates, warnings=list(warnings))
 
 
@@ -272,11 +275,11 @@ def _starting(study: Study, folder: Path, out: Path, registry: Registry) -> tupl
     else:
         raw, beside = dict(study.pretrain or {}), folder
     if raw.get("coupling") is not None:
-        one = read(raw, "pretrain", registry, folder=beside)[0]
+        one = resolve_config(raw, "pretrain", registry, folder=beside).config
         return str(one.coupling["name"]), lambda _: Start(out.resolve() / PRETRAINED, one, True)
 
     def start(coupling: str) -> Start:
-        config, _ = read({**raw, "coupling": {"name": coupling}}, "pretrain", registry, folder=beside)
+        config = resolve_config({**raw, "coupling": {"name": coupling}}, "pretrain", registry, folder=beside).config
         return Start(out.resolve() / PRETRAINED / coupling, config, True)
 
     return str(DEFAULTS["coupling"]["name"]), start
@@ -307,7 +310,7 @@ def _check_group(group: Group, where: str, methods: Mapping[str, Method], regist
 
 
 def _check_base(base: Mapping[str, Any]) -> None:
-    from gftkit.options import check_known
+    from gftkit.kernel.options import check_known
     from gftkit.study.methods import OWNED
 
     for key in base:

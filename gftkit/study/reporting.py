@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gftkit import pictures
-from gftkit.files import write_text
-from gftkit.log import curve
-from gftkit.report import Section, write_report
-from gftkit.run import Run
+from gftkit.api import Run
+from gftkit.recording import pictures
+from gftkit.recording.html import Section, write_report
+from gftkit.storage.documents import write_text
+from gftkit.storage.log import curve
 from gftkit.study import drawing
 from gftkit.study.answers import answers
 from gftkit.study.plan import Cell, Plan

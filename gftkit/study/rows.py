@@ -5,11 +5,11 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from gftkit.evaluation import names
-from gftkit.files import finite, read_json
-from gftkit.log import curve
-from gftkit.run import SUMMARY, Run
-from gftkit.stability import WINDOW, stability_of
+from gftkit.api import Run
+from gftkit.estimation.stability import WINDOW, stability_of
+from gftkit.runs.folder import SUMMARY
+from gftkit.storage.documents import finite, read_json
+from gftkit.storage.log import curve, names
 from gftkit.study.plan import Cell
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
 
     - Every metric of the averaged weights at the end, without standard errors.
     - Of the judged metric on raw weights, from the first evaluation after the start: ``spearman``,
-      ``instant_variance``, ``instant_variance_whole`` and ``largest_setback`` (see ``gftkit.stability``).
+      ``instant_variance``, ``instant_variance_whole`` and ``largest_setback`` (see ``gftkit.estimation.stability``).
     - Where the averaged weights were measured along the run (``evaluate.averaged``): ``METRIC_best``, the least of the
       judged metric on them, start and end included, and ``METRIC_best_step``, where it was. It is chosen by what it is
       measured on: no rule could do better, and none does as well.

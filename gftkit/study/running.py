@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
-from gftkit.errors import ConfigError, RunError
-from gftkit.experiment import build
-from gftkit.files import held, shortened
-from gftkit.progress import StudyProgress
-from gftkit.registry import Registry
-from gftkit.run import Run, is_run
+from gftkit.api import Run
+from gftkit.experiment.build import build
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.registry import Registry
+from gftkit.networks.state import shortened
+from gftkit.runs.folder import is_run
+from gftkit.runtime.progress import StudyProgress
+from gftkit.storage.files import lock_folder
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.reporting import write_results
 from gftkit.study.rows import Row, rows_of, threshold
 from gftkit.study.worker import Job
 from gftkit.study.workers import run_all
-from gftkit.training import changes, train
+from gftkit.training.train import changes, train
 
 LOGS = "logs"
 """Folder of what the runs say."""
@@ -93,7 +95,7 @@ def run_study(
     """
     rows = dict(rows)
     failed: dict[Cell, str] = {}
-    with held(plan.out):
+    with lock_folder(plan.out):
         for start in dict.fromkeys(start.folder for start in plan.starts.values() if start.made):
             config = next(one.config for one in plan.starts.values() if one.folder == start)
             if not (is_run(start) and Run.open(start, registry).finished):

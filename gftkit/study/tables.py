@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from gftkit.report import number
+from gftkit.recording.html import number
 from gftkit.study.statistics import Difference, Interval, Spread
 
 Table = list[list[str]]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Job:
 
     def run(self, log: Path, registry: Registry | None = None) -> str:
         """Train it, or go on with it; what went wrong, or "". What is said meanwhile goes to a log."""
-        from gftkit.errors import GftkitError
-        from gftkit.run import is_run
-        from gftkit.training import train
+        from gftkit.kernel.errors import GftkitError
+        from gftkit.runs.folder import is_run
+        from gftkit.training.train import train
 
         out = Path(self.out)
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gftkit.contracts import StoppingRule
-from gftkit.errors import ConfigError
-from gftkit.objective import retention
+from gftkit.kernel.contracts import StoppingRule
+from gftkit.kernel.errors import ConfigError
+from gftkit.theory.objective import retention
 from gftkit_plugins.stops import CopyingStop
 
 LAG = 0.1

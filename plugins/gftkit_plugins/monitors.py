@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 
 import gftkit
-from gftkit.monitoring import TrainingState
-from gftkit.objective import squared_norm
-from gftkit.randomness import stream
+from gftkit.runtime.randomness import stream
+from gftkit.theory.objective import squared_norm
+from gftkit.training.state import TrainingState
 
 
 class AnchorDistance:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 import gftkit
-from gftkit import flow
+from gftkit.theory import flow
 
 Coefficients = tuple[Tensor, Tensor, Tensor]
 FinalStep = Literal["euler-maruyama", "mean"]
@@ -94,7 +94,7 @@ class Affine:
     def __init__(
         self, alpha: str = "t", sigma: str = "1 - t", delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
     ) -> None:
-        from gftkit import expression
+        from gftkit.theory import expression
 
         formulas = {"sigma": expression.parse(sigma), "alpha": expression.parse(alpha)}
         for name, formula, ends in (("sigma", formulas["sigma"], (1, 0)), ("alpha", formulas["alpha"], (0, 1))):

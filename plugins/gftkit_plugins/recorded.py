@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gftkit.errors import RunError
-from gftkit.files import read_json
-from gftkit.log import curve
-from gftkit.run import SUMMARY, Run
+from gftkit.kernel.errors import RunError
+from gftkit.runs.folder import SUMMARY, RunFolder
+from gftkit.storage.documents import read_json
+from gftkit.storage.log import curve
 
 ROUND_OFF = 1e-9
 """Of a progress, relative to a step."""
@@ -32,7 +32,7 @@ class Recorded:
     needs: tuple[str, ...] = ()
 
     def __init__(self, run: Path) -> None:
-        recorded = Run.open(run)
+        recorded = RunFolder.open(run)
         if recorded.config.kind != "finetune" or not recorded.finished:
             raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Name another.")
         self.run = run

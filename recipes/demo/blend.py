@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gftkit import Run
-from gftkit.pictures import samples, write_png
+from gftkit.recording.pictures import samples, write_png
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"

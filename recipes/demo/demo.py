@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 import gftkit
-from gftkit.comparison import compare, table
-from gftkit.run import is_run
+from gftkit.runs.folder import is_run
+from gftkit.study.comparison import compare, table
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"

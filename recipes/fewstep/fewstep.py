@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import gftkit
-from gftkit.files import write_json
-from gftkit.pictures import png, write_png
-from gftkit.run import Run, is_run
+from gftkit.api import Run
+from gftkit.recording.pictures import png, write_png
+from gftkit.runs.folder import is_run
+from gftkit.storage.documents import write_json
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT.parent / "runs"

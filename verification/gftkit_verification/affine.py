@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from gftkit import objective
+from gftkit.theory import objective
 from gftkit_verification.gaussian import Affine, AffineDrift, Diffusion, checked_law, scale_of, square_root
 
 Marginal = Callable[[Tensor], tuple[Tensor, Tensor]]

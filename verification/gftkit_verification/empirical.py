@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gftkit import flow
-from gftkit.contracts import Path
+from gftkit.kernel.contracts import Path
+from gftkit.theory import flow
 
 CHUNK = 8_000_000
 """Numbers in a part of the data that is held in float64 at once: 64 MB."""

@@ -10,18 +10,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gftkit import pictures
-from gftkit.contracts import Estimate
-from gftkit.errors import RunError
-from gftkit.files import finite, read_json
-from gftkit.monitoring import Verdict
-from gftkit.objective import retention
-from gftkit.pictures import Panel, Trace
-from gftkit.predictions import drift_error
-from gftkit.report import Section, number
-from gftkit.run import Run
-from gftkit.statistics import mean, ratio, root
-from gftkit.temperature import listens
+from gftkit.kernel.contracts import Estimate
+from gftkit.kernel.errors import RunError
+from gftkit.recording import pictures
+from gftkit.recording.html import Section, number
+from gftkit.recording.pictures import Panel, Trace
+from gftkit.runs.folder import RunFolder
+from gftkit.storage.documents import finite, read_json
+from gftkit.theory.gap import mean, ratio, root
+from gftkit.theory.objective import retention
+from gftkit.theory.predictions import drift_error
+from gftkit.theory.temperature import listens
+from gftkit.training.verdict import Verdict
 
 Point = Mapping[str, Any]
 
@@ -187,7 +187,7 @@ class Record:
         bound: of every statistical check, in standard errors.
     """
 
-    run: Run
+    run: RunFolder
     recorded: Mapping[str, Any]
     written: Mapping[str, Any]
     measured: frozenset[str]
@@ -199,7 +199,7 @@ class Record:
         return self.recorded["points"]
 
 
-def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
+def judge(run: RunFolder, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
     """Whether a run followed the theory, from theory.json and metrics.jsonl.
 
     It followed if every check of ``CHECKS`` holds: they hold for every run of Gradual Fine-Tuning, whatever it
@@ -214,7 +214,7 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
         raise RunError(f"{path} is missing: the monitor didn't finish, or the file was removed. {cure}")
     written = read_json(path)
     if not isinstance(written, dict) or not isinstance(written.get("points"), list):
-        raise RunError(f"{path} is damaged: wanted a mapping with a list of points. Run it again.")
+        raise RunError(f"{path} is damaged: wanted a mapping with a list of points. RunFolder it again.")
     log = path.with_name("metrics.jsonl")
     try:
         recorded = record(lines)
@@ -230,7 +230,9 @@ def judge(run: Run, lines: Sequence[Mapping[str, Any]], path: Path) -> Verdict:
         broken = {check.name: check.find(held) for check in CHECKS}
         told, findings = outcome(held)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{log} is damaged: a line of the monitor lacks or spoils {error}. Run it again.") from None
+        raise RunError(
+            f"{log} is damaged: a line of the monitor lacks or spoils {error}. RunFolder it again."
+        ) from None
     left = [text for text in broken.values() if text is not None]
     head = "The run did not follow the theory." if left else "The run is consistent with the theory."
     said = [f"{check.name}: {broken[check.name] or check.holds}" for check in CHECKS]

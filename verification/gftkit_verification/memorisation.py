@@ -8,19 +8,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch, Estimate, Feature
-from gftkit.errors import ConfigError
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import GROUPS, jackknife
-from gftkit.monitoring import TrainingState
-from gftkit.objective import retention
-from gftkit.randomness import stream
-from gftkit.sampling.guidance import guided
-from gftkit.statistics import ratio
+from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Batch, Estimate, Feature
+from gftkit.kernel.errors import ConfigError
+from gftkit.networks.guidance import guided
+from gftkit.runtime.randomness import stream
+from gftkit.theory.gap import ratio
+from gftkit.theory.objective import retention
+from gftkit.training.state import TrainingState
 from gftkit_verification.probes import exact_drift, joined, leading, values_at, why_no_oracle
 
 if TYPE_CHECKING:
-    from gftkit.report import Section
+    from gftkit.recording.html import Section
 
 NAME = "memorisation"
 BATCHES = 8
@@ -179,7 +179,7 @@ def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Es
     Args:
         made: samples, (m, d).
         data: training data, (n, d), n >= 3.
-        generator: of the groups for the standard error (``gftkit.jackknife``), on the CPU.
+        generator: of the groups for the standard error (``gftkit.estimation.jackknife``), on the CPU.
     """
     across, within = torch.cdist(made, data), torch.cdist(data, data)
 

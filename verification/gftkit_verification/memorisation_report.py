@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gftkit import pictures
-from gftkit.pictures import Panel, Trace
-from gftkit.report import Section, number
+from gftkit.recording import pictures
+from gftkit.recording.html import Section, number
+from gftkit.recording.pictures import Panel, Trace
 
 Line = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from gftkit import flow
-from gftkit.contracts import Path
+from gftkit.kernel.contracts import Path
+from gftkit.theory import flow
 from gftkit_verification.gaussian import Diffusion, checked_covariance, scale_of, time_of
 
 

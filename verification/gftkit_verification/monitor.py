@@ -10,19 +10,20 @@ from pydantic import Field
 from torch import Tensor
 
 import gftkit
-from gftkit.errors import ConfigError
-from gftkit.files import write_json
-from gftkit.log import read_log
-from gftkit.monitoring import Draw, TrainingState, Verdict
-from gftkit.objective import blend, retention, squared_norm
-from gftkit.randomness import stream
-from gftkit.run import LOG
-from gftkit.statistics import Statistics, Summary, mean, root, statistics, summary
+from gftkit.kernel.errors import ConfigError
+from gftkit.runs.folder import LOG
+from gftkit.runtime.randomness import stream
+from gftkit.storage.documents import write_json
+from gftkit.storage.log import read_log
+from gftkit.theory.gap import Statistics, Summary, mean, root, statistics, summary
+from gftkit.theory.objective import blend, retention, squared_norm
+from gftkit.training.state import Draw, TrainingState
+from gftkit.training.verdict import Verdict
 from gftkit_verification.probes import exact_drift, joined, leading, values_at, why_no_oracle
 
 if TYPE_CHECKING:
-    from gftkit.report import Section
-    from gftkit.run import Run
+    from gftkit.recording.html import Section
+    from gftkit.runs.folder import RunFolder
 
 NAME = "theory"
 FILE = "theory.json"
@@ -129,7 +130,7 @@ class Theory:
 
         return shown(record(lines))
 
-    def verdict(self, run: "Run") -> Verdict:
+    def verdict(self, run: "RunFolder") -> Verdict:
         """Whether a finished run followed the theory and, if not, where it left it."""
         from gftkit_verification.following import judge
 

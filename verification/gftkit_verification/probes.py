@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit.monitoring import Draw, TrainingState
+from gftkit.training.state import Draw, TrainingState
 
 CHUNK = 512
 """States in one pass of a network."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gftkit.errors import RunError, WeightsError
-from gftkit.files import read_tensors, write_tensors
+from gftkit.kernel.errors import RunError, WeightsError
+from gftkit.storage.tensors import read_tensors, write_tensors
 
 VARIABLE = "GFTKIT_CACHE"
 """Environment variable that names the cache folder."""

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch
-from gftkit.errors import ConfigError
-from gftkit.files import read_tensors, write_tensors
-from gftkit.registry import plain
-from gftkit.run import Run
-from gftkit.sampling.asking import read_conditions
-from gftkit.sampling.sampler import Request, Sampler
+from gftkit.generation.requested_conditions import read_conditions
+from gftkit.generation.sampler import Request, Sampler
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.options import plain
+from gftkit.runs.folder import RunFolder
+from gftkit.storage.tensors import read_tensors, write_tensors
 
 PART = 2**14
 """Samples that are made before the next ones are begun, a multiple of 64."""
@@ -59,8 +59,8 @@ class GeneratedPairs:
         if file is not None and file.suffix != ".safetensors":
             raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}.")
         given = None if conditions is None else read_conditions(conditions)
-        request = Request(size, source_seed, solver, None, weights, guidance, given)
-        self._sampler: Sampler | None = Sampler(Run.open(run), request)
+        request = Request(count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=given)
+        self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
         facts, asked = self._sampler.facts, self._sampler.conditions(0, size)
         self.event_shape, self.range, self.classes = facts.event_shape, facts.range, facts.classes

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch
-from gftkit.errors import DataError
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets import cache
 from gftkit_plugins.datasets.columns import Column, holds_arrays, holds_pictures
 from gftkit_plugins.datasets.neighbours import blocks_of_neighbours

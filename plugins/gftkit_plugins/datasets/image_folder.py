@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch
-from gftkit.errors import DataError
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.pictures import ENDINGS, Decoder, Mode, Pixels, header_shape
 
 _MEMORY = 512 * 2**20

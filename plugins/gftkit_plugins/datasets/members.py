@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.errors import DataError
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.pictures import ENDINGS, Decoder, header_shape
 
 _PREFIX = 128

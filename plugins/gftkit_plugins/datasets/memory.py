@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gftkit.contracts import Batch
+from gftkit.kernel.contracts import Batch
 
 
 class InMemory:

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from gftkit.errors import DataError
+from gftkit.kernel.errors import DataError
 
 T = TypeVar("T")
 

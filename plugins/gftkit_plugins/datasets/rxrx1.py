@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gftkit.contracts import Dataset
-from gftkit.errors import DataError
+from gftkit.kernel.contracts import Dataset
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.metadata import rows, whole_number
 from gftkit_plugins.datasets.wilds import Entry, Part, Pictures, Size, check_folder, chosen, divided
 

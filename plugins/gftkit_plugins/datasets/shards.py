@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch
-from gftkit.errors import DataError
+from gftkit.kernel.contracts import Batch
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.members import is_picture, is_readable, values_of
 from gftkit_plugins.datasets.neighbours import blocks_of_neighbours
 from gftkit_plugins.datasets.patterns import files_of

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.contracts import Batch, Dataset
-from gftkit.errors import DataError
-from gftkit.subset import subset
+from gftkit.data.subset import subset
+from gftkit.kernel.contracts import Batch, Dataset
+from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.pictures import Decoder
 from gftkit_plugins.datasets.stretches import cannot_read
 

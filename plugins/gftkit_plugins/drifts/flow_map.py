@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gftkit import conditions as conditioned
-from gftkit.contracts import Drift
+from gftkit.data import conditions as conditioned
+from gftkit.kernel.contracts import Drift
 
 FREQUENCIES = 3
 """Of the embedding of a jump's length: pi, 2 pi and 4 pi. Low ones, since the loss holds the derivative by the end."""

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from gftkit.contracts import Path
-from gftkit.errors import ConfigError, WeightsError
-from gftkit.files import load_weights, read_json
-from gftkit.foreign import weights as foreign
-from gftkit.foreign.convention import Convention
-from gftkit.foreign.drift import ForeignDrift
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.errors import ConfigError, WeightsError
+from gftkit.networks import foreign_weights as foreign
+from gftkit.networks.convention import Convention
+from gftkit.networks.foreign import ForeignDrift
+from gftkit.networks.state import load_weights
+from gftkit.storage.documents import read_json
 from gftkit_plugins.importing import imported, made
 
 DIFFUSERS_CONFIG = "config.json"

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
-from gftkit.intervals import proportion
+from gftkit.estimation.intervals import proportion
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -47,7 +47,7 @@ class ClassifierTwoSample(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 9, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "classifier-two-sample")

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator
 
-from gftkit.contracts import Estimate
-from gftkit.evaluation import Evaluation, Scope
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Scope
+from gftkit.kernel.contracts import Estimate
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import enough
 from gftkit_plugins.metrics.pairs import discrepancy
@@ -19,8 +20,8 @@ class Energy:
     unbiased U-statistics, so that a good model may score slightly below 0. Memory grows with the square of the
     number of samples: 12 bytes for every pair, in each of three matrices.
 
-    Value: ``energy``, or ``energy_4_steps`` for ``steps=4``; standard error by ``gftkit.jackknife``, which errs upwards
-    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.intervals.weights``.
+    Value: ``energy``, or ``energy_4_steps`` for ``steps=4``; standard error by the jackknife, which errs upwards
+    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.estimation.weights``.
 
     Args:
         steps: solver steps of the samples; the evaluation's own number by default.
@@ -33,7 +34,7 @@ class Energy:
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "energy")

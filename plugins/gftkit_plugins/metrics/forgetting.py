@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Generator
 
-from gftkit.contracts import Batch, Dataset, Estimate, Metric, Sampler
-from gftkit.data import Samples
-from gftkit.evaluation import Evaluation, Scope
-from gftkit.randomness import stream
+from gftkit.data.samples import Samples
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Scope
+from gftkit.kernel.contracts import Batch, Dataset, Estimate, Metric, Sampler
+from gftkit.runtime.randomness import stream
 from gftkit_plugins.metrics.energy import Energy
 
 
@@ -32,7 +33,7 @@ class Forgetting:
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> old, new = Batch(x + 1), Batch(x + 9)
         >>> model = SimpleNamespace(samples=lambda n: x, reference=new, count=50, inherited=lambda n: old)

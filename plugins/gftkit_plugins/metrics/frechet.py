@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate
 from gftkit_plugins.metrics.naming import key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -19,7 +19,7 @@ class Frechet(OfFeatures):
     (1/n + 1/m)(d + d(d + 1)/4) instead of 0, for d much below n and m. So compare values of equal n and m only, and
     take n well above d.
 
-    Value: ``frechet``, or ``frechet_4_steps`` for ``steps=4``; standard error by ``gftkit.jackknife``. The features of
+    Value: ``frechet``, or ``frechet_4_steps`` for ``steps=4``; standard error by the jackknife. The features of
     the held-out data are computed once. It takes 42 symmetric eigendecompositions of size d: about 0.04 s for d = 64,
     18 s for d = 1280, on two cores.
 
@@ -35,7 +35,7 @@ class Frechet(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "frechet", feature={"name": "identity"}, steps=4)

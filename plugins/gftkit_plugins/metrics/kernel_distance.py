@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import GROUPS
+from gftkit.estimation.jackknife import GROUPS
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 from gftkit_plugins.metrics.pairs import discrepancy
@@ -25,7 +25,7 @@ class KernelDistance(OfFeatures):
     for few samples: a good model may score slightly below 0. It sees the first three moments of the features.
 
     Value: ``kernel_distance``, or ``kernel_distance_4_steps`` for ``steps=4``. Of the whole samples, with a standard
-    error by ``gftkit.jackknife`` and an interval by the Bayesian bootstrap; memory 12 bytes for each pair, in each of
+    error by the jackknife and an interval by the Bayesian bootstrap; memory 12 bytes for each pair, in each of
     three matrices. With ``subset`` the mean over random subsets, in memory for these alone: then the standard error is
     s (1/``subsets`` + ``subset``/min(n, m))^(1/2), s the standard deviation over subsets, which errs upwards near 0,
     and there is no interval.
@@ -44,7 +44,7 @@ class KernelDistance(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "kernel-distance")

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
-from gftkit.intervals import log_normal
-from gftkit.jackknife import GROUPS, jackknife
+from gftkit.estimation.intervals import log_normal
+from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Scope
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
 
@@ -24,7 +25,7 @@ class Memorisation(OfFeatures):
 
     At most ``evaluate.count`` training data are looked at: of a larger set copies are found in proportion only.
 
-    Value: ``memorisation``, or ``memorisation_4_steps`` for ``steps=4``; standard error by ``gftkit.jackknife`` over
+    Value: ``memorisation``, or ``memorisation_4_steps`` for ``steps=4``; standard error by the jackknife over
     samples, training and held-out data, which errs upwards for neighbours; the interval is normal for the logarithm. A
     bootstrap would leave a third of the data out, and with them the originals of copies.
 
@@ -43,7 +44,7 @@ class Memorisation(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> old, new = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
         >>> copies = SimpleNamespace(samples=lambda n: old, reference=Batch(new), training=Batch(old), held_out=True)
         >>> gftkit.load().create("metric", "memorisation").measure(copies, torch.Generator())["memorisation"].value

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from gftkit.contracts import Feature
-from gftkit.evaluation import Evaluation, Scope
-from gftkit.jackknife import GROUPS
+from gftkit.estimation.jackknife import GROUPS
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Scope
+from gftkit.kernel.contracts import Feature
 from gftkit_plugins.metrics.naming import Steps
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.intervals import percentiles, weights
-from gftkit.jackknife import jackknife
+from gftkit.estimation.intervals import percentiles, weights
+from gftkit.estimation.jackknife import jackknife
+from gftkit.kernel.contracts import Estimate
 
 REPLICATES = 400
 """Of the bootstrap: the ends of an interval are then known to about a tenth of its length."""
@@ -14,7 +14,7 @@ REPLICATES = 400
 def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Estimate:
     """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: equal pairs i = j are left out.
 
-    Standard error by ``gftkit.jackknife``, interval by the Bayesian bootstrap (``gftkit.intervals.weights``).
+    Standard error by the jackknife, interval by the Bayesian bootstrap (``gftkit.estimation.weights``).
 
     Args:
         xx: (n, n), the kernel within the samples.

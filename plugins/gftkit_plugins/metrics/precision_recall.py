@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
-from gftkit.intervals import proportion
-from gftkit.jackknife import GROUPS, jackknives
+from gftkit.estimation.intervals import proportion
+from gftkit.estimation.jackknife import GROUPS, jackknives
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures, distances
 
@@ -30,8 +30,8 @@ class PrecisionRecall(OfFeatures):
     Precision and recall of equal laws are below 1 and depend on law, n, m and k: compare equal numbers only.
 
     Values: ``precision`` and the others, or ``precision_4_steps`` for ``steps=4``. Standard errors by
-    ``gftkit.jackknife``: a bootstrap repeats points, whose balls then have radius 0. The shares have Wilson's interval,
-    ``gftkit.intervals.proportion``. Memory: 12 bytes for each pair, in each of three matrices.
+    the jackknife: a bootstrap repeats points, whose balls then have radius 0. The shares have Wilson's interval,
+    ``gftkit.estimation.proportion``. Memory: 12 bytes for each pair, in each of three matrices.
 
     Args:
         feature: maps events to vectors; by default the flattened event itself.
@@ -48,7 +48,7 @@ class PrecisionRecall(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x, y = torch.randn(2, 60, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 100, reference=Batch(y))
         >>> found = gftkit.load().create("metric", "precision-recall").measure(evaluation, torch.Generator())

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -22,7 +22,7 @@ class SlicedWasserstein(OfFeatures):
     directions are the same at every evaluation of a run.
 
     Value: ``sliced_wasserstein``, or ``sliced_wasserstein_4_steps`` for ``steps=4``, in the unit of the features;
-    standard error over samples and data, of these directions, by ``gftkit.jackknife``.
+    standard error over samples and data, of these directions, by the jackknife.
 
     Args:
         feature: maps events to vectors; by default the flattened event itself.
@@ -39,7 +39,7 @@ class SlicedWasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "sliced-wasserstein")

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate
-from gftkit.evaluation import Evaluation
+from gftkit.evaluation.evaluation import Evaluation
 from gftkit.geometry.shape import energies, lengths, straightness
-from gftkit.statistics import mean
+from gftkit.kernel.contracts import Estimate
+from gftkit.theory.gap import mean
 from gftkit_plugins.metrics.naming import Steps, key
 
 

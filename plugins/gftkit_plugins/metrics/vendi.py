@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -20,7 +20,7 @@ class Vendi(OfFeatures):
     score grows with the number. A score near the data's is wanted; below it, diversity is lost.
 
     Values: ``vendi`` of the samples and ``vendi_reference`` of the data, with ``steps=4`` ``vendi_4_steps`` and so on;
-    standard errors by ``gftkit.jackknife`` (with repeated draws, as in a bootstrap, the score would be lower). 42
+    standard errors by the jackknife (with repeated draws, as in a bootstrap, the score would be lower). 42
     eigendecompositions of size min(n, d).
 
     Args:
@@ -35,7 +35,7 @@ class Vendi(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.eye(4).repeat(10, 1)
         >>> evaluation = SimpleNamespace(samples=lambda steps: x[:, :1] + torch.zeros(40, 4) + 1, reference=Batch(x))
         >>> found = gftkit.load().create("metric", "vendi").measure(evaluation, torch.Generator())

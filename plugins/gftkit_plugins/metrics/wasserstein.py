@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Estimate, Feature
-from gftkit.evaluation import Evaluation, Scope
-from gftkit.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Scope
+from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -23,7 +24,7 @@ class Wasserstein(OfFeatures):
     dimensions two samples of one law are far apart. Compare equal numbers only, in few dimensions.
 
     Value: ``wasserstein``, or ``wasserstein_4_steps`` for ``steps=4``, in the unit of the features; standard error by
-    ``gftkit.jackknife``, about the expectation for these n and m, bias included. 21 problems are solved: see the guide
+    the jackknife, about the expectation for these n and m, bias included. 21 problems are solved: see the guide
     for what they take.
 
     Args:
@@ -40,7 +41,7 @@ class Wasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.contracts import Batch
+        >>> from gftkit.kernel.contracts import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> shifted = x[torch.randperm(50)] + torch.tensor([3.0, 4.0])
         >>> evaluation = SimpleNamespace(samples=lambda steps: shifted, reference=Batch(x))

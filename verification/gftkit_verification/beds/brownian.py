@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit.contracts import BrownianPath
+from gftkit.kernel.contracts import BrownianPath
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from gftkit import flow
-from gftkit.objective import retention
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow
+from gftkit.theory.objective import retention
 
 KINDS = ("path", "schedule", "coupling", "solver", "grid", "diffusion")
 """Kinds whose every component has claims about it."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Drift, Integrator, Solver
+from gftkit.kernel.contracts import Drift, Integrator, Solver
 from gftkit.sampling import integrate
 from gftkit_verification.beds.problems import random_covariance
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow
-from gftkit.contracts import Path
-from gftkit.objective import squared_norm
+from gftkit.kernel.contracts import Path
+from gftkit.theory import flow
+from gftkit.theory.objective import squared_norm
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted
 from gftkit_verification.gaussian import GaussianFlow, square_root
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Batch, Path
+from gftkit.kernel.contracts import Batch, Path
 from gftkit_verification.beds.problems import drawn_flow
 from gftkit_verification.gaussian import GaussianFlow, bures_map, square_root
 
 Function = Callable[[Path, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""A function of gftkit.flow: (path, t, x0, x1, noise) -> a value for each pair."""
+"""A function of gftkit.theory.flow: (path, t, x0, x1, noise) -> a value for each pair."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Joint:
         return x0, x1
 
     def at(self, function: Function, path: Path, t: Tensor) -> Tensor:
-        """A function of gftkit.flow at every time and pair: (k,) -> (k, 4d, d)."""
+        """A function of gftkit.theory.flow at every time and pair: (k,) -> (k, 4d, d)."""
         return self._of(function, path, self._times(t)).reshape(len(t), *self.points()[0].shape)
 
     def rate(self, function: Function, path: Path, t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from gftkit.contracts import Batch
+from gftkit.kernel.contracts import Batch
 from gftkit_verification.gaussian import CouplingName, GaussianFlow
 
 COUPLINGS: tuple[CouplingName, ...] = ("independent", "optimal-transport")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit.config import Train
-from gftkit.contracts import Batch, Dataset, Sampler, Schedule
-from gftkit.registry import Registry
-from gftkit.steps import Steps
+from gftkit.kernel.contracts import Batch, Dataset, Sampler, Schedule
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Train
+from gftkit.training.steps import Steps
 from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.beds.slips import Trial
 from gftkit_verification.gaussian import square_root

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gftkit.objective import blended_loss, retention, squared_norm
-from gftkit.steps import Steps
+from gftkit.theory.objective import blended_loss, retention, squared_norm
+from gftkit.training.steps import Steps
 from gftkit_verification.beds.trials import trial
 
 Loss = Callable[..., Tensor]
-"""(drift, target, anchor, temperature) -> (batch,), as ``gftkit.objective.blended_loss``."""
+"""(drift, target, anchor, temperature) -> (batch,), as ``gftkit.theory.objective.blended_loss``."""
 
 Trial = Callable[..., Steps]
 """As ``trials.trial``."""

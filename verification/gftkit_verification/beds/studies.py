@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow
-from gftkit.config import Train
-from gftkit.contracts import Path, Schedule
-from gftkit.devices import cuda_devices
-from gftkit.objective import squared_norm
-from gftkit.randomness import stream
-from gftkit.registry import Registry
-from gftkit.steps import Steps
+from gftkit.kernel.contracts import Path, Schedule
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Train
+from gftkit.runtime.devices import cuda_devices
+from gftkit.runtime.randomness import stream
+from gftkit.theory import flow
+from gftkit.theory.objective import squared_norm
+from gftkit.training.steps import Steps
 from gftkit_verification.beds.moments import seed_of
 from gftkit_verification.beds.problems import GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.trials import Build, trial

@@ -59,7 +59,7 @@ class Symbolic:
         values: expressions, nested as the array's shape has it: (batch,) times, (batch, *event) states.
 
     Example:
-        >>> from gftkit.objective import squared_norm
+        >>> from gftkit.theory.objective import squared_norm
         >>> x, y = sympy.symbols("x y")
         >>> squared_norm(Symbolic([[x, y]])).item()
         x**2 + y**2

@@ -7,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gftkit.anchor import FrozenAnchor
-from gftkit.config import AnchorShare, Config, Evaluate, Objective, Train
-from gftkit.contracts import Batch, Coupling, Dataset, Sampler, Schedule
-from gftkit.contracts import Path as ConditionalPath
-from gftkit.data import Order, Samples, Source
-from gftkit.devices import accelerator_of
-from gftkit.experiment import Experiment
-from gftkit.facts import Facts
-from gftkit.objective import Form
-from gftkit.pairing import Pairs
-from gftkit.registry import Registry
+from gftkit.data.description import Facts
+from gftkit.data.pairing import Pairs
+from gftkit.data.samples import Order, Samples, Source
+from gftkit.experiment.build import Experiment, Matching, Measurement
+from gftkit.experiment.networks import Networks
+from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule
+from gftkit.kernel.contracts import Path as ConditionalPath
+from gftkit.kernel.registry import Registry
+from gftkit.networks.anchor import FrozenAnchor
+from gftkit.runs.schema import AnchorShare, Config, Evaluate, Objective, Train
+from gftkit.runtime.devices import accelerator_of
 from gftkit.sampling.scheme import build_scheme
-from gftkit.steps import Steps
+from gftkit.theory.objective import Form
+from gftkit.training.steps import Steps
 from gftkit_verification.gaussian import GaussianFlow
 
 Build = Callable[..., Steps]
@@ -176,19 +177,14 @@ def trial(
     experiment = Experiment(
         config=config,
         facts=Facts(samples.event_shape, None, None),
-        drift=drift,
-        anchor=FrozenAnchor(pretrained or drift),
-        path=path,
-        schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
-        pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
-        weight=None,
-        source=source,
-        scheme=build_scheme(None, path, registry),
-        metrics=[],
-        final=[],
-        monitors=[],
-        training=nothing,
-        reference=nothing,
+        networks=Networks(drift, FrozenAnchor(pretrained or drift)),
+        matching=Matching(
+            path=path,
+            source=source,
+            pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
+            schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
+        ),
+        measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
         warnings=[],
     )
     return Steps(experiment, accelerator_of(torch.device(device).type))

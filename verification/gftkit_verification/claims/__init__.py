@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import gftkit
 
 if TYPE_CHECKING:
-    from gftkit.claims import Claim
-    from gftkit.registry import Registry
+    from gftkit.kernel.registry import Registry
+    from gftkit.verify.claims import Claim
 
 MODULES = (
     "broken",  # components that nothing else can be claimed about

@@ -8,13 +8,13 @@ from importlib.util import find_spec
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import objective
-from gftkit.adapters import Adapted, Adapters
-from gftkit.anchor import AdaptersOffAnchor, FrozenAnchor
-from gftkit.claims import Claim, exact
-from gftkit.contracts import Path
-from gftkit.objective import blended_loss, penalty_loss
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.anchor import AdaptersOffAnchor, FrozenAnchor
+from gftkit.theory import objective
+from gftkit.theory.objective import blended_loss, penalty_loss
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu, rho_of
 from gftkit_verification.beds.trials import LinearModel
 from gftkit_verification.claims.objective import (

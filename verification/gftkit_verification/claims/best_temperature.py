@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow as paths
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.objective import blend, retention, squared_norm
-from gftkit.predictions import best_temperature, error_with_noise
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow as paths
+from gftkit.theory.objective import blend, retention, squared_norm
+from gftkit.theory.predictions import best_temperature, error_with_noise
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.affine import drift_gap
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted

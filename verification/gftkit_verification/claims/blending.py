@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, order
-from gftkit.contracts import Drift, Solver
-from gftkit.registry import Registry
+from gftkit.generation.blending import Blended
+from gftkit.kernel.contracts import Drift, Solver
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
-from gftkit.sampling.blending import Blended
+from gftkit.verify.claims import Claim, order
 from gftkit_verification import affine
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Generator
 
-from gftkit.claims import Claim, exact
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.components import broken
 
 

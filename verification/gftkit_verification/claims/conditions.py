@@ -9,12 +9,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from gftkit import pairing
-from gftkit.claims import Claim, exact, statistical
-from gftkit.contracts import Batch, Coupling
-from gftkit.data import Order, Samples
-from gftkit.pairing import Pairs
-from gftkit.registry import Registry
+from gftkit.data import pairing
+from gftkit.data.pairing import Pairs
+from gftkit.data.samples import Order, Samples
+from gftkit.kernel.contracts import Batch, Coupling
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, exact, statistical
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.statistics import cross_fitted
 
@@ -159,7 +159,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "weight on the wrong term": partial(_untold, instead=Signed(1 / LIMIT, 1.0)),
             "a light weight": partial(_untold, instead=registry.create("coupling", NAME, weight=0.3)),
         },
-        f"{VALUES} conditions apart, {BATCHES} batches of {SIZE} pairs of gftkit.pairing.Pairs; weight {LIMIT:g}",
+        f"{VALUES} conditions apart, {BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs; weight {LIMIT:g}",
         f"coupling:{NAME}",
         seeds=2,
     )

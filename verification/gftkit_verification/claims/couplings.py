@@ -10,13 +10,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from gftkit import flow, objective, pairing
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.contracts import Coupling, Path, Solver
-from gftkit.data import Order, Samples, Source
-from gftkit.pairing import Pairs
-from gftkit.registry import Registry
+from gftkit.data import pairing
+from gftkit.data.pairing import Pairs
+from gftkit.data.samples import Order, Samples, Source
+from gftkit.kernel.contracts import Coupling, Path, Solver
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
+from gftkit.theory import flow, objective
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification import affine
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import Equation
@@ -382,7 +383,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "distance for its square": Assigned(lambda x0, x1: _assignment(torch.cdist(x1, x0))),
             "largest cost": Assigned(largest_cost),
         },
-        f"{BATCHES} batches of {SIZE} pairs of gftkit.pairing.Pairs",
+        f"{BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs",
         "coupling:independent",
         seeds=2,
     )

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow
-from gftkit.claims import Claim, Measurement, exact, order, statistical
-from gftkit.contracts import Drift, NoiseScale, Path
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Drift, NoiseScale, Path
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import StochasticPath
+from gftkit.theory import flow
+from gftkit.verify.claims import Claim, Measurement, exact, order, statistical
 from gftkit_verification.affine import bures_wasserstein
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu
@@ -251,7 +251,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         yield Claim(
             f"diffusion-range-{name}",
             "The noise scale g is >= 0 and finite on [0, 1], and of t's shape and type.",
-            "gftkit.contracts.NoiseScale",
+            "gftkit.kernel.contracts.NoiseScale",
             plain,
             out_of_range,
             exact(),

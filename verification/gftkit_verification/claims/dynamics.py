@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.objective import blend, blended_loss, penalty_loss, retention
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.theory.objective import blend, blended_loss, penalty_loss, retention
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import random_covariance

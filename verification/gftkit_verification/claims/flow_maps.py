@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow
-from gftkit.claims import Claim, exact
-from gftkit.contracts import Diffusion, Jump
-from gftkit.objective import squared_norm
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Diffusion, Jump
+from gftkit.kernel.registry import Registry
+from gftkit.networks.flow_map import jump, lagrangian_loss
 from gftkit.sampling import integrate
-from gftkit.sampling.flow_map import jump, lagrangian_loss
+from gftkit.theory import flow
+from gftkit.theory.objective import squared_norm
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import random_covariance
 from gftkit_verification.gaussian import GaussianFlow
@@ -22,9 +22,9 @@ COUNT = 40
 JUMPS = (1, 2, 5)
 
 Loss = Callable[[Any, Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, teacher, t, end, x) -> (batch,), as ``gftkit.sampling.flow_map.lagrangian_loss``."""
+"""(student, teacher, t, end, x) -> (batch,), as ``gftkit.networks.flow_map.lagrangian_loss``."""
 Jumping = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, t, end, x) -> x's shape, as ``gftkit.sampling.flow_map.jump``."""
+"""(student, t, end, x) -> x's shape, as ``gftkit.networks.flow_map.jump``."""
 
 
 class Exact:

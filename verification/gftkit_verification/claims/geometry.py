@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, exact
-from gftkit.contracts import Solver
 from gftkit.geometry import shape as geometry
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Solver
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow

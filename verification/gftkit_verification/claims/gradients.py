@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow as paths
-from gftkit.claims import Claim, Measurement, exact
-from gftkit.contracts import Path
-from gftkit.objective import blended_loss, penalty_loss, retention, squared_norm
-from gftkit.predictions import label_noise
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow as paths
+from gftkit.theory.objective import blended_loss, penalty_loss, retention, squared_norm
+from gftkit.theory.predictions import label_noise
+from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, retargeted

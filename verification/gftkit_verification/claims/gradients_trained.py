@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.config import Train
-from gftkit.objective import retention
-from gftkit.predictions import label_noise
-from gftkit.registry import Registry
-from gftkit.steps import Steps
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Train
+from gftkit.theory.objective import retention
+from gftkit.theory.predictions import label_noise
+from gftkit.training.steps import Steps
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Generator
 
-from gftkit.claims import Claim, exact
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.components import components
 
 STEPS = (1, 2, 3, 7, 50, 1000)
@@ -33,7 +33,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         yield Claim(
             f"grid-times-{name}",
             "N steps have N + 1 times, which increase from 0 to 1.",
-            "gftkit.contracts.TimeGrid",
+            "gftkit.kernel.contracts.TimeGrid",
             times,
             wrong,
             exact(),

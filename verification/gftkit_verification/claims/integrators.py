@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Measurement, order, statistical
-from gftkit.contracts import BrownianPath, Diffusion, Field, Integrator
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import BrownianPath, Diffusion, Field, Integrator
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
 from gftkit.sampling.noise import BLOCK, Drawn
+from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.beds.brownian import Changed, units
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import DIMENSION, Equation, Forced, Mixed, Scaled

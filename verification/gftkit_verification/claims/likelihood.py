@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Measurement, order, statistical
-from gftkit.contracts import Drift, Path, Solver
-from gftkit.registry import Registry
-from gftkit.sampling import likelihood
-from gftkit.sampling.likelihood import Density
+from gftkit.generation import likelihood
+from gftkit.generation.likelihood import Density
+from gftkit.kernel.contracts import Drift, Path, Solver
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, random_covariance

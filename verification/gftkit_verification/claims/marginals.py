@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from gftkit import objective, predictions
-from gftkit.claims import Claim, Line, Measurement, exact
-from gftkit.contracts import Path
-from gftkit.objective import squared_norm
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import objective, predictions
+from gftkit.theory.objective import squared_norm
+from gftkit.verify.claims import Claim, Line, Measurement, exact
 from gftkit_verification.affine import Blend, blended, bures_wasserstein, carried
 from gftkit_verification.beds.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
 from gftkit_verification.beds.problems import random_covariance

@@ -6,12 +6,13 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow, objective, statistics
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.contracts import Estimate, Path
-from gftkit.objective import retention
-from gftkit.registry import Registry
-from gftkit.statistics import Statistics
+from gftkit.kernel.contracts import Estimate, Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow, objective
+from gftkit.theory import gap as statistics
+from gftkit.theory.gap import Statistics
+from gftkit.theory.objective import retention
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification import memorisation
 from gftkit_verification.beds.moments import TEMPERATURES, on_cpu
 from gftkit_verification.empirical import EmpiricalFlow

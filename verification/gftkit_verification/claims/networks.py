@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import objective, predictions
-from gftkit.anchor import FrozenAnchor
-from gftkit.claims import Claim, Line, Measurement, order, statistical
-from gftkit.config import Train
-from gftkit.objective import squared_norm
-from gftkit.randomness import stream
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.networks.anchor import FrozenAnchor
+from gftkit.runs.schema import Train
+from gftkit.runtime.randomness import stream
 from gftkit.sampling.integrate import Grid, bind, diffusion_of, grid_of, trajectory
 from gftkit.sampling.noise import Drawn
-from gftkit.steps import Steps
+from gftkit.theory import objective, predictions
+from gftkit.theory.objective import squared_norm
+from gftkit.training.steps import Steps
+from gftkit.verify.claims import Claim, Line, Measurement, order, statistical
 from gftkit_verification.beds.moments import rho_of, seed_of
 from gftkit_verification.beds.problems import COUPLINGS
 from gftkit_verification.beds.statistics import cross_fitted

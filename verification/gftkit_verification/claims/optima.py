@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor
 
-from gftkit import objective
-from gftkit.claims import Claim, Line, Measurement, exact, order
-from gftkit.contracts import Path
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import objective
+from gftkit.verify.claims import Claim, Line, Measurement, exact, order
 from gftkit_verification import affine
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import TEMPERATURES, FineTune, fine_tunes, rho_of

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow
-from gftkit.claims import Claim, exact
-from gftkit.contracts import Path
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import DIMENSIONS, on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow

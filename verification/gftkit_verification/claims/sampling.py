@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow, objective, predictions
-from gftkit.claims import Claim, Line, Measurement, exact, order, statistical
-from gftkit.contracts import Drift, Path, Solver
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Drift, Path, Solver
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
+from gftkit.theory import flow, objective, predictions
+from gftkit.verify.claims import Claim, Line, Measurement, exact, order, statistical
 from gftkit_verification.beds.equations import Equation
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.beds.problems import COUPLINGS, drawn_flow, random_covariance, retargeted

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit import flow
-from gftkit.claims import Claim, Line, Measurement, order
-from gftkit.config import Train
-from gftkit.contracts import Coupling, Path, Solver
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Coupling, Path, Solver
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Train
 from gftkit.sampling import integrate
+from gftkit.theory import flow
+from gftkit.verify.claims import Claim, Line, Measurement, order
 from gftkit_verification import affine
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu, seed_of

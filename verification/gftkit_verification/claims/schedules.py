@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator
 
-from gftkit.claims import Claim, Measurement, exact
-from gftkit.contracts import Schedule
-from gftkit.objective import retention
-from gftkit.registry import Registry
-from gftkit.temperature import listens
+from gftkit.kernel.contracts import Schedule
+from gftkit.kernel.registry import Registry
+from gftkit.theory.objective import retention
+from gftkit.theory.temperature import listens
+from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.beds.components import components
 
 POINTS = 1000

@@ -7,11 +7,11 @@ from itertools import combinations
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, exact
-from gftkit.contracts import Path
-from gftkit.objective import penalty_loss, retention, shared_loss, squared_norm
-from gftkit.predictions import sharing_noise
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory.objective import penalty_loss, retention, shared_loss, squared_norm
+from gftkit.theory.predictions import sharing_noise
+from gftkit.verify.claims import Claim, exact
 from gftkit_verification.beds.moments import on_cpu
 from gftkit_verification.claims.gradients import (
     Problem,
@@ -24,7 +24,7 @@ from gftkit_verification.claims.gradients import (
 )
 
 SharedLoss = Callable[..., Tensor]
-"""(drift, target, anchor, chosen, share, temperature, weight) -> (batch,), as ``gftkit.objective.shared_loss``."""
+"""(drift, target, anchor, chosen, share, temperature, weight) -> (batch,), as ``gftkit.theory.shared_loss``."""
 
 BATCH = 4
 """Samples of which every subset is looked at."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.config import AnchorShare, Train
-from gftkit.objective import Form
-from gftkit.predictions import sharing_noise
-from gftkit.randomness import stream
-from gftkit.registry import Registry
-from gftkit.steps import Steps
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import AnchorShare, Train
+from gftkit.runtime.randomness import stream
+from gftkit.theory.objective import Form
+from gftkit.theory.predictions import sharing_noise
+from gftkit.training.steps import Steps
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.moments import on_cpu, rho_of, seed_of
 from gftkit_verification.beds.problems import drawn_flow

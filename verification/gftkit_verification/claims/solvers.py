@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Measurement, order, statistical
-from gftkit.contracts import Diffusion, Field, Integrator, Solver
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Diffusion, Field, Integrator, Solver
+from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
+from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.equations import DIMENSION, Equation, Forced, Mixed, Scaled
 from gftkit_verification.beds.moments import on_cpu

@@ -9,11 +9,11 @@ import torch
 from torch import Generator, Tensor
 from torch.special import ndtr
 
-from gftkit import flow, objective, predictions
-from gftkit.claims import Claim, Line, Measurement, exact, order
-from gftkit.contracts import Coupling, Path
-from gftkit.objective import squared_norm
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Coupling, Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow, objective, predictions
+from gftkit.theory.objective import squared_norm
+from gftkit.verify.claims import Claim, Line, Measurement, exact, order
 from gftkit_verification.affine import (
     NODES,
     Blend,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gftkit.claims import Claim, Line, Measurement, exact, order, statistical
-from gftkit.config import Train
-from gftkit.contracts import Schedule
-from gftkit.objective import blended_loss, penalty_loss, retention
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Schedule
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Train
+from gftkit.theory.objective import blended_loss, penalty_loss, retention
+from gftkit.verify.claims import Claim, Line, Measurement, exact, order, statistical
 from gftkit_verification.beds import slips
 from gftkit_verification.beds.components import components
 from gftkit_verification.beds.moments import on_cpu, seed_of

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gftkit import flow
-from gftkit.claims import Claim, Measurement, exact, statistical
-from gftkit.config import Config, Train
-from gftkit.contracts import Path
-from gftkit.objective import Form, retention
-from gftkit.registry import Registry
-from gftkit.steps import Steps
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.runs.schema import Config, Train
+from gftkit.theory import flow
+from gftkit.theory.objective import Form, retention
+from gftkit.training.steps import Steps
+from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.beds.moments import on_cpu, seed_of
 from gftkit_verification.beds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
 from gftkit_verification.beds.statistics import cross_fitted
@@ -207,7 +207,11 @@ def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None)
 
 
 def _on_path(change: type["Tampered"]) -> Build:
-    return tampered("experiment", lambda loop: replace(loop.experiment, path=change(loop.experiment.path)))
+    def changed(loop: Steps) -> Any:
+        matching = loop.experiment.matching
+        return replace(loop.experiment, matching=replace(matching, path=change(matching.path)))
+
+    return tampered("experiment", changed)
 
 
 def at_temperature(change: Callable[[float], float], form: Form | None = None) -> Build:
@@ -273,7 +277,7 @@ class _Velocity(Tampered):
 
 
 def _upper_half(loop: Steps) -> Callable[[int, Generator], Tensor]:
-    times, end = loop.times, flow.t_end(loop.experiment.path)
+    times, end = loop.times, flow.t_end(loop.experiment.matching.path)
     return lambda count, generator: (end + times(count, generator)) / 2
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from gftkit.claims import Claim
-from gftkit.registry import Registry
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim
 from gftkit_verification.claims.proofs import calculus, flows, squares
 
 

@@ -8,7 +8,7 @@ import torch
 from sympy.core.function import AppliedUndef
 from torch import Generator
 
-from gftkit.claims import Claim, Measurement, exact
+from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.beds.symbolic import Symbolic
 
 POINTS, DIGITS = 3, 30

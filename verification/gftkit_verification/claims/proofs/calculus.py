@@ -8,9 +8,9 @@ import sympy
 import torch
 from torch import Tensor
 
-from gftkit import flow, objective, predictions
-from gftkit.claims import Claim
-from gftkit.objective import squared_norm
+from gftkit.theory import flow, objective, predictions
+from gftkit.theory.objective import squared_norm
+from gftkit.verify.claims import Claim
 from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.proofs.algebra import BETA, PRE, RHO, TGT, G, T, only, proof
 

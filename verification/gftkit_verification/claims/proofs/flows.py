@@ -8,10 +8,10 @@ import sympy
 import torch
 from torch import Tensor
 
-from gftkit import flow
-from gftkit.claims import Claim
-from gftkit.contracts import Path
-from gftkit.registry import Registry
+from gftkit.kernel.contracts import Path
+from gftkit.kernel.registry import Registry
+from gftkit.theory import flow
+from gftkit.verify.claims import Claim
 from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.paths import WEIGHTS, Flow, scored, variants
 from gftkit_verification.claims.proofs.algebra import G, Residuals, T, only, proof

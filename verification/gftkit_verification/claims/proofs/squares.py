@@ -6,9 +6,9 @@ from typing import Any
 
 import sympy
 
-from gftkit import objective, predictions
-from gftkit.claims import Claim
-from gftkit.objective import squared_norm
+from gftkit.theory import objective, predictions
+from gftkit.theory.objective import squared_norm
+from gftkit.verify.claims import Claim
 from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.proofs.algebra import BETA, PRE, RHO, TGT, G, W, event, only, proof
 

@@ -1,0 +1,3 @@
+"""The command line `gft`."""
+
+from gftkit.cli.app import main as main

@@ -1,0 +1,147 @@
+"""``gft geometry`` and ``gft fit-grid``: what is measured along the trajectories of finished runs."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gftkit.cli.options import Device, Json, RunPath, WeightsName
+from gftkit.cli.output import table
+from gftkit.cli.sampling import weights_of
+
+Count = Annotated[int, typer.Option(help="Starts of trajectories.")]
+Fine = Annotated[int, typer.Option(help="Runge-Kutta steps of a fine trajectory.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starts, as in gft sample.")]
+
+
+def fit_grid(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write; a picture beside it ends in .png.")],
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Steps of a grid; may be repeated.  (default: 2, 4, 8)")
+    ] = None,
+    count: Count = 256,
+    fine_steps: Fine = 100,
+    seed: Seed = 0,
+    weights: WeightsName = "ema",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fit the times of a few Euler steps to a run's flow; equal steps are kept where they do no worse.
+
+    Sample with them by `gft sample RUN --steps 4 --grid '{name: fitted, file: FILE}'`.
+
+    Example: gft fit-grid runs/gft --steps 4 --steps 8 --out grid.yaml
+    """
+    from gftkit.api import Run
+    from gftkit.geometry.pictures import fitted_grids
+    from gftkit.geometry.time_grid import fit_run, write_grids
+    from gftkit.kernel.errors import ConfigError, RunError
+    from gftkit.recording.html import number
+    from gftkit.recording.pictures import write_png
+    from gftkit.runtime.environment import device_of
+    from gftkit.storage.documents import finite
+
+    if out.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        if path.exists() and not force:
+            raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+    opened = Run.open(run)
+    with _stages() as stage:
+        chosen = steps or [2, 4, 8]
+        fits, notes = fit_run(opened, chosen, count, fine_steps, seed, weights_of(weights), device_of(device), stage)
+    write_grids(out, fits, notes)
+    write_png(picture, fitted_grids(fits))
+    if as_json:
+        content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
+        print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
+        return
+    rows = [
+        (
+            str(fit.steps),
+            *(number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
+            fit.kept,
+            " ".join(f"{t:.3g}" for t in fit.times),
+        )
+        for fit in fits
+    ]
+    table(["steps", "uniform", "fitted", "gain", "kept", "times"], rows)
+    print(f"Distances are root mean squares of the whole event, as scaled in training. Written: {out}, {picture}")
+
+
+def geometry(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for geometry.json and geometry.png.")],
+    count: Count = 256,
+    tolerance: Annotated[
+        float, typer.Option(help="Relative error at t = 1 that solvers are to reach, a share of the samples' spread.")
+    ] = 0.05,
+    fine_steps: Fine = 100,
+    seed: Seed = 0,
+    weights: WeightsName = "ema",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is in --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure the geometry of runs' flows side by side: length, straightness, energy, acceleration, evaluations.
+
+    Example: gft geometry runs/plain runs/gft --out geometry
+    """
+    from gftkit.api import Run
+    from gftkit.geometry.motion import motion, rows
+    from gftkit.geometry.pictures import motions
+    from gftkit.geometry.tracing import flow_of
+    from gftkit.kernel.errors import RunError
+    from gftkit.recording.pictures import write_png
+    from gftkit.runtime.environment import device_of
+    from gftkit.storage.documents import finite, write_json
+
+    files = out / "geometry.json", out / "geometry.png"
+    for path in files:
+        if path.exists() and not force:
+            raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file. Choose a folder for --out.")
+    names = [folder.resolve().name for folder in runs]
+    names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
+    chosen, where = weights_of(weights), device_of(device)
+    flows = {
+        name: flow_of(Run.open(folder), 0, count, seed, chosen, where) for name, folder in zip(names, runs, strict=True)
+    }
+    found = {}
+    with _stages() as stage:
+        for name, flow in flows.items():
+
+            def told(text: str, name: str = name) -> None:
+                stage(f"{name}: {text}")
+
+            found[name] = motion(flow, tolerance, fine_steps, seed, told)
+    notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
+    content = {**notes, "runs": {name: each.to_dict() for name, each in found.items()}}
+    write_json(files[0], content)
+    write_png(files[1], motions(found, tolerance))
+    if as_json:
+        print(json.dumps(finite(content), indent=2))
+        return
+    table(["measure", *found], rows(list(found.values())))
+    print(f"{count} trajectories, as scaled in training; evaluations to a relative error of {tolerance:g} at t = 1.")
+    print(f"Written: {files[0]}, {files[1]}")
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """A spinner that tells what is being measured; on a terminal only."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda text: progress.update(task, description=text)

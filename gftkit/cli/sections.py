@@ -1,0 +1,45 @@
+"""The keys of a configuration and of its sections: for ``gft keys`` and the tables of the documentation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gftkit.kernel.errors import unknown
+from gftkit.kernel.kinds import KINDS
+from gftkit.kernel.options import Option, options_of
+from gftkit.networks.adapters import Adapters
+from gftkit.networks.convention import Convention
+from gftkit.recording.trackers import TRACKERS
+from gftkit.runs.schema import Config, Evaluate, Objective, Train
+from gftkit.study.plan import Definition, Group, Study
+
+SECTIONS: Mapping[str, Any] = {
+    "train": Train,
+    "objective": Objective,
+    "evaluate": Evaluate,
+    "adapters": Adapters,
+    "convention": Convention,
+    "study": Study,
+    "group": Group,
+    "method": Definition,
+    **TRACKERS,
+}
+"""What holds keys of its own, beside the components: parts of a configuration, foreign drifts, trackers, studies."""
+
+
+def keys(section: str | None = None) -> dict[str, Option]:
+    """The keys of a section by name; without one those of a whole configuration.
+
+    Raises:
+        UnknownNameError: for what is no section.
+
+    Example:
+        >>> keys("objective")["form"].default
+        'blended'
+    """
+    if section is None:
+        return {name: option for name, option in options_of(Config, "the configuration").items() if name != "kind"}
+    if section not in SECTIONS:
+        kind = {"data": "dataset", "source": "dataset", "monitors": "monitor"}.get(section, section)
+        hint = f"For the options of a component: `gft plugins show {kind} NAME`." if kind in KINDS else ""
+        raise unknown("section", section, SECTIONS, hint)
+    return options_of(SECTIONS[section], section)

@@ -1,0 +1,17 @@
+"""Data sets: samples, their order and pairs, their conditions and parts."""
+
+from gftkit.data.blocks import SHUFFLE_BUFFER as SHUFFLE_BUFFER
+from gftkit.data.conditions import LABEL as LABEL, names as names
+from gftkit.data.description import Facts as Facts
+from gftkit.data.pairing import Pairs as Pairs, Within as Within, pair as pair
+from gftkit.data.prefetch import Batches as Batches, ahead as ahead
+from gftkit.data.samples import (
+    Order as Order,
+    Samples as Samples,
+    Scaling as Scaling,
+    Source as Source,
+    classes_of as classes_of,
+    condition_shapes_of as condition_shapes_of,
+    permuted as permuted,
+    source_of as source_of,
+)

@@ -1,0 +1,10 @@
+"""Standard errors, confidence intervals and the stability of curves."""
+
+from gftkit.estimation.intervals import (
+    log_normal as log_normal,
+    percentiles as percentiles,
+    proportion as proportion,
+    weights as weights,
+)
+from gftkit.estimation.jackknife import GROUPS as GROUPS, jackknives as jackknives
+from gftkit.estimation.stability import WINDOW as WINDOW, stability_of as stability_of

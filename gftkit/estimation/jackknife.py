@@ -1,0 +1,76 @@
+"""Standard errors of any smooth statistic, by leaving out groups of samples."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from gftkit.kernel.contracts import Estimate
+
+GROUPS = 20
+"""Default number of groups."""
+
+
+def jackknife(
+    statistic: Callable[..., float], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
+) -> Estimate:
+    """A statistic of one or several independent samples, with its delete-a-group standard error.
+
+    Each sample is cut at random into G groups of equal size (up to one). With theta_g the statistic without group g of
+    every sample, stderr^2 = (G - 1)/G sum_g (theta_g - mean theta)^2. The value is the statistic of the whole samples,
+    not corrected for bias.
+
+    Valid for independent draws and statistics that are smooth in the empirical law: means, covariances and what is
+    differentiable in them; not for quantiles or extremes. The standard error is itself known to a share of
+    1/sqrt(2 (G - 1)) only, 16 % for 20 groups. It errs upwards on average, by up to sqrt(2) for a statistic without a
+    linear part, such as a distance between two samples of one law.
+
+    Args:
+        statistic: called with as many tensors as there are samples. Give ``torch.arange(n)`` as a sample to get the
+            indices that are kept: for statistics of matrices that are computed once.
+        samples: tensors whose first dimension counts draws.
+        generator: assigns the groups; on the CPU.
+        groups: G, from 2 to the size of the smallest sample.
+
+    Raises:
+        ValueError: for fewer than 2 groups, or a sample with fewer draws than groups.
+
+    Reference: Efron and Tibshirani (1993), An Introduction to the Bootstrap, Eq. 11.5; Kott (2001), The delete-a-group
+        jackknife, Journal of Official Statistics 17, 521-526.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 6.0])
+        >>> estimate = jackknife(lambda kept: float(kept.mean()), [x], torch.Generator(), groups=3)
+        >>> round(estimate.value, 3), round(estimate.stderr, 3), round(float(x.std() / 3**0.5), 3)
+        (3.0, 1.528, 1.528)
+    """
+    return jackknives(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
+
+
+def jackknives(
+    statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
+) -> list[Estimate]:
+    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife``.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0, 6.0])
+        >>> found = jackknives(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
+        >>> [round(estimate.stderr, 3) for estimate in found]
+        [1.528, 0.0]
+    """
+    smallest = min(map(len, samples))
+    if groups < 2 or smallest < groups:
+        raise ValueError(
+            f"a standard error by {groups} groups wants at least 2 groups and at least as many samples as groups, "
+            f"got {smallest} samples. Make more samples, or hold out more data."
+        )
+    members = [torch.randperm(len(sample), generator=generator) % groups for sample in samples]
+    left_out = torch.tensor(
+        [
+            statistics(*(sample[member != group] for sample, member in zip(samples, members, strict=True)))
+            for group in range(groups)
+        ],
+        dtype=torch.float64,
+    )
+    errors = ((groups - 1) / groups * (left_out - left_out.mean(0)).square().sum(0)).sqrt().tolist()
+    return [Estimate(float(value), error) for value, error in zip(statistics(*samples), errors, strict=True)]

@@ -1,0 +1,112 @@
+"""A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gftkit.data import conditions
+from gftkit.data.samples import Source
+from gftkit.kernel.contracts import Batch, Drift, Path
+from gftkit.runtime.randomness import stream
+from gftkit.sampling.integrate import generate, grid_of
+from gftkit.sampling.scheme import Scheme
+from gftkit.theory import flow
+
+
+class Evaluation:
+    """What a metric sees of a model. Everything is on the CPU and scaled as in training, unless said otherwise.
+
+    The source samples and the solver's noise depend on ``seed`` only: two models, or one at two steps of its
+    training, are compared by common random numbers.
+
+    Args:
+        drift: the trained drift, on ``device``, under guidance where that was asked for.
+        path: the path it was trained on.
+        scheme: how it is sampled; its number of steps is used where a metric doesn't choose its own.
+        source: draws source samples.
+        reference: held-out data.
+        count: how many samples to make.
+        seed: of the source samples and the solver's noise.
+        device: where the drift is evaluated.
+        training: data it was trained on, or None.
+        anchor: the pretrained drift, or None.
+        history: lines of the run's metrics so far.
+        batch_size: samples integrated at once.
+        held_out: whether the reference is data that it wasn't trained on.
+        inherited: gives at most so many samples of what the pretrained run was trained on, None where there is none.
+    """
+
+    def __init__(
+        self,
+        drift: Drift,
+        path: Path,
+        scheme: Scheme,
+        source: Source,
+        reference: Batch,
+        count: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        training: Batch | None = None,
+        anchor: Drift | None = None,
+        history: Sequence[Mapping[str, Any]] = (),
+        batch_size: int = 500,
+        held_out: bool = False,
+        inherited: Callable[[int], Batch] | None = None,
+    ) -> None:
+        scheme.check(path)
+        self._equation = scheme.equation(drift, path)
+        self.drift, self.anchor = drift, anchor
+        self.path, self.scheme, self.steps = path, scheme, scheme.steps
+        self.reference, self.training = reference, training
+        self.history = history
+        self.held_out, self.inherited = held_out, inherited
+        self.count, self.seed = count, seed
+        self._source, self._device, self._batch_size = source, torch.device(device), batch_size
+        self._samples: dict[int, Tensor] = {}
+
+    def samples(self, steps: int | None = None) -> Tensor:
+        """(count, *event): generated samples, made once for each number of steps.
+
+        Raises:
+            DivergenceError: where a sample is not finite.
+        """
+        steps = steps or self.steps
+        if steps not in self._samples:
+            self._samples[steps] = self._integrate(steps, self.count, whole=False)
+        return self._samples[steps]
+
+    def trajectory(self, steps: int | None = None, count: int = 250) -> Tensor:
+        """(times, count, *event): the states of the first ``count`` samples, from source to data."""
+        return self._integrate(steps or self.steps, min(count, self.count), whole=True)
+
+    def times(self, steps: int | None = None) -> tuple[float, ...]:
+        """The times of ``trajectory``'s states, from 0 to 1."""
+        grid = grid_of(self._equation[1], steps or self.steps, self.scheme.spacing)
+        return grid.times if grid.closing is None else (*grid.times, 1.0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is added on the way."""
+        return flow.is_stochastic(self._equation[1])
+
+    def conditions(self, count: int) -> dict[str, Tensor]:
+        """What the drift is given for its first ``count`` samples: the conditions of random reference data."""
+        generator = stream(self.seed, "labels")
+        chosen = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
+        return conditions.of(self.drift, self.reference[chosen])
+
+    def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
+        """Samples or trajectories; noise and start don't depend on ``steps``."""
+        return generate(
+            *self._equation,
+            self.scheme.solver,
+            steps,
+            self._source(self.count, stream(self.seed, "source"))[:count],
+            stream(self.seed, "solver", device=self._device),
+            self.conditions(count),
+            self._batch_size,
+            whole,
+            spacing=self.scheme.spacing,
+        )

@@ -1,0 +1,286 @@
+"""Everything that a configuration names, built and checked against each other, before any work is done.
+
+Four stages, each giving one small object: data, networks, what the loss is made of, what is measured.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gftkit.data import conditions
+from gftkit.data.description import Facts
+from gftkit.data.pairing import Pairs
+from gftkit.data.samples import Order, Samples, Source
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import Metrics, Scope, check
+from gftkit.experiment.building import build_metrics, build_source, scheme_of
+from gftkit.experiment.checks import check_labels, check_same_path, check_student, inherit, scale_warnings
+from gftkit.experiment.networks import Builder, Networks
+from gftkit.experiment.restore import training_data
+from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.registry import Registry
+from gftkit.networks.flow_map import check_jumps
+from gftkit.networks.guidance import check_guidance, guided
+from gftkit.runs.folder import RunFolder, is_run
+from gftkit.runs.resolve import Resolution
+from gftkit.runs.schema import Config
+from gftkit.runtime.randomness import stream
+from gftkit.sampling.scheme import Scheme
+from gftkit.sampling.stochastic import check_unpaired
+from gftkit.theory.temperature import check_schedule
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What the loss of a step is made of.
+
+    Attributes:
+        path: the conditional path.
+        source: draws x0.
+        pairs: of x0 and x1, by step.
+        weight: w(t); None for 1.
+        schedule: the temperature; None where there is none.
+        stop: the rule that may end the run.
+    """
+
+    path: Path
+    source: Source
+    pairs: Pairs
+    weight: Callable[[Tensor], Tensor] | None = None
+    schedule: Schedule | None = None
+    stop: StoppingRule | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured along a run, and on what.
+
+    Attributes:
+        scheme: how samples are made.
+        metrics: along the run.
+        final: at its ends, those along the run among them.
+        monitors: beside the run, by name.
+        training: samples of the training data, scaled.
+        reference: what samples are compared with, scaled.
+        inherited: at most so many samples of the pretrained run's data; None where there is no such run.
+    """
+
+    scheme: Scheme
+    metrics: Metrics
+    final: Metrics
+    monitors: list[tuple[str, Monitor]]
+    training: Batch
+    reference: Batch
+    inherited: Callable[[int], Batch] | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The components of a run, and the data in the form that training and metrics use.
+
+    Attributes:
+        config: the configuration that names them.
+        facts: of the data.
+        networks: drift, anchor and adapters.
+        matching: what the loss is made of.
+        measurement: what is measured.
+        warnings: for the user, one sentence each.
+    """
+
+    config: Config
+    facts: Facts
+    networks: Networks
+    matching: Matching
+    measurement: Measurement
+    warnings: list[str]
+
+    def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
+        """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
+        measurement = self.measurement
+        return Evaluation(
+            guided(drift, self.config.evaluate.guidance),
+            self.matching.path,
+            measurement.scheme,
+            self.matching.source,
+            measurement.reference,
+            self.config.evaluate.count,
+            seed=self.config.seed,
+            device=device,
+            training=measurement.training,
+            anchor=self.networks.anchor,
+            history=history,
+            held_out=self.config.evaluate.data is not None,
+            inherited=measurement.inherited,
+        )
+
+
+class _Data(NamedTuple):
+    """The data sets of a run, and what is known about them."""
+
+    training: Samples
+    reference: Samples
+    facts: Facts
+    parent: RunFolder | None
+
+
+def build(config: Config | Resolution, registry: Registry) -> Experiment:
+    """Build every component of a configuration.
+
+    Args:
+        config: resolved. From a ``Resolution`` what was opened and built with it is taken, and not made again.
+        registry: components.
+
+    Raises:
+        GftkitError: naming what doesn't fit, before anything is written.
+    """
+    resolution = config if isinstance(config, Resolution) else _opened(config, registry)
+    config = resolution.config
+    training = Samples(registry.build("dataset", config.data, "data"), "data")
+    path: Path = registry.build("path", config.path)
+    coupling: Coupling = registry.build("coupling", config.coupling)
+    source = build_source(config.source, training.event_shape, registry)
+    guidance = config.evaluate.guidance
+    scheme = scheme_of(config, config.evaluate.solver, path, registry, guidance, coupling)
+    data = _build_data(config, training, resolution.parent, path, registry)
+    networks, notes = _build_networks(config, data, path, coupling, scheme, registry)
+    notes += _check_conditions(config, networks.drift, data)
+    measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
+    facts = replace(data.facts, paired=measurement.training.x0 is not None)
+    check_unpaired(scheme.diffusion, facts.paired)
+    named = tuple(name for name in conditions.names(networks.drift) if name != conditions.LABEL)
+    if not facts.paired:
+        notes += conditions.check_coupling(coupling, config.coupling["name"], named)
+    if config.schedule is not None and resolution.schedule is not None:
+        notes += check_schedule(resolution.schedule, config.schedule["name"], config.train.steps)
+    train = config.train
+    assert train.pairing_batch is not None  # filled in where the configuration was resolved
+    pairs = Pairs(
+        Order(data.training, config.seed, train.shuffle_buffer),
+        source,
+        coupling,
+        train.batch_size,
+        train.pairing_batch,
+        config.seed,
+        within_labels=conditions.LABEL in conditions.names(networks.drift),
+        conditions=named,
+    )
+    weight = _weight(config.objective.weight)
+    matching = Matching(path, source, pairs, weight, resolution.schedule, resolution.stop)
+    notes += scale_warnings(config, measurement.training, data.training, data.parent)
+    return Experiment(config, facts, networks, matching, measurement, notes)
+
+
+def _opened(config: Config, registry: Registry) -> Resolution:
+    """A configuration that is resolved already, with its run opened, and its schedule and stopping rule built."""
+    source = config.pretrained
+    return Resolution(
+        config,
+        [],
+        RunFolder.open(source, registry) if source is not None and is_run(source) else None,
+        None if config.schedule is None else registry.build("schedule", config.schedule),
+        None if config.stop is None else registry.build("stop", config.stop),
+    )
+
+
+def _build_data(config: Config, training: Samples, parent: RunFolder | None, path: Path, registry: Registry) -> _Data:
+    """The held-out data beside the training data, both checked against the pretrained run."""
+    facts = Facts(training.event_shape, training.classes, training.scaling.range, training.condition_shapes)
+    reference = training
+    if config.evaluate.data is not None:
+        held_out = registry.build("dataset", config.evaluate.data, "evaluate.data")
+        reference = Samples(held_out, "evaluate.data", facts.event_shape, facts.condition_shapes)
+    if parent is not None:
+        facts = inherit(facts, parent)
+        check_same_path(path, config, parent)
+    return _Data(training, reference, facts, parent)
+
+
+def _build_networks(
+    config: Config, data: _Data, path: Path, coupling: Coupling, scheme: Scheme, registry: Registry
+) -> tuple[Networks, list[str]]:
+    """The networks of a run, and what to tell the user about them."""
+    torch.manual_seed(config.seed)  # new weights are drawn from torch's global generator
+    builder = Builder(config, registry, path, coupling)
+    start = builder.own(data.facts, data.parent)
+    check_student(start.drift, config)
+    check_jumps(scheme.solver, guided(start.drift, config.evaluate.guidance))
+    if config.kind == "pretrain":
+        return Networks(start.drift), [*start.notes]
+    networks, notes = builder.tuned(start, data.facts, data.parent)
+    return networks, [*start.notes, *notes]
+
+
+def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str]:
+    """Refuse data whose conditions the drift can't use; give what to tell the user about dropping them.
+
+    Raises:
+        DataError: for labels that are missing, or beyond those that the drift knows.
+        ConfigError: for conditions that the drift isn't given, or can't be without.
+    """
+    used = conditions.names(drift)
+    if conditions.LABEL in used:
+        for samples in (data.training, data.reference):
+            check_labels(samples, data.facts)
+    if extra := [name for name in data.facts.condition_shapes if name not in used]:
+        raise ConfigError(
+            f"data: the drift '{config.drift['name']}' isn't given the condition {', '.join(map(repr, extra))}, which "
+            f"the data bring. Name it in the drift's `conditions`, or leave it out of the data's."
+        )
+    dropout, guidance = config.train.condition_dropout, config.evaluate.guidance
+    if dropout > 0:
+        conditions.check_null(drift, config.drift["name"], "train.condition_dropout")
+    check_guidance(guidance, drift, dropout, "evaluate.guidance")
+    before = 0.0 if data.parent is None else data.parent.config.train.condition_dropout
+    if before == 0 or dropout > 0:
+        return []
+    return [
+        f"train.condition_dropout is 0, and the pretrained run's was {before:g}: "
+        f"the drift without conditions isn't fine-tuned, and samples can't be guided."
+    ]
+
+
+def build_measurement(
+    config: Config,
+    training: Samples,
+    reference: Samples,
+    scheme: Scheme,
+    registry: Registry,
+    parent: RunFolder | None,
+) -> Measurement:
+    """Build what a configuration measures, and draw the samples that it is measured on.
+
+    Args:
+        config: the configuration.
+        training: the data that the run is trained on.
+        reference: what samples are compared with.
+        scheme: how samples are made.
+        registry: components.
+        parent: the pretrained run, where there is one.
+
+    Raises:
+        ConfigError: for a metric that can't measure this.
+    """
+    places: Sequence[tuple[str, Any]] = [(f"monitors[{index}]", spec) for index, spec in enumerate(config.monitors)]
+    monitors = [(spec["name"], registry.build("monitor", spec, place)) for place, spec in places]
+    count = config.evaluate.count
+    trained = training.some(count, stream(config.seed, "training"))
+    metrics, final = build_metrics(config.evaluate, registry)
+    compared = reference.some(count, stream(config.seed, "reference"))
+    held_out = config.evaluate.data is not None
+    check(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
+    inherited = None if parent is None else partial(training_data, parent)
+    return Measurement(scheme, metrics, final, monitors, trained, compared, inherited)
+
+
+def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
+    """The objective's weight as a function of t; None for one, which costs nothing."""
+    if text.strip() == "1":
+        return None
+    from gftkit.theory import expression  # loads sympy, which few runs need
+
+    return expression.function(expression.parse(text))

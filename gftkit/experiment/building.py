@@ -1,0 +1,132 @@
+"""The components that a configuration names, built."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gftkit.data import conditions
+from gftkit.data.description import Facts
+from gftkit.data.samples import Samples, Source, source_of
+from gftkit.evaluation.metrics import Metrics
+from gftkit.kernel.contracts import Coupling, Path
+from gftkit.kernel.errors import ConfigError, GftkitError
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Registry, Spec
+from gftkit.networks.adapters import Adapted
+from gftkit.networks.foreign import ForeignDrift, own_network
+from gftkit.runs.schema import DEFAULTS, Config, Evaluate
+from gftkit.runtime.randomness import stream
+from gftkit.sampling.scheme import Scheme, build_scheme
+from gftkit.sampling.stochastic import check_known_score
+
+
+def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
+    """The network of a config, tried once on zeros.
+
+    Raises:
+        ConfigError: where its output isn't of its input's shape.
+    """
+    drift: nn.Module = registry.build(
+        "drift",
+        spec,
+        event_shape=facts.event_shape,
+        classes=facts.classes,
+        condition_shapes=facts.condition_shapes,
+        path=path,
+    )
+    drift.eval()
+    x = torch.zeros(2, *facts.event_shape)
+    try:
+        with torch.no_grad():
+            out = _tried(drift, facts)
+    except GftkitError as error:
+        raise ConfigError(f"drift '{spec['name']}' on a batch of shape {tuple(x.shape)}: {error}") from error
+    except Exception as error:
+        cure = "`gft --debug` shows where."
+        if isinstance(drift, ForeignDrift):
+            cure = (
+                f"Check drift.options and convention.call ('{drift.convention.call}'): `gft inspect` finds out how a "
+                f"network is called. {cure}"
+            )
+        raise ConfigError(
+            f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}\n"
+            f"{cure}"
+        ) from error
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"drift '{spec['name']}': wanted an output of its input's shape {tuple(x.shape)}, got {came}. "
+            f"A drift maps (batch, *event) to (batch, *event)."
+        )
+    return drift
+
+
+def _tried(drift: nn.Module, facts: Facts) -> Any:
+    """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
+    given = facts.zeros(conditions.names(drift), 2)
+    at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
+    drift(*at, **conditions.without(drift, given))
+    return drift(*at, **given)
+
+
+def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
+    """Put the adapters of a configuration into its pretrained drift: of one configuration always the same.
+
+    Raises:
+        ConfigError: for layers that can't be adapted.
+    """
+    assert config.adapters is not None
+    run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
+    return Adapted(drift, config.adapters, run, generator, own_network(drift))
+
+
+def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:
+    """The source of a config."""
+    return source_of(Samples(registry.build("dataset", spec, "source", event_shape=event_shape), "source", event_shape))
+
+
+def is_standard_normal(source: Spec, registry: Registry) -> bool:
+    """Whether a source is N(0, I): the default one."""
+    return plain(source) == plain(registry.resolve("dataset", DEFAULTS["source"], "source"))
+
+
+def scheme_of(
+    config: Config,
+    spec: Spec | None,
+    path: Path,
+    registry: Registry,
+    guidance: float = 1,
+    coupling: Coupling | None = None,
+) -> Scheme:
+    """Build the scheme by which a configuration's flow is sampled.
+
+    Args:
+        config: the configuration.
+        spec: of the solver, with its steps, grid and diffusion; None for the default one.
+        path: of the run.
+        registry: components.
+        guidance: scale of classifier-free guidance.
+        coupling: of the run; built where it is needed and isn't given.
+
+    Raises:
+        ConfigError: for noise that needs a score where none is known, and a solver that doesn't solve this flow.
+    """
+    scheme = build_scheme(spec, path, registry)
+    if scheme.diffusion is not None:
+        coupling = coupling or registry.build("coupling", config.coupling)
+        check_known_score(path, coupling, is_standard_normal(config.source, registry), guidance)
+    scheme.check(path)
+    return scheme
+
+
+def build_metrics(evaluate: Evaluate, registry: Registry) -> tuple[Metrics, Metrics]:
+    """The metrics of a section ``evaluate``, each with its place: those along a run, and those at its ends too."""
+
+    def built(key: str, specs: Iterable[Any]) -> Metrics:
+        places = [(f"evaluate.{key}[{index}]", spec) for index, spec in enumerate(specs)]
+        return [(place, registry.build("metric", spec, place)) for place, spec in places]
+
+    along = built("metrics", evaluate.metrics or [])
+    return along, [*along, *built("ends", evaluate.ends)]

@@ -1,0 +1,160 @@
+"""Refusals: components and data of a run that do not fit together."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from gftkit.data.description import Facts
+from gftkit.data.samples import Samples
+from gftkit.experiment.building import is_standard_normal
+from gftkit.kernel.contracts import Batch, Coupling, Path
+from gftkit.kernel.errors import ConfigError, DataError
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Registry, Spec
+from gftkit.networks.flow_map import is_flow_map
+from gftkit.networks.foreign import ForeignDrift, check_score
+from gftkit.runs.folder import RunFolder
+from gftkit.runs.schema import Config
+from gftkit.theory import flow
+
+LARGE = 20.0
+"""Root mean square that passes without a warning in pretraining."""
+
+FAR_OUTSIDE = 3.0
+"""Largest value that passes without a warning for a drift trained on [-1, 1]."""
+
+
+def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFolder | None) -> list[str]:
+    """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside.
+
+    Also where a new drift would have to learn values far from size 1.
+    """
+    if config.kind == "pretrain":
+        size = float(training.x1.double().square().mean().sqrt())
+        if size <= LARGE:
+            return []
+        return [
+            f"data: values of size {size:.3g} (root mean square), and drifts are made for size 1: the loss starts near "
+            f"{size**2:.1g}, and training is slow or fails. Bring the values to [-1, 1] or to variance 1 first: those "
+            f"of images in 0 to 255, say, by x / 127.5 - 1."
+        ]
+    if parent is None or parent.facts.range is None or data.scaling.range is not None:
+        return []
+    largest = float(training.x1.abs().max())
+    if largest <= FAR_OUTSIDE:
+        return []
+    return [
+        f"data: the pretrained drift knows values in [-1, 1], and these go to {largest:.4g}; data without a range are "
+        f"never rescaled. Bring them to [-1, 1] yourself."
+    ]
+
+
+def inherit(facts: Facts, parent: RunFolder) -> Facts:
+    """The data's facts, with as many classes as the pretrained drift knows."""
+    before = parent.facts
+    if before.event_shape != facts.event_shape:
+        raise DataError(
+            f"data: wanted samples of shape {before.event_shape}, as the pretrained run {parent.folder} has, got "
+            f"{facts.event_shape}. Resize or crop them (image sets take `size`)."
+        )
+    changed = [
+        f"'{name}' of shape {shape}, got {facts.condition_shapes.get(name, 'none')}"
+        for name, shape in before.condition_shapes.items()
+        if facts.condition_shapes.get(name) != shape
+    ]
+    if changed:
+        raise DataError(
+            f"data: wanted the conditions that the pretrained run {parent.folder} has: {'; '.join(changed)}. "
+            f"Give every sample these conditions."
+        )
+    return replace(facts, classes=before.classes or facts.classes)
+
+
+def check_labels(samples: Samples, facts: Facts) -> None:
+    """Refuse data whose labels a conditional drift can't use; of a part of a data set only its own labels count.
+
+    Raises:
+        DataError: for data without labels, or with a label beyond the classes that the drift was made for.
+    """
+    labels = getattr(samples.data, "labels", None)
+    wanted = samples.classes if labels is None else int(labels.max()) + 1
+    if wanted is None:
+        raise DataError(
+            f"{samples.where}: the drift is conditional and the data have no labels. Give labels, or another drift."
+        )
+    if facts.classes is not None and wanted > facts.classes:
+        raise DataError(
+            f"{samples.where}: labels up to {wanted - 1}, and the drift knows {facts.classes} classes. Choose those "
+            f"with `classes`, or train a drift on all of them."
+        )
+
+
+def check_same_path(path: Path, config: Config, parent: RunFolder, key: str = "pretrained") -> None:
+    """Refuse a path or diffusion that differs from the anchor's: the blend of two such drifts means nothing.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if plain(config.path) == plain(parent.config.path):
+        return
+    differs = differences(path, parent.registry.build("path", parent.config.path))
+    if differs:
+        raise ConfigError(
+            f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "
+            f"Its anchor is the drift of another process, and a blend of the two would end in neither law. "
+            f"Leave `path` out to inherit it, or pretrain on this path."
+        )
+
+
+def differences(path: Path, other: Path) -> list[str]:
+    """What two paths differ in."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    one, two = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, other))
+    names = ("sigma", "alpha", "gamma", "diffusion g")
+    return [name for name, a, b in zip(names, one, two, strict=True) if not torch.allclose(a, b)]
+
+
+def check_student(drift: nn.Module, config: Config) -> None:
+    """Refuse a network that a distillation can't train, and a flow map anywhere else.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if config.kind != "distill":
+        if is_flow_map(drift):
+            raise ConfigError(
+                f"drift: '{config.drift['name']}' is a flow map, which only `gft distill` trains. Pretrain or "
+                f"fine-tune the network that it wraps, then distil that run."
+            )
+        return
+    if not is_flow_map(drift):
+        raise ConfigError(
+            f"drift: a distillation wants a flow map, and '{config.drift['name']}' isn't told the end of a jump. Leave "
+            f"`drift` out, or give {{name: flow-map}}."
+        )
+
+
+def check_convention(
+    drift: ForeignDrift, spec: Spec, path: Path, coupling: Coupling, config: Config, registry: Registry
+) -> None:
+    """Refuse a network whose convention contradicts the run.
+
+    Raises:
+        ConfigError: for another path than the network's, or a score that doesn't tell the velocity here.
+    """
+    named = drift.convention.path
+    trained = (
+        [("drift.convention.path", named, registry.build("path", named, "drift.convention.path"))] if named else []
+    )
+    if "path" in spec:
+        trained.append(("drift.path", spec["path"], drift.path))
+    for where, of, other in trained:
+        differs = differences(path, other)
+        if differs:
+            raise ConfigError(
+                f"{where}: the network was trained on {of}, and the run's path {config.path} differs in "
+                f"{', '.join(differs)}. Give the run the network's path, or correct the convention."
+            )
+    normal = is_standard_normal(config.source, registry)
+    check_score(drift.convention, getattr(coupling, "independent", False), normal)

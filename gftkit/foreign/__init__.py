@@ -1,1 +1,0 @@
-"""Networks from elsewhere: their convention, a drift that follows it, and their weights from files."""

@@ -1,0 +1,95 @@
+"""Animated pictures of trajectories: states from noise to data."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.recording import pictures
+from gftkit.storage.files import write_atomically
+
+FORMATS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
+FRAMES = 60
+"""At most; of more states, as many are chosen evenly."""
+FRAME, LAST = 80, 1500
+"""Milliseconds that a frame is shown, and the last one."""
+IMAGES, POINTS = 36, 500
+"""How many samples are shown, at most."""
+
+
+def check_animation(path: Path, force: bool) -> None:
+    """Refuse a target before any work is done.
+
+    Raises:
+        ConfigError: for an unknown suffix.
+        RunError: where something stands there and ``force`` is not set.
+    """
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"--trajectory {path}: wanted {', '.join(FORMATS)}, got '{path.suffix}'.")
+    if path.exists() and not force:
+        raise RunError(f"{path} exists. Choose another --trajectory, or overwrite it with --force.")
+
+
+def shown(event_shape: tuple[int, ...]) -> int:
+    """How many samples an animation of such events shows, at most."""
+    points = math.prod(event_shape) == 1 or len(event_shape) == 1
+    return POINTS if points else IMAGES
+
+
+def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]:
+    """Pictures of the states, (times, n, *event), in order, each (rows, columns, 3) of uint8.
+
+    Images are a grid, each in black and white's values ``span`` or those of the last state; other events as
+    ``pictures.samples`` draws them, on axes that hold all states.
+    """
+    chosen = torch.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().long()
+    states, last = states[chosen].float(), states[-1].float()
+    span = span or (float(last.min()), float(last.max()))
+    if pictures.is_image(last.shape[1:]):
+        scale = max(1, 32 // last.shape[-1])
+        sheets = [pictures.grid(state, span) for state in states]
+        return [sheet.repeat(scale, axis=0).repeat(scale, axis=1) for sheet in sheets]
+    return _drawn(states, span)
+
+
+def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
+    figure = Figure(figsize=(4, 4), dpi=90)  # no layout that moves the axes from frame to frame
+    canvas, axis = FigureCanvasAgg(figure), figure.subplots()
+    components = pictures.components(states[-1])
+    limits = None
+    found = []
+    # The whole first, for axes that hold every state.
+    for state in (states.flatten(0, 1), *states):
+        axis.clear()
+        if limits is not None:
+            axis.set(xlim=limits[0], ylim=limits[1], autoscale_on=False)
+        pictures.draw_events(axis, state, span, components, count=len(state))
+        if limits is None:
+            limits = axis.get_xlim(), axis.get_ylim()
+            continue
+        canvas.draw()  # type: ignore[no-untyped-call]
+        found.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
+    return found
+
+
+def write_animation(path: Path, states: Tensor, span: tuple[float, float] | None) -> None:
+    """Write states, (times, n, *event), as an animated picture that runs without end and rests on the last state.
+
+    Args:
+        path: a .gif, .png or .webp file.
+        states: from the source to data.
+        span: black and white's values; by default those of the last state.
+    """
+    first, *rest = (Image.fromarray(frame) for frame in frames(states, span))
+    times = [FRAME] * len(rest) + [LAST]
+
+    def write(temporary: Path) -> None:
+        first.save(temporary, format=FORMATS[path.suffix], save_all=True, append_images=rest, duration=times, loop=0)
+
+    write_atomically(path, write)

@@ -1,0 +1,74 @@
+"""A finished run measured again, by its own configuration or with other settings of ``evaluate``."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gftkit.data.samples import Samples
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.evaluation.metrics import measure
+from gftkit.experiment.build import build_measurement
+from gftkit.experiment.building import build_source, scheme_of
+from gftkit.experiment.restore import samples_of
+from gftkit.generation.blending import sampled_drift
+from gftkit.kernel.errors import ConfigError
+from gftkit.networks.guidance import check_guidance, guided
+from gftkit.runs.folder import RunFolder, Weights, is_run
+from gftkit.runs.overrides import override
+from gftkit.runs.resolve import resolve_evaluate
+from gftkit.sampling.stochastic import check_unpaired
+
+
+def evaluate(
+    run: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> dict[str, float]:
+    """Measure a run by every metric of its ``evaluate`` section; see ``gftkit.Run.evaluate``.
+
+    Raises:
+        GftkitError: for an override that has no valid value, or data that can't be read.
+    """
+    raw = run.config.to_dict()
+    for setting in overrides:
+        if not setting.startswith("evaluate."):
+            raise ConfigError(f"--set {setting}: an evaluation takes keys of `evaluate`, e.g. evaluate.count=500.")
+        raw = override(raw, setting)
+    registry = run.registry
+    section = resolve_evaluate(raw["evaluate"], run.config.train, registry, Path.cwd())
+    config, facts = replace(run.config, evaluate=section, monitors=[]), run.facts
+    path = registry.build("path", config.path)
+    scheme = scheme_of(config, section.solver, path, registry, section.guidance)
+    check_unpaired(scheme.diffusion, facts.paired)
+    training = reference = samples_of(run, facts.event_shape)
+    if section.data is not None:
+        held_out = registry.build("dataset", section.data, "evaluate.data")
+        reference = Samples(held_out, "evaluate.data", facts.event_shape, facts.condition_shapes)
+    source = config.pretrained
+    parent = RunFolder.open(source, registry) if source is not None and is_run(source) else None
+    measurement = build_measurement(config, training, reference, scheme, registry, parent)
+    sampled = sampled_drift(
+        run, temperature, weights, device, noisy=scheme.diffusion is not None, guidance=section.guidance
+    )
+    check_guidance(section.guidance, sampled.drift, config.train.condition_dropout, "evaluate.guidance")
+    evaluation = Evaluation(
+        guided(sampled.drift, section.guidance),
+        path,
+        scheme,
+        build_source(config.source, facts.event_shape, registry),
+        measurement.reference,
+        section.count,
+        seed=config.seed if seed is None else seed,
+        device=device,
+        training=measurement.training,
+        history=run.history(),
+        held_out=section.data is not None,
+        inherited=measurement.inherited,
+    )
+    return measure(measurement.final, evaluation, config.seed)

@@ -1,0 +1,236 @@
+"""Samples of a finished run by their index: the same index gives the same sample, in whatever parts it is made."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gftkit.data import conditions
+from gftkit.data.samples import Scaling
+from gftkit.experiment.building import build_source, scheme_of
+from gftkit.generation import requested_conditions as asking
+from gftkit.generation.blending import sampled_drift
+from gftkit.kernel.contracts import Drift, Integrator
+from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Spec
+from gftkit.networks.flow_map import check_jumps, is_flow_map
+from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.precision import PRECISIONS, Precision
+from gftkit.runs.folder import RunFolder, Weights
+from gftkit.runtime.environment import versions
+from gftkit.sampling.integrate import generate, grid_of
+from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.stochastic import check_unpaired
+from gftkit.storage.tensors import digest
+
+BATCH_SIZE = 512
+"""Samples that are integrated at once."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be sampled from a run; see ``Run.samples``."""
+
+    count: int
+    seed: int = 0
+    solver: Spec | None = None
+    _: KW_ONLY
+    label: int | None = None
+    weights: Weights = "ema"
+    guidance: float | None = None
+    given: Mapping[str, Tensor] | None = None
+    temperature: float = 0.0
+    precision: Precision = "float32"
+    batch_size: int = BATCH_SIZE
+
+
+class Counted:
+    """A drift that counts at how many samples it is evaluated.
+
+    Args:
+        drift: the drift.
+    """
+
+    def __init__(self, drift: Drift) -> None:
+        self._drift, self.evaluated = drift, 0
+        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.jumps = is_flow_map(drift)
+
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        self.evaluated += len(x)
+        return self._drift(t, x, **given)
+
+
+class Sampler:
+    """The samples 0 to ``count - 1`` of a run, any of them at any time.
+
+    Args:
+        run: a finished run.
+        request: what is to be sampled.
+        device: where to evaluate the drift.
+
+    Attributes:
+        count: how many there are.
+        facts: of the run's data.
+        size: samples of a batch: ``batch_size``, in whole blocks of 64 where it is more.
+        integrated: how many samples were made so far; a library's solver makes whole blocks.
+
+    Raises:
+        ConfigError: for a count, batch size, label, temperature or precision out of range, conditions that don't fit
+            the drift, guidance that the run wasn't trained for, or a solver that doesn't solve this flow.
+        RunError: for a run that isn't finished, or has no anchor to be blended with.
+    """
+
+    def __init__(self, run: RunFolder, request: Request, device: torch.device | str = "cpu") -> None:
+        for name in ("count", "batch_size"):
+            if getattr(request, name) < 1:
+                raise ConfigError(f"{name}: wanted at least 1, got {getattr(request, name)}.")
+        if request.precision not in PRECISIONS:
+            raise ConfigError(f"precision: wanted {', '.join(PRECISIONS)}, got '{request.precision}'.")
+        config, registry = run.config, run.registry
+        self.facts = run.facts
+        self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
+        self._path = registry.build("path", config.path)
+        spec = request.solver or config.evaluate.solver
+        scale = config.evaluate.guidance if request.guidance is None else request.guidance
+        self._scheme = scheme_of(config, spec, self._path, registry, scale)
+        check_unpaired(self._scheme.diffusion, self.facts.paired)
+        self.size = request.batch_size if request.batch_size < BLOCK else request.batch_size // BLOCK * BLOCK
+        self._by_block = isinstance(self._scheme.solver, Integrator)
+        if self._by_block and self.size < BLOCK:
+            raise ConfigError(
+                f"batch_size: wanted at least {BLOCK}, got {request.batch_size}: a library's solver integrates that "
+                f"many samples together, and a smaller batch would change them. Use a solver of gftkit's own, or more."
+            )
+        noisy = self._scheme.diffusion is not None
+        sampled = sampled_drift(
+            run,
+            request.temperature,
+            request.weights,
+            self._device,
+            noisy=noisy,
+            precision=request.precision,
+            guidance=scale,
+        )
+        drift = sampled.drift
+        check_guidance(scale, drift, config.train.condition_dropout, "guidance")
+        self._drift = Counted(guided(drift, scale))
+        check_jumps(self._scheme.solver, self._drift)
+        self.integrated = 0
+        self._rows = asking.conditions(
+            drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
+        )
+        self._source = build_source(config.source, self.facts.event_shape, registry)
+        self._run, self._request, self._spec, self._scale, self._sampled = run, request, spec, scale, sampled
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that determine the samples; weights, times and conditions by their digests."""
+        config, asked = self._run.config, self._request
+        times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
+        return {
+            "gftkit": versions()["gftkit"],
+            "weights": self.weights_digest,
+            "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
+            "solver": {**plain(self._spec or {}), "times": digest({"times": times})},
+            "count": asked.count,
+            "seed": asked.seed,
+            "conditions": digest(self._rows),
+            "guidance": self._scale,
+            "temperature": asked.temperature,
+            "anchor": self._sampled.anchor,
+            "precision": asked.precision,
+            "device": self._device.type,
+        }
+
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the trained weights."""
+        return self._sampled.weights
+
+    def warnings(self) -> list[str]:
+        """What is allowed and seldom meant: a time grid that was fitted to another flow, or for another solver."""
+        told = getattr(self._scheme.spacing, "fitted_on", {})
+        solver = str(self._spec["name"] if self._spec else "euler")
+        found = []
+        if "hash" in told and told["hash"] != self.weights_digest:
+            found.append(f"the time grid was fitted to other weights than these, those of {told.get('run')}.")
+        if "solver" in told and told["solver"] != solver:
+            found.append(f"the time grid was fitted for {told['solver']}, and the solver is {solver}.")
+        return found
+
+    @property
+    def evaluated(self) -> int:
+        """At how many states the drift was evaluated so far; a guided or blended one counts once."""
+        return self._drift.evaluated
+
+    @property
+    def evaluations(self) -> float:
+        """Drift evaluations for a sample, on average over those made so far."""
+        return self.evaluated / max(self.integrated, 1)
+
+    def conditions(self, first: int, count: int) -> dict[str, Tensor]:
+        """The conditions of samples ``first`` to ``first + count - 1``, (count, ...) each."""
+        return asking.in_turn(self._rows, first, count)
+
+    def part(self, first: int, count: int, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+        """Samples ``first`` to ``first + count - 1`` in the data's own values, (count, *event).
+
+        Args:
+            first: a multiple of 64.
+            count: how many.
+            advance: called with the number of samples done in each batch.
+
+        Raises:
+            DivergenceError: where one is not finite.
+        """
+        return self._integrate(first, count, advance, whole=False)
+
+    def sources(self, first: int, count: int) -> Tensor:
+        """The source samples that samples ``first`` to ``first + count - 1`` come from, in the data's own values."""
+        return Scaling(self.facts.range).unscale(self.starts(first, count))
+
+    def starts(self, first: int, count: int) -> Tensor:
+        """The same source samples, scaled as in training: what the drift is given at t = 0."""
+        return by_block(self._source, self._seed, first, count)
+
+    @property
+    def drift(self) -> Drift:
+        """What is integrated, before noise is added: guided or blended where that was asked for."""
+        return self._drift
+
+    def states(self, count: int) -> Tensor:
+        """The states of the first samples at all times, from the source on, (times, count, *event)."""
+        return self._integrate(0, min(count, self.count), whole=True)
+
+    def samples(self, advance: Callable[[int], None] = lambda _: None) -> tuple[Tensor, dict[str, Tensor]]:
+        """All samples, (count, *event), and the conditions that each was made under."""
+        return self.part(0, self.count, advance), self.conditions(0, self.count)
+
+    def _integrate(
+        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, whole: bool = False
+    ) -> Tensor:
+        def counted(done: int) -> None:
+            self.integrated += done
+            advance(done)
+
+        # A library's solver takes steps that depend on all samples of a block: also on those that weren't asked for.
+        made = -(-count // BLOCK) * BLOCK if self._by_block else count
+        found = generate(
+            *self._scheme.equation(self._drift, self._path),
+            self._scheme.solver,
+            self._scheme.steps,
+            self.starts(first, made),
+            ByBlock(self._seed, self._device, first),
+            self.conditions(first, made),
+            self.size,
+            whole,
+            counted,
+            self._scheme.spacing,
+        )
+        return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])

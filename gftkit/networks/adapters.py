@@ -1,0 +1,279 @@
+"""Adapters: small updates of a pretrained drift's layers, by the peft library, which alone are trained."""
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, nn
+
+from gftkit.kernel.errors import ConfigError, WeightsError
+from gftkit.kernel.options import plain
+from gftkit.networks.adapter_layers import check, choose, largest_rank, matching
+from gftkit.networks.state import misfits, shortened
+from gftkit.runtime.randomness import seed_global
+from gftkit.storage.documents import write_json
+from gftkit.storage.tensors import State, read_tensors, write_tensors
+
+ADAPTER = "default"
+"""What peft calls the one adapter that a drift has here."""
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of peft's own format."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Which layers are adapted, and how.
+
+    Args:
+        name: "lora", "loha" (LoRA with a Hadamard product) or "lokr" (with a Kronecker product).
+        rank: of each layer's update; in layers that don't allow it, the largest that they do.
+        alpha: the update is multiplied by alpha/rank; null for rank, a factor of 1.
+        dropout: share of an update's inputs dropped while training; of lora only.
+        targets: names of layers, with wildcards, or one regular expression; null for every Linear, Conv1d and Conv2d.
+        exclude: names of layers to leave out, with wildcards.
+        also_train: names of other modules, such as norms, with wildcards; a copy of each is trained whole.
+        dora: train the norm of each weight's rows apart from their direction; of lora only.
+        rslora: multiply by alpha/sqrt(rank) instead; of lora only.
+
+    Reference: Hu et al. (2021), arXiv:2106.09685; Hyeon-Woo et al. (2021), arXiv:2108.06098 (LoHa); Yeh et al.
+    (2023), arXiv:2309.14859 (LoKr); Liu et al. (2024), arXiv:2402.09353 (DoRA); Kalajdzievski (2023),
+    arXiv:2312.03732 (rsLoRA).
+    """
+
+    name: Literal["lora", "loha", "lokr"] = "lora"
+    rank: Annotated[int, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] | None = None
+    exclude: list[str] | None = None
+    also_train: list[str] | None = None
+    dora: bool = False
+    rslora: bool = False
+
+
+class Adapted:
+    """A drift with adapters in it. They are put into the network itself, which keeps its class and its call.
+
+    At first they change nothing. Only they require gradients; every weight of the pretrained network is frozen. The
+    network is left in evaluation mode.
+
+    Args:
+        drift: the pretrained drift, which is changed.
+        options: which adapters.
+        run: one forward pass of the drift.
+        generator: of the adapters' first weights, on the CPU.
+        network: the part of the drift whose layers are adapted and whose names are used, of those that are given and in
+            peft's files: a foreign network without its wrapper. By default the drift.
+
+    Attributes:
+        drift: the drift.
+        layers: the adapted layers, by their names in the network without adapters.
+
+    Raises:
+        ConfigError: where peft isn't installed, and for layers that can't be adapted: before anything is trained.
+    """
+
+    def __init__(
+        self,
+        drift: nn.Module,
+        options: Adapters,
+        run: Callable[[], object],
+        generator: Generator,
+        network: nn.Module | None = None,
+    ) -> None:
+        peft = _peft()
+        network = drift if network is None else network
+        _check_options(options)
+        takes: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+        if options.name == "lora":
+            takes = (*takes, nn.Conv3d, nn.Embedding)
+        chosen = choose(network, options.targets, options.exclude or (), takes)
+        check(network, chosen, run, groups=options.name != "lora")
+        _check_rank(options, chosen)
+        whole = _trained_whole(network, options, chosen)
+        self._config = _config(peft, options, chosen, whole)
+        self.drift, self._network = drift, network
+        place = next(name for name, module in drift.named_modules() if module is network)
+        self._prefix = f"{place}." if place else ""
+        with torch.random.fork_rng(devices=[]):
+            seed_global(generator.initial_seed(), torch.device("cpu"))
+            peft.inject_adapter_in_model(self._config, network, ADAPTER)
+        drift.eval()
+        tuned, copy_of = peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper
+        adapted = {name: module for name, module in network.named_modules() if isinstance(module, tuned)}
+        copied = {name: module for name, module in network.named_modules() if isinstance(module, copy_of)}
+        if adapted.keys() != chosen.keys() or copied.keys() != set(whole):
+            wrong = sorted(adapted.keys() ^ chosen.keys() | copied.keys() ^ set(whole))
+            raise ConfigError(f"adapters: peft can't tell {', '.join(wrong[:4])} from others by name. Leave it out.")
+        self.layers: dict[str, Any] = adapted
+        self._copied: dict[str, Any] = copied
+        self._all, self._switched = list(drift.modules()), [*adapted.values(), *copied.values()]
+        with self.off():
+            if not all(layer.disable_adapters for layer in self._switched):
+                raise ConfigError(f"adapters: peft {peft.__version__} isn't supported. Install peft 0.21.")
+
+    @contextmanager
+    def off(self) -> Iterator[nn.Module]:
+        """The pretrained network: adapters switched off, evaluation mode; both are put back afterwards."""
+        modes = [module.training for module in self._all]
+        try:
+            self._switch([False] * len(modes), off=True)
+            yield self.drift
+        finally:
+            self._switch(modes, off=False)
+
+    def _switch(self, modes: Sequence[bool], off: bool) -> None:
+        """Set the flags that are read in a forward pass, and nothing else.
+
+        peft's ``enable_adapters`` also sets ``requires_grad`` of every adapter, which takes as long as a forward pass.
+        """
+        for module, mode in zip(self._all, modes, strict=True):
+            object.__setattr__(module, "training", mode)
+        for layer in self._switched:
+            object.__setattr__(layer, "_disable_adapters", off)
+
+    def merged(self, weights: State | None = None) -> State:
+        """The state dict of the drift without adapters whose function is that of the adapted one.
+
+        Args:
+            weights: by name, to take in the place of those that are trained, such as their averages.
+        """
+        with self._holding(weights or {}), torch.no_grad():
+            inside = tuple(f"{self._prefix}{name}." for name in (*self.layers, *self._copied))
+            state = {name: held for name, held in self.drift.state_dict().items() if not name.startswith(inside)}
+            for name, layer in self.layers.items():
+                alone = copy.deepcopy(layer)  # one layer at a time: no second network
+                alone.merge(safe_merge=True)
+                base = alone.get_base_layer().state_dict()
+                state |= {f"{self._prefix}{name}.{key}": held for key, held in base.items()}
+            for name, wrapper in self._copied.items():
+                trained = wrapper.modules_to_save[ADAPTER]
+                state |= {f"{self._prefix}{name}.{key}": held.clone() for key, held in trained.state_dict().items()}
+        return state
+
+    def save(self, folder: Path, weights: State | None = None) -> None:
+        """Write the adapters in peft's own format, to be read by ``peft.PeftModel.from_pretrained(network, folder)``.
+
+        Args:
+            folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
+            weights: see ``merged``.
+        """
+        state = {**self.drift.state_dict(), **(weights or {})}
+        own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
+        held = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
+        write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in held.items()}, {})
+        described = {
+            key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
+        }
+        write_json(folder / CONFIG, plain({**described, "inference_mode": True}))
+
+    def load(self, folder: Path) -> None:
+        """Put adapters that ``save`` wrote into the network.
+
+        Raises:
+            WeightsError: where the file is missing or damaged, or holds adapters of other layers.
+        """
+        held, _ = read_tensors(folder / WEIGHTS, ours=True)
+        state = {name.removeprefix("base_model.model."): tensor for name, tensor in held.items()}
+        wanted = _peft().get_peft_model_state_dict(self.drift, adapter_name=ADAPTER)
+        complaints = misfits(state, wanted)
+        if complaints:
+            raise WeightsError(f"{folder / WEIGHTS}: these adapters don't fit the network.{shortened(complaints)}")
+        _peft().set_peft_model_state_dict(self.drift, state, adapter_name=ADAPTER)
+
+    def describe(self) -> dict[str, int]:
+        """How many layers are adapted and how many parameters trained, of how many."""
+        parameters = list(self.drift.parameters())
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        return {"layers": len(self.layers), "trained": trained, "parameters": sum(p.numel() for p in parameters)}
+
+    @contextmanager
+    def _holding(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """The network with other trained weights, for as long as it lasts."""
+        own = {name: weight for name, weight in self.drift.named_parameters() if name in weights}
+        kept = {name: weight.detach().clone() for name, weight in own.items()}
+        try:
+            with torch.no_grad():
+                for name, weight in own.items():
+                    weight.copy_(weights[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in own.items():
+                    weight.copy_(kept[name])
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"adapters want the peft library ({error}): pip install 'gftkit[lora]'.") from None
+    return peft
+
+
+def _check_options(options: Adapters) -> None:
+    if options.name != "lora":
+        given = [key for key in ("dropout", "dora", "rslora") if getattr(options, key)]
+        if given:
+            raise ConfigError(f"adapters.{given[0]}: belongs to lora, not to {options.name}. Leave it out.")
+
+
+def _check_rank(options: Adapters, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse a rank beyond every layer's; of lokr, whose factors are smaller, none."""
+    if options.name == "lokr":
+        return
+    name, most = max(((name, largest_rank(layer)) for name, layer in layers.items()), key=lambda pair: pair[1])
+    if options.rank > most:
+        raise ConfigError(
+            f"adapters.rank: {options.rank} is beyond every layer that is adapted: the largest allows {most} ({name}). "
+            f"Choose a smaller rank, or train without adapters."
+        )
+
+
+def _trained_whole(drift: nn.Module, options: Adapters, adapted: Mapping[str, nn.Module]) -> list[str]:
+    """The modules of ``also_train``: those that have parameters and hold no adapted layer."""
+    modules = {name: module for name, module in drift.named_modules() if name}
+    found: list[str] = []
+    for pattern in options.also_train or ():
+        here = [name for name in matching(pattern, modules) if next(modules[name].parameters(), None) is not None]
+        if not here:
+            raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters.")
+        held = [name for name in adapted for outer in here if f"{name}.".startswith(f"{outer}.")]
+        if held:
+            raise ConfigError(
+                f"adapters.also_train: '{pattern}' holds {held[0]}, which is adapted. Exclude one of them."
+            )
+        found += [name for name in here if name not in found]
+    return found
+
+
+def _config(peft: Any, options: Adapters, layers: Mapping[str, nn.Module], whole: list[str]) -> Any:
+    """The configuration in peft's terms: exact names, and in small layers their largest rank at the same factor."""
+    alpha = options.rank if options.alpha is None else options.alpha
+    ranks, alphas = {}, {}
+    for name, layer in layers.items() if options.name != "lokr" else ():
+        rank = min(options.rank, largest_rank(layer))
+        if rank < options.rank:
+            share = rank / options.rank
+            ranks[f"^{re.escape(name)}"] = rank
+            alphas[f"^{re.escape(name)}"] = alpha * (math.sqrt(share) if options.rslora else share)
+    shared = {
+        "r": options.rank,
+        "target_modules": "|".join(re.escape(name) for name in layers),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "modules_to_save": whole or None,
+    }
+    if options.name == "lora":
+        return peft.LoraConfig(
+            lora_alpha=alpha, lora_dropout=options.dropout, use_dora=options.dora, use_rslora=options.rslora, **shared
+        )
+    return (peft.LoHaConfig if options.name == "loha" else peft.LoKrConfig)(alpha=alpha, **shared)

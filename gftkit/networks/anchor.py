@@ -1,0 +1,129 @@
+"""Anchors: the pretrained drift that Gradual Fine-Tuning holds on to, never trained, and known by its hash."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from gftkit.data import conditions
+from gftkit.networks.adapters import Adapted
+from gftkit.storage.tensors import digest
+
+
+@runtime_checkable
+class Anchor(Protocol):
+    """b_pre(t, x): a drift in evaluation mode, without gradients, that training doesn't move.
+
+    Attributes:
+        kind: "frozen", "adapters-off" or "external".
+        hash: SHA-256 of what determines the function: weights, and how the network is made and called.
+        conditions: the conditions that it uses; others are passed over.
+    """
+
+    kind: str
+    hash: str
+    conditions: tuple[str, ...]
+
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
+        """b_pre(t, x): (batch,), (batch, *event) -> (batch, *event)."""
+
+    def to(self, device: torch.device | str) -> "Anchor":
+        """The anchor, moved to a device."""
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, hash and parameters held beside those of the trained network, as plain values."""
+
+
+def identity(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of a drift as a function: of its weights and of what else determines it.
+
+    Args:
+        weights: ``digest`` of its state dict.
+        made_of: plain values that say how it is made and called, such as the spec with its convention.
+    """
+    spec = json.dumps(made_of or {}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{weights} {spec}".encode()).hexdigest()
+
+
+class FrozenAnchor:
+    """A frozen copy of the pretrained drift, which shares no weights with it.
+
+    Args:
+        drift: the pretrained drift, which is copied.
+        made_of: see ``identity``.
+        weights: ``digest`` of its weights, where that is known already.
+    """
+
+    kind = "frozen"
+
+    def __init__(self, drift: nn.Module, made_of: Mapping[str, Any] | None = None, weights: str | None = None) -> None:
+        self.module = copy.deepcopy(drift).eval().requires_grad_(False)
+        self.hash = identity(weights or digest(self.module.state_dict()), made_of)
+        self.conditions: tuple[str, ...] = conditions.names(drift)
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """b_pre(t, x): one forward pass without gradient."""
+        return self.module(t, x, **{name: given[name] for name in self.conditions})
+
+    def to(self, device: torch.device | str) -> "FrozenAnchor":
+        """The anchor, moved to a device."""
+        self.module.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, hash and parameters held."""
+        held = sum(parameter.numel() for parameter in self.module.parameters())
+        return {"kind": self.kind, "hash": self.hash, "parameters": held}
+
+
+class ExternalAnchor(FrozenAnchor):
+    """Another network than the one that training starts from: another run, or a weights file.
+
+    Args:
+        drift: the network with its weights, which is copied.
+        made_of: see ``identity``.
+        weights: ``digest`` of its weights, where that is known already.
+    """
+
+    kind = "external"
+
+
+class AdaptersOffAnchor:
+    """The network that is trained, with its adapters switched off: it holds no parameters of its own.
+
+    Args:
+        adapted: the drift with its adapters.
+        hashed: ``identity`` of the drift before the adapters were put in.
+    """
+
+    kind = "adapters-off"
+
+    def __init__(self, adapted: Adapted, hashed: str) -> None:
+        self.hash = hashed
+        self.conditions: tuple[str, ...] = conditions.names(adapted.drift)
+        self._adapted = adapted
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+        """b_pre(t, x): one forward pass without gradient; the network's modes are put back."""
+        with self._adapted.off() as drift:
+            return drift(t, x, **{name: given[name] for name in self.conditions})
+
+    def to(self, device: torch.device | str) -> "AdaptersOffAnchor":
+        """The anchor itself: it is where the trained network is."""
+        self._adapted.drift.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, hash and parameters held, none."""
+        return {"kind": self.kind, "hash": self.hash, "parameters": 0}
+
+
+def short(hashed: str) -> str:
+    """The first twelve digits of a hash, for people."""
+    return hashed[:12]

@@ -1,0 +1,200 @@
+"""The convention of a network: how it is called, what its time and values mean, and what it predicts."""
+
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gftkit.kernel.errors import ConfigError, unknown
+from gftkit.kernel.options import check_known, plain
+from gftkit.kernel.registry import Spec
+from gftkit.storage.documents import section
+
+Positive = Annotated[float, Field(gt=0)]
+
+MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
+"""How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
+
+There a network's error is divided by alpha, or sigma. What the margins cost and spare is in ``docs/guide/networks.md``.
+"""
+
+LINEAR: Spec = {"name": "linear"}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "gftkit": {"call": "t, x", "predicts": "drift"},
+    "torchcfm": {"call": "t, x", "path": LINEAR},
+    "flow-matching": {"call": "x=x, t=t", "path": LINEAR},
+    "diffusers": {"call": "x, t", "time": "reversed", "time_scale": 1000.0, "output": "sample", "path": LINEAR},
+    "sit": {"call": "x, t, label", "path": LINEAR},
+}
+"""Conventions by name: what each field is where it isn't ``Convention``'s default."""
+
+Arguments = tuple[tuple[str | None, tuple[str, ...]], ...]
+"""Of a call: (keyword or None, what is given); several values are given side by side, as one."""
+
+_COMMA = re.compile(r",(?![^(]*\))")
+_PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?:(?P<what>\w+)|cat\((?P<several>[^(),]*(?:,[^(),]*)+)\))")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network f stands to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
+
+    Time: the network is given scale * tau, with tau = t (forward) or tau = 1 - t (reversed). Prediction: with
+    p = sign * f, a velocity or drift is dx/dtau in the network's own time of unit length, whatever its scale, so that
+    b = (dtau/dt) p: p forward, -p reversed. Noise, data and score don't depend on the direction of time. With
+    x = sigma e + alpha d they are p = E[e | x], p = E[d | x] and p = grad log density(x).
+
+    Values: the network knows data as a d + c with a = latent_scale (high - low)/2 and
+    c = latent_scale ((high + low)/2 - latent_shift), where gftkit knows d, in [-1, 1] if the data have a range. Of
+    ``rescales: data`` the source e stays as it is, so that a d + c at tau has the same share of noise as d at another
+    t; of ``rescales: state`` the whole state is known as a x + c, the source as well.
+
+    Args:
+        call: the arguments in order: ``t``, ``x`` and names of conditions, each by position or as ``name=what``; where
+            samples are vectors, ``cat(x, t)`` is one argument, both side by side in the order given.
+        constants: further keyword arguments, the same at every call.
+        time: "forward" (the source at 0) or "reversed" (the source at 1).
+        time_scale: what the network is given at the end of its time, such as 1000.
+        time_shape: shape of the time: "batch" (batch,), "column" (batch, 1), "event" (batch, 1, ..., 1) or "scalar" ().
+        integer_time: the network is given the nearest integer, as int64.
+        predicts: what the network's output is.
+        sign: 1, or -1 where the network's output is minus that.
+        path: the path that it was trained on, {name: ...}; null for the path of the run.
+        range: (low, high) of the data as the network knows them, where gftkit has [-1, 1].
+        latent_scale: the factor that data are multiplied by, after the shift.
+        latent_shift: what is subtracted from data.
+        rescales: what range, scale and shift apply to: the "data", or the "state" with its source.
+        output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
+        drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
+        margin: how near to the end of t where it is 0/0 a noise, score or data is converted to a velocity, in (0, 0.5);
+            nearer than that, the network is asked at the margin. null for 0.05, or 0.02 for data.
+        null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
+
+    Raises:
+        ConfigError: for a call that can't be read or has no x, a range that isn't one, or a null of another condition.
+    """
+
+    call: str = "t, x"
+    constants: dict[str, Any] | None = None
+    time: Literal["forward", "reversed"] = "forward"
+    time_scale: Positive = 1.0
+    time_shape: Literal["batch", "column", "event", "scalar"] = "batch"
+    integer_time: bool = False
+    predicts: Literal["velocity", "drift", "noise", "data", "score"] = "velocity"
+    sign: Literal[1, -1] = 1
+    path: dict[str, Any] | None = None
+    range: tuple[float, float] = (-1.0, 1.0)
+    latent_scale: Positive = 1.0
+    latent_shift: float = 0.0
+    rescales: Literal["data", "state"] = "data"
+    output: str | int | None = None
+    drop_channels: bool = False
+    margin: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    null: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        parse_call(self.call)
+        if not self.range[0] < self.range[1]:
+            raise ConfigError(f"convention.range: wanted [low, high] with low < high, got {list(self.range)}.")
+        check_known(self.null or {}, self.conditions, "convention.null")
+
+    @classmethod
+    def of(cls, values: "Mapping[str, Any] | str | Convention") -> "Convention":
+        """A convention from a block of a config: a preset by name, or fields over those of ``preset``.
+
+        Raises:
+            UnknownNameError: for an unknown preset or field, with the nearest.
+            ConfigError: for a value of the wrong type or out of range.
+
+        Example:
+            >>> convention = Convention.of({"preset": "diffusers", "predicts": "noise"})
+            >>> convention.time, convention.time_scale, convention.predicts
+            ('reversed', 1000.0, 'noise')
+        """
+        if isinstance(values, Convention):
+            return values
+        given = {"preset": values} if isinstance(values, str) else dict(values)
+        name = given.pop("preset", None)
+        if name is not None and name not in PRESETS:
+            raise unknown("preset of a convention:", name, PRESETS)
+        return section(cls, {**PRESETS.get(name or "", {}), **given}, "convention")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as plain values: what a run's config.yaml holds."""
+        return plain(asdict(self))
+
+    def differing(self) -> dict[str, Any]:
+        """The fields that aren't the default, as plain values: a convention block to write."""
+        usual = type(self)()
+        return {
+            field.name: plain(getattr(self, field.name))
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        }
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments of the call."""
+        return parse_call(self.call)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions that the network is given."""
+        return tuple(what for _, values in self.arguments for what in values if what not in ("t", "x"))
+
+    @property
+    def scale_and_shift(self) -> tuple[float, float]:
+        """(a, c): the network knows data as a d + c."""
+        low, high = self.range
+        return self.latent_scale * (high - low) / 2, self.latent_scale * ((high + low) / 2 - self.latent_shift)
+
+    @property
+    def end_margin(self) -> float:
+        """The margin in use; 0 for a velocity or drift."""
+        return MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the network knows other values than gftkit."""
+        return self.scale_and_shift != (1.0, 0.0)
+
+
+def parse_call(call: str) -> Arguments:
+    """The arguments of a call such as ``sample=x, timestep=t, class_labels=label`` or ``cat(x, t)``.
+
+    Raises:
+        ConfigError: saying what can't be read.
+
+    Example:
+        >>> parse_call("cat(x, t), y=label")
+        ((None, ('x', 't')), ('y', ('label',)))
+    """
+    found: list[tuple[str | None, tuple[str, ...]]] = []
+    for part in _COMMA.split(call):
+        match = _PART.fullmatch(part.strip())
+        name = None if match is None else match["name"]
+        values = () if match is None else tuple(map(str.strip, (match["what"] or match["several"]).split(",")))
+        if not values or not all(map(_is_name, values)) or (name is not None and not _is_name(name)):
+            raise ConfigError(
+                f"convention.call: wanted arguments such as 't, x', 'sample=x, timestep=t, class_labels=label' or "
+                f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
+            )
+        if name is None and any(before is not None for before, _ in found):
+            raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
+        found.append((name, values))
+    given = [what for _, values in found for what in values]
+    for which, names in (("argument", [name for name, _ in found if name is not None]), ("value", given)):
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
+    if "x" not in given:
+        raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
+    return tuple(found)
+
+
+def _is_name(word: str) -> bool:
+    return word.isidentifier() and not keyword.iskeyword(word)

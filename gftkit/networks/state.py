@@ -1,0 +1,57 @@
+"""Weights put into a network: all of them or none."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gftkit.kernel.errors import WeightsError
+from gftkit.runtime.sharding import shared_out
+from gftkit.storage.tensors import State
+
+SHOWN = 8
+"""How many of a long list an error shows."""
+
+
+def shortened(lines: Sequence[str]) -> str:
+    """The first lines of a long list, each on a line of its own, and how many more there are."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+
+
+def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
+    """How weights differ from those that a network wants, a line for each name: missing, unknown, of another shape."""
+    complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
+    complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
+    complaints += [
+        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in weights and weights[name].shape != wanted[name].shape
+    ]
+    return complaints
+
+
+def load_weights(module: torch.nn.Module, weights: State, source: Path, what: str = "drift") -> None:
+    """Put weights into a network, all of them or none; ``what`` it is, for the errors.
+
+    Raises:
+        WeightsError: naming the keys that are missing, unknown or of the wrong shape.
+    """
+    complaints = misfits(weights, module.state_dict())
+    if complaints:
+        raise WeightsError(
+            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\n"
+            f"Give the `{what}` these weights were made with."
+        )
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
+    own = module.state_dict()
+    module.load_state_dict({name: shared_out(held, own[name]) for name, held in weights.items()})
+
+
+def frozen_weights(drift: torch.nn.Module) -> State:
+    """The weights of a network that aren't trained."""
+    named = drift.named_parameters(remove_duplicate=False)
+    return {name: weight.detach() for name, weight in named if not weight.requires_grad}

@@ -1,0 +1,19 @@
+"""Records: trackers, pictures and HTML reports."""
+
+from gftkit.recording.html import (
+    Section as Section,
+    estimates as estimates,
+    number as number,
+    shown as shown,
+    write_report as write_report,
+)
+from gftkit.recording.pictures import (
+    COLOURS as COLOURS,
+    Panel as Panel,
+    Trace as Trace,
+    png as png,
+    samples as samples,
+    tidy as tidy,
+    write_png as write_png,
+)
+from gftkit.recording.trackers import TRACKERS as TRACKERS, Tracker as Tracker, Trackers as Trackers

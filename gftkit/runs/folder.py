@@ -1,0 +1,161 @@
+"""The files of a run folder: configuration, weights, records."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from gftkit.data.description import Facts
+from gftkit.kernel.errors import ConfigError, RunError, WeightsError
+from gftkit.kernel.loading import load
+from gftkit.kernel.registry import Registry
+from gftkit.networks.adapters import Adapters
+from gftkit.runs import checkpoint
+from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train
+from gftkit.storage.documents import read_json, read_yaml, section, write_text
+from gftkit.storage.log import read_log
+from gftkit.storage.tensors import State, TensorFile, read_notes, read_tensor_file, write_tensors
+
+Weights = Literal["ema", "raw"]
+
+CONFIG = "config.yaml"
+MODEL = "model.safetensors"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+LOG = "metrics.jsonl"
+SUMMARY = "summary.json"
+CLOCK = "seconds.jsonl"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (folder / CONFIG).is_file()
+
+
+class RunFolder:
+    """A run folder: its configuration and what was written into it. Made by ``open``.
+
+    Networks and samples are made from it by ``gftkit.experiment.restore`` and ``gftkit.generation``.
+
+    Args:
+        folder: where it is.
+        config: the run's configuration.
+        registry: the components that the configuration names.
+    """
+
+    def __init__(self, folder: Path, config: Config, registry: Registry) -> None:
+        self.folder, self.config, self.registry = folder, config, registry
+
+    @classmethod
+    def open(cls, folder: Path | str, registry: Registry | None = None) -> Self:
+        """The run in a folder.
+
+        Raises:
+            RunError: for a folder that holds none.
+            ConfigError: where its config.yaml is damaged.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise RunError(f"{folder} is a file: wanted the run folder that holds it, {folder.parent}.")
+        if not is_run(folder):
+            raise RunError(
+                f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
+            )
+        return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run went to its end."""
+        return (self.folder / MODEL).is_file()
+
+    def steps(self) -> int:
+        """Steps that a finished run took: fewer than were asked for where a rule stopped it."""
+        return int(read_json(self.folder / SUMMARY)["steps"])
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_log(self.folder / LOG)
+
+    def seconds(self) -> dict[int, float]:
+        """Seconds of training up to each evaluation, by step, evaluations left out; empty where they weren't kept."""
+        return {line["step"]: line["training"] for line in read_log(self.folder / CLOCK)}
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """The metadata of model.safetensors: read without its tensors.
+
+        Raises:
+            RunError: where the run isn't finished.
+            WeightsError: where the file is damaged, or wasn't written by a run.
+        """
+        self._check_finished()
+        return self._checked(read_notes(self.folder / MODEL))
+
+    @property
+    def facts(self) -> Facts:
+        """The facts of the run's data; raises as ``notes``."""
+        return Facts.of(self.notes)
+
+    def averages(self) -> TensorFile:
+        """The averaged weights, of model.safetensors, adapters merged in; raises as ``notes``."""
+        self._check_finished()
+        file = read_tensor_file(self.folder / MODEL)
+        self._checked(file.notes)
+        return file
+
+    def last_checkpoint(self) -> checkpoint.Checkpoint:
+        """The newest checkpoint that can be read.
+
+        Raises:
+            RunError: where none is left.
+        """
+        newest, _ = checkpoint.latest(self.folder / CHECKPOINTS)
+        if newest is None:
+            raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
+        return newest
+
+    def _check_finished(self) -> None:
+        if not self.finished:
+            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Go on with it by --resume.")
+
+    def _checked(self, notes: dict[str, Any]) -> dict[str, Any]:
+        if "event_shape" not in notes:
+            raise WeightsError(f"{self.folder / MODEL} wasn't written by a run: its metadata are missing.")
+        return notes
+
+
+def restore(values: Mapping[str, Any]) -> Config:
+    """The configuration that a run wrote. Everything is in it: nothing is inherited, no other file is read.
+
+    Raises:
+        ConfigError: where a key is missing or damaged.
+    """
+    missing = [key for key in KEYS if key not in {*values, "track", "stop"}]
+    if missing:
+        raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
+    pretrained = values.get("pretrained")
+    return Config(
+        kind="finetune" if values.get("schedule") else "distill" if pretrained else "pretrain",
+        **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
+        train=section(Train, values["train"], "train"),
+        evaluate=section(Evaluate, values["evaluate"], "evaluate"),
+        pretrained=Path(pretrained) if pretrained else None,
+        schedule=values.get("schedule"),
+        objective=section(Objective, values["objective"], "objective"),
+        anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
+        track=values.get("track", []),
+        adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
+        stop=values.get("stop"),
+    )
+
+
+def write_model(folder: Path, weights: State, facts: Facts, notes: Mapping[str, Any]) -> None:
+    """Write model.safetensors."""
+    write_tensors(folder / MODEL, weights, {**notes, **facts.to_dict()})
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml."""
+    write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))

@@ -1,0 +1,191 @@
+"""A run's configuration: its sections, their keys, defaults and ranges."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gftkit.data.blocks import SHUFFLE_BUFFER
+from gftkit.data.pairing import Within
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Spec
+from gftkit.networks.adapters import Adapters
+from gftkit.networks.precision import Precision
+
+Kind = Literal["pretrain", "finetune", "distill"]
+
+Count = Annotated[int, Field(gt=0)]
+AnchorShare = Annotated[float, Field(gt=0, le=1)] | Literal["retention"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: pairs in a step, over all devices together.
+        learning_rate: the peak learning rate.
+        optimizer: a torch.optim optimiser by name, or {name: ..., **its options}.
+        warmup: steps over which the learning rate rises linearly to its peak.
+        decay: how the learning rate falls after the warm-up: not at all, or to 0 at the last step.
+        clip: the largest gradient norm; null for none.
+        ema: decay of the exponential moving average of the weights; null for 1 - 10/steps within [0.9, 0.9999].
+        pairing_batch: samples that the coupling pairs at once, a multiple of batch_size; null for batch_size.
+        pairing: of several processes, pair over the batch of all of them, or within each one's share of it.
+        workers: processes that read and pair ahead of the loop; null for 2 with a GPU, 0 without.
+        accumulate: parts that a batch is evaluated in, one after another, to save memory.
+        precision: of the networks' activations; weights, states and losses are always float32.
+        gradient_checkpointing: keep no activations inside the network's blocks and compute them again for the gradient.
+        channels_last: keep images and convolutions with the channel as the innermost dimension.
+        compile: compile drift and anchor together by torch.compile.
+        shuffle_buffer: samples that are shuffled together where the data are read block by block, such as shards.
+        checkpoint_every: steps between checkpoints; null for a tenth of the run.
+        keep_checkpoints: how many checkpoints stay.
+        log_every: steps between lines of metrics.jsonl.
+        condition_dropout: probability that a sample's conditions are left out in a step, for guidance at sampling.
+    """
+
+    steps: Count = 3000
+    batch_size: Count = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: str | dict[str, Any] = "adam"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    pairing_batch: Count | None = None
+    pairing: Within = "global"
+    workers: Annotated[int, Field(ge=0)] | None = None
+    accumulate: Count = 1
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    shuffle_buffer: Count = SHUFFLE_BUFFER
+    checkpoint_every: Count | None = None
+    keep_checkpoints: Count = 2
+    log_every: Count = 10
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Args:
+        form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + beta larger).
+        weight: w(t) >= 0, a formula in t.
+        anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention": rho, so that a
+            cool run costs little more than a plain one. Below 1 the gradient stays unbiased and becomes noisier.
+        l2_sp: alpha of L2-SP, which adds (alpha/2) |w - w_start|^2 over all weights w to the loss, so that they are
+            pulled to the pretrained ones; 0 for none. For fine-tunes without adapters.
+    """
+
+    form: Literal["blended", "penalty"] = "blended"
+    weight: str = "1"
+    anchor_share: AnchorShare = 1.0
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How a run is measured.
+
+    Args:
+        data: held-out samples, {name: ...}; null measures against the training data.
+        every: steps between evaluations; null for a twentieth of the run.
+        averaged: measure the averaged weights at every evaluation too, and not only at the end.
+        count: samples to make, and at most so many to compare with.
+        metrics: metrics by name, or {name: ..., **options}.
+        ends: more of them, which are measured before the first step and of the averaged weights at the end only.
+        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path. With
+            ``grid: {name: ...}`` the times of its steps are placed, and with ``diffusion: {name: ...}`` a velocity's
+            flow is sampled stochastically.
+        guidance: scale of classifier-free guidance; 1 for none. It wants train.condition_dropout.
+    """
+
+    data: Spec | None = None
+    every: Count | None = None
+    averaged: bool = False
+    count: Count = 1000
+    metrics: list[str | dict[str, Any]] | None = None
+    ends: list[str | dict[str, Any]] = field(default_factory=list)
+    solver: Spec | None = None
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration: every default filled in, every path absolute.
+
+    Args:
+        kind: "pretrain" or "finetune".
+        drift: the network.
+        data: the samples to learn.
+        source: what is transported to the data.
+        path: the conditional path.
+        coupling: which source sample goes with which data sample.
+        train: how to train.
+        evaluate: how the run is measured.
+        monitors: measurements beside the run.
+        seed: of everything random.
+        pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
+        schedule: the temperature; fine-tuning only.
+        stop: a rule that may end the run before its last step; null for none.
+        anchor: which pretrained drift is held on to; fine-tuning only.
+        adapters: what is trained in the place of all weights; fine-tuning only.
+        objective: what is minimised.
+        track: trackers that are told what is logged.
+    """
+
+    kind: Kind
+    drift: Spec
+    data: Spec
+    source: Spec
+    path: Spec
+    coupling: Spec
+    train: Train
+    evaluate: Evaluate
+    monitors: list[Spec]
+    seed: int
+    pretrained: Path | None
+    schedule: Spec | None
+    objective: Objective
+    track: list[Spec]
+    anchor: Spec | None = None
+    adapters: Adapters | None = None
+    stop: Spec | None = None
+
+    @property
+    def start(self) -> Path | None:
+        """Where the weights come from that a run starts from: a run folder or a file; None for new weights."""
+        return self.pretrained or self.drift.get("weights")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.yaml holds them; what doesn't apply is left out."""
+        values = {key: value for key, value in asdict(self).items() if key != "kind" and value is not None}
+        return plain(values)
+
+
+KEYS = (
+    *("drift", "source", "path", "coupling", "data", "train", "evaluate", "monitors", "track", "seed", "objective"),
+    "stop",
+)
+FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor", "adapters")
+DISTILL_KEYS = (*(key for key in KEYS if key not in ("monitors", "objective", "stop")), "pretrained")
+JUMPS: Mapping[str, Any] = {"name": "flow-map", "steps": 2}
+"""How a student is sampled where nobody says how."""
+INHERITED = ("drift", "source", "path", "coupling")
+DEFAULTS: Mapping[str, Spec] = {
+    "source": {"name": "gaussian"},
+    "path": {"name": "linear"},
+    "coupling": {"name": "independent"},
+}
+
+
+def without_weights(drift: Mapping[str, Any]) -> Spec:
+    """The drift of a config, where its weights come from elsewhere: the file that it first started from isn't read."""
+    return {**drift, "weights": None} if "weights" in drift else dict(drift)

@@ -1,0 +1,22 @@
+"""Where code runs: devices, processes, random streams, progress bars."""
+
+from gftkit.runtime.devices import (
+    Crew as Crew,
+    accelerator_of as accelerator_of,
+    crew_of as crew_of,
+    cuda_devices as cuda_devices,
+    emulates_half as emulates_half,
+    warnings_of as warnings_of,
+)
+from gftkit.runtime.environment import (
+    describe_machine as describe_machine,
+    device_of as device_of,
+    versions as versions,
+)
+from gftkit.runtime.progress import (
+    Progress as Progress,
+    SamplingProgress as SamplingProgress,
+    StudyProgress as StudyProgress,
+)
+from gftkit.runtime.randomness import seed_global as seed_global, stream as stream
+from gftkit.runtime.sharding import gathered as gathered, local as local, shared_out as shared_out, whole as whole

@@ -1,0 +1,217 @@
+"""Many devices: the processes of a run, by the accelerate library."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.runtime.environment import device_of
+
+Inputs = tuple[Tensor, Tensor, Mapping[str, Tensor]]
+"""(t, x, conditions), as a drift is called."""
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the main one while it measures and writes; the library's own limit is minutes."""
+
+
+FOREIGN = {
+    "ACCELERATE_MIXED_PRECISION": "leave mixed_precision at no, and give train.precision",
+    "ACCELERATE_DYNAMO_BACKEND": "leave dynamo_backend at no, and give train.compile",
+    "FSDP_ACTIVATION_CHECKPOINTING": "leave fsdp_activation_checkpointing out, and give train.gradient_checkpointing",
+    "FSDP_OFFLOAD_PARAMS": "leave fsdp_offload_params out; train.accumulate saves memory",
+    "ACCELERATE_USE_DEEPSPEED": "leave DeepSpeed out; FSDP shards weights too",
+    "ACCELERATE_USE_MEGATRON_LM": "leave Megatron-LM out; FSDP shards weights too",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "leave parallelism_config out: batches are shared, or weights sharded by FSDP",
+}
+"""What accelerate would do beside a run's configuration, by the variable that asks for it, and what to do instead."""
+
+OFF = ("", "no", "false", "0")
+
+
+def accelerator_of(device: str) -> Any:
+    """The processes and the device of a run: DDP or FSDP as ``torchrun`` or ``accelerate launch`` started it.
+
+    Raises:
+        ConfigError: for a device that is unknown or isn't there, fewer GPUs than processes, what the configuration
+            wouldn't tell of, or weights to be sharded where they wouldn't be.
+    """
+    from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+    from accelerate.utils import parse_flag_from_env
+
+    name = device_of(device)
+    for variable, cure in FOREIGN.items():
+        value = os.environ.get(variable, "")
+        if value.lower() not in OFF:
+            raise ConfigError(
+                f"accelerate was told {variable}={value}, and a run does only what its file says: {cure}."
+            )
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if name == "cuda" and here > there:
+        raise ConfigError(f"device: {here} processes on this node, and {there} GPU(s). Start one for each, or use cpu.")
+    accelerator = Accelerator(
+        cpu=name == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
+    # From here on all are there: none is left alone by one that is refused, or sees files that another one wrote since.
+    accelerator.wait_for_everyone()
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return accelerator
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise ConfigError(
+            f"FSDP was asked for (ACCELERATE_USE_FSDP), and accelerate would quietly run "
+            f"{accelerator.distributed_type.value} on {accelerator.num_processes} process(es) of {accelerator.device}: "
+            f"it shards weights among several GPUs only. Leave FSDP out, or start two or more processes, a GPU each."
+        )
+    if not accelerator.is_fsdp2:
+        raise ConfigError("FSDP: wanted version 2, which keeps weights apart: --fsdp_version 2, or FSDP_VERSION=2.")
+    return accelerator
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that share a task without a network between them.
+
+    Attributes:
+        index: of this process.
+        count: how many there are.
+        device: of this process.
+        accelerator: of the accelerate library, where one started them.
+    """
+
+    index: int
+    count: int
+    device: torch.device
+    accelerator: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and answers."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """See ``check_agreement``; nobody goes on before all have asked."""
+        if self.accelerator is not None:
+            check_agreement(self.accelerator, facts)
+
+
+def crew_of(device: str) -> Crew:
+    """The processes that torchrun or accelerate launch started, or this one alone.
+
+    Raises:
+        ConfigError: see ``accelerator_of``.
+    """
+    if not any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ):
+        return Crew(0, 1, torch.device(device_of(device)))
+    accelerator = accelerator_of(device)
+    return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
+
+
+def warnings_of(accelerator: Any, precision: str) -> list[str]:
+    """What a user should know of how the processes were started, and of their devices.
+
+    Args:
+        accelerator: of the accelerate library.
+        precision: of ``train``.
+    """
+    found = []
+    launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if accelerator.num_processes == 1 and launched:
+        found.append(
+            "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them "
+            "out: use torchrun --nproc_per_node N -m gftkit ... instead."
+        )
+    if precision != "float32" and emulates_half(accelerator.device):
+        found.append(
+            f"train.precision: this CPU (AVX2) has no instructions for {precision}: steps take longer than in float32."
+        )
+    return found
+
+
+def emulates_half(device: torch.device) -> bool:
+    """Whether bfloat16 and float16 are slower than float32 here: a CPU of the x86 family without AVX-512."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:
+    """Refuse processes that would go different ways; all of them must ask.
+
+    Args:
+        accelerator: of the accelerate library.
+        facts: what must be the same for all of them, by name.
+
+    Raises:
+        RunError: naming the first that differs, and whose.
+    """
+    from accelerate.utils import gather_object
+
+    if accelerator.num_processes == 1:
+        return
+    seen = gather_object([dict(facts)])
+    for name, value in seen[0].items():
+        for index, other in enumerate(seen):
+            if other[name] != value:
+                raise RunError(
+                    f"the processes differ in {name}: process 0 has {value}, process {index} has {other[name]}. Give "
+                    f"all nodes the same versions, and the run folder, the data and the pretrained weights on a file "
+                    f"system that they share."
+                )
+
+
+def broadcast(accelerator: Any, value: Any) -> Any:
+    """The main process's value on every process; all of them must ask."""
+    from accelerate.utils import broadcast_object_list
+
+    if accelerator.num_processes == 1:
+        return value
+    held = [value]
+    broadcast_object_list(held)
+    return held[0]
+
+
+def prepare(
+    accelerator: Any, drift: nn.Module, optimizer: torch.optim.Optimizer, example: Callable[[], Inputs]
+) -> nn.Module:
+    """The network as a step calls it: wrapped for DDP, sharded in place for FSDP, itself on one process.
+
+    Args:
+        accelerator: of the accelerate library.
+        drift: the network.
+        optimizer: of its weights.
+        example: gives inputs (t, x, conditions) to try it on.
+    """
+    from accelerate import DistributedDataParallelKwargs, DistributedType
+
+    if shards(accelerator):
+        return accelerator.prepare(drift, optimizer)[0]
+    if accelerator.distributed_type != DistributedType.NO and has_idle_weights(drift, *example()):
+        # Else DDP would wait for their gradients.
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return accelerator.prepare_model(drift)
+
+
+def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> bool:
+    """Whether the output depends on fewer weights than are to be trained. The network stays as it is."""
+    trained = [weight for weight in drift.parameters() if weight.requires_grad]
+    buffers = {name: held.clone() for name, held in drift.named_buffers()}
+    out = functional_call(drift.train(), buffers, (t, x), dict(given))
+    return any(gradient is None for gradient in torch.autograd.grad(out.sum(), trained, allow_unused=True))
+
+
+def shards(accelerator: Any) -> bool:
+    """Whether each process holds only a part of every weight (FSDP)."""
+    return bool(getattr(accelerator, "is_fsdp2", False))
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """The devices whose generators are forked beside the CPU's."""
+    return [device] if device.type == "cuda" else []

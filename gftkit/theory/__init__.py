@@ -1,0 +1,31 @@
+"""The mathematics: paths, objectives, temperature, predictions, and the gap statistics T, G and R."""
+
+from gftkit.theory.flow import expand as expand
+from gftkit.theory.gap import (
+    Statistics as Statistics,
+    Summary as Summary,
+    mean as mean,
+    ratio as ratio,
+    root as root,
+    statistics as statistics,
+    summary as summary,
+)
+from gftkit.theory.objective import (
+    Form as Form,
+    LOSSES as LOSSES,
+    blend as blend,
+    blended_loss as blended_loss,
+    penalty_loss as penalty_loss,
+    retention as retention,
+    shared_loss as shared_loss,
+    squared_norm as squared_norm,
+)
+from gftkit.theory.predictions import (
+    best_temperature as best_temperature,
+    drift_error as drift_error,
+    error_with_noise as error_with_noise,
+    label_noise as label_noise,
+    sharing_noise as sharing_noise,
+    stochastic_drift as stochastic_drift,
+)
+from gftkit.theory.temperature import ROUND_OFF as ROUND_OFF, check_schedule as check_schedule, listens as listens

@@ -1,0 +1,146 @@
+"""What a fine-tune tells of its theory where the target drift can't be computed: T, G and R (theory, section 5).
+
+All three are means over pairs of the weighted inner products below, with one conditional drift b_t(x|z), one anchor
+and one drift b at the same states. Their errors are over independent batches: the pairs of one batch are dependent
+under minibatch-optimal transport, and a naive error over pairs is then too small.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gftkit.kernel.contracts import Estimate
+from gftkit.theory.objective import blend, retention, squared_norm
+
+
+class Statistics(NamedTuple):
+    """T, G and R of one batch.
+
+    Attributes:
+        t: mean w <b - y_beta, b - b_pre>, unbiased for <b - b_beta, b - b_pre>_w; 0 in expectation at b = b_beta.
+        g: mean w (|b_pre - b_t(x|z)|^2 - |b - b_t(x|z)|^2), unbiased for |b_pre - b_tgt|_w^2 - |b - b_tgt|_w^2.
+        r: mean w |b - b_pre|^2.
+    """
+
+    t: float
+    g: float
+    r: float
+
+
+def statistics(
+    drift: Tensor, target: Tensor, anchor: Tensor, temperature: float, weight: Tensor | None = None
+) -> Statistics:
+    """T, G and R of one batch of pairs.
+
+    They are tied: T = (1 - rho)^2 (1 + rho)/2 (R/(1 - rho)^2 - G/(1 - rho^2)), so T is 0 where the two estimates of
+    |Delta|^2 agree.
+
+    Args:
+        drift: b(t, x), (batch, *event): raw weights, fixed before the pairs were drawn.
+        target: b_t(x|z), (batch, *event), or the target drift itself where it is known.
+        anchor: b_pre(t, x), (batch, *event).
+        temperature: beta.
+        weight: w(t), (batch,), or None for 1.
+
+    Example:
+        >>> b, target, anchor = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]])
+        >>> statistics(b, target, anchor, temperature=1.0)  # b is the optimum, half-way
+        Statistics(t=0.0, g=3.0, r=1.0)
+    """
+    goal = blend(target, anchor, temperature)
+    moved = drift - anchor
+    products = (
+        ((drift - goal) * moved).flatten(1).sum(1),
+        squared_norm(anchor - target) - squared_norm(drift - target),
+        squared_norm(moved),
+    )
+    return Statistics(*(float((value if weight is None else weight * value).double().mean()) for value in products))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """T, G and R over independent batches, and what follows from them. Made by ``summary``.
+
+    Attributes:
+        t: T.
+        g: G.
+        r: R.
+        p: P = (G + R)/2, an estimate of <b_pre - b_tgt, b_pre - b>_w: the way made towards the target drift, times
+            |Delta|. (1 - rho) |Delta|^2 at the optimum, and unlike R and T not raised by noise in b.
+        by_distance: R/(1 - rho)^2: |Delta|^2, if b is the optimum.
+        by_loss: G/(1 - rho^2): |Delta|^2, if b is the optimum; the two are not independent.
+        ratio: by_distance/by_loss. 1 at the optimum: necessary, not sufficient. nan where G is not above 0.
+        reached: R/((1 - rho) P) = 1 + T/((1 - rho) P): how far b has come from the
+            pretrained drift to its temperature's optimum. On the segment between them it is the share s of the way,
+            below 1 where b lags behind (T13); noise (T14) and overfitting raise it. 1 exactly where T is 0. nan where
+            P is not above 0: at the start, or where the drift moves away from its target.
+    """
+
+    t: Estimate
+    g: Estimate
+    r: Estimate
+    p: Estimate
+    by_distance: Estimate
+    by_loss: Estimate
+    ratio: Estimate
+    reached: Estimate
+
+
+def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
+    """The statistics of independent batches as estimates; every standard error is over batches.
+
+    Args:
+        batches: at least two, each with pairs of its own.
+        temperature: beta.
+
+    Raises:
+        ValueError: for fewer than two batches.
+
+    Example:
+        >>> found = summary([Statistics(-0.1, 3.1, 1.0), Statistics(0.1, 2.9, 1.0)], temperature=1.0)
+        >>> found.t.value, round(found.t.stderr, 6), found.by_distance.value, found.by_loss.value
+        (0.0, 0.1, 4.0, 4.0)
+        >>> round(found.reached.value, 6)
+        1.0
+    """
+    if len(batches) < 2:
+        raise ValueError(f"a standard error over batches wants at least 2 of them, got {len(batches)}.")
+    rho = retention(temperature)
+    t, g, r = torch.tensor(batches, dtype=torch.float64).T
+    by_distance, by_loss = r / (1 - rho) ** 2, g / (1 - rho**2)
+    return Summary(
+        t=mean(t),
+        g=mean(g),
+        r=mean(r),
+        p=mean((g + r) / 2),
+        by_distance=mean(by_distance),
+        by_loss=mean(by_loss),
+        ratio=ratio(by_distance, by_loss),
+        reached=ratio(r, (1 - rho) * (g + r) / 2),
+    )
+
+
+def mean(values: Tensor) -> Estimate:
+    """The mean over independent batches, (batches,), and its standard error std/sqrt(batches)."""
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
+
+
+def root(square: Estimate) -> Estimate:
+    """The square root of an estimate, its error to first order; 0 and nan where the estimate is not above 0."""
+    if not square.value > 0:
+        return Estimate(0.0, math.nan)
+    value = math.sqrt(square.value)
+    return Estimate(value, square.stderr / (2 * value))
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Estimate:
+    """The ratio of two means over the same batches, its error to first order; nan where the lower isn't above 0."""
+    below = float(denominator.mean())
+    if not below > 0:
+        return Estimate(math.nan, math.nan)
+    value = float(numerator.mean()) / below
+    return Estimate(value, mean((numerator - value * denominator) / below).stderr)

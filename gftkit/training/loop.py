@@ -1,0 +1,262 @@
+"""The training loop: from the start, or the last checkpoint, to the end, with what is measured and written beside.
+
+Everything random is a function of (seed, purpose, step): a resumed run repeats an undisturbed one bit for bit, and a
+checkpoint needs to keep the step only.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gftkit.data.prefetch import ahead
+from gftkit.experiment.build import Experiment
+from gftkit.kernel.errors import ConfigError, DivergenceError
+from gftkit.kernel.options import plain
+from gftkit.kernel.registry import Registry
+from gftkit.networks.anchor import short
+from gftkit.recording.trackers import Trackers
+from gftkit.runs import checkpoint
+from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
+from gftkit.runs.resolve import tracker
+from gftkit.runtime import devices
+from gftkit.runtime.progress import Progress
+from gftkit.storage.documents import write_json
+from gftkit.storage.files import check_space, remove_leftovers
+from gftkit.storage.log import Log
+from gftkit.training.descent import checkpoint_contents, restore_checkpoint
+from gftkit.training.distillation import Distillation
+from gftkit.training.evaluator import Evaluator, Line
+from gftkit.training.feedback import Feedback, by_monitor
+from gftkit.training.provenance import describe_environment
+from gftkit.training.resume import ResumeGuard
+from gftkit.training.run_report import write_run_report
+from gftkit.training.steps import Steps, trained_weights
+
+
+class Loop:
+    """One run: from its start, or its last checkpoint, to its end.
+
+    Args:
+        experiment: everything the configuration names.
+        registry: where the components came from, for environment.json.
+        out: the run folder.
+        accelerator: of the accelerate library.
+        progress: the bar.
+
+    Raises:
+        GftkitError: for options that this network or these processes can't follow.
+    """
+
+    def __init__(
+        self, experiment: Experiment, registry: Registry, out: Path, accelerator: Any, progress: Progress
+    ) -> None:
+        self.experiment, self.config, self.registry = experiment, experiment.config, registry
+        self.out, self.progress = out, progress
+        self.accelerator, self.main = accelerator, accelerator.is_main_process
+        if experiment.networks.adapted is not None and devices.shards(accelerator):
+            raise ConfigError(
+                "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
+                "FSDP: under adapters there is one network, and little to keep for the optimiser."
+            )
+        tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
+        self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
+        # Steps shard the drift in place: what it is measured by needs a copy from before.
+        sharded = devices.shards(accelerator)
+        template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
+        make = Distillation if self.config.kind == "distill" else Steps
+        self.steps = make(experiment, accelerator)
+        self.evaluator = Evaluator(experiment, self.steps, accelerator, template=template, pictures=bool(self.trackers))
+        self.anchor = self.steps.anchor
+        self.guard = ResumeGuard(experiment, self.anchor)
+        name = (self.config.schedule or {}).get("name", "")
+        matching = experiment.matching
+        self.feedback = Feedback(matching.schedule, matching.stop, name, self.config.train.steps)
+
+    def run(self, warnings: list[str]) -> None:
+        """Train from the last checkpoint, or from the start, to the end."""
+        newest, damaged = checkpoint.latest(self.out / CHECKPOINTS)
+        self._announce([*warnings, *self.experiment.warnings, *damaged])
+        first = 0 if newest is None else newest.step
+        self.guard.check_agreement(self.accelerator, first)
+        if self.main:
+            self._prepare_folder()
+        if newest is not None:
+            self.guard.check(newest)
+            restore_checkpoint(newest, self.steps.drift, self.steps.descent)
+            self.feedback.restore(newest.notes.get("feedback", {}), newest.path)
+        # The first evaluation asks every metric and monitor: what they refuse is known before the folder holds a run.
+        lines = self.evaluator.lines(0, "raw", [], at_an_end=True) if newest is None else []
+        if newest is None:
+            self._hear(0, lines)
+        if self.main:
+            write_config(self.out, self.config)
+        until = -1 if newest is None else first
+        end = first if self.feedback.done else self.config.train.steps
+        # Lines behind the checkpoint are dropped: the resumed run writes them again.
+        log = Log(self.out / LOG, until, end, self.trackers.add) if self.main else None
+        clock = Log(self.out / CLOCK, until, end, lambda _: None) if self.main else None
+        seconds = 0.0 if newest is None else float(newest.notes["seconds"])
+        self._evaluating = 0.0 if newest is None else float(newest.notes.get("looking", 0.0))
+        try:
+            self.trackers.start(until, self.config.to_dict())
+            self._add(log, 0, lines)
+            train, pin = self.config.train, self.accelerator.device.type == "cuda"
+            pairs = ahead(self.steps.pairs, first, train.steps, train.workers, pin)
+            with self.progress.running(first), pairs as self.steps.batches:
+                self._train(first, time.perf_counter() - seconds, log, clock)
+        finally:
+            self.trackers.close()
+            for each in (log, clock):
+                if each is not None:
+                    each.close()
+        self.accelerator.wait_for_everyone()
+
+    def _announce(self, warnings: Sequence[str]) -> None:
+        """Show the user the warnings, the anchor and the adapters."""
+        for warning in warnings if self.main else ():
+            self.progress.warn(warning)
+        if self.anchor is not None:
+            what = "Teacher" if self.config.kind == "distill" else "Anchor"
+            self.progress.say(f"{what}: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+        if self.experiment.networks.adapted is not None:
+            counts = self.experiment.networks.adapted.describe()
+            self.progress.say(
+                "Adapters: {layers} layers, {trained:,} weights of {parameters:,} are trained.".format(**counts)
+            )
+
+    def _prepare_folder(self) -> None:
+        """Tidy the run folder, and refuse one that can't hold the run, before anything is measured."""
+        for folder in (self.out, self.out / CHECKPOINTS):
+            remove_leftovers(folder)
+        whole = sum(tensor.numel() * tensor.element_size() for tensor in self.steps.drift.state_dict().values())
+        trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.steps.drift))
+        # A checkpoint holds weights, their averages and the optimiser's two moments.
+        check_space(self.out, whole + trained * 4 * (self.config.train.keep_checkpoints + 1) + 10_000_000)
+        described = describe_environment(self.registry, self.config, self.accelerator)
+        write_json(self.out / "environment.json", described)
+
+    def _train(self, first: int, started: float, log: Log | None, clock: Log | None) -> None:
+        """Every step from ``first`` on, and what a step is followed by; the logs are the main process's."""
+        train, every = self.config.train, self.config.evaluate.every
+        assert train.checkpoint_every is not None  # filled in where the configuration was resolved
+        assert every is not None
+        done = first
+        while done < train.steps and not self.feedback.done:
+            numbers = self.steps.take(done)
+            done += 1
+            last = done == train.steps
+            logged, evaluated, saved = (last or done % n == 0 for n in (train.log_every, every, train.checkpoint_every))
+            # Only here does the loop wait for the device: every other step is queued.
+            if logged or evaluated or saved:
+                self._check_finite()
+            if logged:
+                numbers["loss"] = self.accelerator.reduce(numbers["loss"], reduction="mean")
+                values = {key: float(value) for key, value in numbers.items()}
+                self._add(log, done, [("train", values)])
+                self.progress.show(values)
+            if evaluated:
+                self._evaluate(done, last, started, log, clock)
+            if saved or self.feedback.done:
+                self._save(done, time.perf_counter() - started)
+            self.progress.advance()
+        self._finish(log, done, time.perf_counter() - started)
+
+    def _evaluate(self, done: int, last: bool, started: float, log: Log | None, clock: Log | None) -> None:
+        """Measure after a step, tell the listeners, and keep the time that it took out of the training's."""
+        before = time.perf_counter()
+        if clock is not None:
+            seconds = {"seconds": before - started, "training": before - started - self._evaluating}
+            clock.add("clock", done, {name: round(value, 3) for name, value in seconds.items()})
+        lines = self.evaluator.lines(done, "raw", [] if log is None else log.lines)
+        self._add(log, done, lines)
+        self._hear(done, lines)
+        if self.config.evaluate.averaged and not (last or self.feedback.done):  # at the end they always are
+            self._add(log, done, self.evaluator.lines(done, "ema", [] if log is None else log.lines))
+        self._evaluating += time.perf_counter() - before
+
+    def _hear(self, done: int, lines: Sequence[Line]) -> None:
+        """Tell schedule and stopping rule, on every process, what the monitors measured on the main one."""
+        if self.feedback.listeners:
+            measured = devices.broadcast(self.accelerator, by_monitor(lines) if self.main else None)
+            self.feedback.hear(done, measured)
+
+    def _check_finite(self) -> None:
+        step = self.steps.descent.first_bad(self.accelerator)
+        if step is None:
+            return
+        kept = checkpoint.checkpoints_of(self.out / CHECKPOINTS)
+        half = (
+            " float16 holds numbers up to 65,504 only: take train.precision: bfloat16, which has float32's range."
+            if self.config.train.precision == "float16"
+            else ""
+        )
+        where = f"The last good checkpoint is kept: {kept[-1]}." if kept else "No checkpoint was written before it."
+        raise DivergenceError(
+            f"the loss or its gradient is not finite at step {step + 1}, temperature "
+            f"{self.steps.temperature(step):.4g}. {where}{half} Lower train.learning_rate "
+            f"(now {self.config.train.learning_rate:g})"
+            + (
+                " (the penalty form's curvature grows with 1 + temperature)."
+                if self.config.objective.form == "penalty"
+                else "."
+            )
+        )
+
+    def _save(self, done: int, seconds: float) -> None:
+        """Write a checkpoint; all processes must ask, and the main one writes."""
+        tensors, numbers = checkpoint_contents(self.steps.drift, self.steps.descent, self.main)
+        if self.main:
+            notes = {
+                "seconds": seconds,
+                "looking": self._evaluating,
+                **self.guard.notes(),
+                **self.experiment.facts.to_dict(),
+                **numbers,
+                "feedback": self.feedback.state(),
+            }
+            checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
+
+    def _add(self, log: Log | None, done: int, lines: Sequence[Line]) -> None:
+        for kind, values in lines:
+            if kind == "picture":
+                self.trackers.picture(done, **values)
+            elif log is not None:
+                log.add(kind, done, values)
+
+    def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
+        """Measure the averaged weights, and write summary, report and, last, the model: then the run is finished."""
+        self.trackers.ends(steps)
+        lines = self.evaluator.lines(steps, "ema", [] if log is None else log.lines, at_an_end=True)
+        self._add(log, steps, lines)
+        _, averaged = self.evaluator.networks()
+        if log is None:
+            return
+        experiment = self.experiment
+        summary = self._summary(lines, steps, seconds)
+        for _, monitor in experiment.measurement.monitors:
+            monitor.finish(self.out)
+        write_json(self.out / SUMMARY, summary)
+        write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
+        notes = {"drift": plain(self.config.drift), **self.guard.origin()}
+        weights, adapted = averaged.state_dict(), experiment.networks.adapted
+        if adapted is not None:
+            means = self.steps.descent.averages.tensors()
+            adapted.save(self.out / ADAPTER, means)
+            weights = adapted.merged(means)
+        write_model(self.out, weights, experiment.facts, notes)
+        self.trackers.release()
+
+    def _summary(self, lines: Sequence[Line], steps: int, seconds: float) -> dict[str, Any]:
+        """The content of summary.json."""
+        measured = {name: value for name, value in lines[0][1].items() if name != "weights"}
+        summary: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}
+        if self.feedback.done and steps < self.config.train.steps:
+            summary["stopped"] = {"of": self.config.train.steps, "reason": self.feedback.reason}
+            self.progress.say(f"Stopped after step {steps} of {self.config.train.steps}: {self.feedback.reason}")
+        if self.anchor is not None:
+            summary["anchor"] = {**self.anchor.describe(), "anchors": list(self.experiment.networks.anchors)}
+        if self.experiment.networks.adapted is not None:
+            summary["adapters"] = self.experiment.networks.adapted.describe()
+        return summary

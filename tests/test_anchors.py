@@ -158,7 +158,7 @@ def test_a_run_moves_towards_the_anchor_that_it_names(registry, pretrained, tmp_
     for name, spec in {"frozen": "frozen", "external": {"name": "external", "pretrained": str(other)}}.items():
         config = tuning(pretrained, anchor=spec, schedule={"name": "constant", "value": 1e6})
         config["train"] = {**QUICK, "steps": 60, "learning_rate": 0.03}
-        drift = gftkit.finetune(config, tmp_path / name, registry=registry).networks.drift("raw")
+        drift = gftkit.finetune(config, tmp_path / name, registry=registry).drift("raw")
         apart[name] = ((drift(t, x) - goal).norm() / (start - goal).norm()).item()
     assert apart["external"] < 0.6
     assert apart["frozen"] > 0.8

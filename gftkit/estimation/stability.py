@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 WINDOW = 5
 """Evaluations in a window of ``instant_variance``."""
@@ -47,6 +46,8 @@ def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
         >>> spearman([1, 2, 3, 4], [9.0, 7.0, 4.0, 1.0])
         -1.0
     """
+    from scipy.stats import spearmanr  # slow to load
+
     if len(steps) < 3 or len(set(values)) == 1:
         return float("nan")
     return float(round(spearmanr(steps, values).statistic, 12))

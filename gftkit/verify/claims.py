@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from scipy import stats
 from torch import Generator
 
 from gftkit.kernel.errors import GftkitError, UnknownNameError, unknown
@@ -56,10 +55,14 @@ class Bound:
     @property
     def false_alarm(self) -> float:
         """The probability that the measurement of a true statement exceeds the bound, for one seed."""
+        from scipy import stats  # slow to load
+
         return 2 * float(stats.t.sf(self.value, self.degrees)) if self.kind == "statistical" else 0.0
 
     def normal(self, measured: float) -> float:
         """A statistical measurement as a standard normal deviate: the same tail probability, and the same sign."""
+        from scipy import stats  # slow to load
+
         tail = stats.t.logsf(abs(measured), self.degrees)
         return math.copysign(float(stats.norm.isf(math.exp(tail))), measured)
 
@@ -85,6 +88,8 @@ def statistical(degrees: float = math.inf, false_alarm: float = FALSE_ALARM) -> 
         >>> round(statistical().value, 2), round(statistical(degrees=15).value, 2)
         (5.33, 9.48)
     """
+    from scipy import stats  # slow to load
+
     return Bound("statistical", float(stats.t.isf(false_alarm / 2, degrees)), degrees)
 
 

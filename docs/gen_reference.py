@@ -127,11 +127,11 @@ def docstring(text: str, options: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as Markdown, with ``code`` kept."""
-    pieces = re.split(r"(``.*?``|`[^`]+`)", text, flags=re.DOTALL)
+    """Plain text as Markdown, with ``code`` and **bold words** kept."""
+    pieces = re.split(r"(``.*?``|`[^`]+`|\*\*\w[\w ]*\*\*)", text, flags=re.DOTALL)
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             pieces[index] = re.sub(r"([\\*_\[\]|#])", r"\\\1", piece).replace("<", "&lt;").replace(">", "&gt;")
-        else:
-            pieces[index] = "`" + piece.strip("`").replace("|", "\\|") + "`"
+        elif piece.startswith("`"):
+            pieces[index] = "`" + piece.strip("`") + "`"  # a bar in code doesn't end a cell of Python-Markdown's tables
     return "".join(pieces)

@@ -256,7 +256,8 @@ def test_marks_are_replaced_by_tables() -> None:
 
 def test_docstrings_become_markdown() -> None:
     module = generator()
-    assert module.escape("x_t in [0, 1], ``a|b`` and *this*") == r"x\_t in \[0, 1\], `a\|b` and \*this\*"
+    assert module.escape("x_t in [0, 1], ``a|b`` and *this*") == r"x\_t in \[0, 1\], `a|b` and \*this\*"
+    assert module.escape("**Two words**, |a| and f(**options)") == r"**Two words**, \|a\| and f(\*\*options)"
     shown = module.docstring("First.\n\nArgs:\n    a: it.\n\nExample:\n    >>> 1\n    1\n", "TABLE")
     assert shown == "First.\n\nTABLE\n\n```pycon\n>>> 1\n1\n```"
 

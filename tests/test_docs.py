@@ -228,6 +228,12 @@ def test_every_command_is_in_its_page() -> None:
         assert f"`gft {verb}" in page
 
 
+def test_every_kind_is_in_the_glossary() -> None:
+    page = (ROOT / "docs/glossary.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| [kind]"))
+    assert set(re.findall(r"`(\w+)`", row)) == set(KINDS)
+
+
 def test_the_table_of_claims_is_not_stale() -> None:
     spec = importlib.util.spec_from_file_location("write_table", ROOT / "verification/write_table.py")
     assert spec is not None

@@ -38,7 +38,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each ``<!-- keys: train -->`` by that section's table."""
-    return _MARK.sub(lambda found: table(keys(found[1])), markdown)
+    return _MARK.sub(lambda mark: table(keys(mark[1])), markdown)
 
 
 def pages(registry: Registry) -> dict[str, str]:
@@ -53,10 +53,10 @@ def overview(registry: Registry) -> str:
     lines = [
         "# Components",
         "",
-        "A plugin implements one hook for each kind of component that it brings. These are all the hooks there are. "
-        "The list below holds what was installed when this page was built; `gft plugins` lists what you have.",
+        "A plugin implements one hook for each kind of component that it adds. The table lists all hooks, and the "
+        "components that were installed when this page was built; `gft plugins` lists what you have installed.",
         "",
-        "| kind | hook | what it gives | installed |",
+        "| kind | hook | what it returns | installed |",
         "|---|---|---|---|",
     ]
     for kind in registry.kinds():
@@ -65,7 +65,7 @@ def overview(registry: Registry) -> str:
         lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
     says = escape((inspect.getdoc(Hooks.gftkit_claims) or "").split(",")[0])
     lines.append(f"| claim | `gftkit_claims` | {says} | [the claims](../claims.md) |")
-    return "\n".join([*lines, "", "How to add one: [Writing a plugin](../guide/plugins.md).", ""])
+    return "\n".join([*lines, "", "[Writing a plugin](../guide/plugins.md) explains how to add one.", ""])
 
 
 def kind_page(registry: Registry, kind: str) -> str:
@@ -78,12 +78,13 @@ def kind_page(registry: Registry, kind: str) -> str:
         "",
     ]
     if kind == "dataset":
-        lines += ["Every data set takes these options too, which the kernel adds:", "", table(SUBSET_OPTIONS), ""]
+        lines += ["Every data set also takes these options, which gftkit adds:", "", table(SUBSET_OPTIONS), ""]
     for name in registry.names(kind):
-        found = registry.describe(kind, name)
-        own = registry.component(kind, name).options
-        lines += [f"## {name} {{ #{name} }}", "", docstring(found.doc, table(own) if own else "No options."), ""]
-        lines += [f"From {found.distribution} {found.version}, plugin `{found.plugin}`.", ""]
+        description = registry.describe(kind, name)
+        options = registry.component(kind, name).options
+        rows = table(options) if options else "No options."
+        lines += [f"## {name} {{ #{name} }}", "", docstring(description.doc, rows)]
+        lines += ["", f"From {description.distribution} {description.version}, plugin `{description.plugin}`.", ""]
     return "\n".join(lines)
 
 
@@ -109,7 +110,7 @@ def table(options: Mapping[str, Option]) -> str:
 
 
 def docstring(text: str, options: str) -> str:
-    """A Google-form docstring as Markdown; ``options`` stands in the place of ``Args``."""
+    """A Google-form docstring as Markdown; ``options`` replaces ``Args``."""
     first, *rest = _SECTION.split(text)
     parts, placed = [escape(first.strip())], False
     for title, body in zip(rest[::2], rest[1::2], strict=True):

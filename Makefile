@@ -33,9 +33,8 @@ lint: $(VENV)/.dev  ## check format and style with ruff
 types: $(VENV)/.dev  ## check types with mypy
 	$(RUN) -m mypy
 
-docs: $(VENV)/.dev  ## build the documentation into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
-	@echo "Open site/index.html"
+docs: $(VENV)/.dev  ## build the documentation into site/; a warning, a broken tag or a lost example is an error
+	$(RUN) docs/build_site.py
 
 claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
 	$(RUN) verification/write_table.py

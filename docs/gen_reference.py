@@ -37,7 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each ``<!-- keys: train -->`` by that section's table."""
-    return _MARK.sub(lambda found: table(keys(found[1])), markdown)
+    return _MARK.sub(lambda mark: table(keys(mark[1])), markdown)
 
 
 def pages(registry: Registry) -> dict[str, str]:
@@ -52,10 +52,10 @@ def overview(registry: Registry) -> str:
     lines = [
         "# Components",
         "",
-        "A plugin implements one hook for each kind of component that it brings. These are all the hooks there are. "
-        "The list below holds what was installed when this page was built; `gft plugins` lists what you have.",
+        "A plugin implements one hook for each kind of component that it adds. The table lists all hooks, and the "
+        "components that were installed when this page was built; `gft plugins` lists what you have installed.",
         "",
-        "| kind | hook | what it gives | installed |",
+        "| kind | hook | what it returns | installed |",
         "|---|---|---|---|",
     ]
     for kind in registry.kinds():
@@ -64,9 +64,7 @@ def overview(registry: Registry) -> str:
         lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
     says = "Statements to check, about anything that is registered"
     lines.append(f"| claim | `gftkit_claims` | {says} | [the claims](../claims.md) |")
-    for hook, kind in WRAPPERS.items():
-        lines.append(f"| wrapper of {kind}s | `{hook}` | Options that every {kind} takes, and what they do to it | |")
-    return "\n".join([*lines, "", "How to add one: [Writing a plugin](../guide/plugins.md).", ""])
+    return "\n".join([*lines, "", "[Writing a plugin](../guide/plugins.md) explains how to add one.", ""])
 
 
 def kind_page(registry: Registry, kind: str) -> str:
@@ -78,13 +76,14 @@ def kind_page(registry: Registry, kind: str) -> str:
         f"Hook `gftkit_{kind}s`; contract {contracts}. In a configuration: `{{name: NAME, OPTION: VALUE}}`.",
         "",
     ]
-    if added := registry.added_options(kind):
-        lines += [f"Every {kind} takes these options too:", "", table(added), ""]
+    if kind == "dataset":
+        lines += ["Every data set also takes these options, which gftkit adds:", "", table(SUBSET_OPTIONS), ""]
     for name in registry.names(kind):
-        found = registry.describe(kind, name)
-        own = registry.component(kind, name).options
-        lines += [f"## {name} {{ #{name} }}", "", docstring(found.doc, table(own) if own else "No options."), ""]
-        lines += [f"From {found.distribution} {found.version}, plugin `{found.plugin}`.", ""]
+        description = registry.describe(kind, name)
+        options = registry.component(kind, name).options
+        rows = table(options) if options else "No options."
+        lines += [f"## {name} {{ #{name} }}", "", docstring(description.doc, rows)]
+        lines += ["", f"From {description.distribution} {description.version}, plugin `{description.plugin}`.", ""]
     return "\n".join(lines)
 
 
@@ -105,7 +104,7 @@ def table(options: Mapping[str, Option]) -> str:
 
 
 def docstring(text: str, options: str) -> str:
-    """A Google-form docstring as Markdown; ``options`` stands in the place of ``Args``."""
+    """A Google-form docstring as Markdown; ``options`` replaces ``Args``."""
     first, *rest = _SECTION.split(text)
     parts, placed = [escape(first.strip())], False
     for title, body in zip(rest[::2], rest[1::2], strict=True):
@@ -123,11 +122,11 @@ def docstring(text: str, options: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as Markdown, with ``code`` kept."""
-    pieces = re.split(r"(``.*?``|`[^`]+`)", text, flags=re.DOTALL)
+    """Plain text as Markdown, with ``code`` and **bold words** kept."""
+    pieces = re.split(r"(``.*?``|`[^`]+`|\*\*\w[\w ]*\*\*)", text, flags=re.DOTALL)
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             pieces[index] = re.sub(r"([\\*_\[\]|#])", r"\\\1", piece).replace("<", "&lt;").replace(">", "&gt;")
-        else:
-            pieces[index] = "`" + piece.strip("`").replace("|", "\\|") + "`"
+        elif piece.startswith("`"):
+            pieces[index] = "`" + piece.strip("`") + "`"  # a bar in code doesn't end a cell of Python-Markdown's tables
     return "".join(pieces)

@@ -230,6 +230,12 @@ def test_every_command_is_in_its_page() -> None:
         assert f"`gft {verb}" in page
 
 
+def test_every_kind_is_in_the_glossary() -> None:
+    page = (ROOT / "docs/glossary.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| [kind]"))
+    assert set(re.findall(r"`(\w+)`", row)) == set(KINDS)
+
+
 def test_the_table_of_claims_is_not_stale() -> None:
     spec = importlib.util.spec_from_file_location("write_table", ROOT / "verification/write_table.py")
     assert spec is not None
@@ -258,7 +264,8 @@ def test_marks_are_replaced_by_tables() -> None:
 
 def test_docstrings_become_markdown() -> None:
     module = generator()
-    assert module.escape("x_t in [0, 1], ``a|b`` and *this*") == r"x\_t in \[0, 1\], `a\|b` and \*this\*"
+    assert module.escape("x_t in [0, 1], ``a|b`` and *this*") == r"x\_t in \[0, 1\], `a|b` and \*this\*"
+    assert module.escape("**Two words**, |a| and f(**options)") == r"**Two words**, \|a\| and f(\*\*options)"
     shown = module.docstring("First.\n\nArgs:\n    a: it.\n\nExample:\n    >>> 1\n    1\n", "TABLE")
     assert shown == "First.\n\nTABLE\n\n```pycon\n>>> 1\n1\n```"
 

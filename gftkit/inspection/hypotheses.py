@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def slope(self) -> Estimate:
-        """E<b, target>/E|b|^2, with its standard error over batches."""
+        """``E<b, target>/E|b|^2``, with its standard error over batches."""
         size = mean([size for _, size in self.products])
         away = estimate([product - size for product, size in self.products])
         return Estimate(1 + away.value / size, away.stderr / size) if size else Estimate(math.nan, math.nan)

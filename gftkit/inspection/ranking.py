@@ -6,7 +6,7 @@ by ``ForeignDrift`` as training would call it, and
 - denoising error: |x1_hat - x1|^2 per value, x1_hat = (sigma' x - sigma b)/(sigma' alpha - sigma alpha') the data that
   the drift points at in one step; hypotheses are ranked by it;
 - flow-matching loss: |b - b_t(x|z)|^2 per value;
-- slope: E<b, b_t(x|z)>/E|b|^2, which is 1 for every conditional expectation.
+- slope: ``E<b, b_t(x|z)>/E|b|^2``, which is 1 for every conditional expectation.
 """
 
 import itertools

@@ -21,7 +21,8 @@ class Statistics(NamedTuple):
     """T, G and R of one batch.
 
     Attributes:
-        t: mean w <b - y_beta, b - b_pre>, unbiased for <b - b_beta, b - b_pre>_w; 0 in expectation at b = b_beta.
+        t: mean ``w <b - y_beta, b - b_pre>``, unbiased for ``<b - b_beta, b - b_pre>_w``; 0 in expectation at
+            b = b_beta.
         g: mean w (|b_pre - b_t(x|z)|^2 - |b - b_t(x|z)|^2), unbiased for |b_pre - b_tgt|_w^2 - |b - b_tgt|_w^2.
         r: mean w |b - b_pre|^2.
     """
@@ -69,7 +70,7 @@ class Summary:
         t: T.
         g: G.
         r: R.
-        p: P = (G + R)/2, an estimate of <b_pre - b_tgt, b_pre - b>_w: the way made towards the target drift, times
+        p: P = (G + R)/2, an estimate of ``<b_pre - b_tgt, b_pre - b>_w``: the way made towards the target drift, times
             |Delta|. (1 - rho) |Delta|^2 at the optimum, and unlike R and T not raised by noise in b.
         by_distance: R/(1 - rho)^2: |Delta|^2, if b is the optimum.
         by_loss: G/(1 - rho^2): |Delta|^2, if b is the optimum; the two are not independent.

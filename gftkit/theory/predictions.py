@@ -1,6 +1,6 @@
 """What the theory predicts for a fine-tune: a pure function for each statement of the theory page from T4 on.
 
-Norms are |f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2) along the target path; ``gap`` is |b_pre - b_tgt|_w.
+Norms are ``|f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2)`` along the target path; ``gap`` is |b_pre - b_tgt|_w.
 """
 
 import itertools
@@ -40,12 +40,12 @@ def path_kl(retention: float, pretrained: float) -> float:
 def wasserstein_bound(
     retention: float, times: Sequence[float], gaps: Sequence[float], lipschitz: Sequence[float]
 ) -> float:
-    """T6: W2(q, p_1^beta) <= rho int exp(int_t^1 L) (E_{p_t} |Delta|^2)^(1/2) dt, by the trapezoidal rule.
+    """T6: ``W2(q, p_1^beta) <= rho int exp(int_t^1 L) (E_{p_t} |Delta|^2)^(1/2) dt``, by the trapezoidal rule.
 
     Args:
         retention: rho in [0, 1).
         times: increasing, from 0 to 1.
-        gaps: (E_{p_t} |Delta|^2)^(1/2) at each time.
+        gaps: ``(E_{p_t} |Delta|^2)^(1/2)`` at each time.
         lipschitz: a one-sided Lipschitz constant L(t) of b_beta at each time; may be negative.
 
     Raises:
@@ -162,7 +162,7 @@ def error_with_noise(retention: float, gap: float, noise: float) -> float:
     """T15: E|b - b_tgt|_w^2 = rho^2 |Delta|_w^2 + (1 - rho)^2 F for a fit b = b_beta + (1 - rho) zeta, F = E|zeta|_w^2.
 
     zeta is what plain fine-tuning would add to b_tgt, by the noise of its gradients or by its finitely many samples;
-    in a model linear in its parameters a fit at a temperature adds (1 - rho) times it. Needs E<zeta, Delta> = 0.
+    in a model linear in its parameters a fit at a temperature adds (1 - rho) times it. Needs ``E<zeta, Delta> = 0``.
 
     Args:
         retention: rho in [0, 1).

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -135,7 +136,9 @@ def markdown(claims: Sequence[Claim]) -> str:
     for claim in claims:
         bound = f"{claim.bound.kind} {claim.bound.value:.3g}"
         cells = (f"`{claim.name}`", claim.statement, bound, "; ".join(claim.mutants), claim.profile)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        # An inner product <a, b> would be taken for an HTML tag, and vanish.
+        escaped = (re.sub(r"\||<(?=[A-Za-z])", r"\\\g<0>", cell).replace("\n", " ") for cell in cells)
+        rows.append("| " + " | ".join(escaped) + " |")
     return "\n".join(rows)
 
 

@@ -190,7 +190,7 @@ def integral(values: Callable[[Tensor], Tensor], end: float = 1.0) -> float:
 
 
 def drift_gap(drift: AffineDrift, other: AffineDrift, marginal: Marginal) -> float:
-    """|b - b'|_w with w = 1: the root of int E_{x ~ p_t} |b - b'|^2 dt."""
+    """|b - b'|_w with w = 1: the root of ``int E_{x ~ p_t} |b - b'|^2 dt``."""
     return math.sqrt(integral(lambda t: squared_gap(drift, other, t, *marginal(t))))
 
 

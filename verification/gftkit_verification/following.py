@@ -413,7 +413,7 @@ def _direction(held: Record) -> str | None:
 
 
 def _towards(point: Point) -> Tensor:
-    """P of each batch: <b_pre - b_tgt, b_pre - b>_w."""
+    """P of each batch: ``<b_pre - b_tgt, b_pre - b>_w``."""
     return (
         torch.tensor(point["G_batches"], dtype=torch.float64) + torch.tensor(point["R_batches"], dtype=torch.float64)
     ) / 2

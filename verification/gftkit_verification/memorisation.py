@@ -33,10 +33,10 @@ class Memorisation:
     Two gauges. **Distance ratio**, of samples of the EMA weights: the mean distance of a sample to the nearest of the
     training data, one of them left out, over the mean distance of a training datum to the nearest of the others.
     Samples of the very law that the training data were drawn from have 1 in expectation; 0 is a copy; above 1 they lie
-    beside the data. **Position**, of the raw weights' drift: c = <b - b_pre, b_emp - b_pre>/|b_emp - b_pre|^2, between
-    the pretrained drift (c = 0) and the drift b_emp that reproduces the training set (c = 1); the optimum of a
-    temperature has c = 1 - rho (T1). It is measured where b_emp is known, as in the monitor ``theory``; the report says
-    why where it isn't.
+    beside the data. **Position**, of the raw weights' drift:
+    ``c = <b - b_pre, b_emp - b_pre>/|b_emp - b_pre|^2``, between the pretrained drift (c = 0) and the drift b_emp that
+    reproduces the training set (c = 1); the optimum of a temperature has c = 1 - rho (T1). It is measured where b_emp
+    is known, as in the monitor ``theory``; the report says why where it isn't.
 
     Held-out data, where ``evaluate.data`` names some, are only looked at for a third number: the mean distance of a
     sample to the nearest training datum over that to the nearest of as many held-out data.
@@ -157,7 +157,7 @@ def named(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def position(drift: Tensor, anchor: Tensor, exact: Tensor, weight: Tensor | None = None) -> Estimate:
-    """c = <b - b_pre, b_emp - b_pre>_w/|b_emp - b_pre|_w^2, its error over BATCHES batches; nan where both agree.
+    """``c = <b - b_pre, b_emp - b_pre>_w/|b_emp - b_pre|_w^2``, its error over BATCHES batches; nan where both agree.
 
     Args:
         drift: b, (batches * n, *event).

@@ -41,7 +41,7 @@ class Best:
 
 
 def _mean(left: Tensor, right: Tensor) -> float:
-    """E<left, right>."""
+    """``E<left, right>``."""
     return float((left * right).sum(1).mean())
 
 
@@ -158,7 +158,7 @@ class HeldOut:
 
 
 def held_out_share(fitted: Tensor, label: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
-    """T15: rho* = E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2: numerator and denominator of each pair."""
+    """T15: ``rho* = E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2``: numerator and denominator of each pair."""
     return ((fitted - label) * (fitted - anchor)).sum(-1), (fitted - anchor).square().sum(-1)
 
 

@@ -59,7 +59,7 @@ def _positions(registry: Registry, subject: Position, generator: Generator) -> f
 
 
 def _arrival(registry: Registry, subject: Callable[..., Statistics], generator: Generator) -> float:
-    """|T| at b_beta, and |T - <b - b_beta, b - b_pre>| elsewhere, by the target drift itself."""
+    """|T| at b_beta, and ``|T - <b - b_beta, b - b_pre>|`` elsewhere, by the target drift itself."""
     worst = 0.0
     for name in ("linear", "brownian-bridge"):
         weight, anchor, target, beside = _drifts(registry.create("path", name), generator)

@@ -366,7 +366,7 @@ def _trained(registry: Registry) -> Claim:
         train = Train(LEARNING, 256, eta * d / 2, {"name": "sgd"}, clip=None, ema=0.9)  # 2 of the square, loss over d
 
         def shares(apart: Tensor) -> Tensor:
-            """c_i of each mode, and last <W - W_tgt, Delta> / |Delta|^2: (..., d, p) -> (..., p + 1)."""
+            """c_i of each mode, and last ``<W - W_tgt, Delta> / |Delta|^2``: (..., d, p) -> (..., p + 1)."""
             products, squares = ((apart @ modes) * (gap @ modes)).sum(-2), (gap @ modes).square().sum(0)
             whole = products.sum(-1, keepdim=True) / squares.sum()
             return torch.cat([products / squares, whole], -1)

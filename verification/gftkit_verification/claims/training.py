@@ -172,7 +172,7 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
 
 
 def _along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
-    """<W phi, Delta>_w/|Delta|_w^2."""
+    """``<W phi, Delta>_w/|Delta|_w^2``."""
     return float((weight @ gram * gap).sum() / (gap @ gram * gap).sum())
 
 

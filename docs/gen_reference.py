@@ -64,6 +64,8 @@ def overview(registry: Registry) -> str:
         lines.append(f"| [{kind}]({kind}.md) | `gftkit_{kind}s` | {says} | {names} |")
     says = "Statements to check, about anything that is registered"
     lines.append(f"| claim | `gftkit_claims` | {says} | [the claims](../claims.md) |")
+    for hook, kind in WRAPPERS.items():
+        lines.append(f"| wrapper of {kind}s | `{hook}` | Options that every {kind} takes, and what they do to it | |")
     return "\n".join([*lines, "", "[Writing a plugin](../guide/plugins.md) explains how to add one.", ""])
 
 
@@ -76,8 +78,8 @@ def kind_page(registry: Registry, kind: str) -> str:
         f"Hook `gftkit_{kind}s`; contract {contracts}. In a configuration: `{{name: NAME, OPTION: VALUE}}`.",
         "",
     ]
-    if kind == "dataset":
-        lines += ["Every data set also takes these options, which gftkit adds:", "", table(SUBSET_OPTIONS), ""]
+    if added := registry.added_options(kind):
+        lines += [f"Every {kind} also takes these options, which gftkit adds:", "", table(added), ""]
     for name in registry.names(kind):
         description = registry.describe(kind, name)
         options = registry.component(kind, name).options

@@ -160,7 +160,7 @@ def speed(count: int, rounds: int, where: Path | None) -> list[dict[str, Any]]:
     """Samples a second over the same pictures, by data set."""
     from PIL import Image
 
-    from gftkit_plugins.datasets import image_folder
+    from gftkit_plugins.datasets.images import image_folder
 
     registry = gftkit.load()
     generator = np.random.default_rng(0)

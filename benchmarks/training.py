@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.beds.trials import trial
+from gftkit_verification.testbeds.trials import trial
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""

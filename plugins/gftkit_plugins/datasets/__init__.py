@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import gftkit
+from gftkit_plugins.datasets.archives.huggingface import HuggingFace
+from gftkit_plugins.datasets.archives.shards import Shards
 from gftkit_plugins.datasets.arrays import Arrays
-from gftkit_plugins.datasets.camelyon17 import camelyon17
-from gftkit_plugins.datasets.fmow import fmow
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
-from gftkit_plugins.datasets.huggingface import HuggingFace
-from gftkit_plugins.datasets.image_folder import ImageFolder
-from gftkit_plugins.datasets.images import digits, mnist5k
+from gftkit_plugins.datasets.images.image_folder import ImageFolder
+from gftkit_plugins.datasets.images.packaged import digits, mnist5k
 from gftkit_plugins.datasets.replay import Replay
-from gftkit_plugins.datasets.rxrx1 import rxrx1
-from gftkit_plugins.datasets.shards import Shards
 from gftkit_plugins.datasets.synthetic import Gaussian, GaussianMixture, TwoMoons
+from gftkit_plugins.datasets.wilds.camelyon17 import camelyon17
+from gftkit_plugins.datasets.wilds.fmow import fmow
+from gftkit_plugins.datasets.wilds.rxrx1 import rxrx1
 
 
 @gftkit.hookimpl

@@ -14,38 +14,38 @@ if TYPE_CHECKING:
     from gftkit.verify.claims import Claim
 
 MODULES = (
-    "broken",  # components that nothing else can be claimed about
+    "components.broken",  # components that nothing else can be claimed about
     "proofs",  # what algebra decides, with sympy
-    "objective",  # T1 to T3 on closed forms
-    "blending",  # T1 by the sampler
-    "optima",  # T4, T7 and T8 on closed forms
-    "anchors",  # T18
-    "laws",  # T5 and T6 on closed forms
-    "marginals",  # T12 on closed forms
-    "targets",  # T16 and T17
-    "paths",
-    "schedules",
-    "couplings",  # with T10
-    "geometry",  # T10 and T11 by the sampler's trajectories
-    "conditions",  # T10 for conditions that are no labels
-    "solvers",
-    "integrators",  # solvers of libraries
-    "flow_maps",
-    "grids",
-    "diffusions",  # with T12 for noise of one's choice
-    "sampling",  # T11 and T12, by the sampler
-    "sampling_trained",  # T10 to T12 with trained networks
-    "likelihood",
-    "gradients",  # T9
-    "gradients_trained",  # T9 in the shipped loop
-    "sharing",  # the anchor on a part of the batch
-    "sharing_loop",  # in the shipped loop
-    "tracking",  # T13
-    "dynamics",  # T14
-    "best_temperature",  # T15
-    "memorisation",  # arrival and memorisation, section 5
-    "training",  # the shipped loop
-    "networks",  # trained ones
+    "objective.closed_forms",  # T1 to T3 on closed forms
+    "objective.blending",  # T1 by the sampler
+    "optima.closed_forms",  # T4, T7 and T8 on closed forms
+    "optima.anchors",  # T18
+    "laws.closed_forms",  # T5 and T6 on closed forms
+    "laws.marginals",  # T12 on closed forms
+    "objective.targets",  # T16 and T17
+    "components.paths",
+    "components.schedules",
+    "couplings.closed_forms",  # with T10
+    "components.geometry",  # T10 and T11 by the sampler's trajectories
+    "couplings.conditions",  # T10 for conditions that are no labels
+    "components.solvers",
+    "components.integrators",  # solvers of libraries
+    "components.flow_maps",
+    "components.grids",
+    "laws.diffusions",  # with T12 for noise of one's choice
+    "laws.sampling",  # T11 and T12, by the sampler
+    "laws.sampling_trained",  # T10 to T12 with trained networks
+    "laws.likelihood",
+    "objective.gradients",  # T9
+    "objective.gradients_trained",  # T9 in the shipped loop
+    "objective.sharing",  # the anchor on a part of the batch
+    "training.sharing_loop",  # in the shipped loop
+    "training.tracking",  # T13
+    "training.dynamics",  # T14
+    "optima.best_temperature",  # T15
+    "training.memorisation",  # arrival and memorisation, section 5
+    "training.loop",  # the shipped loop
+    "training.networks",  # trained ones
 )
 
 

@@ -9,7 +9,7 @@ from sympy.core.function import AppliedUndef
 from torch import Generator
 
 from gftkit.verify.claims import Claim, Measurement, exact
-from gftkit_verification.beds.symbolic import Symbolic
+from gftkit_verification.testbeds.symbolic import Symbolic
 
 POINTS, DIGITS = 3, 30
 """Random points, and digits there, at which a residual is evaluated before algebra is tried."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from gftkit.theory import flow, objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim
-from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.proofs.algebra import BETA, PRE, RHO, TGT, G, T, only, proof
+from gftkit_verification.testbeds.symbolic import Symbolic
 
 PLACE = sympy.symbols("x y", real=True)
 

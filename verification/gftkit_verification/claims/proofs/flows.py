@@ -12,9 +12,9 @@ from gftkit.kernel.contracts import Path
 from gftkit.kernel.registry import Registry
 from gftkit.theory import flow
 from gftkit.verify.claims import Claim
-from gftkit_verification.beds.symbolic import Symbolic
-from gftkit_verification.claims.paths import WEIGHTS, Flow, scored, variants
+from gftkit_verification.claims.components.paths import WEIGHTS, Flow, scored, variants
 from gftkit_verification.claims.proofs.algebra import G, Residuals, T, only, proof
+from gftkit_verification.testbeds.symbolic import Symbolic
 
 X0, X1, EPS = sympy.symbols("x0 x1 epsilon", real=True)
 PAIR: Any = (Symbolic([T]), Symbolic([[X0]]), Symbolic([[X1]]))

@@ -9,8 +9,8 @@ import sympy
 from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim
-from gftkit_verification.beds.symbolic import Symbolic
 from gftkit_verification.claims.proofs.algebra import BETA, PRE, RHO, TGT, G, W, event, only, proof
+from gftkit_verification.testbeds.symbolic import Symbolic
 
 B, LABEL = event("b"), event("y")
 WEIGHT: Any = Symbolic([W])

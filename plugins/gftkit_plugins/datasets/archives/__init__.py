@@ -1,0 +1,1 @@
+"""Samples in archives: tar shards, parquet and arrow files."""

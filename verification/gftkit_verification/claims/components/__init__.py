@@ -1,0 +1,1 @@
+"""Every registered component keeps its contract."""

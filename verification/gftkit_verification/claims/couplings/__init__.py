@@ -1,0 +1,1 @@
+"""T10: couplings, labels and conditions."""

@@ -1,0 +1,208 @@
+"""Densities of samples under a flow, against closed forms, and Hutchinson's estimate of the divergence."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gftkit.generation import likelihood
+from gftkit.generation.likelihood import Density
+from gftkit.kernel.contracts import Drift, Path, Solver
+from gftkit.kernel.registry import Registry
+from gftkit.verify.claims import Claim, Measurement, order, statistical
+from gftkit_verification.oracles.mixture import MixtureFlow
+from gftkit_verification.testbeds.equations import Equation
+from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, random_covariance
+from gftkit_verification.testbeds.statistics import student
+
+STEPS = (8, 16)
+TOLERANCE = 1.2
+"""Distance of a slope from 4: a mixture's flow isn't slow."""
+DIMENSION = 6
+SAMPLES = 20_000
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Densities:
+    """What is checked.
+
+    Attributes:
+        solver: takes the steps.
+        log_density: of samples under a flow.
+    """
+
+    solver: Solver
+    log_density: Callable[..., Density] = likelihood.log_density
+
+    def at(self, drift: Drift, path: Path, steps: int, x1: Tensor, source: LogDensity) -> Tensor:
+        """The log-densities."""
+        return self.log_density(drift, path, self.solver, steps, x1, source).log
+
+
+def normal(mean: Tensor, cov: Tensor) -> LogDensity:
+    """log N(x; mean, cov)."""
+    law: Any = torch.distributions.MultivariateNormal(mean, cov)
+    return law.log_prob
+
+
+def _slip(change: Callable[[Density, LogDensity, Tensor], Tensor]) -> Callable[..., Density]:
+    """Log-densities with a slip, made of the right ones, the source's density and the samples."""
+
+    def log_density(
+        drift: Drift, path: Path, solver: Solver, steps: int, x1: Tensor, source: LogDensity, *more: Any
+    ) -> Density:
+        found = likelihood.log_density(drift, path, solver, steps, x1, source, *more)
+        return replace(found, log=change(found, source, x1))
+
+    return log_density
+
+
+def _negated(drift: Drift, *more: Any) -> Density:
+    return likelihood.log_density(lambda t, x, **given: -drift(t, x, **given), *more)
+
+
+Problem = tuple[Any, Path, Tensor, LogDensity, LogDensity]
+"""Velocity, what is integrated, samples, and the log-densities at t = 0 and t = 1."""
+
+
+def gaussian(path: Path, generator: Generator) -> Problem:  # noqa: ARG001
+    """Between two Gaussians under the optimal coupling."""
+    flow = drawn_flow(2, generator, COUPLINGS[-1])
+    x1 = flow.mean1 + torch.randn(16, 2, generator=generator, dtype=torch.float64)
+    laws = normal(flow.mean0, flow.cov0), normal(flow.mean1, flow.cov1)
+    velocity: Any = flow.velocity
+    return velocity, Equation(velocity), x1, *laws
+
+
+def mixture(path: Path, generator: Generator) -> Problem:
+    """From a Gaussian to a mixture of three."""
+    mean0, cov0 = torch.randn(2, generator=generator, dtype=torch.float64), random_covariance(2, generator)
+    means = 2 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    covs = torch.stack([random_covariance(2, generator) for _ in range(3)])
+    flow = MixtureFlow(path, mean0, cov0, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, covs)
+    x1 = means[torch.arange(16) % 3] + torch.randn(16, 2, generator=generator, dtype=torch.float64)
+    return flow.velocity, path, x1, normal(mean0, cov0), lambda x: flow.log_density(torch.ones(1), x)
+
+
+def slope(subject: Densities, problem: Problem) -> Measurement:
+    """The distance from 4 of the slope of rk4's error on its step."""
+    velocity, equation, x1, before, after = problem
+    errors = [float((subject.at(velocity, equation, n, x1, before) - after(x1)).square().mean().sqrt()) for n in STEPS]
+    found = -np.polyfit(np.log(STEPS), np.log(np.maximum(errors, 1e-300)), 1)[0]
+    h = [1 / n for n in STEPS]
+    line = [errors[-1] * (step / h[-1]) ** 4 for step in h]
+    lines = {"measured": (h, errors), "order 4": (h, line)}
+    return Measurement(float(found - 4), lines, f"slope {found:.3f}, error {errors[-1]:.1e}")
+
+
+def _slope_of(
+    subject: Densities, generator: Generator, problem: Callable[[Path, Generator], Problem], path: Path
+) -> Measurement:
+    return slope(subject, problem(path, on_cpu(generator)))
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The estimate of a divergence, and what it draws."""
+
+    estimate: Callable[[Tensor, Tensor, Tensor], Tensor] = likelihood.hutchinson
+    draw: Callable[[tuple[int, ...], Generator], Tensor] = likelihood.rademacher
+
+    def errors(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Estimates minus the trace of a random linear velocity's matrix, (SAMPLES,), and that matrix, (d, d)."""
+        generator = on_cpu(generator)
+        apart = torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64)
+        slope = random_covariance(DIMENSION, generator) + apart + 3 * torch.eye(DIMENSION, dtype=torch.float64)
+        with torch.enable_grad():
+            x = torch.randn(SAMPLES, DIMENSION, generator=generator, dtype=torch.float64).requires_grad_()
+            probes = self.draw((SAMPLES, 1, DIMENSION), generator).double()
+            found = self.estimate(x @ slope.mT, x, probes)
+        return found[:, 0].detach() - slope.trace(), slope
+
+
+def unbiased(subject: Estimator, generator: Generator) -> float:
+    """The mean over samples of the estimates' errors, in standard errors."""
+    return student(subject.errors(generator)[0])
+
+
+def variance(subject: Estimator, generator: Generator) -> float:
+    """The mean of the squared errors minus their variance, in standard errors."""
+    errors, slope = subject.errors(generator)
+    symmetric = (slope + slope.mT) / 2
+    wanted = 2 * symmetric.square().sum() - 2 * symmetric.diagonal().square().sum()
+    return student(errors.square(), float(wanted))
+
+
+def claims(registry: Registry) -> Iterator[Claim]:
+    """The claims of this part."""
+    subject = Densities(registry.create("solver", "rk4"))
+    path = registry.create("path", "linear")
+
+    def slipped(change: Callable[[Density, LogDensity, Tensor], Tensor]) -> Densities:
+        return replace(subject, log_density=_slip(change))
+
+    for name, problem in (("gaussian", gaussian), ("mixture", mixture)):
+        yield Claim(
+            f"likelihood-{name}",
+            "log p_1(x) = log p_0(x_0) - int div v dt: the error of the log-density falls as h^4 with rk4.",
+            "theory, section 4; Chen et al. (2018), arXiv:1806.07366, theorem 1",
+            subject,
+            partial(_slope_of, problem=problem, path=path),
+            order(TOLERANCE),
+            {
+                "sign of the divergence": slipped(lambda found, source, _: 2 * source(found.x0) - found.log),
+                "half of the divergence": slipped(lambda found, source, _: (source(found.x0) + found.log) / 2),
+                "divergence left out": slipped(lambda found, source, _: source(found.x0)),
+                "source's density at the sample": slipped(
+                    lambda found, source, x1: found.log - source(found.x0) + source(x1)
+                ),
+                "flow run the other way": replace(subject, log_density=_negated),
+            },
+            f"d = 2; {STEPS} steps of rk4",
+            profile="quick" if problem is gaussian else "full",
+            axes=("step h", "error of the log-density"),
+            seeds=2,
+        )
+    estimator = Estimator()
+
+    def normal_probes(scale: float) -> Estimator:
+        return Estimator(draw=lambda shape, g: scale * torch.randn(shape, generator=g, device=g.device))
+
+    yield Claim(
+        "likelihood-hutchinson-unbiased",
+        "Hutchinson's estimate e^T (dv/dx) e has the mean div v.",
+        "Hutchinson (1990); Grathwohl et al. (2019), arXiv:1810.01367",
+        estimator,
+        unbiased,
+        statistical(SAMPLES - 1),
+        {
+            "probes of variance 2": normal_probes(2**0.5),
+            "half of the coordinates": Estimator(
+                draw=lambda shape, g: likelihood.rademacher(shape, g) * (torch.arange(shape[-1]) % 2)
+            ),
+            "probe left out on one side": Estimator(lambda v, x, e: likelihood.hutchinson(v, x, e) * e[:, :, 0]),
+        },
+        f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
+    )
+    yield Claim(
+        "likelihood-hutchinson-variance",
+        "With signs as probes its variance is 2 |S|^2 - 2 sum S_ii^2, S the symmetric part of dv/dx.",
+        "Avron, Toledo (2011), Journal of the ACM 58, lemma 1",
+        estimator,
+        variance,
+        statistical(SAMPLES - 1),
+        {
+            "normal probes": normal_probes(1.0),
+            "the mean of two estimates": Estimator(
+                lambda v, x, e: (likelihood.hutchinson(v, x, e) + likelihood.hutchinson(v, x, e.roll(1, 0))) / 2
+            ),
+        },
+        f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
+    )

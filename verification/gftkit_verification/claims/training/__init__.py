@@ -1,0 +1,1 @@
+"""T13, T14 and the shipped training loop."""

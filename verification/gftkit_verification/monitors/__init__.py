@@ -1,0 +1,1 @@
+"""Monitors that need oracles."""

@@ -1,0 +1,1 @@
+"""The monitor `memorisation`: whether a run memorises its data."""

@@ -1,0 +1,223 @@
+"""The monitor ``memorisation``: whether a run goes from learning its target to reproducing its training data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.evaluation.evaluation import Evaluation
+from gftkit.kernel.contracts import Batch, Estimate, Feature
+from gftkit.kernel.errors import ConfigError
+from gftkit.networks.guidance import guided
+from gftkit.runtime.randomness import stream
+from gftkit.theory.gap import ratio
+from gftkit.theory.objective import retention
+from gftkit.training.state import TrainingState
+from gftkit_verification.monitors.probes import exact_drift, joined, leading, values_at, why_no_oracle
+
+if TYPE_CHECKING:
+    from gftkit.recording.html import Section
+
+NAME = "memorisation"
+BATCHES = 8
+STATES = 64
+
+
+class Memorisation:
+    """How far a run has gone from learning its target to reproducing its training data; no held-out data are needed.
+
+    Two gauges. **Distance ratio**, of samples of the EMA weights: the mean distance of a sample to the nearest of the
+    training data, one of them left out, over the mean distance of a training datum to the nearest of the others.
+    Samples of the very law that the training data were drawn from have 1 in expectation; 0 is a copy; above 1 they lie
+    beside the data. **Position**, of the raw weights' drift:
+    ``c = <b - b_pre, b_emp - b_pre>/|b_emp - b_pre|^2``, between the pretrained drift (c = 0) and the drift b_emp that
+    reproduces the training set (c = 1); the optimum of a temperature has c = 1 - rho (T1). It is measured where b_emp
+    is known, as in the monitor ``theory``; the report says why where it isn't.
+
+    Held-out data, where ``evaluate.data`` names some, are only looked at for a third number: the mean distance of a
+    sample to the nearest training datum over that to the nearest of as many held-out data.
+
+    Args:
+        count: samples to generate at an evaluation.
+        points: training data to compare with, at most: a random part where there are more.
+        feature: maps events to the vectors whose distances count; by default the flattened event itself.
+
+    Raises:
+        ConfigError: in use, for training data that are a law or fewer than 3.
+
+    Reference: Meehan, Chaudhuri and Dasgupta (2020), A non-parametric test to detect data-copying in generative models,
+    arXiv:2004.05675, for distances to training data as a sign of copies; theory, section 4 (the memorising drift).
+
+    Example:
+        >>> import gftkit
+        >>> gftkit.load().create("monitor", "memorisation", count=200).points
+        2000
+    """
+
+    def __init__(
+        self,
+        count: Annotated[int, Field(ge=20)] = 1000,
+        points: Annotated[int, Field(ge=3)] = 2000,
+        feature: Feature | None = None,
+    ) -> None:
+        self.count, self.points, self.feature = count, points, feature
+        self._training: Batch | None = None
+        self._reference: Tensor | None = None
+        self._exact: tuple[Any, Tensor, Tensor] | None = None
+        self._why_not = ""
+
+    @torch.no_grad()
+    def observe(self, state: TrainingState) -> dict[str, Any]:
+        """What is measured at an evaluation; at step 0 also the setting."""
+        if self._training is None:
+            self._prepare(state)
+        assert self._training is not None
+        found: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
+        made = self._vectors(self._samples(state))
+        data = self._vectors(self._training.x1)
+        generator = stream(state.seed, NAME, "groups")
+        found |= named("distance_ratio", distance_ratio(made, data, generator))
+        if self._reference is not None:
+            found |= named("held_out_ratio", held_out_ratio(made, data, self._reference, generator))
+        if self._exact is not None:
+            found |= named("position", self._position(state))
+        if state.step == 0:
+            found |= {"oracle": self._why_not or "applies", "points": len(data), "samples": self.count}
+        return found
+
+    def finish(self, folder: Path) -> None:
+        """Nothing to write: the measurements are in metrics.jsonl."""
+
+    def sections(self, lines: Sequence[Mapping[str, Any]]) -> "list[Section]":
+        """The run's part of a report: both gauges beside the temperature, as a picture and in words."""
+        from gftkit_verification.monitors.memorisation.report import shown
+
+        return shown(lines)
+
+    def _prepare(self, state: TrainingState) -> None:
+        """Read the training data, and what the oracle needs once."""
+        size = state.dataset.size
+        if size is None or size < 3:
+            what = "a law to draw from" if size is None else f"{size} samples"
+            raise ConfigError(
+                f"monitors: '{NAME}' compares samples with a finite training set of at least 3, and here it is {what}. "
+                f"Leave it out."
+            )
+        chosen = torch.randperm(size, generator=stream(state.seed, NAME, "points"))[: self.points]
+        self._training = state.dataset.at(chosen)
+        if state.config.evaluate.data is not None:
+            self._reference = self._vectors(state.reference.x1)
+        self._why_not = next(iter(why_no_oracle(state)), "")
+        if self._why_not or state.anchor is None:
+            self._why_not = self._why_not or "a pretraining has no drift that it started from"
+            return
+        drawn = [state.draw(STATES, stream(state.seed, NAME, "states", k)) for k in range(BATCHES)]
+        try:
+            exact = exact_drift(state, drawn)
+        except ValueError as error:
+            self._why_not = str(error)
+            return
+        some = joined([leading(one, len(exact) // BATCHES) for one in drawn])
+        self._exact = some, values_at(state.anchor, some), exact
+
+    def _samples(self, state: TrainingState) -> Tensor:
+        """Samples of the EMA weights, from the same noise at every evaluation."""
+        assert self._training is not None
+        evaluation = Evaluation(
+            guided(state.ema, state.config.evaluate.guidance),
+            state.path,
+            state.evaluation.scheme,
+            state.source,
+            self._training,
+            self.count,
+            stream(state.seed, NAME, "samples").initial_seed(),
+            state.device,
+        )
+        return evaluation.samples()
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """(n, *event) -> (n, d) of float64."""
+        return (x.flatten(1) if self.feature is None else self.feature(x)).double()
+
+    def _position(self, state: TrainingState) -> Estimate:
+        assert self._exact is not None
+        drawn, anchor, exact = self._exact
+        return position(
+            values_at(state.drift, drawn), anchor, exact, None if state.weight is None else state.weight(drawn.t)
+        )
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as it is logged."""
+    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
+
+
+def position(drift: Tensor, anchor: Tensor, exact: Tensor, weight: Tensor | None = None) -> Estimate:
+    """``c = <b - b_pre, b_emp - b_pre>_w/|b_emp - b_pre|_w^2``, its error over BATCHES batches; nan where both agree.
+
+    Args:
+        drift: b, (batches * n, *event).
+        anchor: b_pre, likewise.
+        exact: b_emp, likewise.
+        weight: w(t), (batches * n,), or None for 1.
+    """
+    gap = (exact - anchor).flatten(1).double()
+    products = torch.stack([((drift - anchor).flatten(1) * gap).sum(1), gap.square().sum(1)])
+    if weight is not None:
+        products = products * weight
+    along, whole = products.reshape(2, BATCHES, -1).mean(2)
+    return ratio(along, whole)
+
+
+def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Estimate:
+    """How near samples lie to training data over how near these lie to each other, see ``nearest``.
+
+    Args:
+        made: samples, (m, d).
+        data: training data, (n, d), n >= 3.
+        generator: of the groups for the standard error (``gftkit.estimation.jackknife``), on the CPU.
+    """
+    across, within = torch.cdist(made, data), torch.cdist(data, data)
+
+    def statistic(of_made: Tensor, of_data: Tensor) -> float:
+        samples, others = nearest(across[of_made][:, of_data], within[of_data][:, of_data])
+        return float(samples / others)
+
+    groups = max(2, min(GROUPS, len(data) // 2))
+    return jackknife(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
+
+
+def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean distance of a sample to the nearest of all data but one, and of a datum to the nearest other one.
+
+    For a sample the datum that is left out is a random one, in expectation: ((n - 1) d_1 + d_2)/n with the distances
+    d_1 <= d_2 to its two nearest data. So both are minima over n - 1 points, and for samples of the data's own law,
+    independent of the data, both have one expectation.
+
+    Args:
+        across: distances from samples to data, (..., m, n).
+        within: distances among the data, (..., n, n).
+
+    Returns:
+        The two means, (...) each.
+    """
+    n = within.shape[-1]
+    first, second = across.topk(2, largest=False).values.mean(-2).unbind(-1)
+    others = within.masked_fill(torch.eye(n, dtype=torch.bool, device=within.device), torch.inf).min(-1).values.mean(-1)
+    return ((n - 1) * first + second) / n, others
+
+
+def held_out_ratio(made: Tensor, data: Tensor, held_out: Tensor, generator: torch.Generator) -> Estimate:
+    """The mean distance of a sample to the nearest of n training data over that to the nearest of n held-out data."""
+    n = min(len(data), len(held_out))
+    near = torch.cdist(made, data[:n]).min(1).values
+    far = torch.cdist(made, held_out[:n]).min(1).values
+
+    def statistic(of_made: Tensor) -> float:
+        return float(near[of_made].mean() / far[of_made].mean())
+
+    return jackknife(statistic, [torch.arange(len(made))], generator)

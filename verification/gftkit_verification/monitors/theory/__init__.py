@@ -1,0 +1,1 @@
+"""The monitor `theory`: whether a run follows the theory."""

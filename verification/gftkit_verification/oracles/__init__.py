@@ -1,0 +1,1 @@
+"""Exact oracles: flows whose drift, law and distances are known."""

@@ -1,0 +1,1 @@
+"""Problems that claims are measured on, and the shipped loop in memory."""

@@ -70,14 +70,14 @@ def gft(
 ) -> Steps:
     """gftkit's own training steps; ``schedule`` None is plain flow matching."""
     made = trial(
-        REGISTRY,
-        network(spec, event_shape),
-        Noise(event_shape),
-        lambda n, generator: torch.randn(n, *event_shape, generator=generator),
-        REGISTRY.create("path", "linear"),
-        REGISTRY.create("coupling", coupling),
-        0.0 if schedule is None else schedule,
-        Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
+        registry=REGISTRY,
+        drift=network(spec, event_shape),
+        data=Noise(event_shape),
+        source=lambda n, generator: torch.randn(n, *event_shape, generator=generator),
+        path=REGISTRY.create("path", "linear"),
+        coupling=REGISTRY.create("coupling", coupling),
+        schedule=0.0 if schedule is None else schedule,
+        train=Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
         seed=0,
         device=device,
         anchor_share=share,

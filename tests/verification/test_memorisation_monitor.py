@@ -12,14 +12,14 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory import gap as statistics
 from gftkit.theory.objective import blend, retention
-from gftkit_verification.monitors.memorisation.monitor import (
-    BATCHES,
+from gftkit_verification.monitors.memorisation import (
     Memorisation,
     distance_ratio,
     held_out_ratio,
     nearest,
     position,
 )
+from gftkit_verification.monitors.memorisation.monitor import BATCHES
 from gftkit_verification.oracles.empirical import EmpiricalFlow
 
 

@@ -20,9 +20,9 @@ from gftkit.study.comparison import compare
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
 from gftkit.training.verdict import sections_of, verify_run
-from gftkit_verification.monitors.probes import why_no_oracle
-from gftkit_verification.monitors.theory.following import CHECKS
-from gftkit_verification.monitors.theory.monitor import Theory
+from gftkit_verification.monitors.probes import oracle_obstacles
+from gftkit_verification.monitors.theory import Theory
+from gftkit_verification.monitors.theory.checks import CHECKS
 from gftkit_verification.oracles.empirical import EmpiricalFlow
 
 MONITOR = {"name": "theory", "batches": 16, "states": 64}
@@ -125,7 +125,7 @@ def test_measurements_are_those_of_the_raw_weights(finished, config, registry):
         {key: last[key] for key in ("T", "drift_error", "anchor_norm")}, rel=1e-5
     )
     probe = monitor._probes[""]
-    t, x, y = probe.drawn.t, probe.drawn.x, probe.drawn.target
+    t, x, y = probe.states.t, probe.states.x, probe.states.target
     with torch.no_grad():
         b, anchor = state.drift(t, x), state.anchor(t, x)
     exact = EmpiricalFlow(state.dataset.at(torch.arange(40)).x1, state.path).drift(t, x)
@@ -272,8 +272,8 @@ class Set:
     [
         (Set(), (), []),
         (Set(noise=0.1), (), ["augmented"]),
-        (Set(partners=True), (), ["partners of their own"]),
-        (Set(), ("label",), ["given conditions"]),
+        (Set(partners=True), (), ["bring their own source samples"]),
+        (Set(), ("label",), ["has conditions"]),
     ],
     ids=["plain", "augmented", "paired", "labels"],
 )
@@ -282,7 +282,7 @@ def test_data_and_drifts_for_which_it_does_not_apply(finished, data, conditions,
 
     state = last_state(finished)
     drift = SimpleNamespace(conditions=conditions)
-    reasons = why_no_oracle(replace(state, dataset=Samples(data, "data"), drift=drift))
+    reasons = oracle_obstacles(replace(state, dataset=Samples(data, "data"), drift=drift))
     assert len(reasons) == len(why)
     assert all(part in reason for part, reason in zip(why, reasons, strict=True))
 
@@ -296,7 +296,7 @@ def test_fewer_states_are_compared_with_a_large_set(finished, monkeypatch):
     assert monitor._probes[""].exact.shape == (16, 3, 2)
     assert found["gap"] == pytest.approx(points(finished)[0]["gap"], rel=0.4)
     monkeypatch.setattr(module, "LARGEST", 79)
-    assert any("more than 79 numbers" in reason for reason in why_no_oracle(last_state(finished)))
+    assert any("more than 79 numbers" in reason for reason in oracle_obstacles(last_state(finished)))
 
 
 def test_pairs_are_of_the_whole_training_set_and_its_own_partners(finished):

@@ -67,23 +67,23 @@ def test_a_trial_is_the_shipped_run(registry, pretrained, tmp_path, form):
         "seed": 5,
     }
     run = gftkit.finetune(config, tmp_path / "run", device="cpu")
-    made = {
+    components = {
         kind: registry.build(kind, getattr(run.config, "data" if kind == "dataset" else kind))
         for kind in ("dataset", "path", "coupling", "schedule")
     }
     source = build_source(run.config.source, (2,), registry)
     before = Run.open(pretrained).drift()
     loop = trial(
-        registry,
-        before,
-        made["dataset"],
-        source,
-        made["path"],
-        made["coupling"],
-        made["schedule"],
-        run.config.train,
-        run.config.seed,
-        form,
+        registry=registry,
+        drift=before,
+        data=components["dataset"],
+        source=source,
+        path=components["path"],
+        coupling=components["coupling"],
+        schedule=components["schedule"],
+        train=run.config.train,
+        seed=run.config.seed,
+        form=form,
     )
     for step in range(steps):
         loop.take(step)

@@ -1,4 +1,4 @@
-"""Brownian paths that a claim makes for a library's solver, and wrong ones."""
+"""Brownian paths of known increments for the solvers of libraries, and wrong ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Known:
         count = len(self.increments)
         first, last = round(s * count), round(t * count)
         if max(abs(s * count - first), abs(t * count - last)) > 1e-6:
-            raise ValueError(f"this path is known at multiples of 1/{count}, and was asked for {s:g} to {t:g}.")
+            raise ValueError(f"this path is known at multiples of 1/{count} only, got {s:g} to {t:g}.")
         parts = self.increments[first:last]
         increment = parts.sum(0)
         if not return_U:
@@ -49,10 +49,10 @@ class Changed:
     scale: Callable[[float, float], float]
 
     def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
-        """As of the path, multiplied."""
-        found = self.path(s, t, return_U=return_U)
+        """The path's, multiplied."""
+        values = self.path(s, t, return_U=return_U)
         factor = self.scale(s, t)
-        return tuple(factor * part for part in found) if return_U else factor * found
+        return tuple(factor * part for part in values) if return_U else factor * values
 
 
 def units(steps: int, d: int) -> Known:

@@ -87,7 +87,7 @@ class FineTune:
 
     @cached_property
     def states(self) -> States:
-        """At the nodes of a quadrature in t over [0, 1]; over [0, t_end] where the path ends training before 1."""
+        """States at the nodes of a quadrature in t over [0, t_end], where the path's training ends."""
         return states(self.target, *legendre(NODES, flow.t_end(self.path)))
 
     @property

@@ -1,4 +1,4 @@
-"""Laws of pairs (x0, x1) with known moments, costs and labels: what couplings are measured on."""
+"""Laws of pairs (x0, x1) with known moments, costs and labels, on which couplings are measured."""
 
 import math
 from collections.abc import Callable
@@ -36,11 +36,11 @@ class Joint:
         """The derivative of ``at`` in t, (k, 4d, d), by autograd."""
         with torch.enable_grad():
             times = self._times(t).requires_grad_()
-            (found,) = torch.autograd.grad(self._of(function, path, times).sum(), times)
-        return found.reshape(len(t), *self.points()[0].shape)
+            (rates,) = torch.autograd.grad(self._of(function, path, times).sum(), times)
+        return rates.reshape(len(t), *self.points()[0].shape)
 
     def _times(self, t: Tensor) -> Tensor:
-        """Each time once for every number: each is an event by itself, and so has a derivative of its own."""
+        """Each time once for every number: each is an event by itself, so that autograd gives each its derivative."""
         return t.repeat_interleave(self.points()[0].numel())
 
     def _of(self, function: Function, path: Path, times: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from gftkit_verification.testbeds.slips import Trial
 class RegressionPath:
     """The state is x0 and the conditional drift x1: the loop then regresses x1 on x0.
 
-    What the theory says of stochastic gradients (T9, T13 to T15) asks nothing else of a path.
+    The theory of stochastic gradients (T9, T13 to T15) needs nothing else of a path.
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +95,7 @@ class Regressions:
         self,
         make: Trial,
         registry: Registry,
+        *,
         schedule: Schedule | float,
         seed: int,
         rate: float,
@@ -111,18 +112,16 @@ class Regressions:
         """
         count = self.replicas * len(self.features)
         options = dict(optimizer or {"name": "sgd"})
-        train = Train(steps, batch_size, rate * count / 2, options, clip=None, ema=0.9)
-        drift = SideBySide(self.pretrained, self.replicas)
         return make(
-            registry,
-            drift,
-            data or self,
-            lambda n, generator: torch.zeros(n, *self.event_shape),  # noqa: ARG005 - the data bring x0
-            RegressionPath(),
-            registry.create("coupling", "independent"),
-            schedule,
-            train,
-            seed,
+            registry=registry,
+            drift=SideBySide(self.pretrained, self.replicas),
+            data=data or self,
+            source=lambda n, generator: torch.zeros(n, *self.event_shape),  # noqa: ARG005 - the data bring x0
+            path=RegressionPath(),
+            coupling=registry.create("coupling", "independent"),
+            schedule=schedule,
+            train=Train(steps, batch_size, rate * count / 2, options, clip=None, ema=0.9),
+            seed=seed,
             device=device,
         )
 

@@ -59,11 +59,19 @@ class Study:
     def loop(self, problem: "Problem", build: Build, schedule: Schedule | float, train: Train) -> Steps:
         """The fine-tune's loop; of equal random numbers for every schedule."""
         data, drift = GaussianData(problem.target), copy.deepcopy(problem.pretrained)
-        coupling = self.registry.create("coupling", "independent")  # not asked where the data bring optimal pairs
+        coupling = self.registry.create("coupling", "independent")  # not used where the data bring optimal pairs
         return build(
-            self.registry, drift, data, data.source, self.path, coupling, schedule, train, problem.seed,
+            registry=self.registry,
+            drift=drift,
+            data=data,
+            source=data.source,
+            path=self.path,
+            coupling=coupling,
+            schedule=schedule,
+            train=train,
+            seed=problem.seed,
             device=problem.device.type,
-        )  # fmt: skip
+        )
 
 
 def take_steps(loop: Steps, steps: Iterable[int]) -> None:
@@ -98,7 +106,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class States:
-    """t uniform on [0, t_end], pairs, and what follows from them, in float32 on the networks' device."""
+    """t uniform on [0, t_end], states and drifts of random pairs, in float32 on the networks' device."""
 
     t: Tensor
     x: Tensor

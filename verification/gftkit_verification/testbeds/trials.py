@@ -24,7 +24,7 @@ from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
 Build = Callable[..., Steps]
-"""``trial``, or one that tampers with the loop it has made."""
+"""``trial``, or the same with a slip in the loop."""
 
 NODES = 40
 """Gauss-Legendre nodes of an integral over t; exact for the polynomials that Gaussian moments are."""
@@ -68,7 +68,7 @@ class LinearModel(nn.Module):
 
 @dataclass(frozen=True)
 class Regression:
-    """The least-squares fit of a conditional drift by W phi(t, x): what a ``LinearModel`` tends to (theory, T1, T4).
+    """The least-squares fit of a conditional drift by W phi(t, x), the limit of a ``LinearModel`` (theory, T1, T4).
 
     Attributes:
         weight: W = E[y phi^T] E[phi phi^T]^-1, (d, p): the optimum of plain flow matching in the class.
@@ -122,6 +122,7 @@ def regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: 
 
 
 def trial(
+    *,
     registry: Registry,
     drift: nn.Module,
     data: Dataset | Sampler,
@@ -136,28 +137,50 @@ def trial(
     pretrained: nn.Module | None = None,
     anchor_share: AnchorShare = 1.0,
 ) -> Steps:
-    """The kernel's ``Steps`` of a fine-tune, ready for ``loop.take(k)`` with k = 0, ..., train.steps - 1.
+    """The shipped ``Steps`` of a fine-tune in memory, ready for ``loop.take(k)`` with k = 0, ..., train.steps - 1.
 
     Args:
-        registry: gives the components that nothing here asks for.
+        registry: gives the sampler's solver, which nothing here uses.
         drift: starts with the pretrained weights; it is trained in place.
         data: the target.
         source: draws x0.
         path: the conditional path.
-        coupling: pairs them; not asked where the data bring x0.
+        coupling: pairs them; not used where the data bring x0.
         schedule: a schedule, or a constant temperature.
         train: steps, batch size, optimiser, learning rate; ``ema`` is 0.99 where it is None.
         seed: of everything random.
         form: of the objective.
         device: where the networks are.
-        pretrained: the anchor's network; by default the drift as it is given.
+        pretrained: the anchor's network; by default a copy of the drift.
         anchor_share: the share of a batch that the anchor is evaluated at.
     """
     train = replace(train, ema=0.99 if train.ema is None else train.ema)
     samples = Samples(data, "data")
+    pairing_batch = train.pairing_batch or train.batch_size
+    pairs = Pairs(
+        Order(samples, seed), source, coupling, train.batch_size, pairing_batch, seed=seed, within_labels=False
+    )
+    nothing = Batch(torch.zeros(0, *samples.event_shape))
+    experiment = Experiment(
+        config=_config(train, seed, Objective(form, anchor_share=anchor_share)),
+        facts=Facts(samples.event_shape, None, None),
+        networks=Networks(drift, FrozenAnchor(pretrained or drift)),
+        matching=Matching(
+            path=path,
+            source=source,
+            pairs=pairs,
+            schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
+        ),
+        measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
+        warnings=[],
+    )
+    return Steps(experiment, accelerator_of(torch.device(device).type))
+
+
+def _config(train: Train, seed: int, objective: Objective) -> Config:
+    """A config whose components are built elsewhere: their specs are never read."""
     spec = {"name": "claim"}
-    size = train.pairing_batch or train.batch_size
-    config = Config(
+    return Config(
         kind="finetune",
         drift=spec,
         data=spec,
@@ -170,27 +193,12 @@ def trial(
         monitors=[],
         seed=seed,
         pretrained=None,
-        objective=Objective(form, anchor_share=anchor_share),
+        objective=objective,
         track=[],
     )
-    nothing = Batch(torch.zeros(0, *samples.event_shape))
-    experiment = Experiment(
-        config=config,
-        facts=Facts(samples.event_shape, None, None),
-        networks=Networks(drift, FrozenAnchor(pretrained or drift)),
-        matching=Matching(
-            path=path,
-            source=source,
-            pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
-            schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
-        ),
-        measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
-        warnings=[],
-    )
-    return Steps(experiment, accelerator_of(torch.device(device).type))
 
 
 def step_gradient(loop: Steps, step: int) -> Tensor:
-    """The gradient with which the loop takes a step, flat."""
+    """The gradient of a step of the loop, flat; takes the step."""
     loop.take(step)
     return torch.cat([weight.grad.flatten() for weight in loop.drift.parameters() if weight.grad is not None])

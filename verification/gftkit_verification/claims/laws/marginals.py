@@ -15,7 +15,7 @@ from gftkit.verify.claims import Claim, Line, Measurement, exact
 from gftkit_verification.claims.laws.closed_forms import CONDITIONS, G, start_of
 from gftkit_verification.claims.objective.closed_forms import variants
 from gftkit_verification.oracles.affine import Blend, blended, bures_wasserstein, carried
-from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_of
+from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_column
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
 from gftkit_verification.testbeds.problems import random_covariance
@@ -38,7 +38,7 @@ def affine_sde(problem: FineTune, shipped: Shipped, diffusion: Diffusion, pretra
 
     def drift(t: Tensor) -> Affine:
         (slope, shift), (mean, cov) = flow.affine(t), flow.marginal(t)
-        precision, g = torch.linalg.inv(cov), scale_of(diffusion, t)
+        precision, g = torch.linalg.inv(cov), scale_column(diffusion, t)
         pull = (precision @ mean[..., None])[..., 0]
         return shipped.stochastic_drift(slope, -precision, g[..., None]), shipped.stochastic_drift(shift, pull, g)
 

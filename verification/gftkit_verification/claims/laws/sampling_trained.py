@@ -72,7 +72,18 @@ class Run:
         data, seed = GaussianData(gaussian), seed_of(generator)
         path = self.trained(self.path)
         device = generator.device
-        loop = trial(self.registry, drift, data, data.source, path, self.coupling, 0.0, train, seed, device=device)
+        loop = trial(
+            registry=self.registry,
+            drift=drift,
+            data=data,
+            source=data.source,
+            path=path,
+            coupling=self.coupling,
+            schedule=0.0,
+            train=train,
+            seed=seed,
+            device=device,
+        )
         for step in range(train.steps):
             loop.take(step)
         return loop.drift.eval().requires_grad_(False)

@@ -201,7 +201,17 @@ def _interpolation(registry: Registry) -> Claim:
         optimizer = {"name": "sgd", "momentum": 0.8}
 
         def moved(beta: float) -> Tensor:
-            loop = problem.loop(make, registry, beta, seed, 0.02, steps, 4, optimizer, device=generator.device)
+            loop = problem.loop(
+                make,
+                registry,
+                schedule=beta,
+                seed=seed,
+                rate=0.02,
+                steps=steps,
+                batch_size=4,
+                optimizer=optimizer,
+                device=generator.device,
+            )
             found = []
             for step in range(steps):
                 loop.take(step)
@@ -249,7 +259,9 @@ def _sgd_trained(registry: Registry) -> Claim:
         samples, measured, theory = [], [], []
         for beta, problem in zip(TEMPERATURES, itertools.cycle(problems), strict=False):
             eta = 0.5 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
-            loop = problem.loop(make, registry, beta, seed_of(here), eta, steps, device=generator.device)
+            loop = problem.loop(
+                make, registry, schedule=beta, seed=seed_of(here), rate=eta, steps=steps, device=generator.device
+            )
             for step in range(steps):
                 loop.take(step)
             rho = retention(beta)

@@ -112,13 +112,34 @@ class Problem:
         return len(self.anchor) / (2 * float(torch.linalg.eigvalsh(self.fit.gram)[-1]))
 
     def loop(
-        self, build: Build, registry: Registry, path: Path, temperature: float, train: Train, seed: int, **options: Any
+        self,
+        build: Build,
+        registry: Registry,
+        *,
+        path: Path,
+        temperature: float,
+        train: Train,
+        seed: int,
+        device: torch.device,
+        form: Form = "blended",
     ) -> Steps:
         """A loop that starts with W_pre, in float64."""
         data = GaussianData(self.target)
         drift = LinearModel(len(self.anchor), self.degree, self.anchor)
         coupling = registry.create("coupling", "independent")  # not asked where the data bring optimal pairs
-        return build(registry, drift, data, data.source, path, coupling, temperature, train, seed, **options)
+        return build(
+            registry=registry,
+            drift=drift,
+            data=data,
+            source=data.source,
+            path=path,
+            coupling=coupling,
+            schedule=temperature,
+            train=train,
+            seed=seed,
+            device=device,
+            form=form,
+        )
 
 
 def _problem(d: int, degree: int, coupling: CouplingName, path: Path, scale: float, generator: Generator) -> Problem:
@@ -150,7 +171,9 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
         problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, on_cpu(generator))
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
-        loop = problem.loop(build, registry, path, beta, train, seed_of(generator), device=generator.device)
+        loop = problem.loop(
+            build, registry, path=path, temperature=beta, train=train, seed=seed_of(generator), device=generator.device
+        )
         weights = _iterates(loop, STEPS)
         rho, root = beta / (1 + beta), torch.linalg.cholesky(gram)
         optimum = fit.optimum(problem.anchor, rho)
@@ -187,7 +210,16 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
         for form, divisor in forms:
             rate = problem.rate / divisor
             train = Train(steps=FORM_STEPS, batch_size=FORM_BATCH, learning_rate=rate, optimizer="sgd", clip=None)
-            loop = problem.loop(build, registry, path, beta, train, seed, form=form, device=generator.device)
+            loop = problem.loop(
+                build,
+                registry,
+                path=path,
+                temperature=beta,
+                train=train,
+                seed=seed,
+                device=generator.device,
+                form=form,
+            )
             runs.append(_iterates(loop, FORM_STEPS))
         apart = (runs[0] - runs[1]).flatten(1).norm(dim=1).max()
         worst = max(worst, float(apart / (runs[0] - runs[0][0]).flatten(1).norm(dim=1).max()))
@@ -197,8 +229,8 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
 def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None) -> Build:
     """``trial``, with one attribute of the loop it makes replaced; of loops of one form only where it is given."""
 
-    def build(*arguments: Any, **options: Any) -> Steps:
-        loop = trial(*arguments, **options)
+    def build(**options: Any) -> Steps:
+        loop = trial(**options)
         if form is None or form == loop.config.objective.form:
             setattr(loop, name, value(loop))
         return loop

@@ -131,9 +131,9 @@ def _with_replacement(loop: Steps, step: int, chosen: Tensor, share: float) -> C
     return torch.randint(loop.config.train.batch_size, (len(chosen),), generator=generator), share
 
 
-def _not_divided(*args: Any, **options: Any) -> Steps:
+def _not_divided(**options: Any) -> Steps:
     """The loop that takes the penalty form's size where the anchor is shared."""
-    return slips.penalty_form(*args, **options) if options["form"] == "blended" else trial(*args, **options)
+    return slips.penalty_form(**options) if options["form"] == "blended" else trial(**options)
 
 
 NOT_WEIGHTED = drawn(lambda loop, step, chosen, share: (chosen, 1.0))  # noqa: ARG005

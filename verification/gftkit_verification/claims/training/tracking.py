@@ -373,15 +373,15 @@ def _trained(registry: Registry) -> Claim:
 
         def run() -> Tensor:
             loop = make(
-                registry,
-                LinearModel(d, weight=pretrained),
-                GaussianData(flow),
-                flow.starts,
-                registry.create("path", "linear"),
-                registry.create("coupling", "independent"),
-                schedule,
-                train,
-                seed_of(here),
+                registry=registry,
+                drift=LinearModel(d, weight=pretrained),
+                data=GaussianData(flow),
+                source=flow.starts,
+                path=registry.create("path", "linear"),
+                coupling=registry.create("coupling", "independent"),
+                schedule=schedule,
+                train=train,
+                seed=seed_of(here),
                 device=device,
             )
             found = []

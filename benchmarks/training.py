@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops import build_loop
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""
@@ -69,7 +69,7 @@ def gft(
     **train: Any,
 ) -> Steps:
     """gftkit's own training steps; ``schedule`` None is plain flow matching."""
-    made = trial(
+    made = build_loop(
         registry=REGISTRY,
         drift=network(spec, event_shape),
         data=Noise(event_shape),

@@ -15,7 +15,7 @@ from gftkit.runs.schema import Train
 from gftkit.training.descent import OVERFLOWS, Descent
 from gftkit.training.forward import Forward, recompute_activations
 from gftkit.training.optimizer import optimizer_of
-from gftkit_verification.testbeds import trials
+from gftkit_verification.testbeds import loops
 
 CPU = torch.device("cpu")
 EVENT = (1, 8, 8)
@@ -247,7 +247,7 @@ def test_a_step_never_waits_for_the_device(registry, share):
 def small_loop(registry, share=1.0, drift=None, **train):
     """The shipped steps on a Gaussian problem in two dimensions."""
     torch.manual_seed(0)
-    return trials.trial(
+    return loops.build_loop(
         registry=registry,
         drift=drift or registry.create("drift", "mlp", event_shape=(2,), width=8),
         data=registry.create("dataset", "gaussian-mixture"),

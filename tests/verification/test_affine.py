@@ -11,10 +11,10 @@ from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
 from gftkit.theory.predictions import path_kl as predicted_path_kl
 from gftkit_verification.oracles.affine import (
-    blended,
+    blend_drifts,
     bures_wasserstein,
-    carried,
     carry,
+    collocate,
     drift_gap,
     gaussian_kl,
     path_kl,
@@ -59,10 +59,10 @@ def test_the_drift_carries_the_source_to_the_target(d, g):
 def test_collocation_carries_as_the_solver_does(g):
     for seed in range(4):
         flow, before = random_flow(seed, 3), random_flow(seed + 10, 3)
-        drift = blended(partial(flow.affine, diffusion=g), partial(before.affine, diffusion=g), 0.7)
-        found, wanted = (by(drift, g, flow.mean0, flow.cov0) for by in (carried, carry))
+        drift = blend_drifts(partial(flow.affine, diffusion=g), partial(before.affine, diffusion=g), 0.7)
+        found, wanted = (by(drift, g, flow.mean0, flow.cov0) for by in (collocate, carry))
         assert all(relative(one, other) < RELATIVE for one, other in zip(found, wanted, strict=True))
-        rough = carried(drift, g, flow.mean0, flow.cov0, nodes=4)
+        rough = collocate(drift, g, flow.mean0, flow.cov0, nodes=4)
         assert relative(rough[1], wanted[1]) > 1e-6
 
 
@@ -117,7 +117,7 @@ def test_blends_obey_t4_to_t6(beta, coupling):
     anchor = GaussianFlow(target.mean0, target.cov0, before.mean1, before.cov1, coupling)
     g, rho = 0.8, retention(beta)
     b_tgt, b_pre = partial(target.affine, diffusion=g), partial(anchor.affine, diffusion=g)
-    b_beta = blended(b_tgt, b_pre, beta)
+    b_beta = blend_drifts(b_tgt, b_pre, beta)
     gap = drift_gap(b_pre, b_tgt, target.marginal)
     assert math.isclose(drift_gap(b_beta, b_tgt, target.marginal), drift_error(rho, gap), rel_tol=RELATIVE)
     whole = path_kl(b_tgt, b_pre, g, target.marginal)
@@ -125,7 +125,7 @@ def test_blends_obey_t4_to_t6(beta, coupling):
     end = carry(b_beta, g, target.mean0, target.cov0)
     terminal = gaussian_kl(target.mean1, target.cov1, *end)
     assert 0 < terminal <= predicted_path_kl(rho, whole)
-    swapped = carry(blended(b_pre, b_tgt, beta), g, target.mean0, target.cov0)
+    swapped = carry(blend_drifts(b_pre, b_tgt, beta), g, target.mean0, target.cov0)
     if beta < 1:
         assert gaussian_kl(target.mean1, target.cov1, *swapped) > predicted_path_kl(rho, whole)
 
@@ -145,7 +145,7 @@ def test_a_rotation_has_a_gap_and_no_terminal_error():
         return zero.expand(len(t), 2), eye.expand(len(t), 2, 2)
 
     assert math.isclose(drift_gap(still, rotation, marginal), math.sqrt(8), rel_tol=RELATIVE)
-    assert bures_wasserstein(zero, eye, *carry(blended(still, rotation, 1.0), 0.0, zero, eye)) < 1e-9
+    assert bures_wasserstein(zero, eye, *carry(blend_drifts(still, rotation, 1.0), 0.0, zero, eye)) < 1e-9
 
 
 def test_odes_have_no_path_kl():

@@ -3,13 +3,13 @@
 from gftkit_verification.oracles.affine import (
     Blend as Blend,
     Marginal as Marginal,
-    blended as blended,
+    blend_drifts as blend_drifts,
     bures_wasserstein as bures_wasserstein,
-    carried as carried,
+    collocate as collocate,
     carry as carry,
     drift_gap as drift_gap,
     gaussian_kl as gaussian_kl,
-    integral as integral,
+    integrate as integrate,
     path_kl as path_kl,
     squared_gap as squared_gap,
 )

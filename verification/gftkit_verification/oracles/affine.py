@@ -26,7 +26,7 @@ _SERIES = 1e-2
 """Below it e - log(1 + e) is summed as a series: the difference would lose its digits."""
 
 
-def blended(
+def blend_drifts(
     target: AffineDrift, anchor: AffineDrift, temperature: float, blend: Blend = objective.blend
 ) -> AffineDrift:
     """The optimum b_beta = (b_tgt + beta b_pre)/(1 + beta) of two affine drifts, which is affine (theory, T1).
@@ -87,7 +87,7 @@ def carry(drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor) -
     return end[:d], (spread + spread.mT) / 2
 
 
-def carried(
+def collocate(
     drift: AffineDrift, diffusion: Diffusion, mean: Tensor, cov: Tensor, nodes: int = 40
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance at t = 1 as by ``carry``, some hundred times faster, for a drift that is smooth on [0, 1].
@@ -183,7 +183,7 @@ def squared_gap(drift: AffineDrift, other: AffineDrift, t: Tensor, mean: Tensor,
     return at_mean.square().sum(-1) + ((slope_gap @ cov) * slope_gap).sum((-1, -2))
 
 
-def integral(values: Callable[[Tensor], Tensor], end: float = 1.0) -> float:
+def integrate(values: Callable[[Tensor], Tensor], end: float = 1.0) -> float:
     """The integral of a smooth function of t over [0, end], by Gauss-Legendre quadrature."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     t = torch.from_numpy(end * (nodes + 1) / 2)
@@ -192,7 +192,7 @@ def integral(values: Callable[[Tensor], Tensor], end: float = 1.0) -> float:
 
 def drift_gap(drift: AffineDrift, other: AffineDrift, marginal: Marginal) -> float:
     """|b - b'|_w with w = 1: the root of ``int E_{x ~ p_t} |b - b'|^2 dt``."""
-    return math.sqrt(integral(lambda t: squared_gap(drift, other, t, *marginal(t))))
+    return math.sqrt(integrate(lambda t: squared_gap(drift, other, t, *marginal(t))))
 
 
 def path_kl(drift: AffineDrift, other: AffineDrift, diffusion: float, marginal: Marginal) -> float:

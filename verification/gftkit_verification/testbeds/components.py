@@ -26,7 +26,7 @@ def components(registry: Registry, kind: str) -> Iterator[tuple[str, Any]]:
             yield name, component
 
 
-def broken(registry: Registry) -> Iterator[tuple[str, str, Exception]]:
+def broken_components(registry: Registry) -> Iterator[tuple[str, str, Exception]]:
     """(kind, name, error) of the components that can't be made with default options, or whose values are out of range.
 
     Components whose package isn't installed are not among them.

@@ -105,7 +105,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepIntegrals:
     """Integrals along a Brownian path over equal steps, as far as it is known: (steps, n, ...).
 
     Attributes:
@@ -155,7 +155,7 @@ class Forced:
         moved[:, -1:] += self.bend * (x[:, -2:-1] / self.scale(t)) ** 2
         return moved
 
-    def known(self, steps: int, increments: Tensor, integrals: Tensor | None = None) -> Steps:
+    def known(self, steps: int, increments: Tensor, integrals: Tensor | None = None) -> StepIntegrals:
         """The path's integrals over each of ``steps`` steps, as far as increments and integrals determine them.
 
         Args:
@@ -187,9 +187,9 @@ class Forced:
             whole_second = whole_second + length * path**2 + 2 * path * here + square
             whole_first = whole_first + length * path + here
             path = path + w.reshape(into[:3])[:, k]
-        return Steps(total, whole_first, whole_second)
+        return StepIntegrals(total, whole_first, whole_second)
 
-    def errors(self, states: Tensor, path: Steps) -> tuple[float, float]:
+    def errors(self, states: Tensor, path: StepIntegrals) -> tuple[float, float]:
         """Root mean squares over samples of the error at t = 1, and of the largest of one step."""
         steps = len(path.added)
         times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:, None, None]
@@ -198,11 +198,11 @@ class Forced:
         single = y[1:] - self._step(y[:-1], times[:-1, :, 0], path, one, steps)
         whole = y[0]
         for k in range(steps):
-            part = Steps(path.added[k], path.first[k], path.second[k])
+            part = StepIntegrals(path.added[k], path.first[k], path.second[k])
             whole = self._step(whole, times[k, :, 0], part, one, steps)
         return float((y[-1] - whole).square().mean().sqrt()), float(single.square().mean((1, 2)).sqrt().max())
 
-    def _step(self, y: Tensor, t: Tensor, path: Steps, one: Tensor, steps: int) -> Tensor:
+    def _step(self, y: Tensor, t: Tensor, path: StepIntegrals, one: Tensor, steps: int) -> Tensor:
         """X - f after a step from y at t; ``one`` is exp(A/steps)."""
         moved = y @ one.mT + path.added
         p = y[..., -2] / self.scale(t)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Batch, Path
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
-from gftkit_verification.testbeds.problems import drawn_flow
+from gftkit_verification.testbeds.problems import draw_flow
 
 Function = Callable[[Path, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A function of gftkit.theory.flow: (path, t, x0, x1, noise) -> a value for each pair."""
@@ -53,15 +53,15 @@ def covariance(x: Tensor, y: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)).mT @ (y - y.mean(1, keepdim=True)) / x.shape[1]
 
 
-def regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def affine_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(A, c) of the affine regression A x + c of y on x: (k, n, d), (k, n, d) -> (k, d, d), (k, d)."""
     slope = torch.linalg.solve(covariance(x, x), covariance(y, x), left=False)
     return slope, y.mean(1) - (slope @ x.mean(1)[..., None])[..., 0]
 
 
-def joints(d: int, generator: Generator, optimal: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Joint]:
+def draw_joints(d: int, generator: Generator, optimal: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Joint]:
     """Three couplings of two random normal laws: independent, optimal, and a random one."""
-    gaussian = drawn_flow(d, generator)
+    gaussian = draw_flow(d, generator)
     noise = torch.randn(d, d, generator=generator, dtype=torch.float64)
     contraction = 0.9 * noise / torch.linalg.matrix_norm(noise, 2)
     crosses = {

@@ -13,7 +13,7 @@ from gftkit.runs.schema import Train
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import square_root
 from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.slips import Trial
+from gftkit_verification.testbeds.slips import LoopBuilder
 
 
 class RegressionPath:
@@ -93,7 +93,7 @@ class Regressions:
 
     def loop(
         self,
-        make: Trial,
+        make: LoopBuilder,
         registry: Registry,
         *,
         schedule: Schedule | float,
@@ -147,7 +147,7 @@ class Finite:
         return self._batch[indices]
 
 
-def drawn_regressions(d: int, generator: Generator, replicas: int = 1, sigma: float = 1.0) -> Regressions:
+def draw_regressions(d: int, generator: Generator, replicas: int = 1, sigma: float = 1.0) -> Regressions:
     """A random problem whose features have variance 1 on average."""
     features = random_covariance(d, generator)
     target, pretrained = torch.randn(2, d, d, generator=generator, dtype=torch.float64)

@@ -17,9 +17,9 @@ from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.testbeds.moments import seed_of
-from gftkit_verification.testbeds.problems import GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.trials import Build, trial
+from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
+from gftkit_verification.testbeds.moments import draw_seed
+from gftkit_verification.testbeds.problems import GaussianData, draw_flow, retarget
 
 WIDTH, DEPTH, BATCH = 48, 2, 256
 PRETRAINING = Train(steps=400, batch_size=BATCH, learning_rate=5e-3, decay="cosine", clip=None)
@@ -44,19 +44,19 @@ class Study:
     def _problem(self, d: int, coupling: CouplingName, seed: int, device: torch.device) -> "Problem":
         """A random target, and a network trained on another target of the same source at temperature 0."""
         generator = stream(seed, "problem", d, coupling)
-        target = drawn_flow(d, generator, coupling)
+        target = draw_flow(d, generator, coupling)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(generator))
+            torch.manual_seed(draw_seed(generator))
             drift = self.registry.create("drift", "mlp", event_shape=[d], width=WIDTH, depth=DEPTH)
-        before = Problem(retargeted(target, generator), drift, seed_of(generator), device)
-        loop = self.loop(before, trial, 0.0, PRETRAINING)
-        return replace(before, target=target, pretrained=_trained(loop), seed=seed_of(generator))
+        before = Problem(retarget(target, generator), drift, draw_seed(generator), device)
+        loop = self.loop(before, build_loop, 0.0, PRETRAINING)
+        return replace(before, target=target, pretrained=_trained(loop), seed=draw_seed(generator))
 
-    def _network(self, problem: "Problem", build: Build, temperature: float, steps: int = STEPS) -> nn.Module:
+    def _network(self, problem: "Problem", build: LoopBuilder, temperature: float, steps: int = STEPS) -> nn.Module:
         """The pretrained network fine-tuned at a constant temperature."""
         return _trained(self.loop(problem, build, temperature, replace(FINETUNING, steps=steps)))
 
-    def loop(self, problem: "Problem", build: Build, schedule: Schedule | float, train: Train) -> Steps:
+    def loop(self, problem: "Problem", build: LoopBuilder, schedule: Schedule | float, train: Train) -> Steps:
         """The fine-tune's loop; of equal random numbers for every schedule."""
         data, drift = GaussianData(problem.target), copy.deepcopy(problem.pretrained)
         coupling = self.registry.create("coupling", "independent")  # not used where the data bring optimal pairs
@@ -116,7 +116,7 @@ class States:
     """The target flow's drift, from the oracle."""
 
 
-def states(problem: Problem, path: Path, n: int, generator: Generator) -> States:
+def draw_states(problem: Problem, path: Path, n: int, generator: Generator) -> States:
     """n points of a target's linear path; the generator is on the CPU."""
     x0, x1 = problem.target.pairs(n, generator)
     t = flow.t_end(path) * torch.rand(n, generator=generator, dtype=torch.float64)

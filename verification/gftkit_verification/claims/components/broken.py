@@ -6,12 +6,12 @@ from torch import Generator
 
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, exact
-from gftkit_verification.testbeds.components import broken
+from gftkit_verification.testbeds.components import broken_components
 
 
 def claims(registry: Registry) -> Iterator[Claim]:
     """One for each broken component; none where all are sound."""
-    for kind, name, why in broken(registry):
+    for kind, name, why in broken_components(registry):
         yield Claim(
             f"{kind}-works-{name}",
             f"{kind.capitalize()} {name} can be made with its default options, and gives what a {kind} may give.",

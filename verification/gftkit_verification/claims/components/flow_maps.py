@@ -14,7 +14,7 @@ from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim, exact
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.moments import cpu_generator
 from gftkit_verification.testbeds.problems import random_covariance
 
 DIMENSION = 3
@@ -101,7 +101,7 @@ def _apart(found: Tensor, wanted: Tensor) -> float:
 
 def semigroup(subject: Jumping, generator: Generator) -> float:
     """How far two jumps are from one, and one from where the flow goes."""
-    truth, t, end, x, _ = _drawn(on_cpu(generator))
+    truth, t, end, x, _ = _drawn(cpu_generator(generator))
     between = t + 0.3 * (end - t)
     once = subject(truth, t, end, x)
     twice = subject(truth, between, end, subject(truth, t, between, x))
@@ -110,7 +110,7 @@ def semigroup(subject: Jumping, generator: Generator) -> float:
 
 def jumps(solver: Any, generator: Generator) -> float:
     """How far N jumps of the sampler are from where the flow goes."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     truth, _, _, x0, _ = _drawn(generator)
     zeros = torch.zeros(COUNT, dtype=torch.float64)
     wanted = truth.lands(zeros, zeros + 1, x0)
@@ -128,7 +128,7 @@ class _Linear:
 
 def loss_off(subject: Loss, generator: Generator) -> float:
     """The loss at b and c alone, where it is known: |b k + 2 c L k - L A_s (b + c L) k|^2, L = s - t; 0 at 0."""
-    truth, t, end, x, k = _drawn(on_cpu(generator))
+    truth, t, end, x, k = _drawn(cpu_generator(generator))
     zero = torch.zeros(4, dtype=torch.float64)
     found = [float(subject(Off(truth, k, zero), truth.teacher, t, end, x).abs().max())]
     length, slope = (end - t)[:, None], truth.flow.affine(end)[0]
@@ -150,7 +150,7 @@ def _gradient(subject: Loss, drawn: tuple[Exact, Tensor, Tensor, Tensor, Tensor]
 
 def gradient(subject: Loss, generator: Generator) -> float:
     """The gradient by b and c: of the left side alone, 2 r . (k, 2 L k)."""
-    drawn = _drawn(on_cpu(generator))
+    drawn = _drawn(cpu_generator(generator))
     truth, t, end, _, k = drawn
     b, c = 0.8, -0.5
     length = (end - t)[:, None]
@@ -163,7 +163,7 @@ def gradient(subject: Loss, generator: Generator) -> float:
 
 def optimum(subject: Loss, generator: Generator) -> float:
     """Where the gradient is 0. It is affine in the parameters, so that one Newton step leads there."""
-    drawn = _drawn(on_cpu(generator))
+    drawn = _drawn(cpu_generator(generator))
     start = torch.tensor([0.4, -0.3, 0.5, 0.2], dtype=torch.float64)
     here = _gradient(subject, drawn, start)
     columns = [_gradient(subject, drawn, start + unit) - here for unit in torch.eye(4, dtype=torch.float64)]

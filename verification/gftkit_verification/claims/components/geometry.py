@@ -13,8 +13,8 @@ from gftkit.kernel.contracts import Solver
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, exact
 from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow
+from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow
 
 STEPS = 24
 POINTS = 40
@@ -39,11 +39,11 @@ def least_energy(measures: Measures, solver: Solver, generator: Generator) -> fl
     Of the optimal coupling: how far the energy is from the transport cost, and straightness from 0. Of the other: how
     far the energy is from being visibly above. Of both: how far straightness is from energy - |x_1 - x_0|^2.
     """
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     times = [k / STEPS for k in range(STEPS + 1)]
     worst = 0.0
     for d, coupling in itertools.product((2, 5), COUPLINGS):
-        flow = drawn_flow(d, generator, coupling)
+        flow = draw_flow(d, generator, coupling)
 
         def drift(t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:  # noqa: ARG001
             return flow.velocity(t, x)  # noqa: B023

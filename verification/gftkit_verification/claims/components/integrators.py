@@ -28,7 +28,7 @@ from gftkit_verification.claims.components.solvers import (
 from gftkit_verification.testbeds.brownian import Changed, units
 from gftkit_verification.testbeds.components import components
 from gftkit_verification.testbeds.equations import DIMENSION, Equation, Forced, Mixed, Scaled
-from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.moments import cpu_generator
 from gftkit_verification.testbeds.problems import random_covariance
 
 FINE = 64
@@ -124,7 +124,7 @@ NOISE_SLIPS: Mapping[str, Run] = {
 
 def strong_order(solver: Integrator, generator: Generator) -> Measurement:
     """The strong order, along one of the solver's own Brownian paths, on which every number of steps is run."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Forced(generator)
     x0 = torch.randn(SAMPLES, Forced.DIMENSION, generator=generator, dtype=torch.float64)
     path = solver.brownian(x0, 1.0, generator)
@@ -144,7 +144,7 @@ def weak_order(solver: Integrator, generator: Generator) -> Measurement:
     The states are affine in the start, in every increment and in every integral. One run on unit vectors gives all
     coefficients.
     """
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Scaled(generator)
     mean = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     cov = random_covariance(DIMENSION, generator)
@@ -188,7 +188,7 @@ def _states(equation: Equation, solver: Integrator, steps: int, x0: Tensor, gene
 
 def noise(solver: Integrator, generator: Generator) -> float:
     """Standard errors of the variance of Brownian motions that the sampler made, on two grids."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     found = 0.0
     for steps, t_end in ((7, 1.0), (3, 0.75)):
         g = 0.5 + float(torch.rand(1, generator=generator))
@@ -206,7 +206,7 @@ Toleranced = Callable[[float], Integrator]
 
 def proportional(make: Toleranced, generator: Generator) -> Measurement:
     """How much the slope of log error on log tolerance falls short of 1, on an ODE that meets the time 1/2."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Mixed(generator)
     x0 = torch.randn(16, DIMENSION, generator=generator, dtype=torch.float64)
     found = [errors(problem, problem.equation.states(make(each), 2, x0, generator)) for each in TOLERANCES]

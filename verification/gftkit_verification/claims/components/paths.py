@@ -14,8 +14,8 @@ from gftkit.theory import flow
 from gftkit.verify.claims import Claim, exact
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import DIMENSIONS, on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow
+from gftkit_verification.testbeds.moments import DIMENSIONS, cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow
 
 FURTHER: Mapping[str, Mapping[str, Any]] = {
     "affine": {"alpha": "t**2", "sigma": "sqrt(1 - t**2)"},
@@ -136,7 +136,7 @@ def _apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def _ends(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+    generator, worst = cpu_generator(generator), []
     for path in shipped.paths:
         x0, x1, noise = _drawn(path, (8, 3), generator)
         for t, wanted in ((torch.zeros(8, dtype=torch.float64), x0), (torch.ones(8, dtype=torch.float64), x1)):
@@ -150,7 +150,7 @@ def _ends(shipped: Flow, generator: Generator) -> float:
 
 
 def _differentiated(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+    generator, worst = cpu_generator(generator), []
     for path in _each(shipped.paths):
         x0, x1, noise = _drawn(path, (64, 3), generator)
         t = _inside(path, 64, generator).requires_grad_()
@@ -202,9 +202,9 @@ def _moved(law: GaussianFlow, state: Shares, drift: Shares, g: Tensor) -> Tensor
 
 
 def _transported(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+    generator, worst = cpu_generator(generator), []
     weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64) / STEP
-    laws = [drawn_flow(d, generator, coupling) for d in DIMENSIONS for coupling in COUPLINGS]
+    laws = [draw_flow(d, generator, coupling) for d in DIMENSIONS for coupling in COUPLINGS]
     for path in _each(shipped.paths):
         t = _inside(path, 9, generator)
         x0, x1, noise = _drawn(path, (9, 3), generator)

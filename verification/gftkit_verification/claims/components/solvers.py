@@ -13,7 +13,7 @@ from gftkit.sampling import integrate
 from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.testbeds.components import components
 from gftkit_verification.testbeds.equations import DIMENSION, Equation, Forced, Mixed, Scaled
-from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.moments import cpu_generator
 from gftkit_verification.testbeds.problems import random_covariance
 
 ODE_STEPS = (10, 20, 40)
@@ -127,7 +127,7 @@ def errors(problem: Mixed, states: Tensor) -> Errors:
 
 def ode_order(solver: Solver | Integrator, generator: Generator) -> Measurement:
     """The order for ODEs."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Mixed(generator)
     x0 = torch.randn(64, DIMENSION, generator=generator, dtype=torch.float64)
     found = [errors(problem, problem.equation.states(solver, n, x0, generator)) for n in ODE_STEPS]
@@ -140,7 +140,7 @@ def strong_order(solver: Solver, generator: Generator) -> Measurement:
 
     The exact solution is known but for what the finest increments don't tell of it, a part of 1/FINER of the error.
     """
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Forced(generator)
     x0 = torch.randn(300, Forced.DIMENSION, generator=generator, dtype=torch.float64)
     drawn: list[Tensor] = []
@@ -169,7 +169,7 @@ def _replay(increments: Tensor) -> Step:
 
 def weak_order(solver: Solver, generator: Generator) -> Measurement:
     """The weak order, without sampling: of an affine equation the chain's mean and covariance are computed."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = Scaled(generator)
     mean = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
     cov = random_covariance(DIMENSION, generator)
@@ -213,7 +213,7 @@ def _chain(
 
 def noise(solver: Solver, generator: Generator) -> float:
     """Standard errors of the variance of a Brownian motion that the sampler made, on two grids."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     found = 0.0
     for steps, t_end in ((7, 1.0), (3, 0.75)):
         g = 0.5 + float(torch.rand(1, generator=generator))

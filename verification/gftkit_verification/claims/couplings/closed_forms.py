@@ -22,18 +22,18 @@ from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
 from gftkit_verification.testbeds.components import components
 from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import legendre, on_cpu, seed_of
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed, gauss_legendre
 from gftkit_verification.testbeds.pairs import (
     Function,
     TwoClasses,
+    affine_regression,
     covariance,
+    draw_joints,
     independent_cost,
-    joints,
     lower_bound,
-    regression,
 )
-from gftkit_verification.testbeds.problems import GaussianData, drawn_flow
-from gftkit_verification.testbeds.statistics import cross_fitted, student
+from gftkit_verification.testbeds.problems import GaussianData, draw_flow
+from gftkit_verification.testbeds.statistics import cross_fitted_t, student_t
 
 DIMENSIONS = (2, 5)
 POINTS = 128
@@ -133,7 +133,7 @@ def _forgotten_indices(
 
 def permutation(subject: Pairing, generator: Generator) -> float:
     """The largest share of samples that are not kept once, or kept with another label."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     for n, shape in itertools.product((1, 2, 64), ((2,), (1, 2, 2))):
         x0, x1 = torch.randn(2, n, *shape, generator=generator)
@@ -151,7 +151,7 @@ def permutation(subject: Pairing, generator: Generator) -> float:
 
 def kept(coupling: Coupling, generator: Generator) -> Measurement:
     """The largest share of source samples that are in no pair."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     sizes = (2, 4, 8, 16, 32, 64, 128)
     shares = []
     for n in sizes:
@@ -173,8 +173,8 @@ def _costs(coupling: Coupling, x0: Tensor, x1: Tensor, n: int, generator: Genera
 
 def minibatch_cost(coupling: Coupling, generator: Generator) -> Measurement:
     """By how much the cost rises with the batch size, or leaves its bounds, relative; 0 where it doesn't."""
-    generator = on_cpu(generator)
-    gaussian = drawn_flow(2, generator)
+    generator = cpu_generator(generator)
+    gaussian = draw_flow(2, generator)
     x0, x1 = gaussian.pairs(POINTS, generator)
     least = lower_bound(gaussian, x0, x1)
     sizes = [2**k for k in range(POINTS.bit_length())]
@@ -195,20 +195,20 @@ def minibatch_cost(coupling: Coupling, generator: Generator) -> Measurement:
 
 def independence(coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E (x0 - m0).(x1 - m1) = tr Cov(x0, x1), over the pairs of a run."""
-    seed = seed_of(generator)
-    data = GaussianData(drawn_flow(2, on_cpu(generator)))
+    seed = draw_seed(generator)
+    data = GaussianData(draw_flow(2, cpu_generator(generator)))
     pairs = Pairs(Order(Samples(data, "data"), seed), data.source, coupling, SIZE, SIZE, seed, within_labels=False)
     found = []
     for step in range(BATCHES):
         batch = pairs.at(step)
         assert batch.x0 is not None
         found.append(((batch.x0 - data.flow.mean0) * (batch.x1 - data.flow.mean1)).sum(1).mean())
-    return student(torch.stack(found))
+    return student_t(torch.stack(found))
 
 
 def label_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E[x0 | label] from E[x0], over the pairs of a run that pairs within labels."""
-    seed = seed_of(generator)
+    seed = draw_seed(generator)
     order = Order(Samples(TwoClasses(), "data"), seed)
     pairs = made(
         order, lambda n, draws: torch.randn(n, 2, generator=draws), coupling, SIZE // 2, SIZE, seed, within_labels=True
@@ -219,7 +219,7 @@ def label_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generat
         x0 = torch.cat([batch.x0 for batch in two if batch.x0 is not None])
         label = torch.cat([batch.label for batch in two if batch.label is not None])
         found.append(x0[label == 0].mean(0))
-    return cross_fitted(torch.stack(found), torch.zeros(2))
+    return cross_fitted_t(torch.stack(found), torch.zeros(2))
 
 
 def _across_labels(
@@ -247,14 +247,14 @@ class Conditional:
 
 def terminal_law(subject: Conditional, paths: list[Path], generator: Generator) -> float:
     """The largest violation of m' = A m + c and S' = A S + S A^T by the regression, and of the laws at both ends."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     worst = 0.0
     for d, path in itertools.product(DIMENSIONS, paths):
-        for joint in joints(d, generator, subject.optimal).values():
+        for joint in draw_joints(d, generator, subject.optimal).values():
             x, v = joint.at(subject.sample, path, t), joint.at(subject.velocity, path, t)
             rate = joint.rate(subject.sample, path, t)
-            slope, shift = regression(x, v)
+            slope, shift = affine_regression(x, v)
             mean, cov, mean_rate = x.mean(1), covariance(x, x), rate.mean(1)
             cov_rate = covariance(x, rate) + covariance(rate, x)
             moved = slope @ cov
@@ -271,13 +271,13 @@ def terminal_law(subject: Conditional, paths: list[Path], generator: Generator) 
 
 def kinetic_energy(subject: Conditional, path: Path, generator: Generator) -> float:
     """How far the optimal coupling's int E|v_t|^2 dt is from W2^2, and others' below it; relative."""
-    generator = on_cpu(generator)
-    t, weight = legendre(48)
+    generator = cpu_generator(generator)
+    t, weight = gauss_legendre(48)
     worst = 0.0
     for d in DIMENSIONS:
-        for name, joint in joints(d, generator, subject.optimal).items():
+        for name, joint in draw_joints(d, generator, subject.optimal).items():
             x, v = joint.at(subject.sample, path, t), joint.at(subject.velocity, path, t)
-            slope, shift = regression(x, v)
+            slope, shift = affine_regression(x, v)
             cov = covariance(x, x)
             at_mean = (slope @ x.mean(1)[..., None])[..., 0] + shift
             energy = float(weight @ (at_mean.square().sum(1) + ((slope @ cov) * slope).sum((1, 2))))
@@ -292,8 +292,8 @@ def kinetic_energy(subject: Conditional, path: Path, generator: Generator) -> fl
 
 def different_couplings(blend: affine.Blend, solver: Solver, generator: Generator) -> float:
     """How far the blend is from the target where the couplings agree; and 1 where they don't and it still hits q."""
-    generator = on_cpu(generator)
-    independent = drawn_flow(2, generator)
+    generator = cpu_generator(generator)
+    independent = draw_flow(2, generator)
     laws = independent.mean0, independent.cov0, independent.mean1, independent.cov1
     optimal = GaussianFlow(*laws, coupling="optimal-transport")
     root = math.sqrt(2) * square_root(laws[1])

@@ -15,8 +15,8 @@ from gftkit.data.samples import Order, Samples
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, exact, statistical
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.statistics import cross_fitted
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.statistics import cross_fitted_t
 
 NAME = "conditional-optimal-transport"
 LIMIT = 1e6
@@ -74,7 +74,7 @@ class Pairing:
 
 def within_conditions(subject: Pairing, optimal: Coupling, generator: Generator) -> float:
     """The largest share of pairs across conditions, or excess over the least cost within each; relative."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     for shape in ((2,), (1, 2, 2)):
         x0, x1 = torch.randn(2, SIZE, *shape, generator=generator)
@@ -89,7 +89,7 @@ def within_conditions(subject: Pairing, optimal: Coupling, generator: Generator)
 
 def condition_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E[x0 | c] from E[x0], over the pairs of a run whose coupling is told c."""
-    seed = seed_of(generator)
+    seed = draw_seed(generator)
     order = Order(Samples(FewConditions(), "data"), seed)
     pairs = made(
         order,
@@ -107,7 +107,7 @@ def condition_law(made: Callable[..., Pairs], coupling: Coupling, generator: Gen
         assert batch.x0 is not None
         corner = (batch.conditions["c"] > 0).all(1)
         found.append(batch.x0[corner].mean(0))
-    return cross_fitted(torch.stack(found), torch.zeros(2))
+    return cross_fitted_t(torch.stack(found), torch.zeros(2))
 
 
 def _untold(*arguments: Any, conditions: tuple[str, ...], instead: Coupling | None = None, **more: Any) -> Pairs:

@@ -17,16 +17,23 @@ from gftkit_verification.claims.objective.closed_forms import BLENDS, keeping, o
 from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import (
     Blend,
-    blended,
+    blend_drifts,
     bures_wasserstein,
-    carried,
+    collocate,
     drift_gap,
     gaussian_kl,
     path_kl,
     squared_gap,
 )
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of
+from gftkit_verification.testbeds.moments import (
+    TEMPERATURES,
+    FineTune,
+    cpu_generator,
+    draw_fine_tunes,
+    gauss_legendre,
+    rho_of,
+)
 from gftkit_verification.testbeds.problems import random_covariance
 
 G = 0.8
@@ -85,10 +92,12 @@ def path_kl_slope(path: Path, shipped: Shipped, generator: Generator) -> Measure
     worst = 0.0
     lines: dict[str, Line] = {}
     rhos = [rho_of(beta) for beta in TEMPERATURES]
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         target, anchor = both(problem, G)
         marginal = problem.target.marginal
-        found = [path_kl(target, blended(target, anchor, beta, shipped.blend), G, marginal) for beta in TEMPERATURES]
+        found = [
+            path_kl(target, blend_drifts(target, anchor, beta, shipped.blend), G, marginal) for beta in TEMPERATURES
+        ]
         worst = max(worst, *(abs(slope - 2) for slope in slopes(rhos, found)))
         whole = path_kl(target, anchor, G, marginal)
         theory = [rho**2 * whole for rho in rhos]
@@ -118,14 +127,14 @@ def chain(drift: AffineDrift, diffusion: float, start: Law, steps: int = 5) -> L
 def chain_kl(path: Path, shipped: Shipped, generator: Generator) -> float:
     """KL of the joint laws of two chains, from p0 and from another p0': KL(p0 || p0') + rho^2 KL(P_tgt || P_pre)."""
     worst = 0.0
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         for g in (0.4, 1.5):
             target, anchor = both(problem, g)
             other = end_of(problem)
             law = chain(target, g, start_of(problem))
             whole = gaussian_kl(*law, *chain(anchor, g, start_of(problem)))
             for beta in TEMPERATURES:
-                blend = blended(target, anchor, beta, shipped.blend)
+                blend = blend_drifts(target, anchor, beta, shipped.blend)
                 found = gaussian_kl(*law, *chain(blend, g, other))
                 wanted = gaussian_kl(*start_of(problem), *other) + shipped.path_kl(rho_of(beta), whole)
                 worst = max(worst, off(found, wanted))
@@ -139,10 +148,10 @@ def terminal_kl(path: Path, shipped: Shipped, generator: Generator) -> Measureme
     """By how much KL(q || p_1^beta) is above rho^2 KL(P_tgt || P_pre)."""
     worst = 0.0
     lines: dict[str, Line] = {}
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         target, anchor = both(problem, G)
         whole = path_kl(target, anchor, G, problem.target.marginal)
-        ends = [carried(blended(target, anchor, b, shipped.blend), G, *start_of(problem)) for b in TEMPERATURES]
+        ends = [collocate(blend_drifts(target, anchor, b, shipped.blend), G, *start_of(problem)) for b in TEMPERATURES]
         found = [gaussian_kl(*end_of(problem), *end) for end in ends]
         bounds = [shipped.path_kl(rho_of(beta), whole) for beta in TEMPERATURES]
         worst = max(worst, *(value / bound - 1 for value, bound in zip(found, bounds, strict=True)))
@@ -155,16 +164,16 @@ def wasserstein(path: Path, shipped: Shipped, generator: Generator) -> Measureme
     worst = 0.0
     lines: dict[str, Line] = {}
     times = torch.linspace(0, 1, 65, dtype=torch.float64)
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         for g in (G, 0.0):
             target, anchor = both(problem, g)
             gaps = squared_gap(anchor, target, times, *problem.target.marginal(times)).sqrt().tolist()
             found, bounds = [], []
             for beta in TEMPERATURES:
-                blend = blended(target, anchor, beta, shipped.blend)
+                blend = blend_drifts(target, anchor, beta, shipped.blend)
                 slope = blend(times)[0]
                 lipschitz = torch.linalg.eigvalsh((slope + slope.mT) / 2)[:, -1].tolist()
-                found.append(bures_wasserstein(*end_of(problem), *carried(blend, g, *start_of(problem))))
+                found.append(bures_wasserstein(*end_of(problem), *collocate(blend, g, *start_of(problem))))
                 bounds.append(shipped.wasserstein_bound(rho_of(beta), times.tolist(), gaps, lipschitz))
             worst = max(worst, *(value / bound - 1 for value, bound in zip(found, bounds, strict=True)))
             lines = lines or {"measured": (TEMPERATURES, found), "bound": (TEMPERATURES, bounds)}
@@ -175,9 +184,9 @@ def terminal_slopes(path: Path, shipped: Shipped, generator: Generator) -> float
     """The slopes of log KL and log W2 on log rho at low temperatures are 2 and 1."""
     worst = 0.0
     rhos = [rho_of(beta) for beta in COLD]
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         target, anchor = both(problem, G)
-        ends = [carried(blended(target, anchor, beta, shipped.blend), G, *start_of(problem)) for beta in COLD]
+        ends = [collocate(blend_drifts(target, anchor, beta, shipped.blend), G, *start_of(problem)) for beta in COLD]
         for distance, slope in ((gaussian_kl, 2), (bures_wasserstein, 1)):
             found = slopes(rhos, [distance(*end_of(problem), *end) for end in ends])
             worst = max(worst, abs(found[0] - slope))
@@ -186,7 +195,7 @@ def terminal_slopes(path: Path, shipped: Shipped, generator: Generator) -> float
 
 def constant_gap(shipped: Shipped, generator: Generator) -> float:
     """b_tgt = -a(t) x and b_pre = b_tgt + e: W2(q, p_1^beta) = rho |e| int exp(-int_t^1 a) dt, the bound itself."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     times = torch.linspace(0, 1, 257, dtype=torch.float64)
     for sign in (1, -1):
@@ -202,10 +211,10 @@ def constant_gap(shipped: Shipped, generator: Generator) -> float:
             return -decay(t)[:, None, None] * torch.eye(d, dtype=torch.float64), shift.expand(len(t), d)  # noqa: B023
 
         target, anchor = partial(moving, 0 * e), partial(moving, e)
-        end = carried(target, 0.0, *law)
+        end = collocate(target, 0.0, *law)
         lipschitz = (-decay(times)).tolist()
         for beta in TEMPERATURES:
-            found = bures_wasserstein(*end, *carried(blended(target, anchor, beta, shipped.blend), 0.0, *law))
+            found = bures_wasserstein(*end, *collocate(blend_drifts(target, anchor, beta, shipped.blend), 0.0, *law))
             bound = shipped.wasserstein_bound(rho_of(beta), times.tolist(), [float(e.norm())] * len(times), lipschitz)
             worst = max(worst, off(found, bound))
     return worst
@@ -214,7 +223,7 @@ def constant_gap(shipped: Shipped, generator: Generator) -> float:
 def rotation(shipped: Shipped, generator: Generator) -> float:
     """q = q_pre = N(0, I), b_tgt = 0, b_pre a rotation: a drift error rho |Delta|, and W2(q, p_1^beta) = 0."""
     d = 3
-    root = torch.randn(d, d, generator=on_cpu(generator), dtype=torch.float64)
+    root = torch.randn(d, d, generator=cpu_generator(generator), dtype=torch.float64)
     turn, law = root - root.mT, (torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
 
     def turning(speed: float, t: Tensor) -> Affine:
@@ -226,8 +235,8 @@ def rotation(shipped: Shipped, generator: Generator) -> float:
     still, rotating = partial(turning, 0.0), partial(turning, 1.0)
     worst = 0.0
     for beta in TEMPERATURES:
-        blend = blended(still, rotating, beta, shipped.blend)
-        terminal = bures_wasserstein(*law, *carried(blend, 0.0, *law))
+        blend = blend_drifts(still, rotating, beta, shipped.blend)
+        terminal = bures_wasserstein(*law, *collocate(blend, 0.0, *law))
         error = drift_gap(blend, still, marginal)
         worst = max(worst, terminal, off(error, rho_of(beta) * float(turn.norm())))
     return worst
@@ -243,7 +252,7 @@ def unseen_gap(shipped: Shipped, generator: Generator) -> Measurement:  # noqa: 
     inverse = [10.0**k for k in (1, 2, 4, 6, 8)]
     for size in inverse:
         log = math.log(size)
-        u, weights = legendre(40, log)  # u = -log(1 - t)
+        u, weights = gauss_legendre(40, log)  # u = -log(1 - t)
         left = torch.exp(-u)
         gap = (1 / (left * log))[:, None]
         for beta in TEMPERATURES:

@@ -19,10 +19,10 @@ from gftkit_verification.oracles.affine import bures_wasserstein
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.loops import LinearModel
+from gftkit_verification.testbeds.moments import cpu_generator
 from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.statistics import cross_fitted, evened
-from gftkit_verification.testbeds.trials import LinearModel
+from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
 
 CHAINS = (16, 32)
 """Steps of the chains whose moments are computed; both give the limit up to O(h^3), where g is smooth."""
@@ -171,7 +171,7 @@ def _velocity(problem: MixtureFlow) -> Drift:
 
 def moments(subject: Sampling, path: Path, generator: Generator) -> float:
     """The relative distance of mean and covariance from the marginals', half way and at t = 1, at its largest."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     problem = _problem(path, generator, 1)
     (mean, cov), (finer_mean, finer_cov) = (chain(subject, _velocity(problem), path, steps, 2) for steps in CHAINS)
@@ -190,7 +190,7 @@ def mixed(subject: Sampling, path: Path, generator: Generator) -> float:
 
     Both components' shares, first and second moments, and by Stein's identity the score s and x s^T + I.
     """
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     problem = _problem(path, generator, 2)
     drift, noisy = subject.equation(_velocity(problem), path)
     x0 = torch.randn(SAMPLES, 2, generator=generator, dtype=torch.float64)
@@ -203,12 +203,12 @@ def mixed(subject: Sampling, path: Path, generator: Generator) -> float:
     stein = x[..., None] * score[:, None] + torch.eye(2, dtype=torch.float64)
     squares = x[..., None] * x[:, None] - second
     found = torch.cat([x - mean, squares.flatten(1)[:, [0, 1, 3]], score, stein.flatten(1)], 1)
-    return cross_fitted(evened(found), torch.zeros(found.shape[1]))
+    return cross_fitted_t(equalise_columns(found), torch.zeros(found.shape[1]))
 
 
 def trained(subject: Sampling, run: Run, generator: Generator) -> Measurement:
     """W2 of the samples' normal law from q, relative to q's spread, of a drift that the shipped loop has trained."""
-    here = on_cpu(generator)
+    here = cpu_generator(generator)
     zero, eye = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     mean = torch.randn(2, generator=here, dtype=torch.float64)
     gaussian = GaussianFlow(zero, eye, 2 * mean / mean.norm(), random_covariance(2, here))

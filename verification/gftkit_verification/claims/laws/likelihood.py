@@ -16,9 +16,9 @@ from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, random_covariance
-from gftkit_verification.testbeds.statistics import student
+from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, random_covariance
+from gftkit_verification.testbeds.statistics import student_t
 
 STEPS = (8, 16)
 TOLERANCE = 1.2
@@ -74,7 +74,7 @@ Problem = tuple[Any, Path, Tensor, LogDensity, LogDensity]
 
 def gaussian(path: Path, generator: Generator) -> Problem:  # noqa: ARG001
     """Between two Gaussians under the optimal coupling."""
-    flow = drawn_flow(2, generator, COUPLINGS[-1])
+    flow = draw_flow(2, generator, COUPLINGS[-1])
     x1 = flow.mean1 + torch.randn(16, 2, generator=generator, dtype=torch.float64)
     laws = normal(flow.mean0, flow.cov0), normal(flow.mean1, flow.cov1)
     velocity: Any = flow.velocity
@@ -105,7 +105,7 @@ def slope(subject: Densities, problem: Problem) -> Measurement:
 def _slope_of(
     subject: Densities, generator: Generator, problem: Callable[[Path, Generator], Problem], path: Path
 ) -> Measurement:
-    return slope(subject, problem(path, on_cpu(generator)))
+    return slope(subject, problem(path, cpu_generator(generator)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Estimator:
 
     def errors(self, generator: Generator) -> tuple[Tensor, Tensor]:
         """Estimates minus the trace of a random linear velocity's matrix, (SAMPLES,), and that matrix, (d, d)."""
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         apart = torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64)
         slope = random_covariance(DIMENSION, generator) + apart + 3 * torch.eye(DIMENSION, dtype=torch.float64)
         with torch.enable_grad():
@@ -129,7 +129,7 @@ class Estimator:
 
 def unbiased(subject: Estimator, generator: Generator) -> float:
     """The mean over samples of the estimates' errors, in standard errors."""
-    return student(subject.errors(generator)[0])
+    return student_t(subject.errors(generator)[0])
 
 
 def variance(subject: Estimator, generator: Generator) -> float:
@@ -137,7 +137,7 @@ def variance(subject: Estimator, generator: Generator) -> float:
     errors, slope = subject.errors(generator)
     symmetric = (slope + slope.mT) / 2
     wanted = 2 * symmetric.square().sum() - 2 * symmetric.diagonal().square().sum()
-    return student(errors.square(), float(wanted))
+    return student_t(errors.square(), float(wanted))
 
 
 def claims(registry: Registry) -> Iterator[Claim]:

@@ -14,10 +14,10 @@ from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim, Line, Measurement, exact
 from gftkit_verification.claims.laws.closed_forms import CONDITIONS, G, start_of
 from gftkit_verification.claims.objective.closed_forms import variants
-from gftkit_verification.oracles.affine import Blend, blended, bures_wasserstein, carried
+from gftkit_verification.oracles.affine import Blend, blend_drifts, bures_wasserstein, collocate
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_column
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
+from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, cpu_generator, draw_fine_tunes
 from gftkit_verification.testbeds.problems import random_covariance
 
 
@@ -48,10 +48,10 @@ def affine_sde(problem: FineTune, shipped: Shipped, diffusion: Diffusion, pretra
 def same_marginals(path: Path, shipped: Shipped, generator: Generator) -> float:
     """The ends of the target's ODE and of its SDEs, for g constant and falling."""
     worst = 0.0
-    for problem in fine_tunes(path, generator):
-        by_ode = carried(problem.target.affine, 0.0, *start_of(problem))
+    for problem in draw_fine_tunes(path, generator):
+        by_ode = collocate(problem.target.affine, 0.0, *start_of(problem))
         for g in (0.4, 1.5, lambda t: 1.3 - t):
-            by_sde = carried(affine_sde(problem, shipped, g), g, *start_of(problem))
+            by_sde = collocate(affine_sde(problem, shipped, g), g, *start_of(problem))
             worst = max(worst, *(float((a - b).norm() / b.norm()) for a, b in zip(by_sde, by_ode, strict=True)))
     return worst
 
@@ -64,13 +64,13 @@ def blends_part(path: Path, shipped: Shipped, generator: Generator) -> Measureme
     """How far W2 between the ends of ODE and SDE of the blends, at its largest, falls short of ``APART``."""
     largest = 0.0
     lines: dict[str, Line] = {}
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         sdes = affine_sde(problem, shipped, G), affine_sde(problem, shipped, G, pretrained=True)
         found = []
         for beta in TEMPERATURES:
             odes = problem.target.affine, problem.pretrained.affine
-            by_ode = carried(blended(*odes, beta, shipped.blend), 0.0, *start_of(problem))
-            by_sde = carried(blended(*sdes, beta, shipped.blend), G, *start_of(problem))
+            by_ode = collocate(blend_drifts(*odes, beta, shipped.blend), 0.0, *start_of(problem))
+            by_sde = collocate(blend_drifts(*sdes, beta, shipped.blend), G, *start_of(problem))
             found.append(bures_wasserstein(*by_ode, *by_sde))
         largest = max(largest, *found)
         lines = lines or {"measured": (TEMPERATURES, found)}
@@ -79,7 +79,7 @@ def blends_part(path: Path, shipped: Shipped, generator: Generator) -> Measureme
 
 def fokker_planck(registry: Registry, shipped: Shipped, generator: Generator) -> float:
     """d_t p = -div(b p) + (g^2/2) lap p at random points, as rates of log p, relative to the size of the terms."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     d, k, n = 2, 3, 20
     for name in ("linear", "trigonometric"):

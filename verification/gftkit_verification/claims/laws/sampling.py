@@ -16,9 +16,9 @@ from gftkit_verification.claims.components.solvers import NOISE_SLIPS, SLIPS, Al
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, random_covariance, retargeted
-from gftkit_verification.testbeds.statistics import cross_fitted
+from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, random_covariance, retarget
+from gftkit_verification.testbeds.statistics import cross_fitted_t
 
 STEPS = (6, 12, 24)
 TEMPERATURES = (0.0, 0.5, 3.0)
@@ -168,12 +168,12 @@ def end(drift: Drift, solver: Solver, steps: int, x0: Tensor) -> Tensor:
 
 def euler_constant(subject: FewSteps, generator: Generator) -> Measurement:
     """The relative distance of N times the error, extrapolated to h = 0, from its predicted limit."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     lines: dict[str, Line] = {}
     for coupling, beta in zip(COUPLINGS * 2, TEMPERATURES, strict=False):
-        target = drawn_flow(3, generator, coupling)
-        anchor = retargeted(target, generator)
+        target = draw_flow(3, generator, coupling)
+        anchor = retarget(target, generator)
         x0 = target.starts(8, generator)
         exact_end, predicted = leading_error(subject, AffineGrid(target).at, AffineGrid(anchor).at, beta, x0, FINE)
         drift = blended(target.velocity, anchor.velocity, beta)
@@ -205,14 +205,14 @@ def extrapolated(
 
 def straight(solver: Solver, generator: Generator) -> float:
     """Euler's relative error on straight flows in 1 to 5 steps; 1 where it has none on a flow that isn't straight."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     for d in (2, 5):
-        target = drawn_flow(d, generator, "optimal-transport")
-        anchor = retargeted(target, generator)
+        target = draw_flow(d, generator, "optimal-transport")
+        anchor = retarget(target, generator)
         x0 = target.starts(8, generator)
         wanted = target.mean1 + (x0 - target.mean0) @ bures_map(target.cov0, target.cov1).mT
-        bent = drawn_flow(d, generator)
+        bent = draw_flow(d, generator)
         for steps in (1, 2, 5):
             made = end(blended(target.velocity, target.velocity, 0.0), solver, steps, x0)
             worst = max(worst, float((made - wanted).norm() / wanted.norm()))
@@ -226,13 +226,13 @@ def blend_acceleration(
     predicted: Callable[[Tensor, Tensor, Tensor, float], Tensor], path: Path, generator: Generator
 ) -> float:
     """The relative distance of the predicted a_beta from the blend's total derivative by autograd."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     for d in (2, 5):
         flows: list[tuple[Velocity, Velocity]] = []
         for coupling in COUPLINGS:
-            target = drawn_flow(d, generator, coupling)
-            flows.append((target.velocity, retargeted(target, generator).velocity))
+            target = draw_flow(d, generator, coupling)
+            flows.append((target.velocity, retarget(target, generator).velocity))
         flows.append((_mixture(path, d, generator).velocity, _mixture(path, d, generator).velocity))
         t = torch.rand(8 * len(BLENDS), generator=generator, dtype=torch.float64)
         x = torch.randn(len(t), d, generator=generator, dtype=torch.float64)
@@ -251,7 +251,7 @@ def blend_acceleration(
 
 
 def _mixture(path: Path, d: int, generator: Generator) -> MixtureFlow:
-    source = drawn_flow(d, generator)
+    source = draw_flow(d, generator)
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
     means = torch.randn(2, d, generator=generator, dtype=torch.float64)
     covs = torch.stack([random_covariance(d, generator) for _ in weights])
@@ -343,9 +343,9 @@ class Closed:
 
 def stochastic_samples(subject: Stochastic, registry: Registry, generator: Generator) -> float:
     """Standard errors of the states' moments from those of the Euler-Maruyama chain: half way, at t_end and at 1."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     steps, delta, scale, n = 12, 0.1, 1.6 + 0.4 * float(torch.rand(1, generator=generator)), 8000
-    drawn = drawn_flow(2, generator)
+    drawn = draw_flow(2, generator)
     gaussian = GaussianFlow(drawn.mean0, drawn.cov0, drawn.mean1, 0.1 * drawn.cov1)
     path = registry.create("path", "brownian-bridge", scale=scale, delta=delta)
     bridge = Bridge(gaussian, scale)
@@ -355,7 +355,7 @@ def stochastic_samples(subject: Stochastic, registry: Registry, generator: Gener
     states = integrate.generate(drift, path, subject.solver, steps, x0, generator, batch_size=n // 2, whole=True)
     laws = list(bridge.chain(steps, 1 - delta))
     found = [_standard(states[k], *laws[k - 1]) for k in (steps // 2, steps, steps + 1)]
-    return cross_fitted(torch.cat(found, 1), torch.zeros(15))
+    return cross_fitted_t(torch.cat(found, 1), torch.zeros(15))
 
 
 def _standard(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:

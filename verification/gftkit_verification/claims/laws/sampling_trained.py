@@ -27,9 +27,9 @@ from gftkit_verification.claims.laws.sampling import (
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.trials import LinearModel, trial
+from gftkit_verification.testbeds.loops import LinearModel, build_loop
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
 
 LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
 COUPLED = replace(LINEAR, steps=1200, learning_rate=0.3)
@@ -69,10 +69,10 @@ class Run:
 
     def fitted(self, drift: nn.Module, gaussian: GaussianFlow, train: Train, generator: Generator) -> nn.Module:
         """The drift, trained by the shipped loop at temperature 0, on the generator's device."""
-        data, seed = GaussianData(gaussian), seed_of(generator)
+        data, seed = GaussianData(gaussian), draw_seed(generator)
         path = self.trained(self.path)
         device = generator.device
-        loop = trial(
+        loop = build_loop(
             registry=self.registry,
             drift=drift,
             data=data,
@@ -90,7 +90,7 @@ class Run:
 
     def states(self, drift: nn.Module, gaussian: GaussianFlow, generator: Generator) -> Tensor:
         """The sampler's states at all times, (times, n, d)."""
-        x0 = gaussian.starts(SAMPLES, on_cpu(generator)).float()
+        x0 = gaussian.starts(SAMPLES, cpu_generator(generator)).float()
         return integrate.generate(
             drift,
             self.path,
@@ -144,7 +144,7 @@ class PairDrift:
 
 def apart_flow(generator: Generator) -> GaussianFlow:
     """Two random normal laws in the plane whose means are 4 apart: a slip in time or in a step shows in the mean."""
-    drawn = drawn_flow(2, generator)
+    drawn = draw_flow(2, generator)
     way = drawn.mean1 - drawn.mean0
     return GaussianFlow(drawn.mean0, drawn.cov0, drawn.mean0 + 4 * way / way.norm(), drawn.cov1)
 
@@ -168,10 +168,10 @@ def energy(drift: nn.Module, states: Tensor) -> float:
 
 def reached(run: Run, generator: Generator) -> Measurement:
     """How far the samples are from q, or the kinetic energy from between W2^2 and the independent coupling's."""
-    gaussian = apart_flow(on_cpu(generator))
+    gaussian = apart_flow(cpu_generator(generator))
     drift = run.fitted(LinearModel(2, DEGREE), gaussian, COUPLED, generator)
     states = run.states(drift, gaussian, generator)
-    most = affine.integral(lambda t: _squared(gaussian, t))
+    most = affine.integrate(lambda t: _squared(gaussian, t))
     least = affine.bures_wasserstein(gaussian.mean0, gaussian.cov0, gaussian.mean1, gaussian.cov1) ** 2
     found, apart = energy(drift, states), missed(states, gaussian)
     value = max(apart, least / found - 1, found / most - 1)
@@ -188,7 +188,7 @@ def _squared(gaussian: GaussianFlow, t: Tensor) -> Tensor:
 
 def stochastic(run: Run, generator: Generator) -> Measurement:
     """How far the samples of a trained stochastic flow are from q."""
-    gaussian = apart_flow(on_cpu(generator))
+    gaussian = apart_flow(cpu_generator(generator))
     drift = run.fitted(LinearModel(2, NOISY_DEGREE), gaussian, NOISY, generator)
     return Measurement(missed(run.states(drift, gaussian, generator), gaussian))
 
@@ -198,18 +198,18 @@ def few_steps(subject: FewSteps, run: Run, generator: Generator) -> Measurement:
 
     A network at temperature 0, and blends of linear models, whose smoothness allows many cases.
     """
-    here = on_cpu(generator)
-    target = drawn_flow(2, here)
+    here = cpu_generator(generator)
+    target = draw_flow(2, here)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(here))
+        torch.default_generator.manual_seed(draw_seed(here))
         drift = run.registry.build("drift", {"name": "mlp", "width": 32, "depth": 2}, event_shape=(2,))
     network = run.fitted(drift, target, NETWORK, generator).cpu().double()
     worst, lines = _euler(subject, network, network, 0.0, target.starts(16, here), FINE)
     for k, (d, coupling) in enumerate(zip((2, 3), COUPLINGS, strict=True)):
-        target = drawn_flow(d, here, coupling)
+        target = draw_flow(d, here, coupling)
         one, other = (
             run.fitted(LinearModel(d, DEGREE), gaussian, LINEAR, generator).cpu().double()
-            for gaussian in (target, retargeted(target, here))
+            for gaussian in (target, retarget(target, here))
         )
         for beta in TEMPERATURES[k::2]:
             apart, _ = _euler(subject, one, other, beta, target.starts(16, here), FINE // 4)

@@ -13,8 +13,8 @@ from gftkit.verify.claims import Claim, order
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
 from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
 
 TEMPERATURES = (0.3, 3.0, 30.0)
 STEPS = 12
@@ -44,13 +44,15 @@ def terminal_law(drift: Drift, solver: Solver, gaussian: GaussianFlow) -> tuple[
 
 def blended_law(blend: Blend, solver: Solver, generator: Generator) -> float:
     """The largest distance of the sampled law's moments from the blend's, relative to its spread."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst = 0.0
     for coupling in COUPLINGS:
-        target = drawn_flow(3, generator, coupling)
-        anchor = retargeted(target, generator)
+        target = draw_flow(3, generator, coupling)
+        anchor = retarget(target, generator)
         for beta in TEMPERATURES:
-            wanted = affine.carried(affine.blended(target.affine, anchor.affine, beta), 0.0, target.mean0, target.cov0)
+            wanted = affine.collocate(
+                affine.blend_drifts(target.affine, anchor.affine, beta), 0.0, target.mean0, target.cov0
+            )
             mean, cov = terminal_law(blend(drift_of(target), drift_of(anchor), beta), solver, target)
             spread = float(wanted[1].trace().sqrt())
             apart = float((mean - wanted[0]).norm()) / spread, float((cov - wanted[1]).norm()) / spread**2

@@ -20,11 +20,11 @@ from gftkit_verification.testbeds.moments import (
     DIMENSIONS,
     TEMPERATURES,
     FineTune,
-    fine_tunes,
-    legendre,
-    on_cpu,
+    cpu_generator,
+    draw_fine_tunes,
+    gauss_legendre,
     rho_of,
-    states,
+    sigma_points,
 )
 
 CONDITIONS = (
@@ -133,7 +133,7 @@ def off(found: float, wanted: float) -> float:
 
 def cases(path: Path, generator: Generator) -> Iterator[tuple[FineTune, float]]:
     """Every problem at every temperature."""
-    for problem in fine_tunes(path, generator):
+    for problem in draw_fine_tunes(path, generator):
         for beta in TEMPERATURES:
             yield problem, beta
 
@@ -147,7 +147,7 @@ def gradient(loss: Loss, drift: Tensor, target: Tensor, problem: FineTune, beta:
 
 def retained(retention: Share, generator: Generator) -> float:
     """rho (1 + beta) = beta over six decades."""
-    betas = 10 ** (6 * torch.rand(20, generator=on_cpu(generator), dtype=torch.float64) - 3)
+    betas = 10 ** (6 * torch.rand(20, generator=cpu_generator(generator), dtype=torch.float64) - 3)
     return max(off(retention(beta) * (1 + beta), beta) for beta in betas.tolist())
 
 
@@ -193,7 +193,7 @@ def forms(path: Path, shipped: Shipped, generator: Generator) -> float:
 
 def network_gradients(path: Path, shipped: Shipped, generator: Generator) -> float:
     """grad C = (1 + beta) grad B by the weights of a network, for random shares of the samples: so for every sample."""
-    worst, generator = 0.0, on_cpu(generator)
+    worst, generator = 0.0, cpu_generator(generator)
     for problem, beta in cases(path, generator):
         n, d = problem.x.shape
         network = [torch.randn(size, generator=generator, dtype=torch.float64) for size in ((d, 7), (7,), (7, d), (d,))]
@@ -230,7 +230,7 @@ def marginal_drift(problem: FineTune, scale: float, t: Tensor, x: Tensor) -> tup
 def conditional_variance(path: Path, scale: float, shipped: Shipped, generator: Generator) -> float:
     """C - L = E w tr Cov(b_t(x|z) | t, x) at three drifts, and (1 - rho)^2 of it in the blended form."""
     worst = 0.0
-    for problem in fine_tunes(path, generator):
+    for problem in draw_fine_tunes(path, generator):
         at = problem.states
         marginal, variance = marginal_drift(problem, scale, at.t, problem.x)
         conditional = shipped.conditional(path, at.t, at.x0, at.x1, at.noise)
@@ -250,13 +250,13 @@ def divergence(path: Path, scale: float, shipped: Shipped, generator: Generator)
     decades = range(1, 7)
     worst = 0.0
     lines: dict[str, Line] = {}
-    for problem in fine_tunes(path, generator):
+    for problem in draw_fine_tunes(path, generator):
         d = len(problem.target.mean0)
         grown = [0.0]
         for decade in decades:  # over log(1 - t), where the integrand is smooth
-            u, weights = legendre(12, math.log(10))
+            u, weights = gauss_legendre(12, math.log(10))
             t = 1 - 10.0 ** (1 - decade) * torch.exp(-u)
-            at = states(problem.target, t, weights * (1 - t))
+            at = sigma_points(problem.target, t, weights * (1 - t))
             x = flow.sample(path, at.t, at.x0, at.x1, at.noise)
             marginal, _ = marginal_drift(problem, scale, at.t, x)
             conditional = shipped.conditional(path, at.t, at.x0, at.x1, at.noise)

@@ -15,10 +15,10 @@ from gftkit.theory.predictions import label_noise
 from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.testbeds.loops import LinearModel
+from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
 from gftkit_verification.testbeds.slips import Loss
-from gftkit_verification.testbeds.trials import LinearModel
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DIMENSIONS = (2, 3, 5)
@@ -60,7 +60,7 @@ def problems(path: Path, generator: Generator, n: int = 12) -> Iterator[Problem]
     """A random problem for each dimension and coupling."""
     for d in DIMENSIONS:
         for coupling in COUPLINGS:
-            yield problem(path, drawn_flow(d, generator, coupling), n, generator)
+            yield problem(path, draw_flow(d, generator, coupling), n, generator)
 
 
 def problem(path: Path, flow: GaussianFlow, n: int, generator: Generator) -> Problem:
@@ -68,7 +68,7 @@ def problem(path: Path, flow: GaussianFlow, n: int, generator: Generator) -> Pro
     x0, x1 = flow.pairs(n, generator)
     t = torch.rand(n, generator=generator, dtype=torch.float64)
     x = paths.sample(path, t, x0, x1, None)
-    return Problem(flow, t, x, paths.drift(path, t, x0, x1, None), retargeted(flow, generator).velocity(t, x))
+    return Problem(flow, t, x, paths.drift(path, t, x0, x1, None), retarget(flow, generator).velocity(t, x))
 
 
 def network(weights: Weights, t: Tensor, x: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
 
 def _samples(path: Path) -> Iterator[Claim]:
     def identity(loss: Loss, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         for at in problems(path, generator):
             weights = random_weights(at.x.shape[1], generator)
@@ -241,15 +241,15 @@ def _samples(path: Path) -> Iterator[Claim]:
         return worst
 
     def noise(subject: LabelNoise, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         found = []
         for d in DIMENSIONS:
-            at = problem(path, drawn_flow(d, generator), 12, generator)
+            at = problem(path, draw_flow(d, generator), 12, generator)
             found.append(compare_label_noise(subject, network, random_weights(d, generator), at))
         return max(found, key=lambda measurement: measurement.value)
 
     def first_step(loss: Loss, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         for at in problems(path, generator):
             weights = random_weights(at.x.shape[1], generator)
@@ -310,7 +310,7 @@ def _linear(path: Path) -> Iterator[Claim]:
         return worst, {"measured": measured, "theory": theory, "b_pre in the class": inside}
 
     def at_optimum(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         lines: dict[str, list[float]] = {}
         for given in linear_problems(path, generator):
@@ -320,7 +320,7 @@ def _linear(path: Path) -> Iterator[Claim]:
         return Measurement(worst, {name: (TEMPERATURES, lines[name]) for name in ("measured", "theory")})
 
     def outside(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         lines: dict[str, list[float]] = {}
         for given in linear_problems(path, generator):
@@ -332,7 +332,7 @@ def _linear(path: Path) -> Iterator[Claim]:
         return Measurement(worst, {name: (TEMPERATURES, line) for name, line in lines.items()})
 
     def curvature(loss: Loss, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         for at in linear_problems(path, generator):
             rates, modes = torch.linalg.eigh(2 * at.phi.mT @ at.phi / len(at.phi))  # plain flow matching's curvature
@@ -348,8 +348,8 @@ def _linear(path: Path) -> Iterator[Claim]:
         return worst
 
     def penalty_noise(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
-        at = problem(path, drawn_flow(3, generator), 12, generator)
+        generator = cpu_generator(generator)
+        at = problem(path, draw_flow(3, generator), 12, generator)
         weights = random_weights(3, generator)
         jacobian, drift = jacobians(network, weights, at), outputs(network, weights, at)
         wanted = closed_form_noise(jacobian, at)

@@ -28,12 +28,12 @@ from gftkit_verification.claims.objective.gradients import (
 )
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.side_by_side import Regressions, drawn_regressions, weight_of
-from gftkit_verification.testbeds.slips import Trial
-from gftkit_verification.testbeds.statistics import cross_fitted
-from gftkit_verification.testbeds.trials import LinearModel, step_gradient, trial
+from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.side_by_side import Regressions, draw_regressions, weight_of
+from gftkit_verification.testbeds.slips import LoopBuilder
+from gftkit_verification.testbeds.statistics import cross_fitted_t
 
 TRAINED = "Gaussian flow, d = 2, independent coupling; drift `mlp`, 2 x 32, trained by the loop; beta 0.01 to 30."
 
@@ -81,7 +81,7 @@ class Bench:
     seed: int
     device: torch.device
 
-    def loop(self, make: Trial, drift: nn.Module, temperature: float, train: Train, **options: Any) -> Steps:
+    def loop(self, make: LoopBuilder, drift: nn.Module, temperature: float, train: Train, **options: Any) -> Steps:
         """The loop from the weights of a drift, which stays as it is; with options of ``trial``."""
         return make(
             self.registry,
@@ -99,7 +99,7 @@ class Bench:
 
     def trained(self, drift: nn.Module, temperature: float) -> nn.Module:
         """A drift, trained by the shipped loop."""
-        loop = self.loop(trial, drift, temperature, Train(TRAINING, 64, 3e-3, ema=0.9))
+        loop = self.loop(build_loop, drift, temperature, Train(TRAINING, 64, 3e-3, ema=0.9))
         for step in range(TRAINING):
             loop.take(step)
         return loop.drift.requires_grad_(False).cpu()
@@ -120,13 +120,13 @@ class Double(nn.Module):
 
 def _mlp(registry: Registry, d: int, generator: Generator) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(generator))
+        torch.default_generator.manual_seed(draw_seed(generator))
         return Double(registry.create("drift", "mlp", event_shape=[d], width=32, depth=2))
 
 
 def _untrained_anchor(*args: Any, **options: Any) -> Steps:
     """The loop with an anchor whose weights were never loaded."""
-    loop = trial(*args, **options)
+    loop = build_loop(*args, **options)
     loop.anchor = lambda t, x: torch.zeros_like(x)  # type: ignore[assignment]  # noqa: ARG005
     return loop
 
@@ -141,9 +141,9 @@ FIRST_STEP_SLIPS = {
 def _first_step_of_loop(registry: Registry) -> Claim:
     optimisers: dict[str, dict[str, Any]] = {"adam": {"name": "adam", "eps": 1e-18}, "sgd": {"name": "sgd"}}
 
-    def measure(make: Trial, generator: Generator) -> float:
-        here = on_cpu(generator)
-        bench = Bench(registry, drawn_flow(3, here), seed_of(here), generator.device)
+    def measure(make: LoopBuilder, generator: Generator) -> float:
+        here = cpu_generator(generator)
+        bench = Bench(registry, draw_flow(3, here), draw_seed(here), generator.device)
         start = random_weight(LinearModel(3), here)
         worst = 0.0
         for name, optimiser in optimisers.items():
@@ -163,7 +163,7 @@ def _first_step_of_loop(registry: Registry) -> Claim:
         "From the pretrained weights the loop's first step under Adam is plain fine-tuning's, and under SGD "
         "(1 - rho) times it.",
         "theory, T9b",
-        trial,
+        build_loop,
         measure,
         exact(),
         FIRST_STEP_SLIPS,
@@ -176,11 +176,11 @@ def _trained(registry: Registry) -> Iterator[Claim]:
     path = registry.create("path", "linear")
 
     def noise(subject: LabelNoise, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
+        here = cpu_generator(generator)
         return _worst([noise_of(subject, d, here, generator.device) for d in (2, 4)])
 
     def noise_of(subject: LabelNoise, d: int, here: Generator, device: torch.device) -> Measurement:
-        bench = Bench(registry, drawn_flow(d, here), seed_of(here), device)
+        bench = Bench(registry, draw_flow(d, here), draw_seed(here), device)
         drift = bench.trained(_mlp(registry, d, here), 1.0)
         weights = dict(drift.named_parameters())
 
@@ -190,14 +190,14 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 
         return compare_label_noise(subject, model, tuple(weights.values()), problem(path, bench.flow, 12, here))
 
-    def first_steps(make: Trial, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
-        flows = [drawn_flow(d, here, coupling) for d, coupling in zip((2, 4), COUPLINGS, strict=True)]
+    def first_steps(make: LoopBuilder, generator: Generator) -> Measurement:
+        here = cpu_generator(generator)
+        flows = [draw_flow(d, here, coupling) for d, coupling in zip((2, 4), COUPLINGS, strict=True)]
         return _worst([first_steps_of(make, flow, here, generator.device) for flow in flows])
 
-    def first_steps_of(make: Trial, flow: GaussianFlow, here: Generator, device: torch.device) -> Measurement:
-        bench, drift = Bench(registry, flow, seed_of(here), device), _mlp(registry, len(flow.mean0), here)
-        pretrained = replace(bench, flow=retargeted(flow, here)).trained(drift, 0.0)
+    def first_steps_of(make: LoopBuilder, flow: GaussianFlow, here: Generator, device: torch.device) -> Measurement:
+        bench, drift = Bench(registry, flow, draw_seed(here), device), _mlp(registry, len(flow.mean0), here)
+        pretrained = replace(bench, flow=retarget(flow, here)).trained(drift, 0.0)
         resting = Train(BATCHES, 16, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)  # below round-off of any weight
         found = []
         for beta in (0.0, *TEMPERATURES):
@@ -211,13 +211,13 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         lines["theory"] = [label_noise(retention(beta), _variance(flow_matching)) for beta in TEMPERATURES]
         return Measurement(max(worst, signal), {name: (TEMPERATURES, line) for name, line in lines.items()})
 
-    def at_trained(make: Trial, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
-        problems = [drawn_regressions(d, here, replicas=REPLICAS, sigma=0.3) for d in (2, 3)]
+    def at_trained(make: LoopBuilder, generator: Generator) -> Measurement:
+        here = cpu_generator(generator)
+        problems = [draw_regressions(d, here, replicas=REPLICAS, sigma=0.3) for d in (2, 3)]
 
         def variances(bed: Regressions, beta: float) -> Tensor:
             """Trace of the gradient's covariance at each replica's weights after training, (replicas,)."""
-            loop = bed.loop(make, registry, beta, seed_of(here), 0.05, LEARNING + BATCHES, device=generator.device)
+            loop = bed.loop(make, registry, beta, draw_seed(here), 0.05, LEARNING + BATCHES, device=generator.device)
             for step in range(LEARNING):
                 loop.take(step)
             learned = weight_of(loop).clone()
@@ -235,7 +235,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
             measured.append(float(blended.mean()))
             theory.append(float(wanted.mean()))
         lines = {"measured": (TEMPERATURES, measured), "theory": (TEMPERATURES, theory)}
-        return Measurement(cross_fitted(torch.stack(samples, 1), torch.zeros(len(samples))), lines)
+        return Measurement(cross_fitted_t(torch.stack(samples, 1), torch.zeros(len(samples))), lines)
 
     yield Claim(
         "T09a-label-noise-trained",
@@ -255,7 +255,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         "At a pretrained network every stochastic gradient of the loop is (1 - rho) times plain fine-tuning's: its "
         "signal-to-noise is the same.",
         "theory, T9b",
-        trial,
+        build_loop,
         first_steps,
         exact(),
         FIRST_STEP_SLIPS,
@@ -269,7 +269,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         "After training by SGD at a temperature, the stochastic gradient's variance is (1 - rho)^2 that of plain "
         "fine-tuning after as many steps, for models linear in their parameters.",
         "theory, T9c",
-        trial,
+        build_loop,
         at_trained,
         statistical(degrees=REPLICAS // 2 - 1),
         LOOP_SLIPS,

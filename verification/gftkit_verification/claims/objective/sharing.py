@@ -21,7 +21,7 @@ from gftkit_verification.claims.objective.gradients import (
     problems,
     random_weights,
 )
-from gftkit_verification.testbeds.moments import on_cpu
+from gftkit_verification.testbeds.moments import cpu_generator
 
 SharedLoss = Callable[..., Tensor]
 """(drift, target, anchor, chosen, share, temperature, weight) -> (batch,), as ``gftkit.theory.shared_loss``."""
@@ -160,13 +160,13 @@ def claims(registry: Registry) -> Iterator[Claim]:
 
     def unbiased(loss: SharedLoss, generator: Generator) -> float:
         worst = 0.0
-        for _, _, found in choices(loss, path, on_cpu(generator)):
+        for _, _, found in choices(loss, path, cpu_generator(generator)):
             worst = max(worst, apart(found.gradients.mean(0), found.full), apart(found.values.mean(), found.value))
         return worst
 
     def noise(subject: Noise, generator: Generator) -> float:
         worst = 0.0
-        for beta, k, found in choices(subject.loss, path, on_cpu(generator)):
+        for beta, k, found in choices(subject.loss, path, cpu_generator(generator)):
             away = found.gradients - found.gradients.mean(0)
             wanted = subject.predicted(beta, k, BATCH, 1.0) * torch.cov(found.penalties.mT)
             worst = max(worst, apart(away.mT @ away / len(away), wanted))

@@ -20,16 +20,23 @@ from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import (
     NODES,
     Blend,
-    blended,
+    blend_drifts,
     bures_wasserstein,
-    carried,
+    collocate,
     gaussian_kl,
     squared_gap,
 )
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import TEMPERATURES, fine_tunes, legendre, on_cpu, rho_of, states
+from gftkit_verification.testbeds.moments import (
+    TEMPERATURES,
+    cpu_generator,
+    draw_fine_tunes,
+    gauss_legendre,
+    rho_of,
+    sigma_points,
+)
 from gftkit_verification.testbeds.problems import random_covariance
 
 Rates = Callable[[Path, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -106,12 +113,12 @@ def targets(shipped: Shipped, path: Path, generator: Generator) -> Iterator[tupl
 
 def velocity_gap(registry: Registry, shipped: Shipped, generator: Generator) -> float:
     """KL(q || q_pre) against int k E|Delta_v|^2 dt, and against the path KL of the SDEs with g^2 = 2/k."""
-    worst, generator = 0.0, on_cpu(generator)
+    worst, generator = 0.0, cpu_generator(generator)
     independent = registry.create("coupling", "independent")
     for path in affine_paths(registry):
         for target, anchor in targets(shipped, path, generator):
             law = GaussianFlow(0 * target.mean, torch.eye(len(target.mean)), target.mean, target.cov)
-            at = states(law, *legendre(NODES))
+            at = sigma_points(law, *gauss_legendre(NODES))
             x = flow.sample(path, at.t, at.x0, at.x1, at.noise)
             velocities = [each.velocity(at.t, x) for each in (target, anchor)]
             k = rate_of_kl(path, shipped.rates, at.t)
@@ -130,7 +137,7 @@ EARLY = 1e-6
 
 def terminal_kl(registry: Registry, shipped: Shipped, generator: Generator) -> Measurement:
     """By how much KL(q || p_1^beta) is above rho^2 KL(q || q_pre), p^beta by the SDE with g^2 = 2/k."""
-    worst, generator = 0.0, on_cpu(generator)
+    worst, generator = 0.0, cpu_generator(generator)
     lines: dict[str, Line] = {}
     span = -math.log(EARLY)
     for path in affine_paths(registry):
@@ -150,7 +157,8 @@ def terminal_kl(registry: Registry, shipped: Shipped, generator: Generator) -> M
             law = alpha * target.mean, sigma**2 * torch.eye(len(target.mean)) + alpha**2 * target.cov
             whole = gaussian_kl(target.mean, target.cov, anchor.mean, anchor.cov)
             ends = [
-                carried(blended(target_drift, anchor_drift, beta, shipped.blend), noise, *law) for beta in TEMPERATURES
+                collocate(blend_drifts(target_drift, anchor_drift, beta, shipped.blend), noise, *law)
+                for beta in TEMPERATURES
             ]
             found = [gaussian_kl(target.mean, target.cov, *end) for end in ends]
             bounds = [shipped.path_kl(rho_of(beta), whole) for beta in TEMPERATURES]
@@ -189,8 +197,8 @@ def log_density(drift: AffineDrift, g: float, start: Law, path: Tensor) -> Tenso
 def geometric_mixture(path: Path, shipped: Shipped, generator: Generator) -> float:
     """(1-rho) log P_tgt + rho log P_pre = log P_beta - rho (1-rho)/2 sum h |Delta|^2/g^2 at random paths of states."""
     worst, steps = 0.0, 6
-    generator = on_cpu(generator)
-    for problem in fine_tunes(path, generator):
+    generator = cpu_generator(generator)
+    for problem in draw_fine_tunes(path, generator):
         d = len(problem.target.mean0)
         walk = torch.randn(5, steps + 1, d, generator=generator, dtype=torch.float64).cumsum(1)
         target, anchor = both(problem, G)
@@ -202,7 +210,7 @@ def geometric_mixture(path: Path, shipped: Shipped, generator: Generator) -> flo
         energy = gaps.square().sum((1, 2)) / (steps * G**2)
         for beta in TEMPERATURES:
             rho = rho_of(beta)
-            law = log_density(blended(target, anchor, beta, shipped.blend), G, start_of(problem), walk)
+            law = log_density(blend_drifts(target, anchor, beta, shipped.blend), G, start_of(problem), walk)
             found = law - rho * (1 - rho) / 2 * energy
             worst = max(worst, apart(found, (1 - rho) * laws[0] + rho * laws[1]))
     return worst
@@ -224,13 +232,13 @@ def mixed(law: Law, other: Law, rho: float) -> tuple[Law, float]:
 def parallel(path: Path, shipped: Shipped, generator: Generator) -> float:
     """Drifts of equal slopes, so that Delta doesn't depend on x: P_beta is the geometric mixture, as a joint law."""
     worst = 0.0
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         target, _ = both(problem, G)
         shifted = partial(moved, target, problem.pretrained.mean1)
         laws = [chain(drift, G, start_of(problem)) for drift in (target, shifted)]
         for beta in TEMPERATURES:
             wanted, _ = mixed(laws[0], laws[1], rho_of(beta))
-            found = chain(blended(target, shifted, beta, shipped.blend), G, start_of(problem))
+            found = chain(blend_drifts(target, shifted, beta, shipped.blend), G, start_of(problem))
             worst = max(worst, apart(found[0] - laws[0][0], wanted[0] - laws[0][0]), apart(found[1], wanted[1]))
     return worst
 
@@ -252,7 +260,7 @@ def not_parallel(path: Path, shipped: Shipped, generator: Generator) -> Measurem
     falls short of ``APART``.
     """
     worst, largest = 0.0, 0.0
-    for problem in fine_tunes(path, generator, (2, 3)):
+    for problem in draw_fine_tunes(path, generator, (2, 3)):
         target, anchor = both(problem, G)
         d, laws = len(problem.target.mean0), [chain(drift, G, start_of(problem)) for drift in (target, anchor)]
         for beta in TEMPERATURES:
@@ -263,7 +271,7 @@ def not_parallel(path: Path, shipped: Shipped, generator: Generator) -> Measurem
             covs = torch.stack([law[1][k : k + d, k : k + d] for k in range(0, d * steps, d)])
             t = torch.arange(steps, dtype=torch.float64) / steps
             energy = float(squared_gap(anchor, target, t, means, covs).sum()) / (steps * G**2)
-            found = gaussian_kl(*law, *chain(blended(target, anchor, beta, shipped.blend), G, start_of(problem)))
+            found = gaussian_kl(*law, *chain(blend_drifts(target, anchor, beta, shipped.blend), G, start_of(problem)))
             cost = rho * (1 - rho) / 2 * energy
             worst, largest = max(worst, abs(found + log_z + cost) / cost), max(largest, found)
     return Measurement(max(worst, APART / largest - 1), note=f"Largest KL: {largest:.3g}.")
@@ -280,7 +288,7 @@ def replayed(log_p: Tensor, log_pre: Tensor, rho: float) -> Tensor:
 
 def replay(registry: Registry, share: Replay, generator: Generator) -> float:
     """The flow to (1 - rho) q + rho q_pre, of all components, against b_tgt + r Delta; and its law at every t."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     worst, d, k = 0.0, 2, 2
     for path in affine_paths(registry):
         start = torch.randn(d, generator=generator, dtype=torch.float64), random_covariance(d, generator)
@@ -304,13 +312,15 @@ def replay(registry: Registry, share: Replay, generator: Generator) -> float:
 
 def terminal_distance(shipped: Shipped, generator: Generator) -> Measurement:
     """On the line, q and q_pre 12 apart: the slope of log W2 on log rho is 1 for the blend, 1/2 for replay."""
-    mean = torch.randn((), generator=on_cpu(generator), dtype=torch.float64)
+    mean = torch.randn((), generator=cpu_generator(generator), dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     target = GaussianFlow(torch.zeros(1), one, mean[None], one / 4)
     anchor = GaussianFlow(torch.zeros(1), one, mean[None] + 12, one / 2)
     betas = (1e-4, 3e-4, 1e-3, 3e-3)
     rhos = [rho_of(beta) for beta in betas]
-    ends = [carried(blended(target.affine, anchor.affine, b, shipped.blend), 0.0, target.mean0, one) for b in betas]
+    ends = [
+        collocate(blend_drifts(target.affine, anchor.affine, b, shipped.blend), 0.0, target.mean0, one) for b in betas
+    ]
     by_blend = [bures_wasserstein(target.mean1, target.cov1, *end) for end in ends]
     # Replay keeps the share of the anchor that the blend keeps of a gap of 1.
     zero = torch.zeros(1, 1, dtype=torch.float64)

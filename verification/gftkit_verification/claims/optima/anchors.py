@@ -27,8 +27,8 @@ from gftkit_verification.claims.objective.closed_forms import (
     cases,
     mutants,
 )
-from gftkit_verification.testbeds.moments import DIMENSIONS, TEMPERATURES, fine_tunes, on_cpu, rho_of
-from gftkit_verification.testbeds.trials import LinearModel
+from gftkit_verification.testbeds.loops import LinearModel
+from gftkit_verification.testbeds.moments import DIMENSIONS, TEMPERATURES, cpu_generator, draw_fine_tunes, rho_of
 
 Drift = Callable[[Tensor, Tensor], Tensor]
 MakeAnchor = Callable[[nn.Module], Drift]
@@ -64,7 +64,7 @@ class Normalized(nn.Module):
 
 def frozen_anchor(make: MakeAnchor, generator: Generator) -> float:
     """The anchor of b_pre after the weights were trained to b_beta: the blended form is stationary there."""
-    worst, generator = 0.0, on_cpu(generator)
+    worst, generator = 0.0, cpu_generator(generator)
     for d in DIMENSIONS:
         t, x = torch.rand(40, generator=generator).double(), torch.randn(40, d, generator=generator).double()
         before, goal = torch.randn(2, d, 2 + 2 * d, generator=generator, dtype=torch.float64)
@@ -135,7 +135,7 @@ class Adaptable(nn.Module):
 
 def adapters_off(make: Callable[[Adapted, str], Drift], generator: Generator) -> float:
     """The anchor of b_pre after adapters of the same network were trained to b_beta: the form is stationary there."""
-    worst, generator = 0.0, on_cpu(generator)
+    worst, generator = 0.0, cpu_generator(generator)
     for d in DIMENSIONS:
         t, x = torch.rand(40, generator=generator).double(), torch.randn(40, d, generator=generator).double()
         before, goal = torch.randn(2, d, 2 + 2 * d, generator=generator, dtype=torch.float64)
@@ -237,7 +237,7 @@ def shared_anchor(path: Path, shipped: Shipped, generator: Generator) -> float:
 def reset_anchor(path: Path, shipped: Shipped, generator: Generator) -> float:
     """Each stage's optimum is the next one's anchor: b - b_tgt = rho_1 ... rho_K Delta."""
     worst = 0.0
-    for problem in fine_tunes(path, generator):
+    for problem in draw_fine_tunes(path, generator):
         drift, product = problem.b_pre, 1.0
         for beta in sorted(TEMPERATURES, reverse=True):
             drift = shipped.blend(problem.b_tgt, drift, beta)

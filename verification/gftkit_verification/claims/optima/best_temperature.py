@@ -15,11 +15,11 @@ from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.claims.training.dynamics import LOOP_SLIPS, TEMPERATURES, standardised
 from gftkit_verification.oracles.affine import drift_gap
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, retargeted
-from gftkit_verification.testbeds.side_by_side import Finite, drawn_regressions, weight_of
-from gftkit_verification.testbeds.slips import Trial
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops import build_loop
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.side_by_side import Finite, draw_regressions, weight_of
+from gftkit_verification.testbeds.slips import LoopBuilder
 
 DIMENSIONS = (2, 3, 5)
 
@@ -66,16 +66,16 @@ def _best_temperature(registry: Registry) -> Iterator[Claim]:
         """Target drift, anchor and a random error, at 50 states: the whole population."""
         for d in DIMENSIONS:
             for coupling in COUPLINGS:
-                flow = drawn_flow(d, generator, coupling)
+                flow = draw_flow(d, generator, coupling)
                 x0, x1 = flow.pairs(50, generator)
                 t = torch.rand(50, generator=generator, dtype=torch.float64)
                 x = paths.sample(path, t, x0, x1, None)
                 zeta = torch.randn(50, d, generator=generator, dtype=torch.float64)
-                yield flow.velocity(t, x), retargeted(flow, generator).velocity(t, x), zeta
+                yield flow.velocity(t, x), retarget(flow, generator).velocity(t, x), zeta
 
     def orthogonal(subject: Best, generator: Generator) -> Measurement:
         worst, lines = 0.0, {}
-        for target, anchor, zeta in populations(on_cpu(generator)):
+        for target, anchor, zeta in populations(cpu_generator(generator)):
             gap = anchor - target
             zeta = zeta - _mean(zeta, gap) / _mean(gap, gap) * gap
             noise, size = _mean(zeta, zeta), math.sqrt(_mean(gap, gap))
@@ -91,7 +91,7 @@ def _best_temperature(registry: Registry) -> Iterator[Claim]:
 
     def correlated(subject: Best, generator: Generator) -> Measurement:
         worst, lines = 0.0, {}
-        for target, anchor, zeta in populations(on_cpu(generator)):
+        for target, anchor, zeta in populations(cpu_generator(generator)):
             gap = anchor - target
             zeta = 0.7 * zeta * gap.norm() / zeta.norm() + 0.3 * gap  # plain fine-tuning that stopped early
             noise, squared, cross = _mean(zeta, zeta), _mean(gap, gap), _mean(zeta, gap)
@@ -169,12 +169,12 @@ def _held_out(registry: Registry) -> Claim:
     path = registry.create("path", "linear")
 
     def measure(subject: HeldOut, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         columns = []
         for d in DIMENSIONS:
             for coupling in COUPLINGS:
-                flow = drawn_flow(d, generator, coupling)
-                other = retargeted(flow, generator)
+                flow = draw_flow(d, generator, coupling)
+                other = retarget(flow, generator)
                 turn = torch.randn(d, d, generator=generator, dtype=torch.float64)
                 turn = turn - turn.mT  # <turn Delta, Delta> = 0
                 x0, x1 = flow.pairs(PAIRS, generator)
@@ -244,14 +244,14 @@ GAP = 0.6
 def _best_temperature_trained(registry: Registry) -> Claim:
     steps = 40
 
-    def measure(make: Trial, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
+    def measure(make: LoopBuilder, generator: Generator) -> Measurement:
+        here = cpu_generator(generator)
         columns, found = zip(*(fits(make, d, here, generator.device) for d in (3, 4)), strict=True)
         return Measurement(standardised(torch.cat(columns, 1)), found[0].lines, found[0].note)
 
-    def fits(make: Trial, d: int, here: Generator, device: torch.device) -> tuple[Tensor, Measurement]:
+    def fits(make: LoopBuilder, d: int, here: Generator, device: torch.device) -> tuple[Tensor, Measurement]:
         """What the fits are off the prediction, (RUNS, k), and what the report shows of them."""
-        drawn = drawn_regressions(d, here, RUNS)
+        drawn = draw_regressions(d, here, RUNS)
         gap = GAP * drawn.gap / drawn.gap.norm()
         problem = replace(drawn, features=torch.eye(d, dtype=torch.float64), pretrained=drawn.target + gap)
         noise = d * d / (POINTS - d - 1)  # E|zeta|^2 of least squares: d sigma^2 E tr (X^T X)^-1, inverse Wishart
@@ -259,7 +259,7 @@ def _best_temperature_trained(registry: Registry) -> Claim:
         best = best_temperature(GAP, noise)
 
         def fitted(beta: float) -> Tensor:
-            loop = problem.loop(make, registry, beta, seed_of(here), 0.8, steps, POINTS, data=data, device=device)
+            loop = problem.loop(make, registry, beta, draw_seed(here), 0.8, steps, POINTS, data=data, device=device)
             for step in range(steps):
                 loop.take(step)
             return weight_of(loop).cpu()
@@ -289,7 +289,7 @@ def _best_temperature_trained(registry: Registry) -> Claim:
         "Fits of the shipped loop to few samples err by rho^2 |Delta|^2 + (1 - rho)^2 F, least at beta* = F/|Delta|^2, "
         "which held-out pairs find.",
         "theory, T15",
-        trial,
+        build_loop,
         measure,
         statistical(degrees=RUNS - RUNS // 2 - 1),
         LOOP_SLIPS,

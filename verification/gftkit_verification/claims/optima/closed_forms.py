@@ -29,7 +29,7 @@ from gftkit_verification.claims.objective.closed_forms import (
 )
 from gftkit_verification.oracles import affine
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, rho_of
+from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, draw_fine_tunes, rho_of
 
 
 def slopes(xs: list[float], ys: list[float]) -> list[float]:
@@ -42,7 +42,7 @@ def slopes(xs: list[float], ys: list[float]) -> list[float]:
 def error_of(problem: FineTune, shipped: Shipped, beta: float) -> float:
     """|b_beta - b_tgt|_w with w = 1, by the closed form of affine drifts."""
     target = problem.target.affine
-    best = affine.blended(target, problem.pretrained.affine, beta, shipped.blend)
+    best = affine.blend_drifts(target, problem.pretrained.affine, beta, shipped.blend)
     return affine.drift_gap(best, target, problem.target.marginal)
 
 
@@ -51,7 +51,7 @@ def error_slope(path: Path, shipped: Shipped, generator: Generator) -> Measureme
     worst = 0.0
     lines: dict[str, Line] = {}
     rhos = [rho_of(beta) for beta in TEMPERATURES]
-    for problem in fine_tunes(path, generator, (2, 5)):
+    for problem in draw_fine_tunes(path, generator, (2, 5)):
         errors = [error_of(problem, shipped, beta) for beta in TEMPERATURES]
         worst = max(worst, *(abs(slope - 1) for slope in slopes(rhos, errors)))
         gap = affine.drift_gap(problem.pretrained.affine, problem.target.affine, problem.target.marginal)
@@ -75,7 +75,7 @@ def temperature_slope(path: Path, shipped: Shipped, generator: Generator) -> Mea
     """The local slope of log |b_beta - b_tgt| on log beta is 1/(1 + beta): below 1 where beta isn't small."""
     step, worst = 1e-4, 0.0
     lines: dict[str, Line] = {}
-    for problem in fine_tunes(path, generator):
+    for problem in draw_fine_tunes(path, generator):
 
         def error(beta: float) -> float:
             return problem.norm(shipped.blend(problem.b_tgt, problem.b_pre, beta) - problem.b_tgt)  # noqa: B023
@@ -90,7 +90,7 @@ def temperature_slope(path: Path, shipped: Shipped, generator: Generator) -> Mea
 def capacity_floor(path: Path, shipped: Shipped, generator: Generator) -> float:
     """b_pre + F theta, theta by one Newton step on a conditional form, with F of three affine drifts."""
     worst = 0.0
-    for problem in fine_tunes(path, generator, (3,)):
+    for problem in draw_fine_tunes(path, generator, (3,)):
         basis = torch.stack([replace(problem, seed=problem.seed + k).other for k in range(3)], -1)  # (n, d, 3)
         root = problem.weight.sqrt()[:, None]
         delta = problem.b_pre - problem.b_tgt
@@ -149,7 +149,7 @@ def gradual_steps(registry: Registry, shipped: Shipped, generator: Generator) ->
     schedules = [schedule for _, schedule in components(registry, "schedule")]
     progress = [k / 16 for k in range(17)]
     worst = 0.0
-    for problem in fine_tunes(registry.create("path", "linear"), generator):
+    for problem in draw_fine_tunes(registry.create("path", "linear"), generator):
         for schedule in schedules:
             temperatures = [schedule.temperature(s) for s in progress]
             each, way = steps(problem, shipped, temperatures)
@@ -171,7 +171,7 @@ def detour(path: Path, shipped: Shipped, generator: Generator) -> float:
     temperatures = [10.0, 0.3, 3.0, 0.1, 30.0, 1.0, 0.01]
     rhos = list(map(rho_of, temperatures))
     rise = sum(max(0.0, after - before) for before, after in pairwise(rhos))
-    found = [steps(problem, shipped, temperatures) for problem in fine_tunes(path, generator)]
+    found = [steps(problem, shipped, temperatures) for problem in draw_fine_tunes(path, generator)]
     return max(max(each, off(sum(way), 1 - rhos[-1] + 2 * rise)) for each, way in found)
 
 

@@ -13,12 +13,12 @@ from gftkit.theory.objective import blend, blended_loss, penalty_loss, retention
 from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.oracles.gaussian import square_root
 from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
+from gftkit_verification.testbeds.loops import build_loop
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
 from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.side_by_side import Regressions, drawn_regressions, weight_of
-from gftkit_verification.testbeds.slips import Loss, Trial
-from gftkit_verification.testbeds.statistics import cross_fitted, evened
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.side_by_side import Regressions, draw_regressions, weight_of
+from gftkit_verification.testbeds.slips import LoopBuilder, Loss
+from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SIGMA = 0.7
@@ -105,7 +105,7 @@ def _apart(found: Tensor, wanted: Tensor) -> float:
 def _sgd_problems(generator: Generator) -> Iterator[tuple[Regressions, float]]:
     """Problems with a step at about a third of SGD's limit."""
     for p in (2, 3):
-        problem = drawn_regressions(p, generator)
+        problem = draw_regressions(p, generator)
         yield problem, 0.7 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
 
 
@@ -119,7 +119,7 @@ GAUSSIAN = "Linear model, Gaussian features, d = 2, 3, batches of 1; beta 0.01 t
 
 def _recursion() -> Claim:
     def measure(subject: Sgd, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst = 0.0
         for problem, eta in _sgd_problems(generator):
             moment = eta * random_covariance(len(problem.features), generator)
@@ -155,7 +155,7 @@ def _recursion() -> Claim:
 
 def _stationary() -> Claim:
     def measure(subject: Sgd, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         worst, lines = 0.0, {}
         for problem, eta in _sgd_problems(generator):
             plain = stationary(problem.features, eta, 0.0)
@@ -195,9 +195,9 @@ def _stationary() -> Claim:
 def _interpolation(registry: Registry) -> Claim:
     steps = 8
 
-    def measure(make: Trial, generator: Generator) -> float:
-        here = on_cpu(generator)
-        problem, seed = drawn_regressions(3, here, replicas=2), seed_of(here)
+    def measure(make: LoopBuilder, generator: Generator) -> float:
+        here = cpu_generator(generator)
+        problem, seed = draw_regressions(3, here, replicas=2), draw_seed(here)
         optimizer = {"name": "sgd", "momentum": 0.8}
 
         def moved(beta: float) -> Tensor:
@@ -226,7 +226,7 @@ def _interpolation(registry: Registry) -> Claim:
         "From the pretrained weights, SGD at a constant temperature is plain fine-tuning's run interpolated towards "
         "them: W_k - W_pre = (1 - rho)(W_k at temperature 0 - W_pre) at every step, pair by pair.",
         "theory, T9b and T14",
-        trial,
+        build_loop,
         measure,
         exact(),
         LOOP_SLIPS,
@@ -243,7 +243,7 @@ def standardised(samples: Tensor) -> float:
     """The standardised error of samples (n, k) of mean 0; infinity where a run diverged, whose mean means nothing."""
     if not bool((samples.abs() < DIVERGED).all()):
         return math.inf
-    return cross_fitted(evened(samples), torch.zeros(samples.shape[1]))
+    return cross_fitted_t(equalise_columns(samples), torch.zeros(samples.shape[1]))
 
 
 REPLICAS = 500
@@ -253,14 +253,14 @@ REPLICAS = 500
 def _sgd_trained(registry: Registry) -> Claim:
     steps = 60
 
-    def measure(make: Trial, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
-        problems = [drawn_regressions(d, here, REPLICAS, SIGMA) for d in (2, 3)]
+    def measure(make: LoopBuilder, generator: Generator) -> Measurement:
+        here = cpu_generator(generator)
+        problems = [draw_regressions(d, here, REPLICAS, SIGMA) for d in (2, 3)]
         samples, measured, theory = [], [], []
         for beta, problem in zip(TEMPERATURES, itertools.cycle(problems), strict=False):
             eta = 0.5 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
             loop = problem.loop(
-                make, registry, schedule=beta, seed=seed_of(here), rate=eta, steps=steps, device=generator.device
+                make, registry, schedule=beta, seed=draw_seed(here), rate=eta, steps=steps, device=generator.device
             )
             for step in range(steps):
                 loop.take(step)
@@ -284,7 +284,7 @@ def _sgd_trained(registry: Registry) -> Claim:
         "In the shipped loop with SGD at a constant temperature the weights' variance about W_beta is what T14's "
         "recursion gives.",
         "theory, T14",
-        trial,
+        build_loop,
         measure,
         statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
         LOOP_SLIPS,

@@ -16,10 +16,10 @@ from gftkit.theory.objective import Form, retention
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.statistics import cross_fitted
-from gftkit_verification.testbeds.trials import Build, LinearModel, Regression, regression, trial
+from gftkit_verification.testbeds.loops import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.statistics import cross_fitted_t
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 5.0, 30.0)
 BATCH, STEPS = 512, 60
@@ -56,7 +56,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "T01-training-loop",
         f"{statement}. So E[W_k] tends to W_beta.",
         "theory, T1, T4 and T18",
-        trial,
+        build_loop,
         lambda build, generator: _landing(registry, linear, 0.0, build, generator),
         statistical(degrees=TESTED - 1),
         {**ANY_PATH, **LINEAR},
@@ -68,7 +68,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "T01-training-loop-bridge",
         f"{statement}, on a path with noise.",
         "theory, T1, T4 and T18",
-        trial,
+        build_loop,
         lambda build, generator: _landing(registry, bridge, SCALE, build, generator),
         statistical(degrees=TESTED - 1),
         {name: ANY_PATH[name] for name in ("t from the upper half", "anchor that shares the weights")} | BRIDGE,
@@ -81,7 +81,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "The shipped loop makes the same SGD iterates by the penalty form with learning rate lr/(1 + beta) as by the "
         "blended form with lr.",
         "theory, T3",
-        trial,
+        build_loop,
         lambda build, generator: _forms(registry, linear, build, generator),
         exact(),
         FORMS,
@@ -113,7 +113,7 @@ class Problem:
 
     def loop(
         self,
-        build: Build,
+        build: LoopBuilder,
         registry: Registry,
         *,
         path: Path,
@@ -144,10 +144,10 @@ class Problem:
 
 def _problem(d: int, degree: int, coupling: CouplingName, path: Path, scale: float, generator: Generator) -> Problem:
     """A random one; the anchor is the fit of another target with the same source."""
-    target, model = drawn_flow(d, generator, coupling), LinearModel(d, degree)
+    target, model = draw_flow(d, generator, coupling), LinearModel(d, degree)
     end = flow.t_end(path)
-    anchor = regression(retargeted(target, generator), model, end, scale).weight
-    return Problem(target, regression(target, model, end, scale), anchor, degree)
+    anchor = fit_regression(retarget(target, generator), model, end, scale).weight
+    return Problem(target, fit_regression(target, model, end, scale), anchor, degree)
 
 
 def _iterates(loop: Steps, steps: int) -> Tensor:
@@ -160,7 +160,7 @@ def _iterates(loop: Steps, steps: int) -> Tensor:
     return torch.stack(weights)
 
 
-def _landing(registry: Registry, path: Path, scale: float, build: Build, generator: Generator) -> Measurement:
+def _landing(registry: Registry, path: Path, scale: float, build: LoopBuilder, generator: Generator) -> Measurement:
     """Where the steps lead, against the optimum; the same step of every temperature's run makes one sample.
 
     Given W_k a step is -(2 lr/d) (W_k E[phi phi^T] - E[y_beta phi^T]) in the mean, so these are martingale
@@ -168,11 +168,17 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
     """
     samples, shares = [], []
     for k, beta in enumerate(TEMPERATURES):
-        problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, on_cpu(generator))
+        problem = _problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, cpu_generator(generator))
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
         loop = problem.loop(
-            build, registry, path=path, temperature=beta, train=train, seed=seed_of(generator), device=generator.device
+            build,
+            registry,
+            path=path,
+            temperature=beta,
+            train=train,
+            seed=draw_seed(generator),
+            device=generator.device,
         )
         weights = _iterates(loop, STEPS)
         rho, root = beta / (1 + beta), torch.linalg.cholesky(gram)
@@ -191,7 +197,7 @@ def _landing(registry: Registry, path: Path, scale: float, build: Build, generat
         "measured": (TEMPERATURES, shares),
         "beta/(1 + beta)": (TEMPERATURES, [beta / (1 + beta) for beta in TEMPERATURES]),
     }
-    return Measurement(cross_fitted(together, torch.zeros(together.shape[1])), lines)
+    return Measurement(cross_fitted_t(together, torch.zeros(together.shape[1])), lines)
 
 
 def _along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
@@ -199,12 +205,12 @@ def _along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
     return float((weight @ gram * gap).sum() / (gap @ gram * gap).sum())
 
 
-def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -> float:
+def _forms(registry: Registry, path: Path, build: LoopBuilder, generator: Generator) -> float:
     """The largest distance of two runs' iterates, in units of the way from the start."""
     worst = 0.0
     for k, beta in enumerate(TEMPERATURES):
-        problem = _problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, on_cpu(generator))
-        seed = seed_of(generator)
+        problem = _problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, cpu_generator(generator))
+        seed = draw_seed(generator)
         runs = []
         forms: Sequence[tuple[Form, float]] = (("blended", 1.0), ("penalty", 1 + beta))
         for form, divisor in forms:
@@ -226,11 +232,11 @@ def _forms(registry: Registry, path: Path, build: Build, generator: Generator) -
     return worst
 
 
-def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None) -> Build:
+def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None) -> LoopBuilder:
     """``trial``, with one attribute of the loop it makes replaced; of loops of one form only where it is given."""
 
     def build(**options: Any) -> Steps:
-        loop = trial(**options)
+        loop = build_loop(**options)
         if form is None or form == loop.config.objective.form:
             setattr(loop, name, value(loop))
         return loop
@@ -238,7 +244,7 @@ def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None)
     return build
 
 
-def _on_path(change: type["Tampered"]) -> Build:
+def _on_path(change: type["Tampered"]) -> LoopBuilder:
     def changed(loop: Steps) -> Any:
         matching = loop.experiment.matching
         return replace(loop.experiment, matching=replace(matching, path=change(matching.path)))
@@ -246,7 +252,7 @@ def _on_path(change: type["Tampered"]) -> Build:
     return tampered("experiment", changed)
 
 
-def at_temperature(change: Callable[[float], float], form: Form | None = None) -> Build:
+def at_temperature(change: Callable[[float], float], form: Form | None = None) -> LoopBuilder:
     """``trial``, with a loop that takes the schedule's temperature for another one."""
 
     def value(loop: Steps) -> Callable[[int], float]:

@@ -15,7 +15,7 @@ from gftkit.theory.objective import retention
 from gftkit.verify.claims import Claim, Measurement, exact, statistical
 from gftkit_verification.monitors.memorisation import monitor as memorisation
 from gftkit_verification.oracles.empirical import EmpiricalFlow
-from gftkit_verification.testbeds.moments import TEMPERATURES, on_cpu
+from gftkit_verification.testbeds.moments import TEMPERATURES, cpu_generator
 
 POINTS, STATES = 7, 16 * memorisation.BATCHES
 """Data of the memorising drift, and states at which it is compared."""
@@ -30,7 +30,7 @@ Drifts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _drifts(path: Path, generator: Generator) -> Drifts:
     """Weights, b_pre, the memorising drift b_emp and a direction orthogonal to their difference, at random states."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     old, new = (torch.randn(POINTS, 3, generator=generator, dtype=torch.float64) + shift for shift in (0.0, 1.0))
     t = 0.02 + 0.96 * torch.rand(STATES, generator=generator, dtype=torch.float64)
     x0, noise = torch.randn(2, STATES, 3, generator=generator, dtype=torch.float64)
@@ -74,7 +74,7 @@ def _arrival(registry: Registry, subject: Callable[..., Statistics], generator: 
 
 def _neighbours(subject: Nearest, generator: Generator) -> Measurement:
     """The mean difference of both distances over draws of one law, in standard errors."""
-    drawn = torch.randn(DRAWS, MADE + SET, 3, generator=on_cpu(generator), dtype=torch.float64)
+    drawn = torch.randn(DRAWS, MADE + SET, 3, generator=cpu_generator(generator), dtype=torch.float64)
     made, data = drawn[:, :MADE], drawn[:, MADE:]
     samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
     found = statistics.mean(samples - others)

@@ -24,9 +24,10 @@ from gftkit.training.steps import Steps
 from gftkit.verify.claims import Claim, Line, Measurement, order, statistical
 from gftkit_verification.claims.training.loop import at_temperature, shared_weights, tampered
 from gftkit_verification.oracles.gaussian import CouplingName
-from gftkit_verification.testbeds.moments import rho_of, seed_of
+from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
+from gftkit_verification.testbeds.moments import draw_seed, rho_of
 from gftkit_verification.testbeds.problems import COUPLINGS
-from gftkit_verification.testbeds.statistics import cross_fitted
+from gftkit_verification.testbeds.statistics import cross_fitted_t
 from gftkit_verification.testbeds.studies import (
     BATCH,
     DEPTH,
@@ -35,11 +36,10 @@ from gftkit_verification.testbeds.studies import (
     Problem,
     States,
     Study,
+    draw_states,
     norm,
-    states,
     take_steps,
 )
-from gftkit_verification.testbeds.trials import Build, trial
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 30.0)
 FEW = (0.03, 0.3, 5.0)
@@ -79,24 +79,24 @@ class Subject:
     """What is measured: how the loop is made, and what is predicted of it."""
 
     predicted: Callable[..., Any]
-    build: Build = trial
+    build: LoopBuilder = build_loop
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """All of them, fewer for a mutant that trains networks of its own."""
-        return TEMPERATURES if self.build is trial else FEW
+        return TEMPERATURES if self.build is build_loop else FEW
 
 
 def _drift_error(study: Study, subject: Subject, generator: Generator) -> Measurement:
     """The difference that a temperature makes, against rho times the gap of the plain fine-tune."""
-    seed, found = seed_of(generator), list[tuple[float, float]]()
+    seed, found = draw_seed(generator), list[tuple[float, float]]()
     lines: dict[str, Line] = {}
     for d, coupling in PROBLEMS:
         problem = study.problem(d, coupling, seed, generator.device)
-        at = states(problem, study.path, STATES, stream(seed, "states", d))
+        at = draw_states(problem, study.path, STATES, stream(seed, "states", d))
         networks = [study.network(problem, subject.build, beta) for beta in subject.temperatures]
         with torch.no_grad():
-            plain = study.network(problem, trial, 0.0)(at.t, at.x)
+            plain = study.network(problem, build_loop, 0.0)(at.t, at.x)
             delta = problem.pretrained(at.t, at.x) - plain
             moved = [network(at.t, at.x) - plain for network in networks]
         gap, apart = norm(delta), [norm(one) for one in moved]
@@ -123,14 +123,14 @@ def _worst(found: Sequence[tuple[float, float]], lines: Mapping[str, Line]) -> M
 
 def _path_kl(study: Study, subject: Subject, generator: Generator) -> Measurement:
     """KL(P_0 || P_beta) and KL(P_0 || P_pre) by Girsanov's formula, along one simulation of the plain fine-tune."""
-    seed, found = seed_of(generator), list[tuple[float, float]]()
+    seed, found = draw_seed(generator), list[tuple[float, float]]()
     lines: dict[str, Line] = {}
     solver = study.registry.create("solver", "euler-maruyama")
     times = grid_of(study.path, PATH_STEPS).times
     g = diffusion_of(study.path)
     for d, coupling in PROBLEMS:
         problem = study.problem(d, coupling, seed, generator.device)
-        plain = study.network(problem, trial, 0.0)
+        plain = study.network(problem, build_loop, 0.0)
         others = [
             problem.pretrained, *(study.network(problem, subject.build, beta) for beta in subject.temperatures)
         ]  # fmt: skip
@@ -173,8 +173,8 @@ class HeldOut:
 
 def _held_out(study: Study, d: int, coupling: CouplingName, seed: int, device: torch.device) -> HeldOut:
     problem = study.problem(d, coupling, seed, device)
-    pairs, others = (states(problem, study.path, HELD_OUT, stream(seed, name, d)) for name in ("pairs", "others"))
-    networks = [study.network(problem, trial, beta, SHORT) for beta in TEMPERATURES]
+    pairs, others = (draw_states(problem, study.path, HELD_OUT, stream(seed, name, d)) for name in ("pairs", "others"))
+    networks = [study.network(problem, build_loop, beta, SHORT) for beta in TEMPERATURES]
     with torch.no_grad():
         return HeldOut(
             pairs.label,
@@ -188,7 +188,7 @@ def _held_out(study: Study, d: int, coupling: CouplingName, seed: int, device: t
 
 def _range(held_out: Callable[..., HeldOut], subject: Inexact, generator: Generator) -> Measurement:
     """By how much the drift error leaves its range, relative to the range's end."""
-    seed, worst = seed_of(generator), -math.inf
+    seed, worst = draw_seed(generator), -math.inf
     lines: dict[str, Line] = {}
     for d, coupling in PROBLEMS:
         at = held_out(d, coupling, seed, generator.device)
@@ -219,14 +219,16 @@ class Losses:
 
 def _gradients(study: Study, subject: Losses, generator: Generator) -> float:
     """Gradients of the conditional objectives less the marginal one's, over independent batches."""
-    seed, found = seed_of(generator), []
+    seed, found = draw_seed(generator), []
     for d, coupling in itertools.product((2, 4), COUPLINGS):
         problem = study.problem(d, coupling, seed, generator.device)
-        drift = copy.deepcopy(study.network(problem, trial, 1.0, SHORT)).requires_grad_(True)
-        batches = (states(problem, study.path, BATCH, stream(seed, "batch", d, coupling, k)) for k in range(BATCHES))
+        drift = copy.deepcopy(study.network(problem, build_loop, 1.0, SHORT)).requires_grad_(True)
+        batches = (
+            draw_states(problem, study.path, BATCH, stream(seed, "batch", d, coupling, k)) for k in range(BATCHES)
+        )
         found.append(torch.stack([_gradient(subject, drift, problem, at) for at in batches]))
     together = torch.cat(found, 1)
-    return cross_fitted(together, torch.zeros(together.shape[1]))
+    return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
 
 def _gradient(subject: Losses, drift: nn.Module, problem: Problem, at: States) -> Tensor:
@@ -246,14 +248,14 @@ def _gradient(subject: Losses, drift: nn.Module, problem: Problem, at: States) -
 
 def _stages(study: Study, subject: Subject, generator: Generator) -> Measurement:
     """The steps between the networks at the ends of the stages, and their distance from the straight segment."""
-    seed, worst = seed_of(generator), 0.0
+    seed, worst = draw_seed(generator), 0.0
     lines: dict[str, Line] = {}
     schedule = study.registry.create("schedule", "stepwise", temperatures=STAGES)
     retentions = [1.0, *(rho_of(beta) for beta in STAGES)]
     train = Train(steps=STAGE * len(STAGES), batch_size=BATCH, learning_rate=2e-3, clip=None, ema=0.99)
     for d, coupling in PROBLEMS:
         problem = study.problem(d, coupling, seed, generator.device)
-        at = states(problem, study.path, STATES, stream(seed, "states", d))
+        at = draw_states(problem, study.path, STATES, stream(seed, "states", d))
         loop = study.loop(problem, subject.build, schedule, train)
         drifts = [problem.pretrained(at.t, at.x)]
         for _, steps in itertools.groupby(range(train.steps), key=lambda step: step // STAGE):
@@ -269,7 +271,7 @@ def _stages(study: Study, subject: Subject, generator: Generator) -> Measurement
         hot_first = sorted(subject.temperatures, reverse=True)
         with torch.no_grad():
             optima = [study.network(problem, subject.build, beta)(at.t, at.x) for beta in (*hot_first, 0.0)]
-            whole = norm(problem.pretrained(at.t, at.x) - study.network(problem, trial, 0.0)(at.t, at.x))
+            whole = norm(problem.pretrained(at.t, at.x) - study.network(problem, build_loop, 0.0)(at.t, at.x))
         rhos = [*(rho_of(beta) for beta in hot_first), 0.0]
         for (one, other), (rho, later) in zip(itertools.pairwise(optima), itertools.pairwise(rhos), strict=True):
             worst = max(worst, abs(norm(one - other) / subject.predicted(rho, later, whole) - 1))

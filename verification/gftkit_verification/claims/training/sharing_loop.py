@@ -20,11 +20,11 @@ from gftkit_verification.claims.objective.gradients import random_weight
 from gftkit_verification.claims.objective.gradients_trained import Bench
 from gftkit_verification.claims.training.loop import tampered
 from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.moments import on_cpu, rho_of, seed_of
-from gftkit_verification.testbeds.problems import drawn_flow
-from gftkit_verification.testbeds.slips import Trial
-from gftkit_verification.testbeds.statistics import cross_fitted, student
-from gftkit_verification.testbeds.trials import LinearModel, step_gradient, trial
+from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed, rho_of
+from gftkit_verification.testbeds.problems import draw_flow
+from gftkit_verification.testbeds.slips import LoopBuilder
+from gftkit_verification.testbeds.statistics import cross_fitted_t, student_t
 
 Choice = tuple[Tensor | None, float]
 """The chosen samples and their share, as the loop draws them."""
@@ -64,14 +64,14 @@ class Added:
 
 
 def added_noise(
-    make: Trial, registry: Registry, form: Form, share: AnchorShare, beta: float, generator: Generator
+    make: LoopBuilder, registry: Registry, form: Form, share: AnchorShare, beta: float, generator: Generator
 ) -> Added:
     """What sharing changes in the gradients of a loop whose weights rest."""
-    here, d = on_cpu(generator), DIMENSION
-    bench = Bench(registry, drawn_flow(d, here), seed_of(here), generator.device)
+    here, d = cpu_generator(generator), DIMENSION
+    bench = Bench(registry, draw_flow(d, here), draw_seed(here), generator.device)
     drift, pretrained = (LinearModel(d, weight=random_weight(LinearModel(d), here)) for _ in range(2))
     resting = Train(STEPS, BATCH, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)
-    whole = bench.loop(trial, drift, beta, resting, form=form, pretrained=pretrained)
+    whole = bench.loop(build_loop, drift, beta, resting, form=form, pretrained=pretrained)
     shared = bench.loop(make, drift, beta, resting, form=form, pretrained=pretrained, anchor_share=share)
     seen: list[tuple[Tensor, Tensor]] = []
     watch(whole, lambda t, x: seen.append((t.cpu(), x.cpu())))
@@ -104,7 +104,7 @@ def watch(loop: Steps, look: Callable[[Tensor, Tensor], Any]) -> None:
     loop.anchor = watched  # type: ignore[assignment]
 
 
-def drawn(change: Callable[[Steps, int, Tensor, float], Choice]) -> Trial:
+def drawn(change: Callable[[Steps, int, Tensor, float], Choice]) -> LoopBuilder:
     """The loop with another choice: a function of the loop, the step, and what was chosen, with its share."""
 
     def value(loop: Steps) -> Callable[[int, float], Choice]:
@@ -133,7 +133,7 @@ def _with_replacement(loop: Steps, step: int, chosen: Tensor, share: float) -> C
 
 def _not_divided(**options: Any) -> Steps:
     """The loop that takes the penalty form's size where the anchor is shared."""
-    return slips.penalty_form(**options) if options["form"] == "blended" else trial(**options)
+    return slips.penalty_form(**options) if options["form"] == "blended" else build_loop(**options)
 
 
 NOT_WEIGHTED = drawn(lambda loop, step, chosen, share: (chosen, 1.0))  # noqa: ARG005
@@ -165,19 +165,19 @@ MISCOUNTED = {
 def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
 
-    def unbiased(make: Trial, generator: Generator) -> float:
+    def unbiased(make: LoopBuilder, generator: Generator) -> float:
         together = torch.cat([added_noise(make, registry, *case, generator).white for case in CASES], 1)
-        return cross_fitted(together, torch.zeros(together.shape[1]))
+        return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
-    def noise(make: Trial, generator: Generator) -> Measurement:
+    def noise(make: LoopBuilder, generator: Generator) -> Measurement:
         found = [added_noise(make, registry, *case, generator) for case in CASES]
         shares, theory = [each.share for each in found], [1 / each.share - 1 for each in found]
         measured = [scale * float(each.squares.mean()) for scale, each in zip(theory, found, strict=True)]
         lines = {"measured": (shares, measured), "n/k - 1": (shares, theory)}
-        return Measurement(student(torch.stack([each.squares for each in found]).mean(0), 1.0), lines)
+        return Measurement(student_t(torch.stack([each.squares for each in found]).mean(0), 1.0), lines)
 
-    def evaluations(make: Trial, generator: Generator) -> float:
-        here = on_cpu(generator)
+    def evaluations(make: LoopBuilder, generator: Generator) -> float:
+        here = cpu_generator(generator)
         return max(_miscounted(make, registry, *case, here, generator.device) for case in COUNTS)
 
     yield Claim(
@@ -185,7 +185,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "In the shipped loop, with either form, the gradient with a shared anchor is in the mean that with a whole "
         "one.",
         "theory, anchor sharing",
-        trial,
+        build_loop,
         unbiased,
         statistical(degrees=STEPS - STEPS // 2 - 1),
         BIASED,
@@ -197,7 +197,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "In the shipped loop sharing adds the covariance s^2 (1/k - 1/n) Cov(grad |b - b_pre|^2), s = beta in the "
         "penalty form and rho in the blended one.",
         "theory, anchor sharing",
-        trial,
+        build_loop,
         noise,
         statistical(degrees=STEPS - 1),
         NOISY,
@@ -210,7 +210,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "sharing-loop-evaluations",
         "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n.",
         "theory, anchor sharing",
-        trial,
+        build_loop,
         evaluations,
         exact(),
         MISCOUNTED,
@@ -220,7 +220,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
 
 
 def _miscounted(
-    make: Trial,
+    make: LoopBuilder,
     registry: Registry,
     batch: int,
     beta: Fraction,
@@ -231,7 +231,7 @@ def _miscounted(
     """By how many evaluations of the anchor a step is off; counted over two, and by the share that each logs."""
     worst = 0.0
     wanted = math.ceil(batch * (beta / (1 + beta) if share is None else share))
-    bench = Bench(registry, drawn_flow(2, here), seed_of(here), device)
+    bench = Bench(registry, draw_flow(2, here), draw_seed(here), device)
     for parts in (1, 2):
         train = Train(2, batch, 1e-3, {"name": "sgd"}, ema=0.9, accumulate=parts)
         option: AnchorShare = "retention" if share is None else float(share)

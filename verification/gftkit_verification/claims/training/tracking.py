@@ -15,12 +15,12 @@ from gftkit.verify.claims import Claim, Line, Measurement, exact, order, statist
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds import slips
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
+from gftkit_verification.testbeds.loops import Constant, LinearModel, build_loop, fit_regression
+from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
 from gftkit_verification.testbeds.side_by_side import weight_of
-from gftkit_verification.testbeds.slips import Loss, Trial
-from gftkit_verification.testbeds.statistics import cross_fitted, evened
-from gftkit_verification.testbeds.trials import Constant, LinearModel, regression, trial
+from gftkit_verification.testbeds.slips import LoopBuilder, Loss
+from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
 
 MODES = 4
 STEPS = 60
@@ -154,7 +154,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
 
 def _tracking(name: str, schedule: Schedule) -> Claim:
     def measure(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 1.0, 30.0), generator)
         theory = tracked(modes.rates, schedule, STEPS)
         measured = modes.along(modes.flow(loss, schedule, STEPS))
@@ -187,7 +187,7 @@ def _lag(registry: Registry) -> Claim:
     steps = 520
 
     def measure(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 150.0, 450.0), generator)
         share = modes.along(modes.descend(loss, schedule, steps))
         worst, measured, theory = 0.0, [], []
@@ -219,7 +219,7 @@ def _lag(registry: Registry) -> Claim:
 
 def _never_ahead(schedules: dict[str, Schedule]) -> Claim:
     def measure(loss: Loss, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 0.5, 20.0), generator)
         plain = (1 - modes.rates / 40) ** torch.arange(41)[:, None]  # 40 steps of plain fine-tuning
         ahead = [plain - modes.along(modes.descend(loss, schedule, 40)) for schedule in (*schedules.values(), Rising())]
@@ -252,7 +252,7 @@ def _overshoot(schedules: dict[str, Schedule]) -> Iterator[Claim]:
     falling = {name: schedule for name, schedule in schedules.items() if (retentions(schedule).diff() <= 0).all()}
 
     def measure(loss: Loss, generator: Generator) -> float:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 0.5, 30.0), generator)
         worst = 0.0
         for schedule in falling.values():
@@ -262,7 +262,7 @@ def _overshoot(schedules: dict[str, Schedule]) -> Iterator[Claim]:
         return worst
 
     def rising(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 5.0, 30.0), generator)
         share, rho = modes.along(modes.descend(loss, Rising(), steps)), retentions(Rising())
         theory = [torch.ones(MODES, dtype=torch.float64)]
@@ -307,7 +307,7 @@ def _length() -> Claim:
     steps = 300
 
     def measure(loss: Loss, generator: Generator) -> Measurement:
-        generator = on_cpu(generator)
+        generator = cpu_generator(generator)
         modes = drawn_modes(drawn_rates(generator, 20.0, 3000.0), generator)
         slow, plain = (modes.flow(loss, schedule, steps) for schedule in (Slow(), Constant(0.0)))
         straight = float((modes.pretrained - modes.target).norm())
@@ -345,21 +345,21 @@ REPLICAS, LEARNING = 32, 40
 def _trained(registry: Registry) -> Claim:
     schedule = registry.create("schedule", "exponential")
 
-    def measure(make: Trial, generator: Generator) -> Measurement:
-        here = on_cpu(generator)
-        flows = [drawn_flow(d, here, coupling) for d, coupling in zip((2, 3), COUPLINGS, strict=True)]
+    def measure(make: LoopBuilder, generator: Generator) -> Measurement:
+        here = cpu_generator(generator)
+        flows = [draw_flow(d, here, coupling) for d, coupling in zip((2, 3), COUPLINGS, strict=True)]
         parts = [followed(make, flow, here, generator.device) for flow in flows]
-        apart = evened(torch.cat([one for one, _ in parts], 1))
-        return Measurement(cross_fitted(apart, torch.zeros(apart.shape[1])), parts[0][1])
+        apart = equalise_columns(torch.cat([one for one, _ in parts], 1))
+        return Measurement(cross_fitted_t(apart, torch.zeros(apart.shape[1])), parts[0][1])
 
     def followed(
-        make: Trial, flow: GaussianFlow, here: Generator, device: torch.device
+        make: LoopBuilder, flow: GaussianFlow, here: Generator, device: torch.device
     ) -> tuple[Tensor, dict[str, Line]]:
         """What the runs are off the prediction, (runs, k), and the lines of their mean."""
         d = len(flow.mean0)
         model = LinearModel(d)
-        known = regression(flow, model)
-        pretrained = regression(retargeted(flow, here), model).weight
+        known = fit_regression(flow, model)
+        pretrained = fit_regression(retarget(flow, here), model).weight
         gap = pretrained - known.weight
         curvature, modes = torch.linalg.eigh(known.gram)
         eta = 0.5 / float(curvature[-1])
@@ -381,7 +381,7 @@ def _trained(registry: Registry) -> Claim:
                 coupling=registry.create("coupling", "independent"),
                 schedule=schedule,
                 train=train,
-                seed=seed_of(here),
+                seed=draw_seed(here),
                 device=device,
             )
             found = []
@@ -410,7 +410,7 @@ def _trained(registry: Registry) -> Claim:
         "In the shipped loop with SGD the mean of b - b_tgt, mode by mode of the features' covariance, follows "
         "c' = -lambda (c - rho(s)), step for step.",
         "theory, T13",
-        trial,
+        build_loop,
         measure,
         statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
         {

@@ -190,9 +190,7 @@ def distance_ratio(samples: Tensor, data: Tensor, generator: torch.Generator) ->
     across, within = torch.cdist(samples, data), torch.cdist(data, data)
 
     def statistic(sample_indices: Tensor, data_indices: Tensor) -> float:
-        to_data, among_data = nearest(
-            across[sample_indices][:, data_indices], within[data_indices][:, data_indices]
-        )
+        to_data, among_data = nearest(across[sample_indices][:, data_indices], within[data_indices][:, data_indices])
         return float(to_data / among_data)
 
     groups = max(2, min(GROUPS, len(data) // 2))

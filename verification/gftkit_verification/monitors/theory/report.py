@@ -31,7 +31,9 @@ def build_sections(document: Mapping[str, Any]) -> list[Section]:
         + "Share of the gap that is left, beside rho; T in standard errors, with 0 ± 2 shaded; two estimates of "
         "|Delta|^2, which are unbiased where T is near 0."
     )
-    return [Section("Theory", text, _rows(points[-1], exact), pictures.stacked(list(_panels(document, exact))), caption)]
+    return [
+        Section("Theory", text, _rows(points[-1], exact), pictures.stacked(list(_panels(document, exact))), caption)
+    ]
 
 
 def format_measurement(point: Point, key: str) -> str:
@@ -41,7 +43,7 @@ def format_measurement(point: Point, key: str) -> str:
 
 def _rows(last: Point, exact: bool) -> list[tuple[str, ...]]:
     """The table: the last evaluation beside its predictions."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("at the end", "measured", "predicted"),
         ("share of the gap left", format_measurement(last, "remaining"), number(last["retention"])),
         ("share of the way to the optimum", format_measurement(last, "reached"), "1"),

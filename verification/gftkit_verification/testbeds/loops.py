@@ -23,8 +23,8 @@ from gftkit.theory.objective import Form
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
-Build = Callable[..., Steps]
-"""``trial``, or the same with a slip in the loop."""
+LoopBuilder = Callable[..., Steps]
+"""``build_loop``, or the same with a slip in the loop."""
 
 NODES = 40
 """Gauss-Legendre nodes of an integral over t; exact for the polynomials that Gaussian moments are."""
@@ -86,7 +86,7 @@ class Regression:
         return (1 - retention) * self.weight + retention * anchor
 
 
-def regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: float = 0.0) -> Regression:
+def fit_regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: float = 0.0) -> Regression:
     """The fit over t uniform on [0, end] and pairs of a Gaussian flow, in closed form but for quadrature over t.
 
     x_t = (1 - t) x0 + t x1 + scale sqrt(t (1 - t)) eps has covariance S_t + scale^2 t (1 - t) I, and its conditional
@@ -121,7 +121,7 @@ def regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: 
     return Regression(torch.linalg.solve(gram, moment, left=False), gram)
 
 
-def trial(
+def build_loop(
     *,
     registry: Registry,
     drift: nn.Module,

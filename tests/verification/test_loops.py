@@ -8,8 +8,8 @@ from gftkit.api import Run
 from gftkit.experiment.building import build_source
 from gftkit.theory import flow
 from gftkit_verification.oracles.gaussian import GaussianFlow
+from gftkit_verification.testbeds.loops import LinearModel, build_loop, fit_regression
 from gftkit_verification.testbeds.problems import COUPLINGS, random_flow
-from gftkit_verification.testbeds.trials import LinearModel, regression, trial
 
 PAIRS = 200_000
 STANDARD_ERRORS = 5.0
@@ -37,18 +37,18 @@ def test_regression_agrees_with_least_squares_on_pairs(registry, coupling, degre
     spec = {"scale": scale, "delta": 0.1} if scale else {}
     path = registry.create("path", "brownian-bridge" if scale else "linear", **spec)
     gaussian, model = random_flow(4, 2, coupling), LinearModel(2, degree)
-    found = regression(gaussian, model, flow.t_end(path), scale)
+    found = fit_regression(gaussian, model, flow.t_end(path), scale)
     weight, error, gram = fitted(path, gaussian, model)
     assert ((found.weight - weight) / error).abs().max() < STANDARD_ERRORS
     assert (found.gram - gram).norm() < 0.02 * gram.norm()
-    assert ((regression(gaussian, model, 0.5, scale).weight - weight) / error).abs().max() > 5 * STANDARD_ERRORS
+    assert ((fit_regression(gaussian, model, 0.5, scale).weight - weight) / error).abs().max() > 5 * STANDARD_ERRORS
 
 
 def test_regression_finds_what_the_class_can_express():
     """With x1 = x0 + shift the velocity is constant, and in every class."""
     gaussian = random_flow(1, 3)
     still = GaussianFlow(gaussian.mean0, gaussian.cov0, gaussian.mean1, gaussian.cov0, "optimal-transport")
-    weight = regression(still, LinearModel(3, 1)).weight
+    weight = fit_regression(still, LinearModel(3, 1)).weight
     assert torch.allclose(weight[:, 0], still.mean1 - still.mean0)
     assert weight[:, 1:].abs().max() < 1e-10
 
@@ -73,7 +73,7 @@ def test_a_trial_is_the_shipped_run(registry, pretrained, tmp_path, form):
     }
     source = build_source(run.config.source, (2,), registry)
     before = Run.open(pretrained).drift()
-    loop = trial(
+    loop = build_loop(
         registry=registry,
         drift=before,
         data=components["dataset"],

@@ -112,7 +112,7 @@ class Measurement:
 Measure = Callable[[Any, Generator], float | Measurement]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement, how it is measured, and the slips that must be rejected.
 
@@ -136,9 +136,15 @@ class Claim:
 
     Example:
         >>> from gftkit.theory.objective import retention
-        >>> claim = Claim("T01-retention", "rho (1 + beta) = beta.", "theory, section 0", retention,
-        ...     lambda subject, _: max(abs(subject(b) * (1 + b) - b) for b in (0.1, 1.0, 10.0)), exact(1e-12),
-        ...     {"1/(1 + beta)": lambda b: 1 / (1 + b), "beta": lambda b: b})
+        >>> claim = Claim(
+        ...     name="T01-retention",
+        ...     statement="rho (1 + beta) = beta.",
+        ...     reference="theory, section 0",
+        ...     subject=retention,
+        ...     measure=lambda share, _: max(abs(share(beta) * (1 + beta) - beta) for beta in (0.1, 1.0, 10.0)),
+        ...     bound=exact(1e-12),
+        ...     mutants={"1/(1 + beta)": lambda beta: 1 / (1 + beta), "beta": lambda beta: beta},
+        ... )
         >>> result = check(claim)
         >>> result.holds, [mutant.rejected for mutant in result.mutants]
         (True, [True, True])

@@ -26,7 +26,7 @@ def claim(name="T99-zero", subject=0.0, mutants=None, **changes):
         "bound": exact(1e-9),
         "mutants": {"one": 1.0, "two": 2.0} if mutants is None else mutants,
     }
-    return Claim(name, subject=subject, **{**fields, **changes})
+    return Claim(name=name, subject=subject, **{**fields, **changes})
 
 
 def plugin(*given):

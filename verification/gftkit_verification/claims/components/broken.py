@@ -13,15 +13,17 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """One for each broken component; none where all are sound."""
     for kind, name, why in broken_components(registry):
         yield Claim(
-            f"{kind}-works-{name}",
-            f"{kind.capitalize()} {name} can be made with its default options, and gives what a {kind} may give.",
-            "theory, section 0",
-            name,
-            _raising(why),
-            exact(),
-            {"no such component": "", "another name": f"not-{name}"},
-            "Every other claim leaves it out.",
-            f"{kind}:{name}",
+            name=f"{kind}-works-{name}",
+            statement=(
+                f"{kind.capitalize()} {name} can be made with its default options, and gives what a {kind} may give."
+            ),
+            reference="theory, section 0",
+            subject=name,
+            measure=_raising(why),
+            bound=exact(),
+            mutants={"no such component": "", "another name": f"not-{name}"},
+            conditions="Every other claim leaves it out.",
+            component=f"{kind}:{name}",
             seeds=1,
         )
 

@@ -239,63 +239,67 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     where = f"flow from N(m, I) to a normal law in dimension {DIMENSION}, {COUNT} states"
     yield Claim(
-        "flow-map-semigroup",
-        "X(s, r, X(t, s, x)) = X(t, r, x), and X(t, r, x) is where the flow brings x.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        jump,
-        semigroup,
-        exact(),
-        {
+        name="flow-map-semigroup",
+        statement="X(s, r, X(t, s, x)) = X(t, r, x), and X(t, r, x) is where the flow brings x.",
+        reference="Boffi et al. (2024), arXiv:2406.07507",
+        subject=jump,
+        measure=semigroup,
+        bound=exact(),
+        mutants={
             "length of the wrong sign": lambda u, t, end, x: x - (end - t)[:, None] * u(t, x, end=end),
             "length dropped": lambda u, t, end, x: x + u(t, x, end=end),
             "start and end swapped": lambda u, t, end, x: x + (end - t)[:, None] * u(end, x, end=t),
             "velocity at the start": lambda u, t, end, x: x + (end - t)[:, None] * u.teacher(t, x),
         },
-        where,
+        conditions=where,
     )
     yield Claim(
-        "flow-map-jumps",
-        "By the flow map itself the sampler ends where the flow does, for any number of jumps.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        registry.create("solver", "flow-map"),
-        jumps,
-        exact(),
-        {
+        name="flow-map-jumps",
+        statement="By the flow map itself the sampler ends where the flow does, for any number of jumps.",
+        reference="Boffi et al. (2024), arXiv:2406.07507",
+        subject=registry.create("solver", "flow-map"),
+        measure=jumps,
+        bound=exact(),
+        mutants={
             "always to the end of the flow": Jumper(lambda u, t, h, x: x + h * u(t, x, 1.0)),
             "from the start of the flow": Jumper(lambda u, t, h, x: x + h * u(0.0, x, h)),  # noqa: ARG005
             "half of the step": Jumper(lambda u, t, h, x: x + h * u(t, x, t + h / 2)),
             "length dropped": Jumper(lambda u, t, h, x: x + u(t, x, t + h)),
         },
-        f"{where}; {', '.join(map(str, JUMPS))} jumps of gftkit.sampling.integrate.generate",
-        "solver:flow-map",
+        conditions=f"{where}; {', '.join(map(str, JUMPS))} jumps of gftkit.sampling.integrate.generate",
+        component="solver:flow-map",
     )
     yield Claim(
-        "flow-map-loss",
-        "The loss is |d/ds X - v(s, X)|^2: 0 at the flow map, and in closed form beside it.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        lagrangian_loss,
-        loss_off,
-        exact(),
-        WRONG,
-        where,
+        name="flow-map-loss",
+        statement="The loss is |d/ds X - v(s, X)|^2: 0 at the flow map, and in closed form beside it.",
+        reference="Boffi et al. (2024), arXiv:2406.07507",
+        subject=lagrangian_loss,
+        measure=loss_off,
+        bound=exact(),
+        mutants=WRONG,
+        conditions=where,
     )
     yield Claim(
-        "flow-map-gradient",
-        "The loss's gradient is that of d/ds X = u + (s - t) d/ds u, of both terms; the teacher's side stays.",
-        "Boffi et al. (2025), arXiv:2505.18825",
-        lagrangian_loss,
-        gradient,
-        exact(),
-        {**DETACHED, **WRONG},
-        where,
+        name="flow-map-gradient",
+        statement=(
+            "The loss's gradient is that of d/ds X = u + (s - t) d/ds u, of both terms; the teacher's side stays."
+        ),
+        reference="Boffi et al. (2025), arXiv:2505.18825",
+        subject=lagrangian_loss,
+        measure=gradient,
+        bound=exact(),
+        mutants={**DETACHED, **WRONG},
+        conditions=where,
     )
     yield Claim(
-        "flow-map-optimum",
-        "Of a family that holds the flow map, the loss's gradient is 0 at the flow map only.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        lagrangian_loss,
-        optimum,
-        exact(),
-        {name: loss for name, loss in WRONG.items() if name != "start and end swapped"},  # whose optimum is the same
-        f"{where}; a family of four parameters, linear in them",
+        name="flow-map-optimum",
+        statement="Of a family that holds the flow map, the loss's gradient is 0 at the flow map only.",
+        reference="Boffi et al. (2024), arXiv:2406.07507",
+        subject=lagrangian_loss,
+        measure=optimum,
+        bound=exact(),
+        mutants={
+            name: loss for name, loss in WRONG.items() if name != "start and end swapped"
+        },  # whose optimum is the same
+        conditions=f"{where}; a family of four parameters, linear in them",
     )

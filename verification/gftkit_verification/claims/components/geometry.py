@@ -71,14 +71,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
     measures = Measures()
     rk4 = registry.create("solver", "rk4")
     yield Claim(
-        "T10-least-energy-sampled",
-        "Along the sampler's trajectories the energy int E|v_t|^2 dt is W2^2 between their starts and ends for the "
-        "optimal coupling, above it for the independent one; what is above |x_1 - x_0|^2 is the straightness S.",
-        "theory, T10 and T11; Liu et al. (2022), section 2.2",
-        measures,
-        lambda subject, generator: least_energy(subject, rk4, generator),
-        exact(),
-        {
+        name="T10-least-energy-sampled",
+        statement=(
+            "Along the sampler's trajectories the energy int E|v_t|^2 dt is W2^2 between their starts and ends for the "
+            "optimal coupling, above it for the independent one; what is above |x_1 - x_0|^2 is the straightness S."
+        ),
+        reference="theory, T10 and T11; Liu et al. (2022), section 2.2",
+        subject=measures,
+        measure=lambda subject, generator: least_energy(subject, rk4, generator),
+        bound=exact(),
+        mutants={
             "steps forgotten": replace(
                 measures,
                 energies=lambda states, times: states.diff(dim=0).square().sum((0, 2)),  # noqa: ARG005
@@ -94,6 +96,6 @@ def claims(registry: Registry) -> Iterator[Claim]:
             ),
             "straightness without the chord": replace(measures, straightness=geometry.energies),
         },
-        f"normal laws, d = 2 and 5, {POINTS} trajectories of {STEPS} steps of rk4; ends in random order",
+        conditions=f"normal laws, d = 2 and 5, {POINTS} trajectories of {STEPS} steps of rk4; ends in random order",
         seeds=2,
     )

@@ -31,20 +31,20 @@ def claims(registry: Registry) -> Iterator[Claim]:
     for name, grid in components(registry, "grid"):
         times: Times = grid.times
         yield Claim(
-            f"grid-times-{name}",
-            "N steps have N + 1 times, which increase from 0 to 1.",
-            "gftkit.kernel.contracts.TimeGrid",
-            times,
-            wrong,
-            exact(),
-            {
+            name=f"grid-times-{name}",
+            statement="N steps have N + 1 times, which increase from 0 to 1.",
+            reference="gftkit.kernel.contracts.TimeGrid",
+            subject=times,
+            measure=wrong,
+            bound=exact(),
+            mutants={
                 "from data to source": lambda steps, times=times: list(times(steps))[::-1],
                 "last time dropped": lambda steps, times=times: list(times(steps))[:-1],
                 "ends short of 1": lambda steps, times=times: [0.99 * t for t in times(steps)],
                 "starts late": lambda steps, times=times: [0.01 + 0.99 * t for t in times(steps)],
                 "a time twice": lambda steps, times=times: [*times(steps), 1.0],
             },
-            f"{', '.join(map(str, STEPS))} steps",
-            f"grid:{name}",
+            conditions=f"{', '.join(map(str, STEPS))} steps",
+            component=f"grid:{name}",
             seeds=1,
         )

@@ -236,28 +236,36 @@ def claims(registry: Registry) -> Iterator[Claim]:
         if solver.ode_order is not None:
             higher = {key: Altered(solver, run) for key, run in HIGHER_SLIPS.items()} if solver.ode_order > 1 else {}
             yield Claim(
-                f"solver-ode-order-{name}",
-                f"The error at t = 1 falls as h^{solver.ode_order:g}, that of one step as h^{solver.ode_order + 1:g}.",
-                "theory, section 6",
-                solver,
-                ode_order,
-                order(TOLERANCE),
-                {**slips, **higher, **one_more},
-                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.sampling.integrate.generate",
-                component,
+                name=f"solver-ode-order-{name}",
+                statement=(
+                    f"The error at t = 1 falls as h^{solver.ode_order:g}, that of one step as "
+                    f"h^{solver.ode_order + 1:g}."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=ode_order,
+                bound=order(TOLERANCE),
+                mutants={**slips, **higher, **one_more},
+                conditions=(
+                    f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of "
+                    "gftkit.sampling.integrate.generate"
+                ),
+                component=component,
                 seeds=1,
                 axes=axes,
             )
         if solver.strong_order is not None:
             yield Claim(
-                f"solver-strong-order-{name}",
-                f"Of a shared Brownian path the error at t = 1 falls as h^{solver.strong_order:g}, and that of one "
-                f"step as h^{solver.strong_order + 0.5:g}, in root mean square.",
-                "theory, section 6",
-                solver,
-                strong_order,
-                order(STRONG_TOLERANCE),
-                {
+                name=f"solver-strong-order-{name}",
+                statement=(
+                    f"Of a shared Brownian path the error at t = 1 falls as h^{solver.strong_order:g}, and that of one "
+                    f"step as h^{solver.strong_order + 0.5:g}, in root mean square."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=strong_order,
+                bound=order(STRONG_TOLERANCE),
+                mutants={
                     "last step dropped": slips["last step dropped"],
                     "half of the drift": slips["half of the drift"],
                     "noise scaled by h": noise_slips["noise scaled by h"],
@@ -265,44 +273,46 @@ def claims(registry: Registry) -> Iterator[Claim]:
                     "sign of the noise": Altered(solver, _noise(lambda s, t: -1.0)),  # noqa: ARG005
                     **one_more,
                 },
-                f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
+                conditions=f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
                 f"gftkit.sampling.integrate.trajectory, on a path whose increments and integrals are known on {FINE} "
                 f"intervals",
-                component,
+                component=component,
                 seeds=1,
                 axes=axes,
             )
         if solver.weak_order is not None:
             yield Claim(
-                f"solver-weak-order-{name}",
-                f"The error of mean and covariance at t = 1 falls as h^{solver.weak_order:g}, that of one step as "
-                f"h^{solver.weak_order + 1:g}.",
-                "theory, section 6",
-                solver,
-                weak_order,
-                order(TOLERANCE),
-                {**slips, **noise_slips, **one_more},
-                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
+                name=f"solver-weak-order-{name}",
+                statement=(
+                    f"The error of mean and covariance at t = 1 falls as h^{solver.weak_order:g}, that of one step as "
+                    f"h^{solver.weak_order + 1:g}."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=weak_order,
+                bound=order(TOLERANCE),
+                mutants={**slips, **noise_slips, **one_more},
+                conditions=f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
                 f"gftkit.sampling.integrate.trajectory, moments computed and not sampled",
-                component,
+                component=component,
                 seeds=1,
                 axes=axes,
             )
         if solver.strong_order is not None or solver.weak_order is not None:
             yield Claim(
-                f"solver-noise-{name}",
-                "Without drift x1 - x0 ~ N(0, g^2 I) for every number of steps, and with a closing step.",
-                "theory, sections 1 and 6",
-                solver,
-                noise,
-                statistical(),
-                {
+                name=f"solver-noise-{name}",
+                statement="Without drift x1 - x0 ~ N(0, g^2 I) for every number of steps, and with a closing step.",
+                reference="theory, sections 1 and 6",
+                subject=solver,
+                measure=noise,
+                bound=statistical(),
+                mutants={
                     "increments of variance h^2": Altered(solver, _noise(lambda s, t: math.sqrt(t - s))),
                     "increments of variance 1": Altered(solver, _noise(lambda s, t: 1 / math.sqrt(t - s))),
                     "no noise in the first half": Altered(solver, _noise(lambda s, t: float(s >= 0.4))),  # noqa: ARG005
                 },
-                "g constant; 7 steps to 1, and 3 steps to 0.75 with one closing step",
-                component,
+                conditions="g constant; 7 steps to 1, and 3 steps to 0.75 with one closing step",
+                component=component,
                 seeds=1,
             )
 
@@ -318,19 +328,19 @@ def _adaptive(registry: Registry, name: str) -> Iterator[Claim]:
 
     slips = {key: lambda tolerance, run=run: Altered(make(tolerance), run) for key, run in SLIPS.items()}
     yield Claim(
-        f"solver-tolerance-{name}",
-        "The error falls at least in proportion to the tolerances.",
-        "Hairer, Norsett, Wanner (1993), section II.4",
-        make,
-        proportional,
-        order(PROPORTIONAL),
-        {
+        name=f"solver-tolerance-{name}",
+        statement="The error falls at least in proportion to the tolerances.",
+        reference="Hairer, Norsett, Wanner (1993), section II.4",
+        subject=make,
+        measure=proportional,
+        bound=order(PROPORTIONAL),
+        mutants={
             **slips,
             "tolerances not passed on": lambda _: make(1e-5),
             "steps accepted by the tolerance's cube root": lambda tolerance: make(tolerance ** (1 / 3)),
         },
-        f"nonlinear, non-autonomous, d = {DIMENSION}; tolerances {TOLERANCES[0]:g} to {TOLERANCES[-1]:g}",
-        f"solver:{name}",
+        conditions=f"nonlinear, non-autonomous, d = {DIMENSION}; tolerances {TOLERANCES[0]:g} to {TOLERANCES[-1]:g}",
+        component=f"solver:{name}",
         seeds=2,
         axes=("tolerance", "error"),
     )

@@ -233,13 +233,13 @@ def _claims_of(name: str, paths: tuple[Path, ...]) -> Iterator[Claim]:
     options = ", ".join(f"{key} = {value}" for key, value in FURTHER.get(name, {}).items()) if len(paths) > 1 else ""
     settings = "Default options" + (f", and {options}." if options else ".")
     yield Claim(
-        f"path-ends-{name}",
-        f"Path {name} has x_0 = x0 and x_1 = x1, gamma >= 0, g >= 0 and t_end in (0, 1].",
-        "theory, section 1",
-        shipped,
-        _ends,
-        exact(1e-12),
-        {
+        name=f"path-ends-{name}",
+        statement=f"Path {name} has x_0 = x0 and x_1 = x1, gamma >= 0, g >= 0 and t_end in (0, 1].",
+        reference="theory, section 1",
+        subject=shipped,
+        measure=_ends,
+        bound=exact(1e-12),
+        mutants={
             "pair swapped": replace(shipped, sample=swapped(flow.sample)),
             "stops early": replace(shipped, sample=lambda path, t, *given: flow.sample(path, 0.999 * t, *given)),
             "noise left": replace(
@@ -247,33 +247,39 @@ def _claims_of(name: str, paths: tuple[Path, ...]) -> Iterator[Claim]:
             ),
             "g < 0": replace(shipped, diffusion=lambda path, t: -torch.ones_like(t) - flow.diffusion(path, t)),
         },
-        settings,
-        component,
+        conditions=settings,
+        component=component,
     )
     yield Claim(
-        f"path-drift-{name}",
-        f"The drift of path {name} is the derivative of its sample at fixed pair and noise, plus (g^2/2) times "
-        f"-epsilon/gamma.",
-        "theory, section 1",
-        shipped,
-        _differentiated,
-        exact(),
-        shipped.slips(),
-        settings + " Derivatives by autograd; a path's own drift and the kernel's sum; t from 10 % to 90 % of t_end.",
-        component,
+        name=f"path-drift-{name}",
+        statement=(
+            f"The drift of path {name} is the derivative of its sample at fixed pair and noise, plus (g^2/2) times "
+            "-epsilon/gamma."
+        ),
+        reference="theory, section 1",
+        subject=shipped,
+        measure=_differentiated,
+        bound=exact(),
+        mutants=shipped.slips(),
+        conditions=settings
+        + " Derivatives by autograd; a path's own drift and the kernel's sum; t from 10 % to 90 % of t_end.",
+        component=component,
     )
     yield Claim(
-        f"path-transport-{name}",
-        f"The marginal drift E[b|x_t] = A x + c of path {name} carries the source to the data by its marginals: "
-        "m' = A m + c and S' = A S + S A^T + g^2 I.",
-        "theory, sections 1 and 4",
-        shipped,
-        _transported,
-        exact(),
-        shipped.slips(),
-        settings + f" Gaussian pairs of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; "
+        name=f"path-transport-{name}",
+        statement=(
+            f"The marginal drift E[b|x_t] = A x + c of path {name} carries the source to the data by its marginals: m' "
+            "= A m + c and S' = A S + S A^T + g^2 I."
+        ),
+        reference="theory, sections 1 and 4",
+        subject=shipped,
+        measure=_transported,
+        bound=exact(),
+        mutants=shipped.slips(),
+        conditions=settings
+        + f" Gaussian pairs of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; "
         "derivatives by differences of order 6.",
-        component,
+        component=component,
     )
 
 

@@ -107,28 +107,31 @@ def _claims_of(name: str, schedule: Schedule) -> Iterator[Claim]:
     )
     if not listens(schedule):  # with feedback it may rise, up to its start
         yield Claim(
-            f"schedule-never-rises-{name}",
-            f"The temperature of schedule {name} never rises.",
-            "theory, T8 and T13",
-            schedule.temperature,
-            _rise,
-            exact(1e-12),
-            rising,
-            conditions,
-            f"schedule:{name}",
+            name=f"schedule-never-rises-{name}",
+            statement=f"The temperature of schedule {name} never rises.",
+            reference="theory, T8 and T13",
+            subject=schedule.temperature,
+            measure=_rise,
+            bound=exact(1e-12),
+            mutants=rising,
+            conditions=conditions,
+            component=f"schedule:{name}",
             axes=("progress", "temperature"),
             scales=("linear", "linear"),
         )
     yield Claim(
-        f"schedule-range-{name}",
-        f"The temperature of schedule {name} is finite, never below its floor of {floor:g}, and never above its start.",
-        "theory, section 0",
-        schedule.temperature,
-        _outside(floor),
-        exact(1e-12),
-        outside,
-        conditions,
-        f"schedule:{name}",
+        name=f"schedule-range-{name}",
+        statement=(
+            f"The temperature of schedule {name} is finite, never below its floor of {floor:g}, and never above its "
+            "start."
+        ),
+        reference="theory, section 0",
+        subject=schedule.temperature,
+        measure=_outside(floor),
+        bound=exact(1e-12),
+        mutants=outside,
+        conditions=conditions,
+        component=f"schedule:{name}",
     )
 
 

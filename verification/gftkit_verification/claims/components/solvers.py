@@ -245,59 +245,74 @@ def claims(registry: Registry) -> Iterator[Claim]:
         if solver.ode_order is not None:
             higher = {key: Altered(solver, step) for key, step in HIGHER_SLIPS.items()} if solver.ode_order > 1 else {}
             yield Claim(
-                f"solver-ode-order-{name}",
-                f"The error at t = 1 falls as h^{solver.ode_order:g}, that of one step as h^{solver.ode_order + 1:g}.",
-                "theory, section 6",
-                solver,
-                ode_order,
-                order(TOLERANCE),
-                {**slips, **higher, **one_more},
-                f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of gftkit.sampling.integrate.generate",
-                component,
+                name=f"solver-ode-order-{name}",
+                statement=(
+                    f"The error at t = 1 falls as h^{solver.ode_order:g}, that of one step as "
+                    f"h^{solver.ode_order + 1:g}."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=ode_order,
+                bound=order(TOLERANCE),
+                mutants={**slips, **higher, **one_more},
+                conditions=(
+                    f"nonlinear, non-autonomous, d = {DIMENSION}; {ODE_STEPS} steps of "
+                    "gftkit.sampling.integrate.generate"
+                ),
+                component=component,
                 seeds=2,
                 axes=axes,
             )
         if solver.strong_order is not None:
             yield Claim(
-                f"solver-strong-order-{name}",
-                f"Of a shared Brownian path the error at t = 1 falls as h^{solver.strong_order:g}, and that of one "
-                f"step as h^{solver.strong_order + 0.5:g}, in root mean square.",
-                "theory, section 6",
-                solver,
-                strong_order,
-                order(STRONG_TOLERANCE),
-                {**slips, **noise_slips, "sign of the noise": Altered(solver, _noise(lambda _: -1.0)), **one_more},
-                f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
+                name=f"solver-strong-order-{name}",
+                statement=(
+                    f"Of a shared Brownian path the error at t = 1 falls as h^{solver.strong_order:g}, and that of one "
+                    f"step as h^{solver.strong_order + 0.5:g}, in root mean square."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=strong_order,
+                bound=order(STRONG_TOLERANCE),
+                mutants={
+                    **slips,
+                    **noise_slips,
+                    "sign of the noise": Altered(solver, _noise(lambda _: -1.0)),
+                    **one_more,
+                },
+                conditions=f"quadratic, noise g(t) additive, d = {Forced.DIMENSION}; {SDE_STEPS} steps of "
                 f"gftkit.sampling.integrate.generate, on a path that is known at {FINER * SDE_STEPS[-1]} times",
-                component,
+                component=component,
                 seeds=2,
                 axes=axes,
             )
         if solver.weak_order is not None:
             yield Claim(
-                f"solver-weak-order-{name}",
-                f"The error of mean and covariance at t = 1 falls as h^{solver.weak_order:g}, that of one step as "
-                f"h^{solver.weak_order + 1:g}.",
-                "theory, section 6",
-                solver,
-                weak_order,
-                order(TOLERANCE),
-                {**slips, **noise_slips, **one_more},
-                f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
+                name=f"solver-weak-order-{name}",
+                statement=(
+                    f"The error of mean and covariance at t = 1 falls as h^{solver.weak_order:g}, that of one step as "
+                    f"h^{solver.weak_order + 1:g}."
+                ),
+                reference="theory, section 6",
+                subject=solver,
+                measure=weak_order,
+                bound=order(TOLERANCE),
+                mutants={**slips, **noise_slips, **one_more},
+                conditions=f"linear, noise g(t) additive, d = {DIMENSION}; {WEAK_STEPS} steps of "
                 f"gftkit.sampling.integrate.generate, moments computed and not sampled",
-                component,
+                component=component,
                 seeds=2,
                 axes=axes,
             )
         if solver.strong_order is not None or solver.weak_order is not None:
             yield Claim(
-                f"solver-noise-{name}",
-                "Without drift x1 - x0 ~ N(0, g^2 I) for every number of steps, and with a closing step.",
-                "theory, sections 1 and 6",
-                solver,
-                noise,
-                statistical(),
-                {
+                name=f"solver-noise-{name}",
+                statement="Without drift x1 - x0 ~ N(0, g^2 I) for every number of steps, and with a closing step.",
+                reference="theory, sections 1 and 6",
+                subject=solver,
+                measure=noise,
+                bound=statistical(),
+                mutants={
                     "increments of variance h^2": Altered(solver, _noise(math.sqrt)),
                     "increments of variance 1": Altered(solver, _noise(lambda h: 1 / math.sqrt(h))),
                     "the same noise in every step": Altered(solver, _same_noise()),
@@ -306,6 +321,6 @@ def claims(registry: Registry) -> Iterator[Claim]:
                         lambda s, b, g, t, h, x, dw: s.step(b, g, t, h, x, None if dw is None or t < 0.4 else dw),
                     ),
                 },
-                "g constant; 7 steps to 1, and 3 steps to 0.75 with one closing step",
-                component,
+                conditions="g constant; 7 steps to 1, and 3 steps to 0.75 with one closing step",
+                component=component,
             )

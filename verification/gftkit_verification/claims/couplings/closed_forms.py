@@ -315,92 +315,103 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     for name, coupling in components(registry, "coupling"):
         yield Claim(
-            f"coupling-permutation-{name}",
-            "Every source sample is paired once; where labels are kept apart, with data of its own label.",
-            "theory, T10",
-            Pairing(coupling),
-            permutation,
-            exact(),
-            {
+            name=f"coupling-permutation-{name}",
+            statement="Every source sample is paired once; where labels are kept apart, with data of its own label.",
+            reference="theory, T10",
+            subject=Pairing(coupling),
+            measure=permutation,
+            bound=exact(),
+            mutants={
                 "drawn with replacement": Pairing(Reordered(coupling, _with_replacement)),
                 "one sample twice": Pairing(Reordered(coupling, _one_twice)),
                 "indices off by one": Pairing(Reordered(coupling, lambda order, _: order + 1)),
                 "indices within a label taken for those of the batch": Pairing(coupling, _forgotten_indices),
             },
-            "1, 2, 64 samples of shapes (2,) and (1, 2, 2); ties, equal sets, constant sets; with and without labels; "
-            "a condition of few values",
-            f"coupling:{name}",
+            conditions=(
+                "1, 2, 64 samples of shapes (2,) and (1, 2, 2); ties, equal sets, constant sets; with and without "
+                "labels; a condition of few values"
+            ),
+            component=f"coupling:{name}",
             seeds=1,
         )
     independent, optimal = registry.create("coupling", "independent"), registry.create("coupling", "optimal-transport")
     yield Claim(
-        "T10-kept-samples",
-        "A permutation keeps every sample; n draws from the plan miss a share (1 - 1/n)^n -> 37 % of them.",
-        "theory, T10",
-        optimal,
-        kept,
-        exact(),
-        {
+        name="T10-kept-samples",
+        statement="A permutation keeps every sample; n draws from the plan miss a share (1 - 1/n)^n -> 37 % of them.",
+        reference="theory, T10",
+        subject=optimal,
+        measure=kept,
+        bound=exact(),
+        mutants={
             "drawn from the plan": Reordered(optimal, _with_replacement),
             "nearest source sample": Assigned(lambda x0, x1: torch.cdist(x1, x0).argmin(1)),
             "one sample twice": Reordered(optimal, _one_twice),
         },
-        "normal samples in the plane",
-        "coupling:optimal-transport",
+        conditions="normal samples in the plane",
+        component="coupling:optimal-transport",
         seeds=1,
         axes=("batch size", "share of samples missed"),
         scales=("log", "linear"),
     )
     yield Claim(
-        "T10-minibatch-cost",
-        "Of given samples the cost of minibatch-optimal pairs doesn't rise with the batch size; it is the least of all "
-        "permutations and never below the dual bound phi(x0) + psi(x1), of mean W2^2. A batch of one is independent.",
-        "theory, T10",
-        optimal,
-        minibatch_cost,
-        exact(),
-        {
+        name="T10-minibatch-cost",
+        statement=(
+            "Of given samples the cost of minibatch-optimal pairs doesn't rise with the batch size; it is the least of "
+            "all permutations and never below the dual bound phi(x0) + psi(x1), of mean W2^2. A batch of one is "
+            "independent."
+        ),
+        reference="theory, T10",
+        subject=optimal,
+        measure=minibatch_cost,
+        bound=exact(),
+        mutants={
             "largest cost": Assigned(largest_cost),
             "greedy": Assigned(_greedy),
             "distance for its square": Assigned(lambda x0, x1: _assignment(torch.cdist(x1, x0))),
             "inverse permutation": Reordered(optimal, lambda order, _: order.argsort()),
             "by norm": Assigned(lambda x0, x1: _by_rank(x0, x1, lambda x: x.norm(dim=1))),
         },
-        f"two normal laws in the plane, {POINTS} samples, batches of 1 to {POINTS}",
-        "coupling:optimal-transport",
+        conditions=f"two normal laws in the plane, {POINTS} samples, batches of 1 to {POINTS}",
+        component="coupling:optimal-transport",
         axes=("batch size", "cost E|x0 - x1|^2"),
         seeds=2,
     )
     yield Claim(
-        "T10-independent-pairs",
-        "Independent pairs cost E|x0 - x1|^2 = |m0 - m1|^2 + tr S0 + tr S1 - 2 tr Cov(x0, x1) with tr Cov(x0, x1) = 0.",
-        "theory, T10",
-        independent,
-        independence,
-        statistical(degrees=BATCHES - 1),
-        {
+        name="T10-independent-pairs",
+        statement=(
+            "Independent pairs cost E|x0 - x1|^2 = |m0 - m1|^2 + tr S0 + tr S1 - 2 tr Cov(x0, x1) with tr Cov(x0, x1) "
+            "= 0."
+        ),
+        reference="theory, T10",
+        subject=independent,
+        measure=independence,
+        bound=statistical(degrees=BATCHES - 1),
+        mutants={
             "optimal transport": optimal,
             "distance for its square": Assigned(lambda x0, x1: _assignment(torch.cdist(x1, x0))),
             "largest cost": Assigned(largest_cost),
         },
-        f"{BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs",
-        "coupling:independent",
+        conditions=f"{BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs",
+        component="coupling:independent",
         seeds=2,
     )
     yield Claim(
-        "T10-labels",
-        "Pairing within each label keeps the law of x0 given the label, which sampling starts from: E[x0|label] = m0.",
-        "theory, T10",
-        Pairs,
-        lambda made, generator: label_law(made, optimal, generator),
-        statistical(degrees=BATCHES // 2 - 1),
-        {
+        name="T10-labels",
+        statement=(
+            "Pairing within each label keeps the law of x0 given the label, which sampling starts from: E[x0|label] = "
+            "m0."
+        ),
+        reference="theory, T10",
+        subject=Pairs,
+        measure=lambda made, generator: label_law(made, optimal, generator),
+        bound=statistical(degrees=BATCHES // 2 - 1),
+        mutants={
             "paired across labels": _across_labels,
             "across labels, by the first coordinate": partial(
                 _across_labels, instead=Assigned(lambda x0, x1: _by_rank(x0, x1, lambda x: x[:, 0]))
             ),
         },
-        f"two classes apart, optimal-transport coupling, {BATCHES} batches of {SIZE} pairs",
+        conditions=f"two classes apart, optimal-transport coupling, {BATCHES} batches of {SIZE} pairs",
         seeds=2,
     )
     paths = [
@@ -410,14 +421,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
     ]
     conditional = Conditional()
     yield Claim(
-        "T10-terminal-law-gaussian",
-        "For every coupling the regression A x + c of the conditional velocity on x_t carries p_t, from p0 to q: "
-        "m' = A m + c and S' = A S + S A^T.",
-        "theory, T10 and section 1",
-        conditional,
-        lambda subject, generator: terminal_law(subject, paths, generator),
-        exact(),
-        {
+        name="T10-terminal-law-gaussian",
+        statement=(
+            "For every coupling the regression A x + c of the conditional velocity on x_t carries p_t, from p0 to q: "
+            "m' = A m + c and S' = A S + S A^T."
+        ),
+        reference="theory, T10 and section 1",
+        subject=conditional,
+        measure=lambda subject, generator: terminal_law(subject, paths, generator),
+        bound=exact(),
+        mutants={
             "endpoints swapped": replace(conditional, velocity=lambda p, t, x0, x1, e: flow.velocity(p, t, x1, x0, e)),
             "velocity of other pairs": replace(
                 conditional, velocity=lambda p, t, x0, x1, e: flow.velocity(p, t, x0.roll(1, 0), x1, e)
@@ -427,19 +440,24 @@ def claims(registry: Registry) -> Iterator[Claim]:
             ),
             "sample at 1 - t": replace(conditional, sample=lambda p, t, x0, x1, e: flow.sample(p, 1 - t, x0, x1, e)),
         },
-        f"normal laws, d = {DIMENSIONS}; no, the optimal and a random covariance of x0 and x1; every registered path "
-        f"without noise",
+        conditions=(
+            f"normal laws, d = {DIMENSIONS}; no, the optimal and a random covariance of x0 and x1; every registered "
+            "path without noise"
+        ),
         seeds=2,
     )
     linear, rk4 = registry.create("path", "linear"), registry.create("solver", "rk4")
     yield Claim(
-        "T10-kinetic-energy",
-        "int E|v_t|^2 dt >= W2(p0, q)^2, with equality for the optimal coupling on the linear path, more for others.",
-        "theory, T10; Benamou, Brenier (2000)",
-        conditional,
-        lambda subject, generator: kinetic_energy(subject, linear, generator),
-        exact(),
-        {
+        name="T10-kinetic-energy",
+        statement=(
+            "int E|v_t|^2 dt >= W2(p0, q)^2, with equality for the optimal coupling on the linear path, more for "
+            "others."
+        ),
+        reference="theory, T10; Benamou, Brenier (2000)",
+        subject=conditional,
+        measure=lambda subject, generator: kinetic_energy(subject, linear, generator),
+        bound=exact(),
+        mutants={
             "map of commuting covariances": replace(
                 conditional, optimal=lambda s0, s1: square_root(s1) @ torch.linalg.inv(square_root(s0))
             ),
@@ -447,21 +465,23 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "sign of x0": replace(conditional, velocity=lambda p, t, x0, x1, e: flow.velocity(p, t, -x0, x1, e)),
             "half of x1": replace(conditional, velocity=lambda p, t, x0, x1, e: flow.velocity(p, t, x0, x1 / 2, e)),
         },
-        f"normal laws, d = {DIMENSIONS}; no, the optimal and a random covariance of x0 and x1; linear path",
+        conditions=f"normal laws, d = {DIMENSIONS}; no, the optimal and a random covariance of x0 and x1; linear path",
     )
     yield Claim(
-        "T10-different-couplings",
-        "For q_pre = q the blend is the target's velocity if both have one coupling; if anchor and target have "
-        "different ones, Delta is not 0 and the blend at beta = 1 misses q.",
-        "theory, T10",
-        objective.blend,
-        lambda blend, generator: different_couplings(blend, rk4, generator),
-        exact(),
-        {
+        name="T10-different-couplings",
+        statement=(
+            "For q_pre = q the blend is the target's velocity if both have one coupling; if anchor and target have "
+            "different ones, Delta is not 0 and the blend at beta = 1 misses q."
+        ),
+        reference="theory, T10",
+        subject=objective.blend,
+        measure=lambda blend, generator: different_couplings(blend, rk4, generator),
+        bound=exact(),
+        mutants={
             "anchor forgotten": lambda target, anchor, beta: target,  # noqa: ARG005
             "target forgotten": lambda target, anchor, beta: anchor,  # noqa: ARG005
             "weights that don't add up to 1": lambda target, anchor, beta: (target + beta * anchor) / (1 + beta / 2),
         },
-        f"normal laws in the plane; independent and optimal coupling; missed by W2 > {MISS:g}",
+        conditions=f"normal laws in the plane; independent and optimal coupling; missed by W2 > {MISS:g}",
         seeds=2,
     )

@@ -129,37 +129,44 @@ def claims(registry: Registry) -> Iterator[Claim]:
     optimal = registry.create("coupling", "optimal-transport")
     conditional = registry.create("coupling", NAME, weight=LIMIT)
     yield Claim(
-        "T10-conditions",
-        "As the weight of the conditions grows, pairs have equal conditions and, within each, the least cost.",
-        "theory, T10; Kerrigan et al. (2024), arXiv:2404.04240",
-        Pairing(conditional),
-        lambda subject, generator: within_conditions(subject, optimal, generator),
-        exact(),
-        {
+        name="T10-conditions",
+        statement=(
+            "As the weight of the conditions grows, pairs have equal conditions and, within each, the least cost."
+        ),
+        reference="theory, T10; Kerrigan et al. (2024), arXiv:2404.04240",
+        subject=Pairing(conditional),
+        measure=lambda subject, generator: within_conditions(subject, optimal, generator),
+        bound=exact(),
+        mutants={
             "paired by x alone": Pairing(optimal),
             "conditions not handed on": Pairing(conditional, _forgotten),
             "weight on the wrong term": Pairing(Signed(1 / LIMIT, 1.0)),
             "sign of the conditions' distance": Pairing(Signed(-LIMIT, 1.0)),
             "x forgotten": Pairing(Signed(LIMIT, 0.0)),
         },
-        f"{SIZE} samples of shapes (2,) and (1, 2, 2) under {VALUES} conditions; weight {LIMIT:g}",
-        f"coupling:{NAME}",
+        conditions=f"{SIZE} samples of shapes (2,) and (1, 2, 2) under {VALUES} conditions; weight {LIMIT:g}",
+        component=f"coupling:{NAME}",
         seeds=2,
     )
     yield Claim(
-        "T10-condition-law",
-        "Pairing by x and condition keeps the law of x0 given the condition as its weight grows: E[x0|c] = m0.",
-        "theory, T10; Cheng, Schwing (2025), arXiv:2503.10636",
-        Pairs,
-        lambda made, generator: condition_law(made, conditional, generator),
-        statistical(degrees=BATCHES // 2 - 1),
-        {
+        name="T10-condition-law",
+        statement=(
+            "Pairing by x and condition keeps the law of x0 given the condition as its weight grows: E[x0|c] = m0."
+        ),
+        reference="theory, T10; Cheng, Schwing (2025), arXiv:2503.10636",
+        subject=Pairs,
+        measure=lambda made, generator: condition_law(made, conditional, generator),
+        bound=statistical(degrees=BATCHES // 2 - 1),
+        mutants={
             "coupling not told": _untold,
             "paired by x alone": partial(_untold, instead=optimal),
             "weight on the wrong term": partial(_untold, instead=Signed(1 / LIMIT, 1.0)),
             "a light weight": partial(_untold, instead=registry.create("coupling", NAME, weight=0.3)),
         },
-        f"{VALUES} conditions apart, {BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs; weight {LIMIT:g}",
-        f"coupling:{NAME}",
+        conditions=(
+            f"{VALUES} conditions apart, {BATCHES} batches of {SIZE} pairs of gftkit.data.pairing.Pairs; weight "
+            f"{LIMIT:g}"
+        ),
+        component=f"coupling:{NAME}",
         seeds=2,
     )

@@ -272,61 +272,64 @@ def claims(registry: Registry) -> Iterator[Claim]:
     path = registry.create("path", "linear")
     powers = {"rho for rho squared": lambda rho, whole: rho * whole, "rho^4": lambda rho, whole: rho**4 * whole}
     yield Claim(
-        "T05-path-kl-gaussian",
-        "KL(P_tgt || P_beta) is proportional to rho^2: the slope of its logarithm on log rho is 2.",
-        "theory, T5",
-        SHIPPED,
-        partial(path_kl_slope, path),
-        order(0.01),
-        variants(SHIPPED, blend=BLENDS),
+        name="T05-path-kl-gaussian",
+        statement="KL(P_tgt || P_beta) is proportional to rho^2: the slope of its logarithm on log rho is 2.",
+        reference="theory, T5",
+        subject=SHIPPED,
+        measure=partial(path_kl_slope, path),
+        bound=order(0.01),
+        mutants=variants(SHIPPED, blend=BLENDS),
         conditions=f"{CONDITIONS} g = {G}.",
         seeds=1,
         axes=("temperature", "KL(P_tgt || P_beta)"),
     )
     yield Claim(
-        "T05-path-kl-start-laws",
-        "KL(P_tgt || P_beta) = rho^2 KL(P_tgt || P_pre), plus KL(p0 || p0') where the start laws differ.",
-        "theory, T5",
-        SHIPPED,
-        partial(chain_kl, path),
-        exact(1e-9),
-        variants(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=powers),
+        name="T05-path-kl-start-laws",
+        statement="KL(P_tgt || P_beta) = rho^2 KL(P_tgt || P_pre), plus KL(p0 || p0') where the start laws differ.",
+        reference="theory, T5",
+        subject=SHIPPED,
+        measure=partial(chain_kl, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=powers),
         conditions=f"{CONDITIONS} Joint laws of chains of 5 Euler steps, for which it is exact; g = 0.4 and 1.5.",
         seeds=1,
     )
     yield Claim(
-        "T06-terminal-kl-gaussian",
-        "KL(q || p_1^beta) <= rho^2 KL(P_tgt || P_pre).",
-        "theory, T6",
-        SHIPPED,
-        partial(terminal_kl, path),
-        exact(1e-9),
-        variants(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": powers["rho^4"]}),
+        name="T06-terminal-kl-gaussian",
+        statement="KL(q || p_1^beta) <= rho^2 KL(P_tgt || P_pre).",
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=partial(terminal_kl, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": powers["rho^4"]}),
         conditions=f"{CONDITIONS} g = {G}.",
         seeds=1,
         axes=("temperature", "KL(q || p_1^beta)"),
     )
     shrunk = {"rho squared": lambda rho, *rest: predictions.wasserstein_bound(rho**2, *rest)}
     yield Claim(
-        "T06-wasserstein-gaussian",
-        "W2(q, p_1^beta) <= rho int exp(int_t^1 L) (E_{p_t} |Delta|^2)^(1/2) dt, L the one-sided Lipschitz constant.",
-        "theory, T6",
-        SHIPPED,
-        partial(wasserstein, path),
-        exact(1e-9),
-        variants(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=shrunk),
+        name="T06-wasserstein-gaussian",
+        statement=(
+            "W2(q, p_1^beta) <= rho int exp(int_t^1 L) (E_{p_t} |Delta|^2)^(1/2) dt, L the one-sided Lipschitz "
+            "constant."
+        ),
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=partial(wasserstein, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=shrunk),
         conditions=f"{CONDITIONS} g = {G} and 0; the integral by 64 trapezoids.",
         seeds=1,
         axes=("temperature", "W2(q, p_1^beta)"),
     )
     yield Claim(
-        "T06-wasserstein-sharp",
-        "For b_tgt = -a(t) x and a constant gap the bound on W2 is attained.",
-        "theory, T6",
-        SHIPPED,
-        constant_gap,
-        order(1e-3),
-        variants(
+        name="T06-wasserstein-sharp",
+        statement="For b_tgt = -a(t) x and a constant gap the bound on W2 is attained.",
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=constant_gap,
+        bound=order(1e-3),
+        mutants=variants(
             SHIPPED,
             wasserstein_bound={
                 **shrunk,
@@ -339,37 +342,43 @@ def claims(registry: Registry) -> Iterator[Claim]:
         seeds=1,
     )
     yield Claim(
-        "T06-terminal-slopes",
-        "At low temperatures the slopes of log KL(q || p_1^beta) and of log W2(q, p_1^beta) on log rho are 2 and 1.",
-        "theory, T6",
-        SHIPPED,
-        partial(terminal_slopes, path),
-        order(0.02),
-        variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
+        name="T06-terminal-slopes",
+        statement=(
+            "At low temperatures the slopes of log KL(q || p_1^beta) and of log W2(q, p_1^beta) on log rho are 2 and 1."
+        ),
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=partial(terminal_slopes, path),
+        bound=order(0.02),
+        mutants=variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
         conditions=f"Gaussian problems of dimension 2 and 3, both couplings, temperatures {COLD[0]:g} and {COLD[1]:g}.",
         seeds=1,
     )
     yield Claim(
-        "T06-rotation-counterexample",
-        "No lower bound: with q = q_pre = N(0, I), b_tgt = 0 and b_pre a rotation, the drift error is rho |Delta| and "
-        "the terminal error 0.",
-        "theory, T6",
-        SHIPPED,
-        rotation,
-        exact(1e-9),
-        variants(SHIPPED, blend={"not divided": lambda target, anchor, beta: target + beta * anchor, **TOO_CLOSE}),
+        name="T06-rotation-counterexample",
+        statement=(
+            "No lower bound: with q = q_pre = N(0, I), b_tgt = 0 and b_pre a rotation, the drift error is rho |Delta| "
+            "and the terminal error 0."
+        ),
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=rotation,
+        bound=exact(1e-9),
+        mutants=variants(
+            SHIPPED, blend={"not divided": lambda target, anchor, beta: target + beta * anchor, **TOO_CLOSE}
+        ),
         conditions="Dimension 3, a random rotation.",
         seeds=1,
     )
     yield Claim(
-        "T06-weight-counterexample",
-        "The norm with w = 1 - t bounds neither W2 nor the path KL: a gap 1/((1 - t) log(1/delta)) of norm "
+        name="T06-weight-counterexample",
+        statement="The norm with w = 1 - t bounds neither W2 nor the path KL: a gap 1/((1 - t) log(1/delta)) of norm "
         "1/sqrt(log(1/delta)) moves the end by rho for every delta, and its KL grows without end.",
-        "theory, T6",
-        SHIPPED,
-        unseen_gap,
-        exact(1e-9),
-        variants(SHIPPED, blend=BLENDS, path_kl=powers),
+        reference="theory, T6",
+        subject=SHIPPED,
+        measure=unseen_gap,
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend=BLENDS, path_kl=powers),
         conditions="On the line; delta from 0.1 to 1e-8.",
         seeds=1,
         axes=("1/delta", "norm of the drift error with w = 1 - t"),

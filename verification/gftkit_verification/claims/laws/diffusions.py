@@ -249,61 +249,71 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject = Sampling(Scheme(solver, STEPS, None, made(registry, name)))
         slips = {key: replace(subject, change=change) for key, change in SLIPS.items()}
         yield Claim(
-            f"diffusion-range-{name}",
-            "The noise scale g is >= 0 and finite on [0, 1], and of t's shape and type.",
-            "gftkit.kernel.contracts.NoiseScale",
-            plain,
-            out_of_range,
-            exact(),
-            {
+            name=f"diffusion-range-{name}",
+            statement="The noise scale g is >= 0 and finite on [0, 1], and of t's shape and type.",
+            reference="gftkit.kernel.contracts.NoiseScale",
+            subject=plain,
+            measure=out_of_range,
+            bound=exact(),
+            mutants={
                 "negative": lambda t, g=plain: -1 - g(t),
                 "infinite at the data": lambda t, g=plain: (1 + g(t)) / (1 - t),
                 "not a number at the data": lambda t, g=plain: g(t) + torch.sqrt(0.9 - t),
                 "one number for all": lambda t, g=plain: g(t)[0],
             },
-            "1001 times, float32 and float64",
-            component,
+            conditions="1001 times, float32 and float64",
+            component=component,
             seeds=1,
         )
         yield Claim(
-            f"T12-sampled-gaussian-{name}",
-            "A velocity's flow sampled with this noise has the ODE's mean and covariance, half way and at t = 1.",
-            "theory, T12 and section 1",
-            subject,
-            lambda subject, generator: moments(subject, linear, generator),
-            order(MOMENTS),
-            {**slips, "closing step dropped": replace(subject, change=_cut)},
-            f"from N(0, I) to a normal law in the plane, linear path; stochastic-heun in {CHAINS} steps, extrapolated; "
-            f" moments computed and not sampled",
-            component,
+            name=f"T12-sampled-gaussian-{name}",
+            statement=(
+                "A velocity's flow sampled with this noise has the ODE's mean and covariance, half way and at t = 1."
+            ),
+            reference="theory, T12 and section 1",
+            subject=subject,
+            measure=lambda subject, generator: moments(subject, linear, generator),
+            bound=order(MOMENTS),
+            mutants={**slips, "closing step dropped": replace(subject, change=_cut)},
+            conditions=(
+                f"from N(0, I) to a normal law in the plane, linear path; stochastic-heun in {CHAINS} steps, "
+                "extrapolated;  moments computed and not sampled"
+            ),
+            component=component,
             seeds=1,
         )
         yield Claim(
-            f"T12-sampled-mixture-{name}",
-            "A velocity's flow sampled with this noise ends in the mixture that its ODE ends in.",
-            "theory, T12 and section 1",
-            subject,
-            lambda subject, generator: mixed(subject, trigonometric, generator),
-            statistical(),
-            {key: slips[key] for key in ("sign of the score", "velocity in place of the drift", "noise left out")},
-            f"two normal laws in the plane, trigonometric path; {SAMPLES} samples, {STEPS} steps of "
+            name=f"T12-sampled-mixture-{name}",
+            statement="A velocity's flow sampled with this noise ends in the mixture that its ODE ends in.",
+            reference="theory, T12 and section 1",
+            subject=subject,
+            measure=lambda subject, generator: mixed(subject, trigonometric, generator),
+            bound=statistical(),
+            mutants={
+                key: slips[key] for key in ("sign of the score", "velocity in place of the drift", "noise left out")
+            },
+            conditions=f"two normal laws in the plane, trigonometric path; {SAMPLES} samples, {STEPS} steps of "
             f"stochastic-heun; moments and Stein's identity",
-            component,
+            component=component,
             seeds=1,
         )
         if float(plain(torch.ones(1))) > 0:
             continue  # near t = 1 an error of v counts 1/(1 - t)-fold in the score: with noise there it isn't small
         yield Claim(
-            f"T12-sampled-trained-{name}",
-            "A velocity that was trained, sampled with this noise, has the moments of q.",
-            "theory, T12 and section 1",
-            subject,
-            lambda subject, generator: trained(subject, run, generator),
-            order(TRAINED),
-            {key: slips[key] for key in ("sign of the score", "velocity in place of the drift", "noise left out")},
-            f"from N(0, I) to a normal law in the plane, linear model of degree {DEGREE} in t, {TRAINED_STEPS} steps "
-            f"of stochastic-heun, 8000 samples",
-            component,
-            "full",
+            name=f"T12-sampled-trained-{name}",
+            statement="A velocity that was trained, sampled with this noise, has the moments of q.",
+            reference="theory, T12 and section 1",
+            subject=subject,
+            measure=lambda subject, generator: trained(subject, run, generator),
+            bound=order(TRAINED),
+            mutants={
+                key: slips[key] for key in ("sign of the score", "velocity in place of the drift", "noise left out")
+            },
+            conditions=(
+                f"from N(0, I) to a normal law in the plane, linear model of degree {DEGREE} in t, {TRAINED_STEPS} "
+                "steps of stochastic-heun, 8000 samples"
+            ),
+            component=component,
+            profile="full",
             seeds=1,
         )

@@ -150,13 +150,13 @@ def claims(registry: Registry) -> Iterator[Claim]:
 
     for name, problem in (("gaussian", gaussian), ("mixture", mixture)):
         yield Claim(
-            f"likelihood-{name}",
-            "log p_1(x) = log p_0(x_0) - int div v dt: the error of the log-density falls as h^4 with rk4.",
-            "theory, section 4; Chen et al. (2018), arXiv:1806.07366, theorem 1",
-            subject,
-            partial(_slope_of, problem=problem, path=path),
-            order(TOLERANCE),
-            {
+            name=f"likelihood-{name}",
+            statement="log p_1(x) = log p_0(x_0) - int div v dt: the error of the log-density falls as h^4 with rk4.",
+            reference="theory, section 4; Chen et al. (2018), arXiv:1806.07366, theorem 1",
+            subject=subject,
+            measure=partial(_slope_of, problem=problem, path=path),
+            bound=order(TOLERANCE),
+            mutants={
                 "sign of the divergence": slipped(lambda found, source, _: 2 * source(found.x0) - found.log),
                 "half of the divergence": slipped(lambda found, source, _: (source(found.x0) + found.log) / 2),
                 "divergence left out": slipped(lambda found, source, _: source(found.x0)),
@@ -165,7 +165,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 ),
                 "flow run the other way": replace(subject, log_density=_negated),
             },
-            f"d = 2; {STEPS} steps of rk4",
+            conditions=f"d = 2; {STEPS} steps of rk4",
             profile="quick" if problem is gaussian else "full",
             axes=("step h", "error of the log-density"),
             seeds=2,
@@ -176,33 +176,33 @@ def claims(registry: Registry) -> Iterator[Claim]:
         return Estimator(draw=lambda shape, g: scale * torch.randn(shape, generator=g, device=g.device))
 
     yield Claim(
-        "likelihood-hutchinson-unbiased",
-        "Hutchinson's estimate e^T (dv/dx) e has the mean div v.",
-        "Hutchinson (1990); Grathwohl et al. (2019), arXiv:1810.01367",
-        estimator,
-        unbiased,
-        statistical(SAMPLES - 1),
-        {
+        name="likelihood-hutchinson-unbiased",
+        statement="Hutchinson's estimate e^T (dv/dx) e has the mean div v.",
+        reference="Hutchinson (1990); Grathwohl et al. (2019), arXiv:1810.01367",
+        subject=estimator,
+        measure=unbiased,
+        bound=statistical(SAMPLES - 1),
+        mutants={
             "probes of variance 2": normal_probes(2**0.5),
             "half of the coordinates": Estimator(
                 draw=lambda shape, g: likelihood.rademacher(shape, g) * (torch.arange(shape[-1]) % 2)
             ),
             "probe left out on one side": Estimator(lambda v, x, e: likelihood.hutchinson(v, x, e) * e[:, :, 0]),
         },
-        f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
+        conditions=f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
     )
     yield Claim(
-        "likelihood-hutchinson-variance",
-        "With signs as probes its variance is 2 |S|^2 - 2 sum S_ii^2, S the symmetric part of dv/dx.",
-        "Avron, Toledo (2011), Journal of the ACM 58, lemma 1",
-        estimator,
-        variance,
-        statistical(SAMPLES - 1),
-        {
+        name="likelihood-hutchinson-variance",
+        statement="With signs as probes its variance is 2 |S|^2 - 2 sum S_ii^2, S the symmetric part of dv/dx.",
+        reference="Avron, Toledo (2011), Journal of the ACM 58, lemma 1",
+        subject=estimator,
+        measure=variance,
+        bound=statistical(SAMPLES - 1),
+        mutants={
             "normal probes": normal_probes(1.0),
             "the mean of two estimates": Estimator(
                 lambda v, x, e: (likelihood.hutchinson(v, x, e) + likelihood.hutchinson(v, x, e.roll(1, 0))) / 2
             ),
         },
-        f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
+        conditions=f"a linear velocity, d = {DIMENSION}, {SAMPLES} samples",
     )

@@ -120,35 +120,41 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "no score": lambda v, score, g: v + 0 * g * score,
     }
     yield Claim(
-        "T12-marginals-gaussian",
-        "The SDE with drift v + (g^2/2) grad log p_t ends in the law of the ODE with v, for every g.",
-        "theory, T12",
-        SHIPPED,
-        partial(same_marginals, path),
-        exact(1e-9),
-        variants(SHIPPED, stochastic_drift=terms),
+        name="T12-marginals-gaussian",
+        statement="The SDE with drift v + (g^2/2) grad log p_t ends in the law of the ODE with v, for every g.",
+        reference="theory, T12",
+        subject=SHIPPED,
+        measure=partial(same_marginals, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, stochastic_drift=terms),
         conditions="Gaussian problems of dimension 2, 3, 5, both couplings; g = 0.4, 1.5 and 1.3 - t.",
         seeds=1,
     )
     yield Claim(
-        "T12-marginals-mixture",
-        "Velocity and score of a Gaussian mixture's flow solve the Fokker-Planck equation with b = v + (g^2/2) score.",
-        "theory, T12",
-        SHIPPED,
-        partial(fokker_planck, registry),
-        exact(1e-9),
-        variants(SHIPPED, stochastic_drift=terms),
+        name="T12-marginals-mixture",
+        statement=(
+            "Velocity and score of a Gaussian mixture's flow solve the Fokker-Planck equation with b = v + (g^2/2) "
+            "score."
+        ),
+        reference="theory, T12",
+        subject=SHIPPED,
+        measure=partial(fokker_planck, registry),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, stochastic_drift=terms),
         conditions="Three components in dimension 2, linear and trigonometric path, 20 points; g = 0, 0.6 and 1.5.",
         seeds=2,
     )
     yield Claim(
-        "T12-blend-counterexample",
-        f"At beta > 0 the ODE with blended v and the SDE with blended b end in different laws: W2 reaches {APART:g}.",
-        "theory, T12",
-        SHIPPED,
-        partial(blends_part, path),
-        exact(1e-9),
-        variants(
+        name="T12-blend-counterexample",
+        statement=(
+            "At beta > 0 the ODE with blended v and the SDE with blended b end in different laws: W2 reaches "
+            f"{APART:g}."
+        ),
+        reference="theory, T12",
+        subject=SHIPPED,
+        measure=partial(blends_part, path),
+        bound=exact(1e-9),
+        mutants=variants(
             SHIPPED,
             blend={
                 "nothing retained": lambda target, anchor, beta: target + 0 * anchor,  # noqa: ARG005

@@ -373,13 +373,15 @@ def claims(registry: Registry) -> Iterator[Claim]:
     dropped = Altered(euler, SLIPS["last step dropped"])
     axes = ("steps", "error at t = 1")
     yield Claim(
-        "T11-euler-constant-gaussian",
-        "N times Euler's error in N steps tends to (1/2) int Phi(1, t) a_t dt with a_beta of the blend's velocity.",
-        "theory, T11",
-        few,
-        euler_constant,
-        order(0.04),
-        {
+        name="T11-euler-constant-gaussian",
+        statement=(
+            "N times Euler's error in N steps tends to (1/2) int Phi(1, t) a_t dt with a_beta of the blend's velocity."
+        ),
+        reference="theory, T11",
+        subject=few,
+        measure=euler_constant,
+        bound=order(0.04),
+        mutants={
             "d_t v dropped": replace(
                 few, acceleration=lambda one, other, rho: acceleration(still(one), still(other), rho)
             ),
@@ -391,37 +393,43 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "last step dropped": replace(few, solver=dropped),
             "drift at the step's end": replace(few, solver=late),
         },
-        f"normal laws, d = 3, both couplings, temperatures {TEMPERATURES}; {STEPS} steps, extrapolated to h = 0",
-        "solver:euler",
+        conditions=(
+            f"normal laws, d = 3, both couplings, temperatures {TEMPERATURES}; {STEPS} steps, extrapolated to h = 0"
+        ),
+        component="solver:euler",
         seeds=1,
         axes=axes,
     )
     yield Claim(
-        "T11-straight-flow-exact",
-        "One Euler step is exact on the optimal coupling's flow, straight and of constant speed; it isn't on the "
-        "independent coupling's, nor on a blend of two straight flows.",
-        "theory, T11",
-        euler,
-        straight,
-        exact(),
-        {
+        name="T11-straight-flow-exact",
+        statement=(
+            "One Euler step is exact on the optimal coupling's flow, straight and of constant speed; it isn't on the "
+            "independent coupling's, nor on a blend of two straight flows."
+        ),
+        reference="theory, T11",
+        subject=euler,
+        measure=straight,
+        bound=exact(),
+        mutants={
             "last step dropped": dropped,
             "drift at the step's end": late,
             "half of the drift": Altered(euler, SLIPS["half of the drift"]),
         },
-        "normal laws, d = 2 and 5; 1, 2 and 5 steps of gftkit.sampling.integrate.generate",
-        "solver:euler",
+        conditions="normal laws, d = 2 and 5; 1, 2 and 5 steps of gftkit.sampling.integrate.generate",
+        component="solver:euler",
         seeds=2,
     )
     linear = registry.create("path", "linear")
     yield Claim(
-        "T11-blend-acceleration-gaussian",
-        "a_beta = (1 - rho) a_tgt + rho a_pre - rho (1 - rho) (grad Delta) Delta is the blend's total derivative.",
-        "theory, T11",
-        predictions.blend_acceleration,
-        lambda predicted, generator: blend_acceleration(predicted, linear, generator),
-        exact(),
-        {
+        name="T11-blend-acceleration-gaussian",
+        statement=(
+            "a_beta = (1 - rho) a_tgt + rho a_pre - rho (1 - rho) (grad Delta) Delta is the blend's total derivative."
+        ),
+        reference="theory, T11",
+        subject=predictions.blend_acceleration,
+        measure=lambda predicted, generator: blend_acceleration(predicted, linear, generator),
+        bound=exact(),
+        mutants={
             "last term dropped": lambda one, other, apart, rho: (1 - rho) * one + rho * other,  # noqa: ARG005
             "sign of the last term": lambda one, other, apart, rho: predictions.blend_acceleration(
                 one, other, -apart, rho
@@ -431,19 +439,21 @@ def claims(registry: Registry) -> Iterator[Claim]:
             ),
             "rho^2 for rho (1 - rho)": lambda one, other, apart, rho: (1 - rho) * one + rho * other - rho**2 * apart,
         },
-        "flows to normal laws of both couplings and to mixtures, d = 2 and 5; temperatures 0.01 to 30",
+        conditions="flows to normal laws of both couplings and to mixtures, d = 2 and 5; temperatures 0.01 to 30",
         seeds=2,
     )
     stochastic = Stochastic(registry.create("solver", "euler-maruyama"))
     yield Claim(
-        "T12-sampler-gaussian",
-        "Samples of dX = (v + (g^2/2) grad log p_t) dt + g dW on the Brownian bridge, closing step included, have the "
-        "mean and covariance of its Euler-Maruyama chain.",
-        "theory, T12 and section 1",
-        stochastic,
-        lambda subject, generator: stochastic_samples(subject, registry, generator),
-        statistical(),
-        {
+        name="T12-sampler-gaussian",
+        statement=(
+            "Samples of dX = (v + (g^2/2) grad log p_t) dt + g dW on the Brownian bridge, closing step included, have "
+            "the mean and covariance of its Euler-Maruyama chain."
+        ),
+        reference="theory, T12 and section 1",
+        subject=stochastic,
+        measure=lambda subject, generator: stochastic_samples(subject, registry, generator),
+        bound=statistical(),
+        mutants={
             "sign of the score": replace(stochastic, build=lambda v, s, g: predictions.stochastic_drift(v, -s, g)),
             "factor 1/2 dropped": replace(stochastic, build=lambda v, s, g: v + g**2 * s),
             "g for g^2": replace(stochastic, build=lambda v, s, g: v + g / 2 * s),
@@ -452,8 +462,8 @@ def claims(registry: Registry) -> Iterator[Claim]:
             ),
             "no noise in the closing step": replace(stochastic, closing=lambda path: Closed(path, "mean", 0.9)),
         },
-        "two normal laws in the plane, 8000 samples, 12 steps to t = 0.9 and the closing step",
-        "solver:euler-maruyama",
+        conditions="two normal laws in the plane, 8000 samples, 12 steps to t = 0.9 and the closing step",
+        component="solver:euler-maruyama",
     )
 
 

@@ -236,64 +236,76 @@ def claims(registry: Registry) -> Iterator[Claim]:
     for name, coupling in components(registry, "coupling"):
         run = Run(registry, coupling, linear, rk4)
         yield Claim(
-            f"T10-sampler-trained-{name}",
-            "A drift trained on minibatches of this coupling carries p0 to q, with int E|v_t|^2 dt between W2(p0, q)^2 "
-            "and the independent coupling's.",
-            "theory, T10",
-            run,
-            reached,
-            order(TOLERANCE),
-            {
+            name=f"T10-sampler-trained-{name}",
+            statement=(
+                "A drift trained on minibatches of this coupling carries p0 to q, with int E|v_t|^2 dt between W2(p0, "
+                "q)^2 and the independent coupling's."
+            ),
+            reference="theory, T10",
+            subject=run,
+            measure=reached,
+            bound=order(TOLERANCE),
+            mutants={
                 "sum for difference of the endpoints": replace(run, trained=lambda _: Slipped((1.0, 1.0))),
                 "rate of x0 dropped": replace(run, trained=lambda _: Slipped((0.0, 1.0))),
                 "last step dropped": replace(run, solver=Altered(rk4, SLIPS["last step dropped"])),
             },
-            f"normal laws in the plane, batches of {COUPLED.batch_size}, linear model of degree {DEGREE} in t",
-            f"coupling:{name}",
-            "full",
+            conditions=(
+                f"normal laws in the plane, batches of {COUPLED.batch_size}, linear model of degree {DEGREE} in t"
+            ),
+            component=f"coupling:{name}",
+            profile="full",
             seeds=1,
         )
     independent = registry.create("coupling", "independent")
     bridge = registry.create("path", "brownian-bridge", scale=1.2, delta=0.05)
     noisy = Run(registry, independent, bridge, registry.create("solver", "euler-maruyama"))
     yield Claim(
-        "T12-sampler-trained",
-        "A drift trained on the Brownian bridge, sampled by Euler-Maruyama with a closing step, has the moments of q.",
-        "theory, T12 and section 1",
-        noisy,
-        stochastic,
-        order(0.06),
-        {
+        name="T12-sampler-trained",
+        statement=(
+            "A drift trained on the Brownian bridge, sampled by Euler-Maruyama with a closing step, has the moments of "
+            "q."
+        ),
+        reference="theory, T12 and section 1",
+        subject=noisy,
+        measure=stochastic,
+        bound=order(0.06),
+        mutants={
             "no noise in sampling": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["no noise"])),
             "noise scaled by h": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["noise scaled by h"])),
             "half of the drift": replace(noisy, solver=Altered(noisy.solver, SLIPS["half of the drift"])),
             "trained on x1 - x0": replace(noisy, trained=PairDrift),
         },
-        f"normal laws in the plane, independent pairs, linear model of degree {NOISY_DEGREE} in t, {STEPS[True]} steps",
-        "solver:euler-maruyama",
-        "full",
+        conditions=(
+            f"normal laws in the plane, independent pairs, linear model of degree {NOISY_DEGREE} in t, {STEPS[True]} "
+            "steps"
+        ),
+        component="solver:euler-maruyama",
+        profile="full",
         seeds=1,
     )
     euler = registry.create("solver", "euler")
     plain, few = Run(registry, independent, linear, euler), FewSteps(euler)
     yield Claim(
-        "T11-few-steps-trained",
-        "For a trained network, and for blends of trained drifts, N times Euler's error in N steps tends to "
+        name="T11-few-steps-trained",
+        statement="For a trained network, and for blends of trained drifts, N times Euler's error in N steps tends to "
         "(1/2) int Phi(1, t) a_t dt.",
-        "theory, T11",
-        few,
-        lambda subject, generator: few_steps(subject, plain, generator),
-        order(0.02),
-        {
+        reference="theory, T11",
+        subject=few,
+        measure=lambda subject, generator: few_steps(subject, plain, generator),
+        bound=order(0.02),
+        mutants={
             "factor 1/2 dropped": replace(few, share=1.0),
             "Phi dropped": replace(few, transport=False),
             "d_t v dropped": replace(few, acceleration=lambda one, _, rho: acceleration(still(one), still(one), rho)),
             "last step dropped": replace(few, solver=Altered(euler, SLIPS["last step dropped"])),
         },
-        f"mlp of width 32 in the plane; linear models in dimension 2 with independent and 3 with optimal coupling, at "
-        f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; {FEW} steps, extrapolated to h = 0",
-        "solver:euler",
-        "full",
+        conditions=(
+            "mlp of width 32 in the plane; linear models in dimension 2 with independent and 3 with optimal coupling, "
+            f"at temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; {FEW} steps, extrapolated to h = 0"
+        ),
+        component="solver:euler",
+        profile="full",
         seeds=1,
         axes=("steps", "error at t = 1"),
     )

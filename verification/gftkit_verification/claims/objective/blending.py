@@ -71,19 +71,22 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     solver = registry.create("solver", "rk4")
     yield Claim(
-        "T01-blended-sampler",
-        "Sampled between a fine-tune and its anchor, the samples' law at t = 1 is that of (b + beta b_pre)/(1 + beta).",
-        "theory, T1 and section 4",
-        Blended,
-        lambda subject, generator: blended_law(subject, solver, generator),
-        order(TOLERANCE),
-        {
+        name="T01-blended-sampler",
+        statement=(
+            "Sampled between a fine-tune and its anchor, the samples' law at t = 1 is that of (b + beta b_pre)/(1 + "
+            "beta)."
+        ),
+        reference="theory, T1 and section 4",
+        subject=Blended,
+        measure=lambda subject, generator: blended_law(subject, solver, generator),
+        bound=order(TOLERANCE),
+        mutants={
             "beta for rho": _mixed,
             "swapped roles": lambda drift, anchor, beta: Blended(anchor, drift, beta),
             "temperature left out": lambda drift, anchor, _: Blended(drift, anchor, 1.0),
             "anchor at t = 0": _late,
         },
-        f"normal laws in dimension 3, every coupling; {STEPS} steps of rk4; temperatures "
+        conditions=f"normal laws in dimension 3, every coupling; {STEPS} steps of rk4; temperatures "
         f"{', '.join(f'{beta:g}' for beta in TEMPERATURES)}",
         seeds=2,
     )

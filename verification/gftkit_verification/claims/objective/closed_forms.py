@@ -279,35 +279,38 @@ def claims(registry: Registry) -> Iterator[Claim]:
     round_off = exact(1e-9)
 
     yield Claim(
-        "T01-retention",
-        "The share of the pretrained drift that is kept is rho = beta/(1 + beta).",
-        "theory, section 0",
-        objective.retention,
-        retained,
-        round_off,
-        SHARES,
+        name="T01-retention",
+        statement="The share of the pretrained drift that is kept is rho = beta/(1 + beta).",
+        reference="theory, section 0",
+        subject=objective.retention,
+        measure=retained,
+        bound=round_off,
+        mutants=SHARES,
         seeds=1,
         conditions="Random temperatures from 0.001 to 1000.",
     )
     yield Claim(
-        "T01-optimum-gaussian",
-        "b_beta = (b_tgt + beta b_pre)/(1 + beta) minimizes the marginal, the conditional and the blended objective.",
-        "theory, T1",
-        SHIPPED,
-        partial(optimum, path),
-        round_off,
-        mutants(blend={**BLENDS, **SIGN}, penalty=STRENGTHS, blended=GOALS),
+        name="T01-optimum-gaussian",
+        statement=(
+            "b_beta = (b_tgt + beta b_pre)/(1 + beta) minimizes the marginal, the conditional and the blended "
+            "objective."
+        ),
+        reference="theory, T1",
+        subject=SHIPPED,
+        measure=partial(optimum, path),
+        bound=round_off,
+        mutants=mutants(blend={**BLENDS, **SIGN}, penalty=STRENGTHS, blended=GOALS),
         seeds=1,
         conditions=CONDITIONS,
     )
     yield Claim(
-        "T02-excess-risk-gaussian",
-        "L_beta(b) - L_beta(b_beta) = (1 + beta) |b - b_beta|^2 and L_beta(b_beta) = rho |b_pre - b_tgt|^2.",
-        "theory, T2",
-        SHIPPED,
-        partial(risks, path),
-        round_off,
-        mutants(
+        name="T02-excess-risk-gaussian",
+        statement="L_beta(b) - L_beta(b_beta) = (1 + beta) |b - b_beta|^2 and L_beta(b_beta) = rho |b_pre - b_tgt|^2.",
+        reference="theory, T2",
+        subject=SHIPPED,
+        measure=partial(risks, path),
+        bound=round_off,
+        mutants=mutants(
             excess={
                 "1 + beta dropped": risk(lambda beta: 1.0),  # noqa: ARG005
                 "not squared": risk(lambda beta: 1 + beta, 0.5),
@@ -320,24 +323,26 @@ def claims(registry: Registry) -> Iterator[Claim]:
         conditions=CONDITIONS,
     )
     yield Claim(
-        "T03-forms-gaussian",
-        "Sample by sample, C = (1 + beta) B + rho w |b_t(x|z) - b_pre|^2.",
-        "theory, T3",
-        SHIPPED,
-        partial(forms, path),
-        round_off,
-        mutants(form_gap={name: risk(share) for name, share in SHARES.items()}, blended=GOALS, penalty=STRENGTHS),
+        name="T03-forms-gaussian",
+        statement="Sample by sample, C = (1 + beta) B + rho w |b_t(x|z) - b_pre|^2.",
+        reference="theory, T3",
+        subject=SHIPPED,
+        measure=partial(forms, path),
+        bound=round_off,
+        mutants=mutants(
+            form_gap={name: risk(share) for name, share in SHARES.items()}, blended=GOALS, penalty=STRENGTHS
+        ),
         seeds=1,
         conditions=CONDITIONS,
     )
     yield Claim(
-        "T03-gradients-network",
-        "Sample by sample, grad C = (1 + beta) grad B by the weights of a network.",
-        "theory, T3",
-        SHIPPED,
-        partial(network_gradients, path),
-        round_off,
-        mutants(penalty={**STRENGTHS, "penalty detached": detached}, blended=GOALS),
+        name="T03-gradients-network",
+        statement="Sample by sample, grad C = (1 + beta) grad B by the weights of a network.",
+        reference="theory, T3",
+        subject=SHIPPED,
+        measure=partial(network_gradients, path),
+        bound=round_off,
+        mutants=mutants(penalty={**STRENGTHS, "penalty detached": detached}, blended=GOALS),
         seeds=1,
         conditions=CONDITIONS,
     )
@@ -347,13 +352,15 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "source forgotten": lambda path, t, x0, x1, noise: flow.drift(path, t, 0 * x0, x1, noise),
     }
     yield Claim(
-        "T03-conditional-marginal-gaussian",
-        "C_beta - L_beta = E w tr Cov(b_t(x|z) | t, x) for every drift; in the blended form (1 - rho)^2 of it.",
-        "theory, T3",
-        SHIPPED,
-        partial(conditional_variance, path, 0.0),
-        round_off,
-        mutants(conditional=drifts, blended=GOALS),
+        name="T03-conditional-marginal-gaussian",
+        statement=(
+            "C_beta - L_beta = E w tr Cov(b_t(x|z) | t, x) for every drift; in the blended form (1 - rho)^2 of it."
+        ),
+        reference="theory, T3",
+        subject=SHIPPED,
+        measure=partial(conditional_variance, path, 0.0),
+        bound=round_off,
+        mutants=mutants(conditional=drifts, blended=GOALS),
         seeds=1,
         conditions=CONDITIONS,
     )
@@ -365,25 +372,27 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "noise forgotten": lambda path, t, x0, x1, noise: flow.drift(path, t, x0, x1, 0 * noise),
     }
     yield Claim(
-        "T03-conditional-marginal-bridge",
-        "C_beta - L_beta = E w tr Cov(b_t(x|z) | t, x) for every drift, for the bridge on [0, 1 - delta].",
-        "theory, T3",
-        SHIPPED,
-        partial(conditional_variance, bridge, SCALE),
-        round_off,
-        mutants(conditional=noises, blended=GOALS),
+        name="T03-conditional-marginal-bridge",
+        statement="C_beta - L_beta = E w tr Cov(b_t(x|z) | t, x) for every drift, for the bridge on [0, 1 - delta].",
+        reference="theory, T3",
+        subject=SHIPPED,
+        measure=partial(conditional_variance, bridge, SCALE),
+        bound=round_off,
+        mutants=mutants(conditional=noises, blended=GOALS),
         seeds=1,
         conditions=f"{CONDITIONS} Brownian bridge of scale {SCALE:g}, delta = {1 - flow.t_end(bridge):g}.",
         component="path:brownian-bridge",
     )
     yield Claim(
-        "T03-bridge-counterexample",
-        "With w = 1 up to t = 1 the bridge's C_beta - L_beta is infinite: it grows as d scale^2 log(1/delta).",
-        "theory, T3",
-        SHIPPED,
-        partial(divergence, bridge, SCALE),
-        order(0.02),
-        mutants(conditional=noises),
+        name="T03-bridge-counterexample",
+        statement=(
+            "With w = 1 up to t = 1 the bridge's C_beta - L_beta is infinite: it grows as d scale^2 log(1/delta)."
+        ),
+        reference="theory, T3",
+        subject=SHIPPED,
+        measure=partial(divergence, bridge, SCALE),
+        bound=order(0.02),
+        mutants=mutants(conditional=noises),
         seeds=1,
         conditions=f"{CONDITIONS} Brownian bridge of scale {SCALE:g} on [0, 1 - delta], delta from 0.1 to 1e-6.",
         component="path:brownian-bridge",

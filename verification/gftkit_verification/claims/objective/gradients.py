@@ -262,39 +262,43 @@ def _samples(path: Path) -> Iterator[Claim]:
         return worst
 
     yield Claim(
-        "T09-identity-per-sample",
-        "Per sample, grad B_beta = (1 - rho) grad FM + rho grad |b - b_pre|^2.",
-        "theory, T9",
-        blended_loss,
-        identity,
-        exact(),
-        LOSS_SLIPS,
-        CONDITIONS,
+        name="T09-identity-per-sample",
+        statement="Per sample, grad B_beta = (1 - rho) grad FM + rho grad |b - b_pre|^2.",
+        reference="theory, T9",
+        subject=blended_loss,
+        measure=identity,
+        bound=exact(),
+        mutants=LOSS_SLIPS,
+        conditions=CONDITIONS,
         seeds=1,
     )
     yield Claim(
-        "T09a-label-noise-gaussian",
-        "Given (t, x), the covariance of the blended form's gradient is (1 - rho)^2 that of plain flow matching, "
-        "whatever the drift.",
-        "theory, T9a",
-        LabelNoise(),
-        noise,
-        exact(),
-        LABEL_SLIPS,
-        "Gaussian flows, d = 2, 3, 5, independent coupling (with the optimal one a label is a function of x_t and has "
-        "no noise); a network of one hidden layer with random weights; beta 0.01 to 30.",
+        name="T09a-label-noise-gaussian",
+        statement=(
+            "Given (t, x), the covariance of the blended form's gradient is (1 - rho)^2 that of plain flow matching, "
+            "whatever the drift."
+        ),
+        reference="theory, T9a",
+        subject=LabelNoise(),
+        measure=noise,
+        bound=exact(),
+        mutants=LABEL_SLIPS,
+        conditions=(
+            "Gaussian flows, d = 2, 3, 5, independent coupling (with the optimal one a label is a function of x_t and "
+            "has no noise); a network of one hidden layer with random weights; beta 0.01 to 30."
+        ),
         seeds=1,
         axes=AXES,
     )
     yield Claim(
-        "T09b-first-step-gaussian",
-        "At b = b_pre the gradient of every sample is (1 - rho) times that of plain flow matching.",
-        "theory, T9b",
-        blended_loss,
-        first_step,
-        exact(),
-        LOSS_SLIPS,
-        CONDITIONS,
+        name="T09b-first-step-gaussian",
+        statement="At b = b_pre the gradient of every sample is (1 - rho) times that of plain flow matching.",
+        reference="theory, T9b",
+        subject=blended_loss,
+        measure=first_step,
+        bound=exact(),
+        mutants=LOSS_SLIPS,
+        conditions=CONDITIONS,
         seeds=1,
     )
 
@@ -362,57 +366,61 @@ def _linear(path: Path) -> Iterator[Claim]:
 
     classes = "W phi, phi = (1, t, x, t x); Gaussian flows, d = 2, 3, 5, both couplings; 60 samples as the population."
     yield Claim(
-        "T09c-optimum-noise",
-        "At b_beta the gradient's whole covariance is (1 - rho)^2 that of plain flow matching at its optimum, for "
-        "models linear in their parameters whose class contains b_pre.",
-        "theory, T9c",
-        blended_loss,
-        at_optimum,
-        exact(),
-        LOSS_SLIPS,
-        classes,
+        name="T09c-optimum-noise",
+        statement=(
+            "At b_beta the gradient's whole covariance is (1 - rho)^2 that of plain flow matching at its optimum, for "
+            "models linear in their parameters whose class contains b_pre."
+        ),
+        reference="theory, T9c",
+        subject=blended_loss,
+        measure=at_optimum,
+        bound=exact(),
+        mutants=LOSS_SLIPS,
+        conditions=classes,
         seeds=1,
         axes=AXES,
     )
     yield Claim(
-        "T09c-optimum-noise-counterexample",
-        "Where the class doesn't contain b_pre, with r = (Pi - I) b_pre, the trace exceeds (1 - rho)^2 of plain flow "
-        "matching's by 4 E|phi|^2 (rho^2 |r|^2 + 2 rho (1 - rho) <b - b_t(x|z), r>) with b plain flow matching's "
-        "optimum: it doesn't vanish as beta grows.",
-        "theory, T9c",
-        blended_loss,
-        outside,
-        exact(),
-        LOSS_SLIPS,
-        f"{classes} b_pre is not affine in x.",
+        name="T09c-optimum-noise-counterexample",
+        statement=(
+            "Where the class doesn't contain b_pre, with r = (Pi - I) b_pre, the trace exceeds (1 - rho)^2 of plain "
+            "flow matching's by 4 E|phi|^2 (rho^2 |r|^2 + 2 rho (1 - rho) <b - b_t(x|z), r>) with b plain flow "
+            "matching's optimum: it doesn't vanish as beta grows."
+        ),
+        reference="theory, T9c",
+        subject=blended_loss,
+        measure=outside,
+        bound=exact(),
+        mutants=LOSS_SLIPS,
+        conditions=f"{classes} b_pre is not affine in x.",
         seeds=1,
         axes=AXES,
     )
     yield Claim(
-        "T09-penalty-curvature",
-        "The penalty form has 1 + beta times plain flow matching's curvature: gradient descent converges iff "
+        name="T09-penalty-curvature",
+        statement="The penalty form has 1 + beta times plain flow matching's curvature: gradient descent converges iff "
         "lr (1 + beta) lambda_max < 2.",
-        "theory, T9",
-        penalty_loss,
-        curvature,
-        exact(),
-        {"blended form": blended_loss, "no anchor": slips.unanchored, "twice the tie": _twice_tied},
-        f"{classes} Learning rates 5 % below and above the limit.",
+        reference="theory, T9",
+        subject=penalty_loss,
+        measure=curvature,
+        bound=exact(),
+        mutants={"blended form": blended_loss, "no anchor": slips.unanchored, "twice the tie": _twice_tied},
+        conditions=f"{classes} Learning rates 5 % below and above the limit.",
         seeds=1,
     )
     yield Claim(
-        "T09-penalty-label-noise",
-        "The penalty form has plain flow matching's label noise, at every temperature.",
-        "theory, T9",
-        penalty_loss,
-        penalty_noise,
-        exact(),
-        {
+        name="T09-penalty-label-noise",
+        statement="The penalty form has plain flow matching's label noise, at every temperature.",
+        reference="theory, T9",
+        subject=penalty_loss,
+        measure=penalty_noise,
+        bound=exact(),
+        mutants={
             "blended form": blended_loss,
             "target and anchor swapped": _swapped_penalty,
             "1 + beta times": _scaled_penalty,
         },
-        "Gaussian flow, d = 3, independent coupling; a network of one hidden layer; beta 0.01 to 30.",
+        conditions="Gaussian flow, d = 3, independent coupling; a network of one hidden layer; beta 0.01 to 30.",
         axes=AXES,
     )
 

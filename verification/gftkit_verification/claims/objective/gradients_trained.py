@@ -159,15 +159,15 @@ def _first_step_of_loop(registry: Registry) -> Claim:
         return worst
 
     return Claim(
-        "T09b-first-step-loop",
-        "From the pretrained weights the loop's first step under Adam is plain fine-tuning's, and under SGD "
+        name="T09b-first-step-loop",
+        statement="From the pretrained weights the loop's first step under Adam is plain fine-tuning's, and under SGD "
         "(1 - rho) times it.",
-        "theory, T9b",
-        build_loop,
-        measure,
-        exact(),
-        FIRST_STEP_SLIPS,
-        "Gaussian flow, d = 3; a linear model in float64; Adam's eps 1e-18 (the statement holds up to it).",
+        reference="theory, T9b",
+        subject=trial,
+        measure=measure,
+        bound=exact(),
+        mutants=FIRST_STEP_SLIPS,
+        conditions="Gaussian flow, d = 3; a linear model in float64; Adam's eps 1e-18 (the statement holds up to it).",
         seeds=1,
     )
 
@@ -238,43 +238,51 @@ def _trained(registry: Registry) -> Iterator[Claim]:
         return Measurement(cross_fitted_t(torch.stack(samples, 1), torch.zeros(len(samples))), lines)
 
     yield Claim(
-        "T09a-label-noise-trained",
-        "At a trained network the label noise of the blended form is (1 - rho)^2 that of plain flow matching.",
-        "theory, T9a",
-        LabelNoise(),
-        noise,
-        exact(),
-        {name: slip for name, slip in LABEL_SLIPS.items() if name not in ("beta for rho", "no anchor")},
-        f"{TRAINED} Dimensions 2 and 4, independent coupling: under the optimal one (t, x) leaves no noise.",
+        name="T09a-label-noise-trained",
+        statement=(
+            "At a trained network the label noise of the blended form is (1 - rho)^2 that of plain flow matching."
+        ),
+        reference="theory, T9a",
+        subject=LabelNoise(),
+        measure=noise,
+        bound=exact(),
+        mutants={name: slip for name, slip in LABEL_SLIPS.items() if name not in ("beta for rho", "no anchor")},
+        conditions=f"{TRAINED} Dimensions 2 and 4, independent coupling: under the optimal one (t, x) leaves no noise.",
         profile="full",
         seeds=1,
         axes=AXES,
     )
     yield Claim(
-        "T09b-first-step-trained",
-        "At a pretrained network every stochastic gradient of the loop is (1 - rho) times plain fine-tuning's: its "
-        "signal-to-noise is the same.",
-        "theory, T9b",
-        build_loop,
-        first_steps,
-        exact(),
-        FIRST_STEP_SLIPS,
-        f"{TRAINED} Dimension 2 with independent and 4 with optimal coupling.",
+        name="T09b-first-step-trained",
+        statement=(
+            "At a pretrained network every stochastic gradient of the loop is (1 - rho) times plain fine-tuning's: its "
+            "signal-to-noise is the same."
+        ),
+        reference="theory, T9b",
+        subject=trial,
+        measure=first_steps,
+        bound=exact(),
+        mutants=FIRST_STEP_SLIPS,
+        conditions=f"{TRAINED} Dimension 2 with independent and 4 with optimal coupling.",
         profile="full",
         seeds=1,
         axes=AXES,
     )
     yield Claim(
-        "T09c-optimum-noise-trained",
-        "After training by SGD at a temperature, the stochastic gradient's variance is (1 - rho)^2 that of plain "
-        "fine-tuning after as many steps, for models linear in their parameters.",
-        "theory, T9c",
-        build_loop,
-        at_trained,
-        statistical(degrees=REPLICAS // 2 - 1),
-        LOOP_SLIPS,
-        "Linear model with Gaussian features, d = 2 and 3 in turn, batches of 1, 400 independent replicas; beta "
-        "0.01 to 30.",
+        name="T09c-optimum-noise-trained",
+        statement=(
+            "After training by SGD at a temperature, the stochastic gradient's variance is (1 - rho)^2 that of plain "
+            "fine-tuning after as many steps, for models linear in their parameters."
+        ),
+        reference="theory, T9c",
+        subject=trial,
+        measure=at_trained,
+        bound=statistical(degrees=REPLICAS // 2 - 1),
+        mutants=LOOP_SLIPS,
+        conditions=(
+            "Linear model with Gaussian features, d = 2 and 3 in turn, batches of 1, 400 independent replicas; beta "
+            "0.01 to 30."
+        ),
         profile="full",
         seeds=1,
         axes=AXES,

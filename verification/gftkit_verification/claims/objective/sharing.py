@@ -173,25 +173,29 @@ def claims(registry: Registry) -> Iterator[Claim]:
         return worst
 
     yield Claim(
-        "sharing-unbiased",
-        "With the anchor on k of n samples, all choices equally likely, and the penalty times n/k, the mean loss and "
-        "its gradient are those of the penalty form.",
-        "theory, anchor sharing",
-        shared_loss,
-        unbiased,
-        exact(1e-12),
-        LOSSES,
-        CONDITIONS,
+        name="sharing-unbiased",
+        statement=(
+            "With the anchor on k of n samples, all choices equally likely, and the penalty times n/k, the mean loss "
+            "and its gradient are those of the penalty form."
+        ),
+        reference="theory, anchor sharing",
+        subject=shared_loss,
+        measure=unbiased,
+        bound=exact(1e-12),
+        mutants=LOSSES,
+        conditions=CONDITIONS,
         seeds=1,
     )
     yield Claim(
-        "sharing-noise",
-        "The choice adds the covariance beta^2 (1/k - 1/n) Cov(w grad |b - b_pre|^2) to the batch's gradient.",
-        "theory, anchor sharing",
-        Noise(),
-        noise,
-        exact(),
-        NOISES,
-        CONDITIONS,
+        name="sharing-noise",
+        statement=(
+            "The choice adds the covariance beta^2 (1/k - 1/n) Cov(w grad |b - b_pre|^2) to the batch's gradient."
+        ),
+        reference="theory, anchor sharing",
+        subject=Noise(),
+        measure=noise,
+        bound=exact(),
+        mutants=NOISES,
+        conditions=CONDITIONS,
         seeds=1,
     )

@@ -372,24 +372,24 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "no score": lambda v, score, g: v + 0 * g * score,
     }
     yield Claim(
-        "T16-velocity-gap-kl",
-        "int k E|v_pre - v_tgt|^2 dt = KL(q || q_pre) = KL(P_tgt || P_pre) of the SDEs with g^2 = 2/k.",
-        "theory, T16",
-        SHIPPED,
-        partial(velocity_gap, registry),
-        exact(1e-9),
-        variants(SHIPPED, rates=rates, score=scores, stochastic_drift=terms),
+        name="T16-velocity-gap-kl",
+        statement="int k E|v_pre - v_tgt|^2 dt = KL(q || q_pre) = KL(P_tgt || P_pre) of the SDEs with g^2 = 2/k.",
+        reference="theory, T16",
+        subject=SHIPPED,
+        measure=partial(velocity_gap, registry),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, rates=rates, score=scores, stochastic_drift=terms),
         conditions="Every registered affine path; source N(0, I), independent; normal targets of dimension 2 and 4.",
         seeds=1,
     )
     yield Claim(
-        "T16-terminal-kl",
-        "KL(q || p_1^beta) <= rho^2 KL(q || q_pre), for the SDE with g^2 = 2/k.",
-        "theory, T16",
-        SHIPPED,
-        partial(terminal_kl, registry),
-        exact(1e-9),
-        variants(
+        name="T16-terminal-kl",
+        statement="KL(q || p_1^beta) <= rho^2 KL(q || q_pre), for the SDE with g^2 = 2/k.",
+        reference="theory, T16",
+        subject=SHIPPED,
+        measure=partial(terminal_kl, registry),
+        bound=exact(1e-9),
+        mutants=variants(
             SHIPPED,
             stochastic_drift=terms,
             blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]},
@@ -401,47 +401,49 @@ def claims(registry: Registry) -> Iterator[Claim]:
         axes=("temperature", "KL(q || p_1^beta)"),
     )
     yield Claim(
-        "T17-geometric-mixture",
-        "P_tgt^(1-rho) P_pre^rho = P_beta exp(-rho (1-rho)/2 int |Delta|^2/g^2 dt) on every path of states.",
-        "theory, T17",
-        SHIPPED,
-        partial(geometric_mixture, path),
-        exact(1e-9),
-        variants(SHIPPED, blend={**BLENDS, **SIGN}),
+        name="T17-geometric-mixture",
+        statement="P_tgt^(1-rho) P_pre^rho = P_beta exp(-rho (1-rho)/2 int |Delta|^2/g^2 dt) on every path of states.",
+        reference="theory, T17",
+        subject=SHIPPED,
+        measure=partial(geometric_mixture, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend={**BLENDS, **SIGN}),
         conditions=f"{CONDITIONS} Euler-Maruyama chains of 6 steps, for which it is exact; g = {G}.",
         seeds=1,
     )
     yield Claim(
-        "T17-geometric-mixture-constant-gap",
-        "Where Delta doesn't depend on x, the blend's law is the geometric mixture of the path laws.",
-        "theory, T17",
-        SHIPPED,
-        partial(parallel, path),
-        exact(1e-9),
-        variants(SHIPPED, blend={**BLENDS, **SIGN}),
+        name="T17-geometric-mixture-constant-gap",
+        statement="Where Delta doesn't depend on x, the blend's law is the geometric mixture of the path laws.",
+        reference="theory, T17",
+        subject=SHIPPED,
+        measure=partial(parallel, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend={**BLENDS, **SIGN}),
         conditions=f"{CONDITIONS} Joint laws of chains of 5 Euler-Maruyama steps; g = {G}.",
         seeds=1,
     )
     yield Claim(
-        "T17-geometric-mixture-counterexample",
-        f"Where Delta depends on x it is not: KL(geometric mixture || P_beta) reaches {APART:g}.",
-        "theory, T17",
-        SHIPPED,
-        partial(not_parallel, path),
-        exact(1e-9),
-        variants(SHIPPED, blend={**BLENDS, **SIGN}),
+        name="T17-geometric-mixture-counterexample",
+        statement=f"Where Delta depends on x it is not: KL(geometric mixture || P_beta) reaches {APART:g}.",
+        reference="theory, T17",
+        subject=SHIPPED,
+        measure=partial(not_parallel, path),
+        bound=exact(1e-9),
+        mutants=variants(SHIPPED, blend={**BLENDS, **SIGN}),
         conditions=f"{CONDITIONS} Joint laws of chains of 5 Euler-Maruyama steps; g = {G}.",
         seeds=1,
     )
     yield Claim(
-        "T17-replay",
-        "Replay's flow, to (1-rho) q + rho q_pre, has drift b_tgt + r Delta, r = rho p_pre/((1-rho) p + rho p_pre), "
-        "and the law (1-rho) p + rho p_pre at every t. About the oracles: gftkit trains by the blend.",
-        "theory, T17",
-        replayed,
-        partial(replay, registry),
-        exact(1e-9),
-        {
+        name="T17-replay",
+        statement=(
+            "Replay's flow, to (1-rho) q + rho q_pre, has drift b_tgt + r Delta, r = rho p_pre/((1-rho) p + rho "
+            "p_pre), and the law (1-rho) p + rho p_pre at every t. About the oracles: gftkit trains by the blend."
+        ),
+        reference="theory, T17",
+        subject=replayed,
+        measure=partial(replay, registry),
+        bound=exact(1e-9),
+        mutants={
             "rho for r": lambda log_p, log_pre, rho: torch.full_like(log_p, rho),  # noqa: ARG005
             "densities swapped": lambda log_p, log_pre, rho: replayed(log_pre, log_p, rho),
             "1 - rho for rho": lambda log_p, log_pre, rho: replayed(log_p, log_pre, 1 - rho),
@@ -452,13 +454,15 @@ def claims(registry: Registry) -> Iterator[Claim]:
         seeds=1,
     )
     yield Claim(
-        "T17-terminal-slopes",
-        "For separated targets the slope of log W2(q, terminal law) on log rho is 1 for the blend, 1/2 for replay.",
-        "theory, T17",
-        SHIPPED,
-        terminal_distance,
-        order(0.03),
-        variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
+        name="T17-terminal-slopes",
+        statement=(
+            "For separated targets the slope of log W2(q, terminal law) on log rho is 1 for the blend, 1/2 for replay."
+        ),
+        reference="theory, T17",
+        subject=SHIPPED,
+        measure=terminal_distance,
+        bound=order(0.03),
+        mutants=variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
         conditions="On the line; q and q_pre normal, 12 apart; temperatures 1e-4 to 3e-3.",
         seeds=2,
         axes=("temperature", "W2(q, terminal law)"),

@@ -251,24 +251,27 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     path, round_off = registry.create("path", "linear"), exact(1e-9)
     yield Claim(
-        "T18-anchor-error",
-        "An anchor that is off by delta shifts the optimum by rho delta.",
-        "theory, T18",
-        SHIPPED,
-        partial(anchor_error, path),
-        round_off,
-        mutants(blend={**BLENDS, **SIGN}, penalty=STRENGTHS, blended=GOALS),
+        name="T18-anchor-error",
+        statement="An anchor that is off by delta shifts the optimum by rho delta.",
+        reference="theory, T18",
+        subject=SHIPPED,
+        measure=partial(anchor_error, path),
+        bound=round_off,
+        mutants=mutants(blend={**BLENDS, **SIGN}, penalty=STRENGTHS, blended=GOALS),
         seeds=1,
         conditions=f"{CONDITIONS} delta is as large as the gap.",
     )
     yield Claim(
-        "T18-frozen-anchor",
-        "The anchor stays b_pre while the weights that it was made of are trained: the optimum is b_beta, not b_tgt.",
-        "theory, T18",
-        FrozenAnchor,
-        frozen_anchor,
-        exact(1e-9),
-        {
+        name="T18-frozen-anchor",
+        statement=(
+            "The anchor stays b_pre while the weights that it was made of are trained: the optimum is b_beta, not "
+            "b_tgt."
+        ),
+        reference="theory, T18",
+        subject=FrozenAnchor,
+        measure=frozen_anchor,
+        bound=exact(1e-9),
+        mutants={
             "shares the weights": shared,
             "copied at first use": copied_late,
             "not in evaluation mode": training_mode,
@@ -279,13 +282,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
     )
     if find_spec("peft") is not None:
         yield Claim(
-            "T18-adapters-off-anchor",
-            "The network with its adapters off stays b_pre while they are trained: the optimum is b_beta, not b_tgt.",
-            "theory, T18",
-            AdaptersOffAnchor,
-            adapters_off,
-            exact(1e-9),
-            {
+            name="T18-adapters-off-anchor",
+            statement=(
+                "The network with its adapters off stays b_pre while they are trained: the optimum is b_beta, not "
+                "b_tgt."
+            ),
+            reference="theory, T18",
+            subject=AdaptersOffAnchor,
+            measure=adapters_off,
+            bound=exact(1e-9),
+            mutants={
                 "adapters left on": left_on,
                 "adapters left off afterwards": left_off,
                 "not in evaluation mode": off_in_training_mode,
@@ -296,14 +302,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "3, 5. Where the peft library is installed.",
         )
     yield Claim(
-        "T18-shared-anchor-counterexample",
-        "An anchor that shares the trained weights retains nothing: grad B is (1 - rho) times that of plain flow "
-        "matching at every weight, and grad C equals it.",
-        "theory, T18",
-        SHIPPED,
-        partial(shared_anchor, path),
-        round_off,
-        mutants(
+        name="T18-shared-anchor-counterexample",
+        statement=(
+            "An anchor that shares the trained weights retains nothing: grad B is (1 - rho) times that of plain flow "
+            "matching at every weight, and grad C equals it."
+        ),
+        reference="theory, T18",
+        subject=SHIPPED,
+        measure=partial(shared_anchor, path),
+        bound=round_off,
+        mutants=mutants(
             blended=GOALS,
             penalty={
                 "half the anchor's pull left": lambda drift, target, anchor, beta, weight: penalty_loss(
@@ -315,13 +323,13 @@ def claims(registry: Registry) -> Iterator[Claim]:
         conditions=f"{CONDITIONS} A drift linear in its parameters, with random weights.",
     )
     yield Claim(
-        "T18-reset-anchor",
-        "An anchor reset to each stage's optimum leaves the error (rho_1 rho_2 ... rho_K) (b_pre - b_tgt).",
-        "theory, T18",
-        SHIPPED,
-        partial(reset_anchor, path),
-        exact(1e-8),  # the error is 1e-5 of the gap, and so is what round-off is compared with
-        mutants(blend={**BLENDS, **SIGN}),
+        name="T18-reset-anchor",
+        statement="An anchor reset to each stage's optimum leaves the error (rho_1 rho_2 ... rho_K) (b_pre - b_tgt).",
+        reference="theory, T18",
+        subject=SHIPPED,
+        measure=partial(reset_anchor, path),
+        bound=exact(1e-8),  # the error is 1e-5 of the gap, and so is what round-off is compared with
+        mutants=mutants(blend={**BLENDS, **SIGN}),
         seeds=1,
         conditions=CONDITIONS,
     )

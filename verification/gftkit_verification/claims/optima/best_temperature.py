@@ -110,14 +110,16 @@ def _best_temperature(registry: Registry) -> Iterator[Claim]:
     population = "50 states of Gaussian flows as the population, d = 2, 3, 5, both couplings; beta 0.01 to 30."
     axes = ("temperature", "E|b - b_tgt|^2")
     yield Claim(
-        "T15-best-temperature",
-        "E|b - b_tgt|^2 = rho^2 |Delta|^2 + (1 - rho)^2 F for b = b_beta + (1 - rho) zeta with F = E|zeta|^2 and "
-        "E<zeta, Delta> = 0; it is least at beta* = F/|Delta|^2.",
-        "theory, T15",
-        Best(),
-        orthogonal,
-        exact(1e-8),
-        {
+        name="T15-best-temperature",
+        statement=(
+            "E|b - b_tgt|^2 = rho^2 |Delta|^2 + (1 - rho)^2 F for b = b_beta + (1 - rho) zeta with F = E|zeta|^2 and "
+            "E<zeta, Delta> = 0; it is least at beta* = F/|Delta|^2."
+        ),
+        reference="theory, T15",
+        subject=Best(),
+        measure=orthogonal,
+        bound=exact(1e-8),
+        mutants={
             "target and anchor swapped": swapped,
             "beta for rho": unscaled,
             "noise not damped": Best(error=lambda rho, gap, noise: rho**2 * gap**2 + noise),
@@ -125,25 +127,28 @@ def _best_temperature(registry: Registry) -> Iterator[Claim]:
             "gap not squared": Best(best=lambda gap, noise: noise / gap),
             "rho for beta": Best(best=lambda gap, noise: noise / (noise + gap**2)),
         },
-        population,
+        conditions=population,
         axes=axes,
         seeds=1,
     )
     yield Claim(
-        "T15-best-temperature-counterexample",
-        "Where c = E<zeta, Delta> is not 0 the best temperature is (F - c)/(|Delta|^2 - c), and F/|Delta|^2 misses it.",
-        "theory, T15",
-        Best(),
-        correlated,
-        exact(1e-8),
-        {
+        name="T15-best-temperature-counterexample",
+        statement=(
+            "Where c = E<zeta, Delta> is not 0 the best temperature is (F - c)/(|Delta|^2 - c), and F/|Delta|^2 misses "
+            "it."
+        ),
+        reference="theory, T15",
+        subject=Best(),
+        measure=correlated,
+        bound=exact(1e-8),
+        mutants={
             "target and anchor swapped": swapped,
             "beta for rho": unscaled,
             "half the anchor's share": Best(
                 blend=lambda target, anchor, beta: (target + blend(target, anchor, beta)) / 2
             ),
         },
-        f"{population} zeta is noise plus 0.3 Delta: plain fine-tuning that stopped early.",
+        conditions=f"{population} zeta is noise plus 0.3 Delta: plain fine-tuning that stopped early.",
         axes=axes,
         seeds=1,
     )
@@ -205,20 +210,26 @@ def _held_out(registry: Registry) -> Claim:
         return held_out_share(fitted, label, anchor)[0], (label - anchor).square().sum(-1)
 
     return Claim(
-        "T15-held-out-estimate",
-        "On held-out pairs rho* = E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2 estimates the best retention of a "
-        "fit b_hat = b_tgt + zeta: beta*/(1 + beta*), and in general (F - c)/(F + |Delta|^2 - 2c), c = E<zeta, Delta>.",
-        "theory, T15",
-        HeldOut(held_out_share),
-        measure,
-        statistical(degrees=PAIRS - PAIRS // 2 - 1),
-        {
+        name="T15-held-out-estimate",
+        statement=(
+            "On held-out pairs rho* = E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2 estimates the best retention of "
+            "a fit b_hat = b_tgt + zeta: beta*/(1 + beta*), and in general (F - c)/(F + |Delta|^2 - 2c), c = E<zeta, "
+            "Delta>."
+        ),
+        reference="theory, T15",
+        subject=HeldOut(held_out_share),
+        measure=measure,
+        bound=statistical(degrees=PAIRS - PAIRS // 2 - 1),
+        mutants={
             "sign": HeldOut(sign),
             "pairs that were trained on": HeldOut(in_sample),
             "labels in the denominator": HeldOut(by_labels),
             "beta for rho": HeldOut(held_out_share, lambda gap, noise: noise / gap**2 / (1 + noise / gap**2)),
         },
-        "Gaussian flows, d = 2, 3, 5, both couplings, 4000 pairs; zeta orthogonal to Delta, and with 0.3 Delta added.",
+        conditions=(
+            "Gaussian flows, d = 2, 3, 5, both couplings, 4000 pairs; zeta orthogonal to Delta, and with 0.3 Delta "
+            "added."
+        ),
         seeds=1,
     )
 
@@ -285,16 +296,20 @@ def _best_temperature_trained(registry: Registry) -> Claim:
         return torch.stack(columns, 1), Measurement(0.0, lines, note)
 
     return Claim(
-        "T15-best-temperature-trained",
-        "Fits of the shipped loop to few samples err by rho^2 |Delta|^2 + (1 - rho)^2 F, least at beta* = F/|Delta|^2, "
-        "which held-out pairs find.",
-        "theory, T15",
-        build_loop,
-        measure,
-        statistical(degrees=RUNS - RUNS // 2 - 1),
-        LOOP_SLIPS,
-        "Linear model, Gaussian features, d = 3 and 4, 60 samples, full batches to convergence, 200 independent fits, "
-        "100 held-out pairs each; F = d sigma^2 p/(n - p - 1) of least squares; beta 0.01 to 30.",
+        name="T15-best-temperature-trained",
+        statement=(
+            "Fits of the shipped loop to few samples err by rho^2 |Delta|^2 + (1 - rho)^2 F, least at beta* = "
+            "F/|Delta|^2, which held-out pairs find."
+        ),
+        reference="theory, T15",
+        subject=trial,
+        measure=measure,
+        bound=statistical(degrees=RUNS - RUNS // 2 - 1),
+        mutants=LOOP_SLIPS,
+        conditions=(
+            "Linear model, Gaussian features, d = 3 and 4, 60 samples, full batches to convergence, 200 independent "
+            "fits, 100 held-out pairs each; F = d sigma^2 p/(n - p - 1) of least squares; beta 0.01 to 30."
+        ),
         profile="full",
         seeds=1,
         axes=("temperature", "E|b - b_tgt|^2"),

@@ -179,25 +179,25 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     path, round_off = registry.create("path", "linear"), exact(1e-9)
     yield Claim(
-        "T04-drift-error-gaussian",
-        "|b_beta - b_tgt| is proportional to rho: the slope of its logarithm on log rho is 1.",
-        "theory, T4",
-        SHIPPED,
-        partial(error_slope, path),
-        order(0.01),
-        mutants(blend={**BLENDS, "not divided": unscaled}),
+        name="T04-drift-error-gaussian",
+        statement="|b_beta - b_tgt| is proportional to rho: the slope of its logarithm on log rho is 1.",
+        reference="theory, T4",
+        subject=SHIPPED,
+        measure=partial(error_slope, path),
+        bound=order(0.01),
+        mutants=mutants(blend={**BLENDS, "not divided": unscaled}),
         seeds=1,
         conditions=f"{CONDITIONS} Dimensions 2 and 5 alone.",
         axes=("temperature", "drift error |b_beta - b_tgt|"),
     )
     yield Claim(
-        "T04-drift-error-value",
-        "|b_beta - b_tgt| = rho |b_pre - b_tgt|.",
-        "theory, T4",
-        SHIPPED,
-        partial(error_value, path),
-        round_off,
-        mutants(
+        name="T04-drift-error-value",
+        statement="|b_beta - b_tgt| = rho |b_pre - b_tgt|.",
+        reference="theory, T4",
+        subject=SHIPPED,
+        measure=partial(error_value, path),
+        bound=round_off,
+        mutants=mutants(
             blend=BLENDS,
             drift_error={
                 "rho squared": lambda rho, gap, floor: math.hypot(rho**2 * gap, floor),
@@ -209,25 +209,29 @@ def claims(registry: Registry) -> Iterator[Claim]:
         conditions=CONDITIONS,
     )
     yield Claim(
-        "T04-drift-error-temperature-slope",
-        "Against the temperature the slope of log |b_beta - b_tgt| is 1/(1 + beta), not 1: fit slopes against rho.",
-        "theory, T4",
-        SHIPPED,
-        partial(temperature_slope, path),
-        order(1e-3),
-        mutants(blend=BLENDS),
+        name="T04-drift-error-temperature-slope",
+        statement=(
+            "Against the temperature the slope of log |b_beta - b_tgt| is 1/(1 + beta), not 1: fit slopes against rho."
+        ),
+        reference="theory, T4",
+        subject=SHIPPED,
+        measure=partial(temperature_slope, path),
+        bound=order(1e-3),
+        mutants=mutants(blend=BLENDS),
         seeds=1,
         conditions=CONDITIONS,
         axes=("temperature", "slope of log drift error on log temperature"),
     )
     yield Claim(
-        "T04-capacity-floor",
-        "The best b_pre + F theta has error^2 = rho^2 |Pi Delta|^2 + |(I - Pi) Delta|^2, Pi the projection on F.",
-        "theory, T4",
-        SHIPPED,
-        partial(capacity_floor, path),
-        round_off,
-        mutants(
+        name="T04-capacity-floor",
+        statement=(
+            "The best b_pre + F theta has error^2 = rho^2 |Pi Delta|^2 + |(I - Pi) Delta|^2, Pi the projection on F."
+        ),
+        reference="theory, T4",
+        subject=SHIPPED,
+        measure=partial(capacity_floor, path),
+        bound=round_off,
+        mutants=mutants(
             drift_error={
                 "floor dropped": lambda rho, gap, floor: rho * gap,  # noqa: ARG005
                 "errors added": lambda rho, gap, floor: rho * gap + floor,
@@ -240,14 +244,14 @@ def claims(registry: Registry) -> Iterator[Claim]:
         conditions=f"{CONDITIONS} Dimension 3 alone; F spans three random affine drifts.",
     )
     yield Claim(
-        "T07-inexact-gaussian",
-        "With excess risk eps in B form |b - b_tgt| lies within rho |Delta| +- sqrt(eps), both ends "
+        name="T07-inexact-gaussian",
+        statement="With excess risk eps in B form |b - b_tgt| lies within rho |Delta| +- sqrt(eps), both ends "
         "attained along the gap; once rho |Delta| <= sqrt(eps) the error is at most 2 sqrt(eps).",
-        "theory, T7",
-        SHIPPED,
-        partial(inexact, path),
-        round_off,
-        mutants(
+        reference="theory, T7",
+        subject=SHIPPED,
+        measure=partial(inexact, path),
+        bound=round_off,
+        mutants=mutants(
             drift_error_range={
                 "square root forgotten": lambda rho, gap, eps: (abs(rho * gap - eps), rho * gap + eps),
                 "sign": lambda rho, gap, eps: (rho * gap - math.sqrt(eps), rho * gap + math.sqrt(eps)),
@@ -269,25 +273,27 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "sum for difference": lambda before, after, gap: (after + before) * gap,
     }
     yield Claim(
-        "T08-gradual-steps-gaussian",
-        "Successive optima are |rho_(k+1) - rho_k| |Delta| apart on one straight segment; from b_pre along a monotone "
-        "schedule the steps add up to (1 - rho_K) |Delta|.",
-        "theory, T8",
-        SHIPPED,
-        partial(gradual_steps, registry),
-        round_off,
-        mutants(step=lengths, blend={**BLENDS, **SIGN}),
+        name="T08-gradual-steps-gaussian",
+        statement=(
+            "Successive optima are |rho_(k+1) - rho_k| |Delta| apart on one straight segment; from b_pre along a "
+            "monotone schedule the steps add up to (1 - rho_K) |Delta|."
+        ),
+        reference="theory, T8",
+        subject=SHIPPED,
+        measure=partial(gradual_steps, registry),
+        bound=round_off,
+        mutants=mutants(step=lengths, blend={**BLENDS, **SIGN}),
         seeds=1,
         conditions=f"Every registered schedule at 17 times. {CONDITIONS}",
     )
     yield Claim(
-        "T08-reheating-counterexample",
-        "Along a schedule that isn't monotone the way of the optima is longer, by twice what rho rises.",
-        "theory, T8",
-        SHIPPED,
-        partial(detour, path),
-        round_off,
-        mutants(step=lengths, blend={**BLENDS, **SIGN}),
+        name="T08-reheating-counterexample",
+        statement="Along a schedule that isn't monotone the way of the optima is longer, by twice what rho rises.",
+        reference="theory, T8",
+        subject=SHIPPED,
+        measure=partial(detour, path),
+        bound=round_off,
+        mutants=mutants(step=lengths, blend={**BLENDS, **SIGN}),
         seeds=1,
         conditions=f"Temperatures 10, 0.3, 3, 0.1, 30, 1, 0.01. {CONDITIONS}",
     )

@@ -69,7 +69,18 @@ def proof(
         unproved = 0 < found < PROVED.value
         return Measurement(found, note=f"Not proved, but true to {DIGITS} digits at random points." if unproved else "")
 
-    return Claim(name, statement, reference, subject, measure, PROVED, mutants, conditions, component, seeds=1)
+    return Claim(
+        name=name,
+        statement=statement,
+        reference=reference,
+        subject=subject,
+        measure=measure,
+        bound=PROVED,
+        mutants=mutants,
+        conditions=conditions,
+        component=component,
+        seeds=1,
+    )
 
 
 def event(name: str, d: int = 2) -> Any:

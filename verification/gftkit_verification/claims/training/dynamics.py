@@ -135,20 +135,20 @@ def _recursion() -> Claim:
         return without_trace(moment, features, eta, rho) - eta**2 * features @ moment @ features
 
     return Claim(
-        "T14-sgd-recursion",
-        "One step of SGD takes the error's second moment to V - eta (HV + VH) + eta^2 (2 HVH + tr(HV) H) + "
+        name="T14-sgd-recursion",
+        statement="One step of SGD takes the error's second moment to V - eta (HV + VH) + eta^2 (2 HVH + tr(HV) H) + "
         "eta^2 (1 - rho)^2 sigma^2 H.",
-        "theory, T14",
-        Sgd(),
-        measure,
-        exact(),
-        {
+        reference="theory, T14",
+        subject=Sgd(),
+        measure=measure,
+        bound=exact(),
+        mutants={
             **{name: Sgd(loss=loss) for name, loss in LOSS_SLIPS.items()},
             "tr(HV) H dropped": Sgd(moment=without_trace),
             "features taken as fixed": Sgd(moment=fixed_features),
             "1 - rho not squared": Sgd(moment=lambda v, h, eta, rho: second_moment(v, h, eta, 1 - math.sqrt(1 - rho))),
         },
-        f"{GAUSSIAN} Averages over features, labels and errors are exact, by cubature.",
+        conditions=f"{GAUSSIAN} Averages over features, labels and errors are exact, by cubature.",
         seeds=1,
     )
 
@@ -174,19 +174,19 @@ def _stationary() -> Claim:
         return eta / 2 * (1 - rho) ** 2 * SIGMA**2 * torch.eye(len(features), dtype=torch.float64)
 
     return Claim(
-        "T14-stationary-covariance",
-        "At rest the error's covariance is (1 - rho)^2 that of plain fine-tuning, and in H's mode i "
+        name="T14-stationary-covariance",
+        statement="At rest the error's covariance is (1 - rho)^2 that of plain fine-tuning, and in H's mode i "
         "eta (1 - rho)^2 sigma^2/(2 (1 - k)(1 - eta lambda_i)) with k = sum_i eta lambda_i/(2 - 2 eta lambda_i).",
-        "theory, T14",
-        Sgd(),
-        measure,
-        exact(),
-        {
+        reference="theory, T14",
+        subject=Sgd(),
+        measure=measure,
+        bound=exact(),
+        mutants={
             **{name: Sgd(loss=loss) for name, loss in LOSS_SLIPS.items()},
             "first order in eta": Sgd(rest=first_order),
             "1 - rho not squared": Sgd(rest=lambda h, eta, rho: stationary(h, eta, 1 - math.sqrt(1 - rho))),
         },
-        f"{GAUSSIAN} One exactly averaged step of SGD leaves it as it is.",
+        conditions=f"{GAUSSIAN} One exactly averaged step of SGD leaves it as it is.",
         seeds=1,
         axes=("temperature", "trace of the stationary covariance"),
     )
@@ -222,15 +222,19 @@ def _interpolation(registry: Registry) -> Claim:
         return max(_apart(moved(beta), (1 - retention(beta)) * plain) for beta in TEMPERATURES)
 
     return Claim(
-        "T14-sgd-interpolation",
-        "From the pretrained weights, SGD at a constant temperature is plain fine-tuning's run interpolated towards "
-        "them: W_k - W_pre = (1 - rho)(W_k at temperature 0 - W_pre) at every step, pair by pair.",
-        "theory, T9b and T14",
-        build_loop,
-        measure,
-        exact(),
-        LOOP_SLIPS,
-        "The shipped loop, linear model, d = 3, SGD with momentum 0.8, 8 steps, equal pairs; beta 0.01 to 30.",
+        name="T14-sgd-interpolation",
+        statement=(
+            "From the pretrained weights, SGD at a constant temperature is plain fine-tuning's run interpolated "
+            "towards them: W_k - W_pre = (1 - rho)(W_k at temperature 0 - W_pre) at every step, pair by pair."
+        ),
+        reference="theory, T9b and T14",
+        subject=trial,
+        measure=measure,
+        bound=exact(),
+        mutants=LOOP_SLIPS,
+        conditions=(
+            "The shipped loop, linear model, d = 3, SGD with momentum 0.8, 8 steps, equal pairs; beta 0.01 to 30."
+        ),
         seeds=1,
     )
 
@@ -280,16 +284,20 @@ def _sgd_trained(registry: Registry) -> Claim:
         )
 
     return Claim(
-        "T14-sgd-trained",
-        "In the shipped loop with SGD at a constant temperature the weights' variance about W_beta is what T14's "
-        "recursion gives.",
-        "theory, T14",
-        build_loop,
-        measure,
-        statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
-        LOOP_SLIPS,
-        "Linear model, Gaussian features, d = 2 and 3 in turn, batches of 1, 60 steps, 500 independent runs; beta "
-        "0.01 to 30.",
+        name="T14-sgd-trained",
+        statement=(
+            "In the shipped loop with SGD at a constant temperature the weights' variance about W_beta is what T14's "
+            "recursion gives."
+        ),
+        reference="theory, T14",
+        subject=trial,
+        measure=measure,
+        bound=statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
+        mutants=LOOP_SLIPS,
+        conditions=(
+            "Linear model, Gaussian features, d = 2 and 3 in turn, batches of 1, 60 steps, 500 independent runs; beta "
+            "0.01 to 30."
+        ),
         profile="full",
         seeds=1,
         axes=("temperature", "E|W - W_beta|^2"),

@@ -53,38 +53,40 @@ def claims(registry: Registry) -> Iterator[Claim]:
         "(W_(k+1) - W_k) E[phi phi^T]^-1 | W_k] = W_beta = (1 - rho) W_tgt + rho W_pre"
     )
     yield Claim(
-        "T01-training-loop",
-        f"{statement}. So E[W_k] tends to W_beta.",
-        "theory, T1, T4 and T18",
-        build_loop,
-        lambda build, generator: _landing(registry, linear, 0.0, build, generator),
-        statistical(degrees=TESTED - 1),
-        {**ANY_PATH, **LINEAR},
+        name="T01-training-loop",
+        statement=f"{statement}. So E[W_k] tends to W_beta.",
+        reference="theory, T1, T4 and T18",
+        subject=trial,
+        measure=lambda build, generator: _landing(registry, linear, 0.0, build, generator),
+        bound=statistical(degrees=TESTED - 1),
+        mutants={**ANY_PATH, **LINEAR},
         conditions=f"linear path; {conditions}",
         seeds=1,
         axes=("temperature", "share of the drift gap that is kept"),
     )
     yield Claim(
-        "T01-training-loop-bridge",
-        f"{statement}, on a path with noise.",
-        "theory, T1, T4 and T18",
-        build_loop,
-        lambda build, generator: _landing(registry, bridge, SCALE, build, generator),
-        statistical(degrees=TESTED - 1),
-        {name: ANY_PATH[name] for name in ("t from the upper half", "anchor that shares the weights")} | BRIDGE,
+        name="T01-training-loop-bridge",
+        statement=f"{statement}, on a path with noise.",
+        reference="theory, T1, T4 and T18",
+        subject=trial,
+        measure=lambda build, generator: _landing(registry, bridge, SCALE, build, generator),
+        bound=statistical(degrees=TESTED - 1),
+        mutants={name: ANY_PATH[name] for name in ("t from the upper half", "anchor that shares the weights")} | BRIDGE,
         conditions=f"Brownian bridge of scale {SCALE}, t up to {1 - DELTA}; {conditions}",
         seeds=1,
         axes=("temperature", "share of the drift gap that is kept"),
     )
     yield Claim(
-        "T03-training-loop-forms",
-        "The shipped loop makes the same SGD iterates by the penalty form with learning rate lr/(1 + beta) as by the "
-        "blended form with lr.",
-        "theory, T3",
-        build_loop,
-        lambda build, generator: _forms(registry, linear, build, generator),
-        exact(),
-        FORMS,
+        name="T03-training-loop-forms",
+        statement=(
+            "The shipped loop makes the same SGD iterates by the penalty form with learning rate lr/(1 + beta) as by "
+            "the blended form with lr."
+        ),
+        reference="theory, T3",
+        subject=trial,
+        measure=lambda build, generator: _forms(registry, linear, build, generator),
+        bound=exact(),
+        mutants=FORMS,
         conditions=f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; SGD, {FORM_STEPS} steps; weights "
         f"of float64",
     )

@@ -110,14 +110,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
         f"{STATES} states, temperatures 0 to {max(TEMPERATURES):g}, with and without a weight."
     )
     yield Claim(
-        "T01-memorising-position",
-        "The position of the monitor `memorisation` is 1 - rho at b_beta: 1 at the memorising drift, 0 at b_pre; what "
-        "is orthogonal to their difference doesn't count.",
-        "theory, T1 and section 4",
-        memorisation.position,
-        partial(_positions, registry),
-        exact(1e-9),
-        {
+        name="T01-memorising-position",
+        statement=(
+            "The position of the monitor `memorisation` is 1 - rho at b_beta: 1 at the memorising drift, 0 at b_pre; "
+            "what is orthogonal to their difference doesn't count."
+        ),
+        reference="theory, T1 and section 4",
+        subject=memorisation.position,
+        measure=partial(_positions, registry),
+        bound=exact(1e-9),
+        mutants={
             "norms for the inner product": _position_with(
                 lambda b, a, y: (_dot(b - a, b - a).sqrt() * _dot(y - a, y - a).sqrt(), _dot(y - a, y - a))
             ),
@@ -126,32 +128,34 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "divided by the way made": _position_with(lambda b, a, y: (_dot(b - a, y - a), _dot(b - a, b - a) + 1e-9)),
             "ends swapped": _position_with(lambda b, a, y: (_dot(b - y, a - y), _dot(y - a, y - a))),
         },
-        conditions,
+        conditions=conditions,
     )
     yield Claim(
-        "T01-arrival-statistic",
-        "The statistic T is <b - b_beta, b - b_pre>_w, and so 0 at b_beta.",
-        "theory, section 5",
-        statistics.statistics,
-        partial(_arrival, registry),
-        exact(1e-9),
-        {
+        name="T01-arrival-statistic",
+        statement="The statistic T is <b - b_beta, b - b_pre>_w, and so 0 at b_beta.",
+        reference="theory, section 5",
+        subject=statistics.statistics,
+        measure=partial(_arrival, registry),
+        bound=exact(1e-9),
+        mutants={
             "at the plain target": _statistics_with(lambda b, y, a, beta: (b, y, a, 0.0 * beta)),
             "temperature inverted": _statistics_with(lambda b, y, a, beta: (b, y, a, 1 / beta if beta else 1.0)),
             "anchor and target swapped": _statistics_with(lambda b, y, a, beta: (b, a, y, beta)),
             "retention for the temperature": _statistics_with(lambda b, y, a, beta: (b, y, a, retention(beta) + 1e-3)),
         },
-        conditions,
+        conditions=conditions,
     )
     yield Claim(
-        "memorisation-distances",
-        "For samples of the data's own law the mean distance to the nearest of all data but one is that of a datum to "
-        "the nearest other one.",
-        "theory, section 4",
-        memorisation.nearest,
-        _neighbours,
-        statistical(DRAWS - 1),
-        {
+        name="memorisation-distances",
+        statement=(
+            "For samples of the data's own law the mean distance to the nearest of all data but one is that of a datum "
+            "to the nearest other one."
+        ),
+        reference="theory, section 4",
+        subject=memorisation.nearest,
+        measure=_neighbours,
+        bound=statistical(DRAWS - 1),
+        mutants={
             "no datum left out": lambda across, within: (
                 across.min(-1).values.mean(-1),
                 memorisation.nearest(across, within)[1],
@@ -169,5 +173,5 @@ def claims(registry: Registry) -> Iterator[Claim]:
                 memorisation.nearest(across, within)[1],
             ),
         },
-        f"{DRAWS} draws of {MADE} samples and {SET} data of N(0, I) in 3 dimensions.",
+        conditions=f"{DRAWS} draws of {MADE} samples and {SET} data of N(0, I) in 3 dimensions.",
     )

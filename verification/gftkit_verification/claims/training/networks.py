@@ -310,14 +310,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
     two = "dimension 2 with independent and 4 with optimal coupling"
     drift_error, path_kl, step = predictions.drift_error, predictions.path_kl, predictions.step_between_optima
     yield Claim(
-        "T03-gradients-trained",
-        "At a trained network the conditional objective's mean gradient, blended or penalty/(1 + beta), is the "
-        "marginal objective's with the exact b_tgt, divided by 1 + beta.",
-        "theory, T3",
-        Losses(),
-        lambda subject, generator: _gradients(linear, subject, generator),
-        statistical(degrees=BATCHES - BATCHES // 2 - 1),
-        {
+        name="T03-gradients-trained",
+        statement=(
+            "At a trained network the conditional objective's mean gradient, blended or penalty/(1 + beta), is the "
+            "marginal objective's with the exact b_tgt, divided by 1 + beta."
+        ),
+        reference="theory, T3",
+        subject=Losses(),
+        measure=lambda subject, generator: _gradients(linear, subject, generator),
+        bound=statistical(degrees=BATCHES - BATCHES // 2 - 1),
+        mutants={
             "1/(1 + beta) for beta/(1 + beta)": Losses(lambda b, y, a, beta: objective.blended_loss(b, y, a, 1 / beta)),
             "norm for its square": Losses(lambda b, y, a, beta: objective.blended_loss(b, y, a, beta).sqrt()),
             "sign of the label": Losses(lambda b, y, a, beta: objective.blended_loss(b, -y, a, beta)),
@@ -330,14 +332,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
         seeds=1,
     )
     yield Claim(
-        "T04-drift-error-trained",
-        "Networks fine-tuned at beta and at 0 with the same random numbers are rho |Delta| apart, and so along Delta, "
-        "the pretrained network less the one at 0: slope 1 in rho, ratio 1.",
-        "theory, T4",
-        Subject(drift_error),
-        lambda subject, generator: _drift_error(linear, subject, generator),
-        order(0.05),
-        {
+        name="T04-drift-error-trained",
+        statement=(
+            "Networks fine-tuned at beta and at 0 with the same random numbers are rho |Delta| apart, and so along "
+            "Delta, the pretrained network less the one at 0: slope 1 in rho, ratio 1."
+        ),
+        reference="theory, T4",
+        subject=Subject(drift_error),
+        measure=lambda subject, generator: _drift_error(linear, subject, generator),
+        bound=order(0.05),
+        mutants={
             "1/(1 + beta) for beta/(1 + beta)": Subject(drift_error, INVERSE),
             "anchor that shares the weights": Subject(drift_error, SHARED),
             "rho for beta": Subject(drift_error, at_temperature(rho_of)),
@@ -349,14 +353,16 @@ def claims(registry: Registry) -> Iterator[Claim]:
         axes=("temperature", "drift difference"),
     )
     yield Claim(
-        "T05-path-kl-trained",
-        "KL(P_0 || P_beta) = rho^2 KL(P_0 || P_pre) for the path laws of trained networks, by Girsanov's formula along "
-        "simulated paths: slope 2 in rho, ratio 1.",
-        "theory, T5",
-        Subject(path_kl),
-        lambda subject, generator: _path_kl(bridge, subject, generator),
-        order(0.1),
-        {
+        name="T05-path-kl-trained",
+        statement=(
+            "KL(P_0 || P_beta) = rho^2 KL(P_0 || P_pre) for the path laws of trained networks, by Girsanov's formula "
+            "along simulated paths: slope 2 in rho, ratio 1."
+        ),
+        reference="theory, T5",
+        subject=Subject(path_kl),
+        measure=lambda subject, generator: _path_kl(bridge, subject, generator),
+        bound=order(0.1),
+        mutants={
             "1/(1 + beta) for beta/(1 + beta)": Subject(path_kl, INVERSE),
             "anchor that shares the weights": Subject(path_kl, SHARED),
             "rho for rho^2": Subject(lambda rho, pretrained: rho * pretrained),
@@ -369,14 +375,17 @@ def claims(registry: Registry) -> Iterator[Claim]:
     )
     held_out = functools.lru_cache(4)(functools.partial(_held_out, linear))
     yield Claim(
-        "T07-error-range-trained",
-        "|rho |Delta| - sqrt(eps)| <= |b - b_tgt| <= rho |Delta| + sqrt(eps) for networks of short training, eps the "
-        "excess of the shipped loss over the optimum's on held-out pairs, the drift error by the oracle on others.",
-        "theory, T7",
-        Inexact(),
-        lambda subject, generator: _range(held_out, subject, generator),
-        order(0.05),
-        {
+        name="T07-error-range-trained",
+        statement=(
+            "|rho |Delta| - sqrt(eps)| <= |b - b_tgt| <= rho |Delta| + sqrt(eps) for networks of short training, eps "
+            "the excess of the shipped loss over the optimum's on held-out pairs, the drift error by the oracle on "
+            "others."
+        ),
+        reference="theory, T7",
+        subject=Inexact(),
+        measure=lambda subject, generator: _range(held_out, subject, generator),
+        bound=order(0.05),
+        mutants={
             "eps for its root": Inexact(lambda rho, gap, eps: predictions.drift_error_range(rho, gap, eps**2)),
             "rho^2 for rho": Inexact(lambda rho, gap, eps: predictions.drift_error_range(rho**2, gap, eps)),
             "1 - rho for rho": Inexact(lambda rho, gap, eps: predictions.drift_error_range(1 - rho, gap, eps)),
@@ -389,15 +398,17 @@ def claims(registry: Registry) -> Iterator[Claim]:
         axes=("temperature", "drift error"),
     )
     yield Claim(
-        "T08-gradual-steps-trained",
-        "At the ends of a stepwise schedule's stages the trained network lies on the segment from b_pre to its end, in "
-        "steps of |rho_(k+1) - rho_k| |Delta|, the first (1 - rho_0) |Delta|; as far apart are networks of equal "
-        "seeds at successive temperatures.",
-        "theory, T8 and T18",
-        Subject(step),
-        lambda subject, generator: _stages(linear, subject, generator),
-        order(0.1),
-        {
+        name="T08-gradual-steps-trained",
+        statement=(
+            "At the ends of a stepwise schedule's stages the trained network lies on the segment from b_pre to its "
+            "end, in steps of |rho_(k+1) - rho_k| |Delta|, the first (1 - rho_0) |Delta|; as far apart are networks of "
+            "equal seeds at successive temperatures."
+        ),
+        reference="theory, T8 and T18",
+        subject=Subject(step),
+        measure=lambda subject, generator: _stages(linear, subject, generator),
+        bound=order(0.1),
+        mutants={
             "anchor that shares the weights": Subject(step, SHARED),
             "anchor reset at each stage": Subject(step, tampered("temperature", _resetting)),
             "squared retentions": Subject(lambda before, after, gap: step(before**2, after**2, gap)),

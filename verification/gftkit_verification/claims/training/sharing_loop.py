@@ -181,40 +181,48 @@ def claims(registry: Registry) -> Iterator[Claim]:
         return max(_miscounted(make, registry, *case, here, generator.device) for case in COUNTS)
 
     yield Claim(
-        "sharing-loop-unbiased",
-        "In the shipped loop, with either form, the gradient with a shared anchor is in the mean that with a whole "
-        "one.",
-        "theory, anchor sharing",
-        build_loop,
-        unbiased,
-        statistical(degrees=STEPS - STEPS // 2 - 1),
-        BIASED,
-        CONDITIONS,
+        name="sharing-loop-unbiased",
+        statement=(
+            "In the shipped loop, with either form, the gradient with a shared anchor is in the mean that with a whole "
+            "one."
+        ),
+        reference="theory, anchor sharing",
+        subject=trial,
+        measure=unbiased,
+        bound=statistical(degrees=STEPS - STEPS // 2 - 1),
+        mutants=BIASED,
+        conditions=CONDITIONS,
         seeds=1,
     )
     yield Claim(
-        "sharing-loop-noise",
-        "In the shipped loop sharing adds the covariance s^2 (1/k - 1/n) Cov(grad |b - b_pre|^2), s = beta in the "
-        "penalty form and rho in the blended one.",
-        "theory, anchor sharing",
-        build_loop,
-        noise,
-        statistical(degrees=STEPS - 1),
-        NOISY,
-        CONDITIONS,
+        name="sharing-loop-noise",
+        statement=(
+            "In the shipped loop sharing adds the covariance s^2 (1/k - 1/n) Cov(grad |b - b_pre|^2), s = beta in the "
+            "penalty form and rho in the blended one."
+        ),
+        reference="theory, anchor sharing",
+        subject=trial,
+        measure=noise,
+        bound=statistical(degrees=STEPS - 1),
+        mutants=NOISY,
+        conditions=CONDITIONS,
         seeds=1,
         axes=("share k/n", "added variance, in units of s^2 Cov/n"),
         scales=("linear", "linear"),
     )
     yield Claim(
-        "sharing-loop-evaluations",
-        "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n.",
-        "theory, anchor sharing",
-        build_loop,
-        evaluations,
-        exact(),
-        MISCOUNTED,
-        "Batches of 10 to 100, in one part and in two; shares 7/100 and 1/10, and the retentions 3/10 and 1/51.",
+        name="sharing-loop-evaluations",
+        statement=(
+            "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n."
+        ),
+        reference="theory, anchor sharing",
+        subject=trial,
+        measure=evaluations,
+        bound=exact(),
+        mutants=MISCOUNTED,
+        conditions=(
+            "Batches of 10 to 100, in one part and in two; shares 7/100 and 1/10, and the retentions 3/10 and 1/51."
+        ),
         seeds=1,
     )
 

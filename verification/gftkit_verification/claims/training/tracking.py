@@ -167,14 +167,18 @@ def _tracking(name: str, schedule: Schedule) -> Claim:
     if not any(schedule.temperature((k + 0.5) / STEPS) > 0 for k in range(STEPS)):
         mutants = {"target and anchor swapped": slips.swapped, "loss doubled": slips.doubled}
     return Claim(
-        f"T13-tracking-{name}",
-        "Gradient flow on the blended form: b - b_tgt = c Delta in each mode, c' = -lambda (c - rho(s)), c(0) = 1.",
-        "theory, T13",
-        blended_loss,
-        measure,
-        exact(),
-        mutants,
-        "Model linear in its parameters, 4 modes with lambda 1 to 30; rho of the middle of each of 60 intervals.",
+        name=f"T13-tracking-{name}",
+        statement=(
+            "Gradient flow on the blended form: b - b_tgt = c Delta in each mode, c' = -lambda (c - rho(s)), c(0) = 1."
+        ),
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=measure,
+        bound=exact(),
+        mutants=mutants,
+        conditions=(
+            "Model linear in its parameters, 4 modes with lambda 1 to 30; rho of the middle of each of 60 intervals."
+        ),
         component=f"schedule:{name}",
         seeds=1,
         axes=AXES,
@@ -202,14 +206,18 @@ def _lag(registry: Registry) -> Claim:
         return Measurement(worst, {"measured": (progress, measured), "theory": (progress, theory)})
 
     return Claim(
-        "T13-lag",
-        "Where lambda is large the drift lags behind its moving optimum by -rho'/lambda.",
-        "theory, T13",
-        blended_loss,
-        measure,
-        order(0.05),
-        {"penalty form": penalty_loss, "loss doubled": slips.doubled, "target and anchor swapped": slips.swapped},
-        "Schedule `exponential`, 4 modes with lambda 150 to 450, s from 0.2 to 0.8.",
+        name="T13-lag",
+        statement="Where lambda is large the drift lags behind its moving optimum by -rho'/lambda.",
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=measure,
+        bound=order(0.05),
+        mutants={
+            "penalty form": penalty_loss,
+            "loss doubled": slips.doubled,
+            "target and anchor swapped": slips.swapped,
+        },
+        conditions="Schedule `exponential`, 4 modes with lambda 150 to 450, s from 0.2 to 0.8.",
         component="schedule:exponential",
         seeds=1,
         axes=("progress", "c - rho"),
@@ -226,15 +234,17 @@ def _never_ahead(schedules: dict[str, Schedule]) -> Claim:
         return max(0.0, *(float(each.max()) for each in ahead))
 
     return Claim(
-        "T13-never-ahead",
-        "c >= e^{-lambda s} for every schedule: noise-free, at equal learning rate, Gradual Fine-Tuning is never ahead "
-        "of plain fine-tuning.",
-        "theory, T13",
-        blended_loss,
-        measure,
-        exact(),
-        {"gap's sign": slips.flipped, "loss doubled": slips.doubled, "anchor behind the target": _behind},
-        "Every registered schedule and one that rises; 4 modes, 40 steps with lr lambda up to 1/2.",
+        name="T13-never-ahead",
+        statement=(
+            "c >= e^{-lambda s} for every schedule: noise-free, at equal learning rate, Gradual Fine-Tuning is never "
+            "ahead of plain fine-tuning."
+        ),
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=measure,
+        bound=exact(),
+        mutants={"gap's sign": slips.flipped, "loss doubled": slips.doubled, "anchor behind the target": _behind},
+        conditions="Every registered schedule and one that rises; 4 modes, 40 steps with lr lambda up to 1/2.",
         seeds=1,
     )
 
@@ -277,26 +287,35 @@ def _overshoot(schedules: dict[str, Schedule]) -> Iterator[Claim]:
         )
 
     yield Claim(
-        "T13-no-overshoot",
-        "Under a rho that never rises, c >= rho(s) and c never rises: the drift goes one way and never overshoots its "
-        "optimum.",
-        "theory, T13",
-        blended_loss,
-        measure,
-        exact(),
-        {"target and anchor swapped": slips.swapped, "beta for rho": slips.beta_for_rho, "gap's sign": slips.flipped},
-        f"Schedules {', '.join(falling)}; 4 modes, 40 steps with lr lambda below 1.",
+        name="T13-no-overshoot",
+        statement=(
+            "Under a rho that never rises, c >= rho(s) and c never rises: the drift goes one way and never overshoots "
+            "its optimum."
+        ),
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=measure,
+        bound=exact(),
+        mutants={
+            "target and anchor swapped": slips.swapped,
+            "beta for rho": slips.beta_for_rho,
+            "gap's sign": slips.flipped,
+        },
+        conditions=f"Schedules {', '.join(falling)}; 4 modes, 40 steps with lr lambda below 1.",
         seeds=1,
     )
     yield Claim(
-        "T13-no-overshoot-counterexample",
-        "Under a rho that rises the drift falls below its optimum and turns back, as c' = -lambda (c - rho(s)) has it.",
-        "theory, T13",
-        blended_loss,
-        rising,
-        exact(),
-        LOSS_SLIPS,
-        "beta = 4 s; 4 modes, gradient descent of 40 steps against its own recursion.",
+        name="T13-no-overshoot-counterexample",
+        statement=(
+            "Under a rho that rises the drift falls below its optimum and turns back, as c' = -lambda (c - rho(s)) has "
+            "it."
+        ),
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=rising,
+        bound=exact(),
+        mutants=LOSS_SLIPS,
+        conditions="beta = 4 s; 4 modes, gradient descent of 40 steps against its own recursion.",
         seeds=1,
         axes=AXES,
         scales=LINEAR,
@@ -323,15 +342,19 @@ def _length() -> Claim:
         )
 
     return Claim(
-        "T13-path-length",
-        "With several modes plain fine-tuning's curve of drifts is longer than |Delta|; under a slow schedule the "
-        "curve's length tends to |Delta|.",
-        "theory, T13",
-        blended_loss,
-        measure,
-        order(0.02),
-        {"no anchor": slips.unanchored, "anchor shares the weights": slips.shared, "swapped": slips.swapped},
-        "rho from 1 to 0, linear in s; 4 modes with lambda 20 to 3000; plain fine-tuning's is at least 1.1 |Delta|.",
+        name="T13-path-length",
+        statement=(
+            "With several modes plain fine-tuning's curve of drifts is longer than |Delta|; under a slow schedule the "
+            "curve's length tends to |Delta|."
+        ),
+        reference="theory, T13",
+        subject=blended_loss,
+        measure=measure,
+        bound=order(0.02),
+        mutants={"no anchor": slips.unanchored, "anchor shares the weights": slips.shared, "swapped": slips.swapped},
+        conditions=(
+            "rho from 1 to 0, linear in s; 4 modes with lambda 20 to 3000; plain fine-tuning's is at least 1.1 |Delta|."
+        ),
         seeds=1,
         axes=("c of the slowest mode", "c of the fastest mode"),
         scales=LINEAR,
@@ -406,20 +429,24 @@ def _trained(registry: Registry) -> Claim:
         }
 
     return Claim(
-        "T13-tracking-trained",
-        "In the shipped loop with SGD the mean of b - b_tgt, mode by mode of the features' covariance, follows "
-        "c' = -lambda (c - rho(s)), step for step.",
-        "theory, T13",
-        build_loop,
-        measure,
-        statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
-        {
+        name="T13-tracking-trained",
+        statement=(
+            "In the shipped loop with SGD the mean of b - b_tgt, mode by mode of the features' covariance, follows c' "
+            "= -lambda (c - rho(s)), step for step."
+        ),
+        reference="theory, T13",
+        subject=trial,
+        measure=measure,
+        bound=statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
+        mutants={
             "penalty form": slips.penalty_form,
             "temperature never falls": slips.never_cooling,
             "anchor shares the weights": slips.sharing_anchor,
         },
-        "Gaussian flows, dimension 2 with independent and 3 with optimal coupling; linear path; linear model; schedule "
-        "`exponential`, temperatures from 4 to 0.02, then 0; 32 runs of 40 steps, batches of 256.",
+        conditions=(
+            "Gaussian flows, dimension 2 with independent and 3 with optimal coupling; linear path; linear model; "
+            "schedule `exponential`, temperatures from 4 to 0.02, then 0; 32 runs of 40 steps, batches of 256."
+        ),
         component="schedule:exponential",
         profile="full",
         seeds=1,

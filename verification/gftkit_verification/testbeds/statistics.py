@@ -13,7 +13,7 @@ def student_t(samples: Tensor, expected: float = 0.0) -> float:
 
     Example:
         >>> import torch
-        >>> round(student(torch.tensor([1.0, 2.0, 3.0]), 0.0), 4)
+        >>> round(student_t(torch.tensor([1.0, 2.0, 3.0]), 0.0), 4)
         3.4641
     """
     if samples.ndim != 1 or len(samples) < 2:

@@ -84,15 +84,15 @@ class Bench:
     def loop(self, make: LoopBuilder, drift: nn.Module, temperature: float, train: Train, **options: Any) -> Steps:
         """The loop from the weights of a drift, which stays as it is; with options of ``trial``."""
         return make(
-            self.registry,
-            copy.deepcopy(drift),
-            GaussianData(self.flow),
-            self.flow.starts,
-            self.registry.create("path", "linear"),
-            self.registry.create("coupling", "independent"),
-            temperature,
-            train,
-            self.seed,
+            registry=self.registry,
+            drift=copy.deepcopy(drift),
+            data=GaussianData(self.flow),
+            source=self.flow.starts,
+            path=self.registry.create("path", "linear"),
+            coupling=self.registry.create("coupling", "independent"),
+            schedule=temperature,
+            train=train,
+            seed=self.seed,
             device=self.device,
             **options,
         )
@@ -124,9 +124,9 @@ def _mlp(registry: Registry, d: int, generator: Generator) -> nn.Module:
         return Double(registry.create("drift", "mlp", event_shape=[d], width=32, depth=2))
 
 
-def _untrained_anchor(*args: Any, **options: Any) -> Steps:
+def _untrained_anchor(**options: Any) -> Steps:
     """The loop with an anchor whose weights were never loaded."""
-    loop = build_loop(*args, **options)
+    loop = build_loop(**options)
     loop.anchor = lambda t, x: torch.zeros_like(x)  # type: ignore[assignment]  # noqa: ARG005
     return loop
 
@@ -163,7 +163,7 @@ def _first_step_of_loop(registry: Registry) -> Claim:
         statement="From the pretrained weights the loop's first step under Adam is plain fine-tuning's, and under SGD "
         "(1 - rho) times it.",
         reference="theory, T9b",
-        subject=trial,
+        subject=build_loop,
         measure=measure,
         bound=exact(),
         mutants=FIRST_STEP_SLIPS,
@@ -217,7 +217,15 @@ def _trained(registry: Registry) -> Iterator[Claim]:
 
         def variances(bed: Regressions, beta: float) -> Tensor:
             """Trace of the gradient's covariance at each replica's weights after training, (replicas,)."""
-            loop = bed.loop(make, registry, beta, draw_seed(here), 0.05, LEARNING + BATCHES, device=generator.device)
+            loop = bed.loop(
+                make,
+                registry,
+                schedule=beta,
+                seed=draw_seed(here),
+                rate=0.05,
+                steps=LEARNING + BATCHES,
+                device=generator.device,
+            )
             for step in range(LEARNING):
                 loop.take(step)
             learned = weight_of(loop).clone()
@@ -259,7 +267,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
             "signal-to-noise is the same."
         ),
         reference="theory, T9b",
-        subject=trial,
+        subject=build_loop,
         measure=first_steps,
         bound=exact(),
         mutants=FIRST_STEP_SLIPS,
@@ -275,7 +283,7 @@ def _trained(registry: Registry) -> Iterator[Claim]:
             "fine-tuning after as many steps, for models linear in their parameters."
         ),
         reference="theory, T9c",
-        subject=trial,
+        subject=build_loop,
         measure=at_trained,
         bound=statistical(degrees=REPLICAS // 2 - 1),
         mutants=LOOP_SLIPS,

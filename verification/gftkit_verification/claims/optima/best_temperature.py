@@ -270,7 +270,17 @@ def _best_temperature_trained(registry: Registry) -> Claim:
         best = best_temperature(GAP, noise)
 
         def fitted(beta: float) -> Tensor:
-            loop = problem.loop(make, registry, beta, draw_seed(here), 0.8, steps, POINTS, data=data, device=device)
+            loop = problem.loop(
+                make,
+                registry,
+                schedule=beta,
+                seed=draw_seed(here),
+                rate=0.8,
+                steps=steps,
+                batch_size=POINTS,
+                data=data,
+                device=device,
+            )
             for step in range(steps):
                 loop.take(step)
             return weight_of(loop).cpu()
@@ -302,7 +312,7 @@ def _best_temperature_trained(registry: Registry) -> Claim:
             "F/|Delta|^2, which held-out pairs find."
         ),
         reference="theory, T15",
-        subject=trial,
+        subject=build_loop,
         measure=measure,
         bound=statistical(degrees=RUNS - RUNS // 2 - 1),
         mutants=LOOP_SLIPS,

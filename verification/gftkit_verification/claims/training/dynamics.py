@@ -228,7 +228,7 @@ def _interpolation(registry: Registry) -> Claim:
             "towards them: W_k - W_pre = (1 - rho)(W_k at temperature 0 - W_pre) at every step, pair by pair."
         ),
         reference="theory, T9b and T14",
-        subject=trial,
+        subject=build_loop,
         measure=measure,
         bound=exact(),
         mutants=LOOP_SLIPS,
@@ -290,7 +290,7 @@ def _sgd_trained(registry: Registry) -> Claim:
             "recursion gives."
         ),
         reference="theory, T14",
-        subject=trial,
+        subject=build_loop,
         measure=measure,
         bound=statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
         mutants=LOOP_SLIPS,

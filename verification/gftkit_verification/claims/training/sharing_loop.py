@@ -187,7 +187,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "one."
         ),
         reference="theory, anchor sharing",
-        subject=trial,
+        subject=build_loop,
         measure=unbiased,
         bound=statistical(degrees=STEPS - STEPS // 2 - 1),
         mutants=BIASED,
@@ -201,7 +201,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "penalty form and rho in the blended one."
         ),
         reference="theory, anchor sharing",
-        subject=trial,
+        subject=build_loop,
         measure=noise,
         bound=statistical(degrees=STEPS - 1),
         mutants=NOISY,
@@ -216,7 +216,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n."
         ),
         reference="theory, anchor sharing",
-        subject=trial,
+        subject=build_loop,
         measure=evaluations,
         bound=exact(),
         mutants=MISCOUNTED,

@@ -435,7 +435,7 @@ def _trained(registry: Registry) -> Claim:
             "= -lambda (c - rho(s)), step for step."
         ),
         reference="theory, T13",
-        subject=trial,
+        subject=build_loop,
         measure=measure,
         bound=statistical(degrees=REPLICAS - REPLICAS // 2 - 1),
         mutants={

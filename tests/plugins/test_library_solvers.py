@@ -15,9 +15,11 @@ from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import generate
 from gftkit.verify.claims import check
 from gftkit.verify.collect import collect
+from gftkit.verify.declaration import claims_of
 from gftkit_plugins.solvers import torchdiffeq, torchsde
 from gftkit_verification.claims.components import integrators
 from gftkit_verification.claims.components.solvers import ode_order
+from gftkit_verification.testbeds.altered_integrators import AlteredIntegrator, own_run
 from gftkit_verification.testbeds.brownian import units
 
 REGISTRY = gftkit.load()
@@ -86,7 +88,7 @@ def test_a_method_of_torchsde_has_its_declared_orders(method):
     assert abs(ode_order(solver, torch.Generator().manual_seed(0)).value) < 0.15
     found = integrators.weak_order(solver, torch.Generator().manual_seed(0))
     assert abs(found.value) < 0.15
-    more = integrators.Altered(solver, integrators.own, more=1)
+    more = AlteredIntegrator(solver, own_run, more=1)
     assert abs(integrators.weak_order(more, torch.Generator().manual_seed(0)).value) > 0.5
 
 
@@ -238,7 +240,7 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     )
     with pytest.raises(ConfigError, match=r"pip install 'gftkit\[solvers\]'"):
         REGISTRY.create("solver", name)
-    assert not [claim.name for claim in integrators.claims(REGISTRY)]  # and nothing is claimed of it
+    assert not [claim.name for claim in claims_of(integrators, REGISTRY)]  # and nothing is claimed of it
 
 
 def test_bad_options_are_refused():

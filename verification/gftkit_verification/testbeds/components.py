@@ -1,6 +1,6 @@
 """The registered components that a claim is made about, whoever gave them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gftkit.kernel.registry import Registry
@@ -24,6 +24,14 @@ def components(registry: Registry, kind: str) -> Iterator[tuple[str, Any]]:
         made = _tried(registry, kind, name)
         if not isinstance(made, Exception):
             yield name, made
+
+
+def each_registered(
+    kind: str,
+    where: Callable[[Any], bool] = lambda component: True,  # noqa: ARG005
+) -> Callable[[Registry], Iterator[tuple[str, Any]]]:
+    """``components`` of a kind for ``claim_for_each``, those alone that fulfil a condition."""
+    return lambda registry: ((name, one) for name, one in components(registry, kind) if where(one))
 
 
 def broken(registry: Registry) -> Iterator[tuple[str, str, Exception]]:

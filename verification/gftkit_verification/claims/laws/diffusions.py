@@ -14,11 +14,11 @@ from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import StochasticPath
 from gftkit.theory import flow
 from gftkit.verify.claims import Claim, Measurement, exact, order, statistical
-from gftkit_verification.claims.laws.sampling_trained import DEGREE, LINEAR, Run
 from gftkit_verification.oracles.affine import bures_wasserstein
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.components import components
+from gftkit_verification.testbeds.fitted_flows import DEGREE, LINEAR, FlowFit
 from gftkit_verification.testbeds.moments import on_cpu
 from gftkit_verification.testbeds.problems import random_covariance
 from gftkit_verification.testbeds.statistics import cross_fitted, evened
@@ -206,13 +206,13 @@ def mixed(subject: Sampling, path: Path, generator: Generator) -> float:
     return cross_fitted(evened(found), torch.zeros(found.shape[1]))
 
 
-def trained(subject: Sampling, run: Run, generator: Generator) -> Measurement:
+def trained(subject: Sampling, run: FlowFit, generator: Generator) -> Measurement:
     """W2 of the samples' normal law from q, relative to q's spread, of a drift that the shipped loop has trained."""
     here = on_cpu(generator)
     zero, eye = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     mean = torch.randn(2, generator=here, dtype=torch.float64)
     gaussian = GaussianFlow(zero, eye, 2 * mean / mean.norm(), random_covariance(2, here))
-    fitted: nn.Module = run.fitted(LinearModel(2, DEGREE), gaussian, LINEAR, generator)
+    fitted: nn.Module = run.trained_drift(LinearModel(2, DEGREE), gaussian, LINEAR, generator)
     drift, path = subject.equation(fitted, run.path)
     x0 = gaussian.starts(8000, here).float()
     x = integrate.generate(drift, path, subject.scheme.solver, TRAINED_STEPS, x0, generator, batch_size=8000).double()
@@ -243,7 +243,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
     linear, trigonometric = registry.create("path", "linear"), registry.create("path", "trigonometric")
     solver = registry.create("solver", "stochastic-heun")
-    run = Run(registry, registry.create("coupling", "independent"), linear, registry.create("solver", "euler"))
+    run = FlowFit(registry, registry.create("coupling", "independent"), linear, registry.create("solver", "euler"))
     for name, plain in components(registry, "diffusion"):
         component = f"diffusion:{name}"
         subject = Sampling(Scheme(solver, STEPS, None, made(registry, name)))

@@ -1,16 +1,15 @@
-"""T10, T11 and T12 with trained networks: fitted by the shipped loop, then sampled."""
+"""T11 and T12 with trained networks: fitted by the shipped loop, then sampled."""
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit.kernel.contracts import Coupling, Path, Solver
+from gftkit.kernel.contracts import Path
 from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import Train
-from gftkit.sampling import integrate
 from gftkit.theory import flow
 from gftkit.verify.claims import Claim, Line, Measurement, order
 from gftkit_verification.claims.components.solvers import NOISE_SLIPS, SLIPS, Altered
@@ -24,88 +23,26 @@ from gftkit_verification.claims.laws.sampling import (
     leading_error,
     still,
 )
-from gftkit_verification.oracles import affine
-from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.components import components
+from gftkit_verification.testbeds.fitted_flows import (
+    DEGREE,
+    LINEAR,
+    STEPS,
+    FlowFit,
+    distance_to_target,
+    distant_normals,
+)
 from gftkit_verification.testbeds.moments import on_cpu, seed_of
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.trials import LinearModel, trial
+from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.testbeds.trials import LinearModel
 
-LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
-COUPLED = replace(LINEAR, steps=1200, learning_rate=0.3)
-"""For couplings: with fewer or shorter steps some problems' slowest direction is still on its way."""
 NOISY = Train(steps=1500, batch_size=256, learning_rate=0.15, decay="cosine", clip=None)
 """For the bridge, whose labels have more noise."""
 NETWORK = Train(steps=400, batch_size=256, learning_rate=3e-3, decay="cosine", clip=None)
-DEGREE, NOISY_DEGREE = 4, 6
-"""Of the linear model's polynomials in t; the bridge's drift changes fast near t = 1."""
-SAMPLES = 8000
-STEPS = {False: 6, True: 120}
-"""Of the sampler, without and with noise."""
+NOISY_DEGREE = 6
+"""Of the linear model's polynomials in t: the bridge's drift changes fast near t = 1."""
 FINE = 100
 FEW = (32, 64, 128, 256)
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 5.0, 30.0)
-TOLERANCE = 0.1
-"""Relative: what training noise, polynomials in t, discretisation and the samples' moments leave."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a drift is trained and sampled with.
-
-    Attributes:
-        registry: gives what else the loop needs.
-        coupling: pairs x0 and x1.
-        path: that is trained on and sampled.
-        solver: takes the sampler's steps.
-        trained: the path that the loop sees.
-    """
-
-    registry: Registry
-    coupling: Coupling
-    path: Path
-    solver: Solver
-    trained: Callable[[Path], Path] = lambda path: path
-
-    def fitted(self, drift: nn.Module, gaussian: GaussianFlow, train: Train, generator: Generator) -> nn.Module:
-        """The drift, trained by the shipped loop at temperature 0, on the generator's device."""
-        data, seed = GaussianData(gaussian), seed_of(generator)
-        path = self.trained(self.path)
-        device = generator.device
-        loop = trial(self.registry, drift, data, data.source, path, self.coupling, 0.0, train, seed, device=device)
-        for step in range(train.steps):
-            loop.take(step)
-        return loop.drift.eval().requires_grad_(False)
-
-    def states(self, drift: nn.Module, gaussian: GaussianFlow, generator: Generator) -> Tensor:
-        """The sampler's states at all times, (times, n, d)."""
-        x0 = gaussian.starts(SAMPLES, on_cpu(generator)).float()
-        return integrate.generate(
-            drift,
-            self.path,
-            self.solver,
-            STEPS[flow.is_stochastic(self.path)],
-            x0,
-            generator,
-            batch_size=SAMPLES,
-            whole=True,
-        ).double()
-
-
-class Slipped:
-    """The linear path with other rates (sigma', alpha')."""
-
-    def __init__(self, rates: tuple[float, float]) -> None:
-        self._rates = rates
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(1 - t, t, 0)."""
-        return 1 - t, t, torch.zeros_like(t)
-
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The given ones."""
-        sigma, alpha = (torch.full_like(t, rate) for rate in self._rates)
-        return sigma, alpha, torch.zeros_like(t)
 
 
 class PairDrift:
@@ -131,58 +68,14 @@ class PairDrift:
         return x1 - x0
 
 
-def apart_flow(generator: Generator) -> GaussianFlow:
-    """Two random normal laws in the plane whose means are 4 apart: a slip in time or in a step shows in the mean."""
-    drawn = drawn_flow(2, generator)
-    way = drawn.mean1 - drawn.mean0
-    return GaussianFlow(drawn.mean0, drawn.cov0, drawn.mean0 + 4 * way / way.norm(), drawn.cov1)
-
-
-def missed(states: Tensor, gaussian: GaussianFlow) -> float:
-    """W2 of the samples' normal law from q, relative to q's spread."""
-    last = states[-1]
-    apart = affine.bures_wasserstein(last.mean(0), torch.cov(last.mT), gaussian.mean1, gaussian.cov1)
-    return apart / float(gaussian.cov1.trace().sqrt())
-
-
-def energy(drift: nn.Module, states: Tensor) -> float:
-    """int E|v_t|^2 dt along the sampler's states at equal times, by the trapezoidal rule."""
-    device = next(drift.parameters()).device
-    values = []
-    for k, x in enumerate(states.float().to(device)):
-        v = drift(torch.full((len(x),), k / (len(states) - 1), device=device), x)
-        values.append(float(v.double().square().sum(1).mean()))
-    return float(torch.trapezoid(torch.tensor(values), dx=1 / (len(states) - 1)))
-
-
-def reached(run: Run, generator: Generator) -> Measurement:
-    """How far the samples are from q, or the kinetic energy from between W2^2 and the independent coupling's."""
-    gaussian = apart_flow(on_cpu(generator))
-    drift = run.fitted(LinearModel(2, DEGREE), gaussian, COUPLED, generator)
-    states = run.states(drift, gaussian, generator)
-    most = affine.integral(lambda t: _squared(gaussian, t))
-    least = affine.bures_wasserstein(gaussian.mean0, gaussian.cov0, gaussian.mean1, gaussian.cov1) ** 2
-    found, apart = energy(drift, states), missed(states, gaussian)
-    value = max(apart, least / found - 1, found / most - 1)
-    note = f"W2 to q is {apart:.3f} of its spread; energy {found:.3f} between {least:.3f} and {most:.3f}"
-    return Measurement(value, note=note)
-
-
-def _squared(gaussian: GaussianFlow, t: Tensor) -> Tensor:
-    """E|v_t|^2, (n,)."""
-    (slope, shift), (mean, cov) = gaussian.affine(t), gaussian.marginal(t)
-    at_mean = (slope @ mean[..., None])[..., 0] + shift
-    return at_mean.square().sum(1) + ((slope @ cov) * slope).sum((1, 2))
-
-
-def stochastic(run: Run, generator: Generator) -> Measurement:
+def stochastic(run: FlowFit, generator: Generator) -> Measurement:
     """How far the samples of a trained stochastic flow are from q."""
-    gaussian = apart_flow(on_cpu(generator))
-    drift = run.fitted(LinearModel(2, NOISY_DEGREE), gaussian, NOISY, generator)
-    return Measurement(missed(run.states(drift, gaussian, generator), gaussian))
+    gaussian = distant_normals(on_cpu(generator))
+    drift = run.trained_drift(LinearModel(2, NOISY_DEGREE), gaussian, NOISY, generator)
+    return Measurement(distance_to_target(run.states(drift, gaussian, generator), gaussian))
 
 
-def few_steps(subject: FewSteps, run: Run, generator: Generator) -> Measurement:
+def few_steps(subject: FewSteps, run: FlowFit, generator: Generator) -> Measurement:
     """The relative distance of N times Euler's error, extrapolated, from its predicted limit, for trained drifts.
 
     A network at temperature 0, and blends of linear models, whose smoothness allows many cases.
@@ -192,12 +85,12 @@ def few_steps(subject: FewSteps, run: Run, generator: Generator) -> Measurement:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(here))
         drift = run.registry.build("drift", {"name": "mlp", "width": 32, "depth": 2}, event_shape=(2,))
-    network = run.fitted(drift, target, NETWORK, generator).cpu().double()
+    network = run.trained_drift(drift, target, NETWORK, generator).cpu().double()
     worst, lines = _euler(subject, network, network, 0.0, target.starts(16, here), FINE)
     for k, (d, coupling) in enumerate(zip((2, 3), COUPLINGS, strict=True)):
         target = drawn_flow(d, here, coupling)
         one, other = (
-            run.fitted(LinearModel(d, DEGREE), gaussian, LINEAR, generator).cpu().double()
+            run.trained_drift(LinearModel(d, DEGREE), gaussian, LINEAR, generator).cpu().double()
             for gaussian in (target, retargeted(target, here))
         )
         for beta in TEMPERATURES[k::2]:
@@ -221,34 +114,10 @@ def _euler(
 
 def claims(registry: Registry) -> Iterator[Claim]:
     """The claims of this part."""
-    linear, rk4 = registry.create("path", "linear"), registry.create("solver", "rk4")
-    for name, coupling in components(registry, "coupling"):
-        run = Run(registry, coupling, linear, rk4)
-        yield Claim(
-            name=f"T10-sampler-trained-{name}",
-            statement=(
-                "A drift trained on minibatches of this coupling carries p0 to q, with int E|v_t|^2 dt between W2(p0, "
-                "q)^2 and the independent coupling's."
-            ),
-            reference="theory, T10",
-            subject=run,
-            measure=reached,
-            bound=order(TOLERANCE),
-            mutants={
-                "sum for difference of the endpoints": replace(run, trained=lambda _: Slipped((1.0, 1.0))),
-                "rate of x0 dropped": replace(run, trained=lambda _: Slipped((0.0, 1.0))),
-                "last step dropped": replace(run, solver=Altered(rk4, SLIPS["last step dropped"])),
-            },
-            conditions=(
-                f"normal laws in the plane, batches of {COUPLED.batch_size}, linear model of degree {DEGREE} in t"
-            ),
-            component=f"coupling:{name}",
-            profile="full",
-            seeds=1,
-        )
+    linear = registry.create("path", "linear")
     independent = registry.create("coupling", "independent")
     bridge = registry.create("path", "brownian-bridge", scale=1.2, delta=0.05)
-    noisy = Run(registry, independent, bridge, registry.create("solver", "euler-maruyama"))
+    noisy = FlowFit(registry, independent, bridge, registry.create("solver", "euler-maruyama"))
     yield Claim(
         name="T12-sampler-trained",
         statement=(
@@ -263,7 +132,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
             "no noise in sampling": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["no noise"])),
             "noise scaled by h": replace(noisy, solver=Altered(noisy.solver, NOISE_SLIPS["noise scaled by h"])),
             "half of the drift": replace(noisy, solver=Altered(noisy.solver, SLIPS["half of the drift"])),
-            "trained on x1 - x0": replace(noisy, trained=PairDrift),
+            "trained on x1 - x0": replace(noisy, loop_path=PairDrift),
         },
         conditions=(
             f"normal laws in the plane, independent pairs, linear model of degree {NOISY_DEGREE} in t, {STEPS[True]} "
@@ -274,7 +143,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         seeds=1,
     )
     euler = registry.create("solver", "euler")
-    plain, few = Run(registry, independent, linear, euler), FewSteps(euler)
+    plain, few = FlowFit(registry, independent, linear, euler), FewSteps(euler)
     yield Claim(
         name="T11-few-steps-trained",
         statement="For a trained network, and for blends of trained drifts, N times Euler's error in N steps tends to "

@@ -11,8 +11,9 @@ from gftkit.kernel.loading import load
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES
 from gftkit.verify.claims import check
+from gftkit.verify.declaration import claims_of
 from gftkit_verification.claims.components import paths
-from gftkit_verification.claims.proofs import flows
+from gftkit_verification.claims.proofs import paths as path_proofs
 from gftkit_verification.testbeds.symbolic import NotSymbolicError, Symbolic, number
 
 ROUND_OFF = 1e-12
@@ -85,10 +86,10 @@ def test_what_goes_through_symbols_is_proved_and_the_rest_is_left_to_numbers(reg
         def gftkit_paths(self):
             return {"clamped": Clamped}
 
-    names = {claim.name for claim in flows.claims(load(plugins={"mine": Paths()}))}
+    names = {claim.name for claim in claims_of(path_proofs, load(plugins={"mine": Paths()}))}
     assert {f"path-drift-proof-{name}" for name in registry.names("path")} <= names
     assert "path-drift-proof-clamped" not in names
-    numbers = {claim.name: claim for claim in paths.claims(load(plugins={"mine": Paths()}))}
+    numbers = {claim.name: claim for claim in claims_of(paths, load(plugins={"mine": Paths()}))}
     assert check(numbers["path-transport-clamped"]).passed
 
 

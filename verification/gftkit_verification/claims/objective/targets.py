@@ -14,7 +14,6 @@ from gftkit.kernel.registry import Registry
 from gftkit.theory import flow, objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim, Line, Measurement, exact, order
-from gftkit_verification.claims.laws.closed_forms import CONDITIONS, TOO_CLOSE, G, Law, both, chain, start_of
 from gftkit_verification.claims.objective.closed_forms import BLENDS, SIGN, apart, off, variants
 from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import (
@@ -28,6 +27,7 @@ from gftkit_verification.oracles.affine import (
 )
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
+from gftkit_verification.testbeds.blend_laws import CONDITIONS, TOO_CLOSE, G, Law, chain_law, drifts_of, start_of
 from gftkit_verification.testbeds.components import components
 from gftkit_verification.testbeds.moments import (
     TEMPERATURES,
@@ -201,7 +201,7 @@ def geometric_mixture(path: Path, shipped: Shipped, generator: Generator) -> flo
     for problem in draw_fine_tunes(path, generator):
         d = len(problem.target.mean0)
         walk = torch.randn(5, steps + 1, d, generator=generator, dtype=torch.float64).cumsum(1)
-        target, anchor = both(problem, G)
+        target, anchor = drifts_of(problem, G)
         laws = [log_density(drift, G, start_of(problem), walk) for drift in (target, anchor)]
         (slope, shift), (slope0, shift0) = (
             by(torch.arange(steps, dtype=torch.float64) / steps) for by in (target, anchor)
@@ -233,12 +233,12 @@ def parallel(path: Path, shipped: Shipped, generator: Generator) -> float:
     """Drifts of equal slopes, so that Delta doesn't depend on x: P_beta is the geometric mixture, as a joint law."""
     worst = 0.0
     for problem in draw_fine_tunes(path, generator, (2, 3)):
-        target, _ = both(problem, G)
+        target, _ = drifts_of(problem, G)
         shifted = partial(moved, target, problem.pretrained.mean1)
-        laws = [chain(drift, G, start_of(problem)) for drift in (target, shifted)]
+        laws = [chain_law(drift, G, start_of(problem)) for drift in (target, shifted)]
         for beta in TEMPERATURES:
             wanted, _ = mixed(laws[0], laws[1], rho_of(beta))
-            found = chain(blend_drifts(target, shifted, beta, shipped.blend), G, start_of(problem))
+            found = chain_law(blend_drifts(target, shifted, beta, shipped.blend), G, start_of(problem))
             worst = max(worst, apart(found[0] - laws[0][0], wanted[0] - laws[0][0]), apart(found[1], wanted[1]))
     return worst
 
@@ -261,8 +261,8 @@ def not_parallel(path: Path, shipped: Shipped, generator: Generator) -> Measurem
     """
     worst, largest = 0.0, 0.0
     for problem in draw_fine_tunes(path, generator, (2, 3)):
-        target, anchor = both(problem, G)
-        d, laws = len(problem.target.mean0), [chain(drift, G, start_of(problem)) for drift in (target, anchor)]
+        target, anchor = drifts_of(problem, G)
+        d, laws = len(problem.target.mean0), [chain_law(drift, G, start_of(problem)) for drift in (target, anchor)]
         for beta in TEMPERATURES:
             rho = rho_of(beta)
             law, log_z = mixed(laws[0], laws[1], rho)
@@ -271,7 +271,9 @@ def not_parallel(path: Path, shipped: Shipped, generator: Generator) -> Measurem
             covs = torch.stack([law[1][k : k + d, k : k + d] for k in range(0, d * steps, d)])
             t = torch.arange(steps, dtype=torch.float64) / steps
             energy = float(squared_gap(anchor, target, t, means, covs).sum()) / (steps * G**2)
-            found = gaussian_kl(*law, *chain(blend_drifts(target, anchor, beta, shipped.blend), G, start_of(problem)))
+            found = gaussian_kl(
+                *law, *chain_law(blend_drifts(target, anchor, beta, shipped.blend), G, start_of(problem))
+            )
             cost = rho * (1 - rho) / 2 * energy
             worst, largest = max(worst, abs(found + log_z + cost) / cost), max(largest, found)
     return Measurement(max(worst, APART / largest - 1), note=f"Largest KL: {largest:.3g}.")

@@ -1,10 +1,12 @@
-"""Networks trained by the shipped loop between random normal laws, and the points at which they are compared."""
+"""Networks trained by the shipped loop between random normal laws, and comparisons of them with predictions."""
 
 import copy
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -16,9 +18,11 @@ from gftkit.runtime.randomness import stream
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.training.steps import Steps
+from gftkit.verify.claims import Line, Measurement
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
+from gftkit_verification.testbeds.altered_loops import at_temperature, shared_weights, tampered
 from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
-from gftkit_verification.testbeds.moments import draw_seed
+from gftkit_verification.testbeds.moments import draw_seed, rho_of
 from gftkit_verification.testbeds.problems import GaussianData, draw_flow, retarget
 
 WIDTH, DEPTH, BATCH = 48, 2, 256
@@ -26,6 +30,29 @@ PRETRAINING = Train(steps=400, batch_size=BATCH, learning_rate=5e-3, decay="cosi
 STEPS = 300
 """Of a fine-tune."""
 FINETUNING = replace(PRETRAINING, steps=STEPS)
+
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 30.0)
+FEW = (0.03, 0.3, 5.0)
+"""For the mutants that train networks of their own."""
+
+PROBLEMS: tuple[tuple[int, CouplingName], ...] = ((2, "independent"), (4, "optimal-transport"))
+"""Dimension and coupling."""
+STATES = 4000
+"""Points (t, x) at which networks are compared."""
+SHORT = 100
+"""Steps of an inexact fine-tune."""
+
+TRAINED = (
+    f"mlp of {DEPTH} x {WIDTH} units, pretrained and then fine-tuned by the shipped loop with Adam, batches of "
+    f"{BATCH}, between random normal laws"
+)
+CONSTANT = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}"
+TWO = "dimension 2 with independent and 4 with optimal coupling"
+"""Parts of the conditions of claims."""
+
+INVERSE = at_temperature(lambda beta: 1 / beta)
+SHARED = tampered("anchor", shared_weights)
+"""Loops with a slip."""
 
 
 class Study:
@@ -128,3 +155,36 @@ def draw_states(problem: Problem, path: Path, n: int, generator: Generator) -> S
 def norm(drift: Tensor) -> float:
     """|b|_w over states, (n, d)."""
     return float(squared_norm(drift).mean().sqrt())
+
+
+def linear_study(registry: Registry) -> Study:
+    """Networks on the linear path."""
+    return Study(registry, registry.create("path", "linear"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction about fine-tuned networks, and the loop that trains them."""
+
+    predicted: Callable[..., Any]
+    build: LoopBuilder = build_loop
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """TEMPERATURES, and FEW for a mutant: it trains networks of its own."""
+        return TEMPERATURES if self.build is build_loop else FEW
+
+
+def compare_with_power(
+    temperatures: Sequence[float], measured: Sequence[float], predicted: Sequence[float], power: float
+) -> tuple[float, float]:
+    """The distances of the slope of log measured on log rho from ``power``, and of the worst ratio to predictions from 1."""
+    rhos = [rho_of(beta) for beta in temperatures]
+    slope = float(np.polyfit(np.log(rhos), np.log(measured), 1)[0])
+    return abs(slope - power), max(abs(one / other - 1) for one, other in zip(measured, predicted, strict=True))
+
+
+def worst_of(distances: Sequence[tuple[float, float]], lines: Mapping[str, Line]) -> Measurement:
+    """The largest distance of slopes and ratios over problems."""
+    slope, ratio = (max(values) for values in zip(*distances, strict=True))
+    return Measurement(max(slope, ratio), lines, f"slope off by {slope:.2g}, worst ratio by {ratio:.2g}")

@@ -12,12 +12,12 @@ from gftkit.theory import flow as paths
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.theory.predictions import best_temperature, error_with_noise
 from gftkit.verify.claims import Claim, Measurement, exact, statistical
-from gftkit_verification.claims.training.dynamics import LOOP_SLIPS, TEMPERATURES, standardised
 from gftkit_verification.oracles.affine import drift_gap
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift
 from gftkit_verification.testbeds.loops import build_loop
 from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
 from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.sgd import LOOP_SLIPS, TEMPERATURES, standardised_error
 from gftkit_verification.testbeds.side_by_side import Finite, draw_regressions, weight_of
 from gftkit_verification.testbeds.slips import LoopBuilder
 
@@ -197,7 +197,7 @@ def _held_out(registry: Registry) -> Claim:
                 numerator, denominator = subject.share(fitted + 0.3 * (anchor - target), label, anchor)
                 rho = (noise - 0.21 * gap**2) / (noise + 0.49 * gap**2)
                 columns.append((numerator - rho * denominator) / denominator.mean())
-        return standardised(torch.stack(columns, 1))
+        return standardised_error(torch.stack(columns, 1))
 
     def in_sample(fitted: Tensor, label: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
         return held_out_share(fitted, label + (fitted - label) / 2, anchor)
@@ -258,7 +258,7 @@ def _best_temperature_trained(registry: Registry) -> Claim:
     def measure(make: LoopBuilder, generator: Generator) -> Measurement:
         here = cpu_generator(generator)
         columns, found = zip(*(fits(make, d, here, generator.device) for d in (3, 4)), strict=True)
-        return Measurement(standardised(torch.cat(columns, 1)), found[0].lines, found[0].note)
+        return Measurement(standardised_error(torch.cat(columns, 1)), found[0].lines, found[0].note)
 
     def fits(make: LoopBuilder, d: int, here: Generator, device: torch.device) -> tuple[Tensor, Measurement]:
         """What the fits are off the prediction, (RUNS, k), and what the report shows of them."""

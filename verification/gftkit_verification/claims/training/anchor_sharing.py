@@ -1,7 +1,7 @@
-"""Anchor sharing in the shipped loop: the mean of its gradients, their noise, and what the anchor is asked for."""
+"""Anchor sharing in the shipped loop: the mean of its gradients, their noise, and the evaluations of the anchor."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,11 +15,12 @@ from gftkit.runtime.randomness import stream
 from gftkit.theory.objective import Form
 from gftkit.theory.predictions import sharing_noise
 from gftkit.training.steps import Steps
-from gftkit.verify.claims import Claim, Measurement, exact, statistical
+from gftkit.verify.claims import Measurement, exact, statistical
+from gftkit.verify.declaration import REGISTRY, claim
 from gftkit_verification.claims.objective.gradients import random_weight
 from gftkit_verification.claims.objective.gradients_trained import Bench
-from gftkit_verification.claims.training.loop import tampered
 from gftkit_verification.testbeds import slips
+from gftkit_verification.testbeds.altered_loops import tampered
 from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
 from gftkit_verification.testbeds.moments import cpu_generator, draw_seed, rho_of
 from gftkit_verification.testbeds.problems import draw_flow
@@ -66,15 +67,15 @@ class Added:
 def added_noise(
     make: LoopBuilder, registry: Registry, form: Form, share: AnchorShare, beta: float, generator: Generator
 ) -> Added:
-    """What sharing changes in the gradients of a loop whose weights rest."""
+    """The change of the gradients by sharing, in a loop whose weights rest."""
     here, d = cpu_generator(generator), DIMENSION
     bench = Bench(registry, draw_flow(d, here), draw_seed(here), generator.device)
     drift, pretrained = (LinearModel(d, weight=random_weight(LinearModel(d), here)) for _ in range(2))
     resting = Train(STEPS, BATCH, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)
     whole = bench.loop(build_loop, drift, beta, resting, form=form, pretrained=pretrained)
     shared = bench.loop(make, drift, beta, resting, form=form, pretrained=pretrained, anchor_share=share)
-    seen: list[tuple[Tensor, Tensor]] = []
-    watch(whole, lambda t, x: seen.append((t.cpu(), x.cpu())))
+    states: list[tuple[Tensor, Tensor]] = []
+    watch(whole, lambda t, x: states.append((t.cpu(), x.cpu())))
     gap = drift.weight.detach() - pretrained.weight.detach()
     rho = rho_of(beta)
     count = math.ceil(BATCH * (rho if share == "retention" else float(share)))
@@ -82,7 +83,7 @@ def added_noise(
     white, squares = [], []
     for step in range(STEPS):
         difference = (step_gradient(shared, step) - step_gradient(whole, step)).cpu()
-        phi = drift.features(*seen[-1])
+        phi = drift.features(*states[-1])
         pulls = 2 * (phi @ gap.mT)[:, :, None] * phi[:, None] / d  # of each sample; the loss is divided by d
         values, vectors = torch.linalg.eigh(noise * torch.cov(pulls.flatten(1).mT))
         kept = values > 1e-9 * values[-1]  # gap pulls^T is symmetric: some directions have no noise
@@ -93,7 +94,7 @@ def added_noise(
 
 
 def watch(loop: Steps, look: Callable[[Tensor, Tensor], Any]) -> None:
-    """Have a loop's anchor show where it is evaluated."""
+    """Call a function with the states at which a loop's anchor is evaluated."""
     anchor = loop.anchor
     assert anchor is not None
 
@@ -104,31 +105,31 @@ def watch(loop: Steps, look: Callable[[Tensor, Tensor], Any]) -> None:
     loop.anchor = watched  # type: ignore[assignment]
 
 
-def drawn(change: Callable[[Steps, int, Tensor, float], Choice]) -> LoopBuilder:
-    """The loop with another choice: a function of the loop, the step, and what was chosen, with its share."""
+def altered_choice(change: Callable[[Steps, int, Tensor, float], Choice]) -> LoopBuilder:
+    """The loop with another choice of samples: a function of the loop, the step, the samples and their share."""
 
     def value(loop: Steps) -> Callable[[int, float], Choice]:
-        given = loop._chosen
+        choose = loop._chosen
 
-        def chosen(step: int, beta: float) -> Choice:
-            found, share = given(step, beta)
-            return (found, share) if found is None else change(loop, step, found, share)
+        def altered(step: int, beta: float) -> Choice:
+            samples, share = choose(step, beta)
+            return (samples, share) if samples is None else change(loop, step, samples, share)
 
-        return chosen
+        return altered
 
     return tampered("_chosen", value)
 
 
-def _latest(loop: Steps, step: int, chosen: Tensor, share: float) -> Choice:
+def _latest(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:
     """The samples of the largest t, where the gap is another one."""
     times = loop.times(loop.config.train.batch_size, stream(loop.config.seed, "time", step, device=loop.device))
-    return times.topk(len(chosen)).indices.sort().values.cpu(), share
+    return times.topk(len(samples)).indices.sort().values.cpu(), share
 
 
-def _with_replacement(loop: Steps, step: int, chosen: Tensor, share: float) -> Choice:
+def _with_replacement(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:
     """A sample may be chosen twice."""
     generator = stream(loop.config.seed, "anchor", step)
-    return torch.randint(loop.config.train.batch_size, (len(chosen),), generator=generator), share
+    return torch.randint(loop.config.train.batch_size, (len(samples),), generator=generator), share
 
 
 def _not_divided(**options: Any) -> Steps:
@@ -136,116 +137,109 @@ def _not_divided(**options: Any) -> Steps:
     return slips.penalty_form(**options) if options["form"] == "blended" else build_loop(**options)
 
 
-NOT_WEIGHTED = drawn(lambda loop, step, chosen, share: (chosen, 1.0))  # noqa: ARG005
-NOTHING = drawn(lambda loop, step, chosen, share: (chosen[:0], share))  # noqa: ARG005
+NOT_WEIGHTED = altered_choice(lambda loop, step, samples, share: (samples, 1.0))  # noqa: ARG005
+NOTHING = altered_choice(lambda loop, step, samples, share: (samples[:0], share))  # noqa: ARG005
 
 BIASED = {
     "not divided by the share": NOT_WEIGHTED,
-    "the latest times chosen": drawn(_latest),
+    "the latest times chosen": altered_choice(_latest),
     "nothing chosen": NOTHING,
     "blended form not divided": _not_divided,
     "rho for beta": slips.rho_for_beta,
 }
 
 NOISY = {
-    "chosen with replacement": drawn(_with_replacement),
+    "chosen with replacement": altered_choice(_with_replacement),
     "not divided by the share": NOT_WEIGHTED,
     "nothing chosen": NOTHING,
     "blended form not divided": _not_divided,
 }
 
 MISCOUNTED = {
-    "rounded down": drawn(lambda loop, step, chosen, share: (chosen[:-1], share)),  # noqa: ARG005
-    "the whole batch": drawn(lambda loop, step, chosen, share: (None, share)),  # noqa: ARG005
-    "share of the rest": drawn(lambda loop, step, chosen, share: (chosen, 1 - share)),  # noqa: ARG005
+    "rounded down": altered_choice(lambda loop, step, samples, share: (samples[:-1], share)),  # noqa: ARG005
+    "the whole batch": altered_choice(lambda loop, step, samples, share: (None, share)),  # noqa: ARG005
+    "share of the rest": altered_choice(lambda loop, step, samples, share: (samples, 1 - share)),  # noqa: ARG005
     "not divided by the share": NOT_WEIGHTED,
 }
 
 
-def claims(registry: Registry) -> Iterator[Claim]:
-    """The claims of this part."""
-
-    def unbiased(make: LoopBuilder, generator: Generator) -> float:
-        together = torch.cat([added_noise(make, registry, *case, generator).white for case in CASES], 1)
-        return cross_fitted_t(together, torch.zeros(together.shape[1]))
-
-    def noise(make: LoopBuilder, generator: Generator) -> Measurement:
-        found = [added_noise(make, registry, *case, generator) for case in CASES]
-        shares, theory = [each.share for each in found], [1 / each.share - 1 for each in found]
-        measured = [scale * float(each.squares.mean()) for scale, each in zip(theory, found, strict=True)]
-        lines = {"measured": (shares, measured), "n/k - 1": (shares, theory)}
-        return Measurement(student_t(torch.stack([each.squares for each in found]).mean(0), 1.0), lines)
-
-    def evaluations(make: LoopBuilder, generator: Generator) -> float:
-        here = cpu_generator(generator)
-        return max(_miscounted(make, registry, *case, here, generator.device) for case in COUNTS)
-
-    yield Claim(
-        name="sharing-loop-unbiased",
-        statement=(
-            "In the shipped loop, with either form, the gradient with a shared anchor is in the mean that with a whole "
-            "one."
-        ),
-        reference="theory, anchor sharing",
-        subject=build_loop,
-        measure=unbiased,
-        bound=statistical(degrees=STEPS - STEPS // 2 - 1),
-        mutants=BIASED,
-        conditions=CONDITIONS,
-        seeds=1,
-    )
-    yield Claim(
-        name="sharing-loop-noise",
-        statement=(
-            "In the shipped loop sharing adds the covariance s^2 (1/k - 1/n) Cov(grad |b - b_pre|^2), s = beta in the "
-            "penalty form and rho in the blended one."
-        ),
-        reference="theory, anchor sharing",
-        subject=build_loop,
-        measure=noise,
-        bound=statistical(degrees=STEPS - 1),
-        mutants=NOISY,
-        conditions=CONDITIONS,
-        seeds=1,
-        axes=("share k/n", "added variance, in units of s^2 Cov/n"),
-        scales=("linear", "linear"),
-    )
-    yield Claim(
-        name="sharing-loop-evaluations",
-        statement=(
-            "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n."
-        ),
-        reference="theory, anchor sharing",
-        subject=build_loop,
-        measure=evaluations,
-        bound=exact(),
-        mutants=MISCOUNTED,
-        conditions=(
-            "Batches of 10 to 100, in one part and in two; shares 7/100 and 1/10, and the retentions 3/10 and 1/51."
-        ),
-        seeds=1,
-    )
+@claim(
+    "sharing-loop-unbiased",
+    statement=(
+        "In the shipped loop, with either form, the gradient with a shared anchor is in the mean that with a whole one."
+    ),
+    reference="theory, anchor sharing",
+    subject=build_loop,
+    bound=statistical(degrees=STEPS - STEPS // 2 - 1),
+    mutants=BIASED,
+    conditions=CONDITIONS,
+    seeds=1,
+    uses={"registry": REGISTRY},
+)
+def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> float:
+    """The standardised mean of what sharing adds to the gradients."""
+    together = torch.cat([added_noise(make, registry, *case, generator).white for case in CASES], 1)
+    return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
 
-def _miscounted(
-    make: LoopBuilder,
-    registry: Registry,
-    batch: int,
-    beta: Fraction,
-    share: Fraction | None,
-    here: Generator,
-    device: torch.device,
-) -> float:
-    """By how many evaluations of the anchor a step is off; counted over two, and by the share that each logs."""
+@claim(
+    "sharing-loop-noise",
+    statement=(
+        "In the shipped loop sharing adds the covariance s^2 (1/k - 1/n) Cov(grad |b - b_pre|^2), s = beta in the "
+        "penalty form and rho in the blended one."
+    ),
+    reference="theory, anchor sharing",
+    subject=build_loop,
+    bound=statistical(degrees=STEPS - 1),
+    mutants=NOISY,
+    conditions=CONDITIONS,
+    seeds=1,
+    axes=("share k/n", "added variance, in units of s^2 Cov/n"),
+    scales=("linear", "linear"),
+    uses={"registry": REGISTRY},
+)
+def size_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> Measurement:
+    """The standardised mean square of what sharing adds to the gradients, less its prediction."""
+    added = [added_noise(make, registry, *case, generator) for case in CASES]
+    shares, theory = [each.share for each in added], [1 / each.share - 1 for each in added]
+    measured = [scale * float(each.squares.mean()) for scale, each in zip(theory, added, strict=True)]
+    lines = {"measured": (shares, measured), "n/k - 1": (shares, theory)}
+    return Measurement(student_t(torch.stack([each.squares for each in added]).mean(0), 1.0), lines)
+
+
+def _miscount(make: LoopBuilder, bench: Bench, batch: int, beta: Fraction, share: Fraction | None) -> float:
+    """The error of a step's number of evaluations of the anchor; counted over two, and by the share that each logs."""
     worst = 0.0
-    wanted = math.ceil(batch * (beta / (1 + beta) if share is None else share))
-    bench = Bench(registry, draw_flow(2, here), draw_seed(here), device)
+    expected = math.ceil(batch * (beta / (1 + beta) if share is None else share))
     for parts in (1, 2):
         train = Train(2, batch, 1e-3, {"name": "sgd"}, ema=0.9, accumulate=parts)
         option: AnchorShare = "retention" if share is None else float(share)
         loop = bench.loop(make, LinearModel(2), float(beta), train, anchor_share=option)
-        asked: list[int] = []
-        watch(loop, lambda t, x: asked.append(len(x)))  # noqa: ARG005, B023
+        counts: list[int] = []
+        watch(loop, lambda t, x: counts.append(len(x)))  # noqa: ARG005, B023
         logged = [loop.take(step)["anchor_share"] for step in range(2)]
-        worst = max(worst, abs(sum(asked) / 2 - wanted), *(abs(share * batch - wanted) for share in logged))
+        worst = max(worst, abs(sum(counts) / 2 - expected), *(abs(share * batch - expected) for share in logged))
+    return worst
+
+
+@claim(
+    "sharing-loop-evaluations",
+    statement=(
+        "For each step the anchor is evaluated at exactly k = ceil(share n) samples, and the share logged is k/n."
+    ),
+    reference="theory, anchor sharing",
+    subject=build_loop,
+    bound=exact(),
+    mutants=MISCOUNTED,
+    conditions="Batches of 10 to 100, in one part and in two; shares 7/100 and 1/10, and the retentions 3/10 and 1/51.",
+    seeds=1,
+    uses={"registry": REGISTRY},
+)
+def miscount(make: LoopBuilder, generator: Generator, *, registry: Registry) -> float:
+    """The largest error of the number of evaluations, and of the logged share, over batch sizes and shares."""
+    here = cpu_generator(generator)
+    worst = 0.0
+    for batch, beta, share in COUNTS:
+        bench = Bench(registry, draw_flow(2, here), draw_seed(here), generator.device)
+        worst = max(worst, _miscount(make, bench, batch, beta, share))
     return worst

@@ -178,7 +178,7 @@ class Prediction:
 def compare_with_power(
     temperatures: Sequence[float], measured: Sequence[float], predicted: Sequence[float], power: float
 ) -> tuple[float, float]:
-    """The distances of the slope of log measured on log rho from ``power``, and of the worst ratio to predictions from 1."""
+    """The distances of the slope of log measured on log rho from ``power``, and of the worst ratio from 1."""
     rhos = [rho_of(beta) for beta in temperatures]
     slope = float(np.polyfit(np.log(rhos), np.log(measured), 1)[0])
     return abs(slope - power), max(abs(one / other - 1) for one, other in zip(measured, predicted, strict=True))

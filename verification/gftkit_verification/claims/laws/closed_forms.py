@@ -13,8 +13,6 @@ from gftkit.kernel.registry import Registry
 from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim, Line, Measurement, exact, order
-from gftkit_verification.claims.objective.closed_forms import BLENDS, keeping, off, variants
-from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import (
     Blend,
     blended,
@@ -26,7 +24,9 @@ from gftkit_verification.oracles.affine import (
     squared_gap,
 )
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion
+from gftkit_verification.testbeds.differences import log_slopes, relative_error
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, legendre, on_cpu, rho_of
+from gftkit_verification.testbeds.objective_functions import BLENDS, keep_share, replace_each
 from gftkit_verification.testbeds.problems import random_covariance
 
 G = 0.8
@@ -57,7 +57,7 @@ SHIPPED = Shipped()
 
 TOO_CLOSE: Mapping[str, Blend] = {
     "1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"],
-    "root of rho": keeping(lambda beta: math.sqrt(rho_of(beta))),
+    "root of rho": keep_share(lambda beta: math.sqrt(rho_of(beta))),
 }
 """Blends that stay closer to the anchor than they should."""
 
@@ -89,11 +89,11 @@ def path_kl_slope(path: Path, shipped: Shipped, generator: Generator) -> Measure
         target, anchor = both(problem, G)
         marginal = problem.target.marginal
         found = [path_kl(target, blended(target, anchor, beta, shipped.blend), G, marginal) for beta in TEMPERATURES]
-        worst = max(worst, *(abs(slope - 2) for slope in slopes(rhos, found)))
+        worst = max(worst, *(abs(slope - 2) for slope in log_slopes(rhos, found)))
         whole = path_kl(target, anchor, G, marginal)
         theory = [rho**2 * whole for rho in rhos]
         lines = lines or {"measured": (TEMPERATURES, found), "rho^2 KL(P_tgt || P_pre)": (TEMPERATURES, theory)}
-        fitted = slopes([rhos[0], rhos[-1]], [found[0], found[-1]])[0]
+        fitted = log_slopes([rhos[0], rhos[-1]], [found[0], found[-1]])[0]
     return Measurement(worst, lines, f"Fitted slope of log KL on log rho: {fitted:.6f}.")
 
 
@@ -128,7 +128,7 @@ def chain_kl(path: Path, shipped: Shipped, generator: Generator) -> float:
                 blend = blended(target, anchor, beta, shipped.blend)
                 found = gaussian_kl(*law, *chain(blend, g, other))
                 wanted = gaussian_kl(*start_of(problem), *other) + shipped.path_kl(rho_of(beta), whole)
-                worst = max(worst, off(found, wanted))
+                worst = max(worst, relative_error(found, wanted))
     return worst
 
 
@@ -179,7 +179,7 @@ def terminal_slopes(path: Path, shipped: Shipped, generator: Generator) -> float
         target, anchor = both(problem, G)
         ends = [carried(blended(target, anchor, beta, shipped.blend), G, *start_of(problem)) for beta in COLD]
         for distance, slope in ((gaussian_kl, 2), (bures_wasserstein, 1)):
-            found = slopes(rhos, [distance(*end_of(problem), *end) for end in ends])
+            found = log_slopes(rhos, [distance(*end_of(problem), *end) for end in ends])
             worst = max(worst, abs(found[0] - slope))
     return worst
 
@@ -207,7 +207,7 @@ def constant_gap(shipped: Shipped, generator: Generator) -> float:
         for beta in TEMPERATURES:
             found = bures_wasserstein(*end, *carried(blended(target, anchor, beta, shipped.blend), 0.0, *law))
             bound = shipped.wasserstein_bound(rho_of(beta), times.tolist(), [float(e.norm())] * len(times), lipschitz)
-            worst = max(worst, off(found, bound))
+            worst = max(worst, relative_error(found, bound))
     return worst
 
 
@@ -229,7 +229,7 @@ def rotation(shipped: Shipped, generator: Generator) -> float:
         blend = blended(still, rotating, beta, shipped.blend)
         terminal = bures_wasserstein(*law, *carried(blend, 0.0, *law))
         error = drift_gap(blend, still, marginal)
-        worst = max(worst, terminal, off(error, rho_of(beta) * float(turn.norm())))
+        worst = max(worst, terminal, relative_error(error, rho_of(beta) * float(turn.norm())))
     return worst
 
 
@@ -252,7 +252,12 @@ def unseen_gap(shipped: Shipped, generator: Generator) -> Measurement:  # noqa: 
             norm = float((weights * left**2) @ squared_norm(drift))
             kl = float((weights * left) @ squared_norm(drift)) / (2 * G**2)
             whole = (size - 1) / (2 * G**2 * log**2)
-            worst = max(worst, off(end, rho), off(norm, rho**2 / log), off(kl, shipped.path_kl(rho, whole)))
+            worst = max(
+                worst,
+                relative_error(end, rho),
+                relative_error(norm, rho**2 / log),
+                relative_error(kl, shipped.path_kl(rho, whole)),
+            )
         found.append(math.sqrt(norm))
         moved.append(end)
     return Measurement(worst, {"measured": (inverse, found), "W2": (inverse, moved)})
@@ -269,7 +274,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(path_kl_slope, path),
         bound=order(0.01),
-        mutants=variants(SHIPPED, blend=BLENDS),
+        mutants=replace_each(SHIPPED, blend=BLENDS),
         conditions=f"{CONDITIONS} g = {G}.",
         seeds=1,
         axes=("temperature", "KL(P_tgt || P_beta)"),
@@ -281,7 +286,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(chain_kl, path),
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=powers),
+        mutants=replace_each(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=powers),
         conditions=f"{CONDITIONS} Joint laws of chains of 5 Euler steps, for which it is exact; g = 0.4 and 1.5.",
         seeds=1,
     )
@@ -292,7 +297,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(terminal_kl, path),
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": powers["rho^4"]}),
+        mutants=replace_each(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": powers["rho^4"]}),
         conditions=f"{CONDITIONS} g = {G}.",
         seeds=1,
         axes=("temperature", "KL(q || p_1^beta)"),
@@ -308,7 +313,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(wasserstein, path),
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=shrunk),
+        mutants=replace_each(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=shrunk),
         conditions=f"{CONDITIONS} g = {G} and 0; the integral by 64 trapezoids.",
         seeds=1,
         axes=("temperature", "W2(q, p_1^beta)"),
@@ -320,7 +325,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=constant_gap,
         bound=order(1e-3),
-        mutants=variants(
+        mutants=replace_each(
             SHIPPED,
             wasserstein_bound={
                 **shrunk,
@@ -341,7 +346,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(terminal_slopes, path),
         bound=order(0.02),
-        mutants=variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
+        mutants=replace_each(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
         conditions=f"Gaussian problems of dimension 2 and 3, both couplings, temperatures {COLD[0]:g} and {COLD[1]:g}.",
         seeds=1,
     )
@@ -355,7 +360,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=rotation,
         bound=exact(1e-9),
-        mutants=variants(
+        mutants=replace_each(
             SHIPPED, blend={"not divided": lambda target, anchor, beta: target + beta * anchor, **TOO_CLOSE}
         ),
         conditions="Dimension 3, a random rotation.",
@@ -369,7 +374,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=unseen_gap,
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, blend=BLENDS, path_kl=powers),
+        mutants=replace_each(SHIPPED, blend=BLENDS, path_kl=powers),
         conditions="On the line; delta from 0.1 to 1e-8.",
         seeds=1,
         axes=("1/delta", "norm of the drift error with w = 1 - t"),

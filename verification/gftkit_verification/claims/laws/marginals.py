@@ -13,11 +13,11 @@ from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Claim, Line, Measurement, exact
 from gftkit_verification.claims.laws.closed_forms import CONDITIONS, G, start_of
-from gftkit_verification.claims.objective.closed_forms import variants
 from gftkit_verification.oracles.affine import Blend, blended, bures_wasserstein, carried
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_of
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, fine_tunes, on_cpu
+from gftkit_verification.testbeds.objective_functions import replace_each
 from gftkit_verification.testbeds.problems import random_covariance
 
 
@@ -126,7 +126,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(same_marginals, path),
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, stochastic_drift=terms),
+        mutants=replace_each(SHIPPED, stochastic_drift=terms),
         conditions="Gaussian problems of dimension 2, 3, 5, both couplings; g = 0.4, 1.5 and 1.3 - t.",
         seeds=1,
     )
@@ -140,7 +140,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(fokker_planck, registry),
         bound=exact(1e-9),
-        mutants=variants(SHIPPED, stochastic_drift=terms),
+        mutants=replace_each(SHIPPED, stochastic_drift=terms),
         conditions="Three components in dimension 2, linear and trigonometric path, 20 points; g = 0, 0.6 and 1.5.",
         seeds=2,
     )
@@ -154,7 +154,7 @@ def claims(registry: Registry) -> Iterator[Claim]:
         subject=SHIPPED,
         measure=partial(blends_part, path),
         bound=exact(1e-9),
-        mutants=variants(
+        mutants=replace_each(
             SHIPPED,
             blend={
                 "nothing retained": lambda target, anchor, beta: target + 0 * anchor,  # noqa: ARG005

@@ -16,10 +16,10 @@ from gftkit.theory.objective import Form
 from gftkit.theory.predictions import sharing_noise
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Claim, Measurement, exact, statistical
-from gftkit_verification.claims.objective.gradients import random_weight
-from gftkit_verification.claims.objective.gradients_trained import Bench
 from gftkit_verification.claims.training.loop import tampered
 from gftkit_verification.testbeds import slips
+from gftkit_verification.testbeds.fine_tunes import FineTunes
+from gftkit_verification.testbeds.gradients import draw_weight
 from gftkit_verification.testbeds.moments import on_cpu, rho_of, seed_of
 from gftkit_verification.testbeds.problems import drawn_flow
 from gftkit_verification.testbeds.slips import Trial
@@ -68,8 +68,8 @@ def added_noise(
 ) -> Added:
     """What sharing changes in the gradients of a loop whose weights rest."""
     here, d = on_cpu(generator), DIMENSION
-    bench = Bench(registry, drawn_flow(d, here), seed_of(here), generator.device)
-    drift, pretrained = (LinearModel(d, weight=random_weight(LinearModel(d), here)) for _ in range(2))
+    bench = FineTunes(registry, drawn_flow(d, here), seed_of(here), generator.device)
+    drift, pretrained = (LinearModel(d, weight=draw_weight(LinearModel(d), here)) for _ in range(2))
     resting = Train(STEPS, BATCH, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)
     whole = bench.loop(trial, drift, beta, resting, form=form, pretrained=pretrained)
     shared = bench.loop(make, drift, beta, resting, form=form, pretrained=pretrained, anchor_share=share)
@@ -239,7 +239,7 @@ def _miscounted(
     """By how many evaluations of the anchor a step is off; counted over two, and by the share that each logs."""
     worst = 0.0
     wanted = math.ceil(batch * (beta / (1 + beta) if share is None else share))
-    bench = Bench(registry, drawn_flow(2, here), seed_of(here), device)
+    bench = FineTunes(registry, drawn_flow(2, here), seed_of(here), device)
     for parts in (1, 2):
         train = Train(2, batch, 1e-3, {"name": "sgd"}, ema=0.9, accumulate=parts)
         option: AnchorShare = "retention" if share is None else float(share)

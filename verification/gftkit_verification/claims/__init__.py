@@ -3,7 +3,6 @@
 Nothing of it is imported before claims are asked for.
 """
 
-import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
 @gftkit.hookimpl
 def gftkit_claims(registry: "Registry") -> "Iterator[Claim]":
     """Every claim of gftkit_verification."""
-    from gftkit.verify.declaration import claims_of, modules_of
+    from gftkit.verify.declaration import claims_of
 
-    whole = import_module(__name__)
-    yield from claims_of(whole, registry)
-    # Modules that aren't declarations yet give a list.
-    for module in modules_of(whole):
-        listed = getattr(module, "claims", None)
-        if inspect.isfunction(listed) and ".proofs." not in module.__name__:
-            yield from listed(registry)
+    yield from claims_of(import_module(__name__), registry)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gftkit.theory import objective, predictions
-from gftkit_verification.claims.objective.closed_forms import BLENDS, keeping
 from gftkit_verification.oracles.affine import Blend
 from gftkit_verification.oracles.gaussian import AffineDrift, Diffusion
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, rho_of
+from gftkit_verification.testbeds.objective_functions import BLENDS, keep_share
 
 G = 0.8
 """Noise scale of the SDEs."""
@@ -47,7 +47,7 @@ POWERS: Mapping[str, Callable[[float, float], float]] = {
 
 TOO_CLOSE: Mapping[str, Blend] = {
     "1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"],
-    "root of rho": keeping(lambda beta: math.sqrt(rho_of(beta))),
+    "root of rho": keep_share(lambda beta: math.sqrt(rho_of(beta))),
 }
 """Blends that stay closer to the anchor than they should."""
 

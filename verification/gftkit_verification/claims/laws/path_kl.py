@@ -5,8 +5,6 @@ from torch import Generator
 from gftkit.kernel.contracts import Path
 from gftkit.verify.claims import Line, Measurement, exact, order
 from gftkit.verify.declaration import claim, registered
-from gftkit_verification.claims.objective.closed_forms import BLENDS, off, variants
-from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import blend_drifts, gaussian_kl, path_kl
 from gftkit_verification.testbeds.blend_laws import (
     CONDITIONS,
@@ -19,7 +17,9 @@ from gftkit_verification.testbeds.blend_laws import (
     end_of,
     start_of,
 )
+from gftkit_verification.testbeds.differences import log_slopes, relative_error
 from gftkit_verification.testbeds.moments import TEMPERATURES, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.objective_functions import BLENDS, replace_each
 
 
 @claim(
@@ -28,7 +28,7 @@ from gftkit_verification.testbeds.moments import TEMPERATURES, draw_fine_tunes, 
     reference="theory, T5",
     subject=SHIPPED,
     bound=order(0.01),
-    mutants=variants(SHIPPED, blend=BLENDS),
+    mutants=replace_each(SHIPPED, blend=BLENDS),
     conditions=f"{CONDITIONS} g = {G}.",
     seeds=1,
     axes=("temperature", "KL(P_tgt || P_beta)"),
@@ -45,11 +45,11 @@ def path_kl_slope(shipped: BlendLaws, generator: Generator, *, path: Path) -> Me
         divergences = [
             path_kl(target, blend_drifts(target, anchor, beta, shipped.blend), G, marginal) for beta in TEMPERATURES
         ]
-        worst = max(worst, *(abs(slope - 2) for slope in slopes(rhos, divergences)))
+        worst = max(worst, *(abs(slope - 2) for slope in log_slopes(rhos, divergences)))
         whole = path_kl(target, anchor, G, marginal)
         theory = [rho**2 * whole for rho in rhos]
         lines = lines or {"measured": (TEMPERATURES, divergences), "rho^2 KL(P_tgt || P_pre)": (TEMPERATURES, theory)}
-        fitted = slopes([rhos[0], rhos[-1]], [divergences[0], divergences[-1]])[0]
+        fitted = log_slopes([rhos[0], rhos[-1]], [divergences[0], divergences[-1]])[0]
     return Measurement(worst, lines, f"Fitted slope of log KL on log rho: {fitted:.6f}.")
 
 
@@ -59,7 +59,7 @@ def path_kl_slope(shipped: BlendLaws, generator: Generator, *, path: Path) -> Me
     reference="theory, T5",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=POWERS),
+    mutants=replace_each(SHIPPED, blend={"1/(1 + beta) for rho": BLENDS["1/(1 + beta) for rho"]}, path_kl=POWERS),
     conditions=f"{CONDITIONS} Joint laws of chains of 5 Euler steps, for which it is exact; g = 0.4 and 1.5.",
     seeds=1,
     uses={"path": registered("path", "linear")},
@@ -77,5 +77,5 @@ def chain_kl_error(shipped: BlendLaws, generator: Generator, *, path: Path) -> f
                 blend = blend_drifts(target, anchor, beta, shipped.blend)
                 divergence = gaussian_kl(*law, *chain_law(blend, g, other))
                 expected = gaussian_kl(*start_of(problem), *other) + shipped.path_kl(rho_of(beta), whole)
-                worst = max(worst, off(divergence, expected))
+                worst = max(worst, relative_error(divergence, expected))
     return worst

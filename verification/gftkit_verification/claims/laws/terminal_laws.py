@@ -11,8 +11,6 @@ from gftkit.theory import predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Line, Measurement, exact, order
 from gftkit.verify.declaration import claim, registered
-from gftkit_verification.claims.objective.closed_forms import BLENDS, off, variants
-from gftkit_verification.claims.optima.closed_forms import slopes
 from gftkit_verification.oracles.affine import (
     blend_drifts,
     bures_wasserstein,
@@ -35,6 +33,7 @@ from gftkit_verification.testbeds.blend_laws import (
     end_of,
     start_of,
 )
+from gftkit_verification.testbeds.differences import log_slopes, relative_error
 from gftkit_verification.testbeds.moments import (
     TEMPERATURES,
     cpu_generator,
@@ -42,6 +41,7 @@ from gftkit_verification.testbeds.moments import (
     gauss_legendre,
     rho_of,
 )
+from gftkit_verification.testbeds.objective_functions import BLENDS, replace_each
 from gftkit_verification.testbeds.problems import random_covariance
 
 COLD = (1e-4, 2e-4)
@@ -60,7 +60,7 @@ SHRUNK = {"rho squared": lambda rho, *rest: predictions.wasserstein_bound(rho**2
     reference="theory, T6",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": POWERS["rho^4"]}),
+    mutants=replace_each(SHIPPED, blend=TOO_CLOSE, path_kl={"rho^4": POWERS["rho^4"]}),
     conditions=f"{CONDITIONS} g = {G}.",
     seeds=1,
     axes=("temperature", "KL(q || p_1^beta)"),
@@ -88,7 +88,7 @@ def terminal_kl_excess(shipped: BlendLaws, generator: Generator, *, path: Path) 
     reference="theory, T6",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=SHRUNK),
+    mutants=replace_each(SHIPPED, blend=TOO_CLOSE, wasserstein_bound=SHRUNK),
     conditions=f"{CONDITIONS} g = {G} and 0; the integral by 64 trapezoids.",
     seeds=1,
     axes=("temperature", "W2(q, p_1^beta)"),
@@ -121,7 +121,7 @@ def wasserstein_excess(shipped: BlendLaws, generator: Generator, *, path: Path) 
     reference="theory, T6",
     subject=SHIPPED,
     bound=order(1e-3),
-    mutants=variants(
+    mutants=replace_each(
         SHIPPED,
         wasserstein_bound={
             **SHRUNK,
@@ -156,7 +156,7 @@ def error_at_constant_gap(shipped: BlendLaws, generator: Generator) -> float:
         for beta in TEMPERATURES:
             distance = bures_wasserstein(*end, *collocate(blend_drifts(target, anchor, beta, shipped.blend), 0.0, *law))
             bound = shipped.wasserstein_bound(rho_of(beta), times.tolist(), [float(e.norm())] * len(times), lipschitz)
-            worst = max(worst, off(distance, bound))
+            worst = max(worst, relative_error(distance, bound))
     return worst
 
 
@@ -167,7 +167,7 @@ def error_at_constant_gap(shipped: BlendLaws, generator: Generator) -> float:
     reference="theory, T6",
     subject=SHIPPED,
     bound=order(0.02),
-    mutants=variants(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
+    mutants=replace_each(SHIPPED, blend={**TOO_CLOSE, "rho squared": BLENDS["rho squared"]}),
     conditions=f"Gaussian problems of dimension 2 and 3, both couplings, temperatures {COLD[0]:g} and {COLD[1]:g}.",
     seeds=1,
     uses={"path": registered("path", "linear")},
@@ -180,7 +180,7 @@ def terminal_slopes(shipped: BlendLaws, generator: Generator, *, path: Path) -> 
         target, anchor = drifts_of(problem, G)
         ends = [collocate(blend_drifts(target, anchor, beta, shipped.blend), G, *start_of(problem)) for beta in COLD]
         for distance, slope in ((gaussian_kl, 2), (bures_wasserstein, 1)):
-            (measured,) = slopes(rhos, [distance(*end_of(problem), *end) for end in ends])
+            (measured,) = log_slopes(rhos, [distance(*end_of(problem), *end) for end in ends])
             worst = max(worst, abs(measured - slope))
     return worst
 
@@ -195,7 +195,9 @@ def terminal_slopes(shipped: BlendLaws, generator: Generator, *, path: Path) -> 
     reference="theory, T6",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, blend={"not divided": lambda target, anchor, beta: target + beta * anchor, **TOO_CLOSE}),
+    mutants=replace_each(
+        SHIPPED, blend={"not divided": lambda target, anchor, beta: target + beta * anchor, **TOO_CLOSE}
+    ),
     conditions="Dimension 3, a random rotation.",
     seeds=1,
 )
@@ -217,7 +219,7 @@ def error_of_rotation(shipped: BlendLaws, generator: Generator) -> float:
         blend = blend_drifts(still, rotating, beta, shipped.blend)
         terminal = bures_wasserstein(*law, *collocate(blend, 0.0, *law))
         error = drift_gap(blend, still, marginal)
-        worst = max(worst, terminal, off(error, rho_of(beta) * float(turn.norm())))
+        worst = max(worst, terminal, relative_error(error, rho_of(beta) * float(turn.norm())))
     return worst
 
 
@@ -228,7 +230,7 @@ def error_of_rotation(shipped: BlendLaws, generator: Generator) -> float:
     reference="theory, T6",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, blend=BLENDS, path_kl=POWERS),
+    mutants=replace_each(SHIPPED, blend=BLENDS, path_kl=POWERS),
     conditions="On the line; delta from 0.1 to 1e-8.",
     seeds=1,
     axes=("1/delta", "norm of the drift error with w = 1 - t"),
@@ -252,7 +254,12 @@ def error_of_unseen_gap(shipped: BlendLaws, generator: Generator) -> Measurement
             norm = float((weights * remaining**2) @ squared_norm(drift))
             kl = float((weights * remaining) @ squared_norm(drift)) / (2 * G**2)
             whole = (size - 1) / (2 * G**2 * log**2)
-            worst = max(worst, off(end, rho), off(norm, rho**2 / log), off(kl, shipped.path_kl(rho, whole)))
+            worst = max(
+                worst,
+                relative_error(end, rho),
+                relative_error(norm, rho**2 / log),
+                relative_error(kl, shipped.path_kl(rho, whole)),
+            )
         norms.append(math.sqrt(norm))
         moved.append(end)
     return Measurement(worst, {"measured": (inverse, norms), "W2": (inverse, moved)})

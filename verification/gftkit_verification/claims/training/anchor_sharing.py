@@ -17,10 +17,10 @@ from gftkit.theory.predictions import sharing_noise
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Measurement, exact, statistical
 from gftkit.verify.declaration import REGISTRY, claim
-from gftkit_verification.claims.objective.gradients import random_weight
-from gftkit_verification.claims.objective.gradients_trained import Bench
 from gftkit_verification.testbeds import slips
 from gftkit_verification.testbeds.altered_loops import tampered
+from gftkit_verification.testbeds.fine_tunes import FineTunes
+from gftkit_verification.testbeds.gradients import draw_weight
 from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
 from gftkit_verification.testbeds.moments import cpu_generator, draw_seed, rho_of
 from gftkit_verification.testbeds.problems import draw_flow
@@ -69,8 +69,8 @@ def added_noise(
 ) -> Added:
     """The change of the gradients by sharing, in a loop whose weights rest."""
     here, d = cpu_generator(generator), DIMENSION
-    bench = Bench(registry, draw_flow(d, here), draw_seed(here), generator.device)
-    drift, pretrained = (LinearModel(d, weight=random_weight(LinearModel(d), here)) for _ in range(2))
+    bench = FineTunes(registry, draw_flow(d, here), draw_seed(here), generator.device)
+    drift, pretrained = (LinearModel(d, weight=draw_weight(LinearModel(d), here)) for _ in range(2))
     resting = Train(STEPS, BATCH, 1e-30, {"name": "sgd"}, clip=None, ema=0.9)
     whole = bench.loop(build_loop, drift, beta, resting, form=form, pretrained=pretrained)
     shared = bench.loop(make, drift, beta, resting, form=form, pretrained=pretrained, anchor_share=share)
@@ -207,7 +207,7 @@ def size_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Re
     return Measurement(student_t(torch.stack([each.squares for each in added]).mean(0), 1.0), lines)
 
 
-def _miscount(make: LoopBuilder, bench: Bench, batch: int, beta: Fraction, share: Fraction | None) -> float:
+def _miscount(make: LoopBuilder, bench: FineTunes, batch: int, beta: Fraction, share: Fraction | None) -> float:
     """The error of a step's number of evaluations of the anchor; counted over two, and by the share that each logs."""
     worst = 0.0
     expected = math.ceil(batch * (beta / (1 + beta) if share is None else share))
@@ -240,6 +240,6 @@ def miscount(make: LoopBuilder, generator: Generator, *, registry: Registry) -> 
     here = cpu_generator(generator)
     worst = 0.0
     for batch, beta, share in COUNTS:
-        bench = Bench(registry, draw_flow(2, here), draw_seed(here), generator.device)
+        bench = FineTunes(registry, draw_flow(2, here), draw_seed(here), generator.device)
         worst = max(worst, _miscount(make, bench, batch, beta, share))
     return worst

@@ -12,12 +12,12 @@ from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Line, Measurement, exact
 from gftkit.verify.declaration import REGISTRY, claim, registered
-from gftkit_verification.claims.objective.closed_forms import variants
 from gftkit_verification.oracles.affine import Blend, blend_drifts, bures_wasserstein, collocate
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_column
 from gftkit_verification.oracles.mixture import MixtureFlow
 from gftkit_verification.testbeds.blend_laws import CONDITIONS, G, start_of
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, cpu_generator, draw_fine_tunes
+from gftkit_verification.testbeds.objective_functions import replace_each
 from gftkit_verification.testbeds.problems import random_covariance
 
 
@@ -61,7 +61,7 @@ def affine_sde(problem: FineTune, shipped: Marginals, diffusion: Diffusion, pret
     reference="theory, T12",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, stochastic_drift=TERMS),
+    mutants=replace_each(SHIPPED, stochastic_drift=TERMS),
     conditions="Gaussian problems of dimension 2, 3, 5, both couplings; g = 0.4, 1.5 and 1.3 - t.",
     seeds=1,
     uses={"path": registered("path", "linear")},
@@ -84,7 +84,7 @@ def distance_of_ends(shipped: Marginals, generator: Generator, *, path: Path) ->
     reference="theory, T12",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(SHIPPED, stochastic_drift=TERMS),
+    mutants=replace_each(SHIPPED, stochastic_drift=TERMS),
     conditions="Three components in dimension 2, linear and trigonometric path, 20 points; g = 0, 0.6 and 1.5.",
     seeds=2,
     uses={"registry": REGISTRY},
@@ -129,7 +129,7 @@ def divergence(field: Tensor, x: Tensor) -> Tensor:
     reference="theory, T12",
     subject=SHIPPED,
     bound=exact(1e-9),
-    mutants=variants(
+    mutants=replace_each(
         SHIPPED,
         blend={
             "nothing retained": lambda target, anchor, beta: target + 0 * anchor,  # noqa: ARG005

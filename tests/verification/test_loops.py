@@ -15,7 +15,7 @@ PAIRS = 200_000
 STANDARD_ERRORS = 5.0
 
 
-def fitted(path, gaussian, model):
+def least_squares(path, gaussian, model):
     """W of the regression of conditional drifts on features, and standard errors of its entries."""
     generator = torch.Generator().manual_seed(3)
     x0, x1 = gaussian.pairs(PAIRS, generator)
@@ -37,14 +37,14 @@ def test_regression_agrees_with_least_squares_on_pairs(registry, coupling, degre
     spec = {"scale": scale, "delta": 0.1} if scale else {}
     path = registry.create("path", "brownian-bridge" if scale else "linear", **spec)
     gaussian, model = random_flow(4, 2, coupling), LinearModel(2, degree)
-    found = fit_regression(gaussian, model, flow.t_end(path), scale)
-    weight, error, gram = fitted(path, gaussian, model)
-    assert ((found.weight - weight) / error).abs().max() < STANDARD_ERRORS
-    assert (found.gram - gram).norm() < 0.02 * gram.norm()
+    fit = fit_regression(gaussian, model, flow.t_end(path), scale)
+    weight, error, gram = least_squares(path, gaussian, model)
+    assert ((fit.weight - weight) / error).abs().max() < STANDARD_ERRORS
+    assert (fit.gram - gram).norm() < 0.02 * gram.norm()
     assert ((fit_regression(gaussian, model, 0.5, scale).weight - weight) / error).abs().max() > 5 * STANDARD_ERRORS
 
 
-def test_regression_finds_what_the_class_can_express():
+def test_a_regression_fits_exactly_what_its_class_can_express():
     """With x1 = x0 + shift the velocity is constant, and in every class."""
     gaussian = random_flow(1, 3)
     still = GaussianFlow(gaussian.mean0, gaussian.cov0, gaussian.mean1, gaussian.cov0, "optimal-transport")
@@ -54,7 +54,7 @@ def test_regression_finds_what_the_class_can_express():
 
 
 @pytest.mark.parametrize("form", ["blended", "penalty"])
-def test_a_trial_is_the_shipped_run(registry, pretrained, tmp_path, form):
+def test_a_loop_in_memory_trains_the_weights_of_the_shipped_run(registry, pretrained, tmp_path, form):
     """The same weights as by ``gftkit.finetune`` with the same components and seed, bit for bit."""
     steps = 4
     config = {

@@ -1,5 +1,6 @@
 """Solvers of libraries with a wrong integration or Brownian path, for mutants."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ class AlteredIntegrator:
     """
 
     def __init__(self, solver: Integrator, run: Run, path: BrownianPath | None = None, more: float = 0) -> None:
-        self.solver, self.run, self.path = solver, run, path
+        self.solver, self.path = solver, path
+        self._run = functools.partial(run, solver)
         orders = (solver.ode_order, solver.strong_order, solver.weak_order)
         self.ode_order, self.strong_order, self.weak_order = (None if p is None else p + more for p in orders)
 
@@ -41,7 +43,7 @@ class AlteredIntegrator:
         brownian: BrownianPath | None,
     ) -> Iterator[Tensor]:
         """The states at ``times``."""
-        return self.run(self.solver, drift, diffusion, times, x, brownian)
+        return self._run(drift, diffusion, times, x, brownian)
 
 
 def own_run(

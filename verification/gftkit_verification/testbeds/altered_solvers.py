@@ -1,5 +1,6 @@
 """Solvers with a wrong step, for mutants: of an ODE's step, of higher orders, and of the noise."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -21,13 +22,13 @@ class AlteredSolver:
     """
 
     def __init__(self, solver: Solver, altered: Step, more: float = 0) -> None:
-        self.solver, self.altered = solver, altered
+        self._step = functools.partial(altered, solver)
         orders = (solver.ode_order, solver.strong_order, solver.weak_order)
         self.ode_order, self.strong_order, self.weak_order = (None if p is None else p + more for p in orders)
 
     def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:
         """The state at t + h."""
-        return self.altered(self.solver, drift, diffusion, t, h, x, dw)
+        return self._step(drift, diffusion, t, h, x, dw)
 
 
 def own_step(solver: Solver, b: Field, g: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:

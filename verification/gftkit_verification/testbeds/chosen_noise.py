@@ -28,7 +28,7 @@ class Sampling:
     change: Callable[[Drift, Path, Drift, Path, NoiseScale], Equation] = lambda v, path, b, noisy, g: (b, noisy)  # noqa: ARG005
 
     def equation(self, velocity: Drift, path: Path) -> Equation:
-        """What is integrated."""
+        """The drift and the path that are integrated."""
         assert self.scheme.diffusion is not None
         return self.change(velocity, path, *self.scheme.equation(velocity, path), self.scheme.diffusion)
 
@@ -99,7 +99,7 @@ class UnitNoise:
         self._before, self._d, self._taken = before, d, 0
 
     def begin(self, first: int, count: int) -> None:  # noqa: ARG002
-        """From the first step on."""
+        """Start at the first step."""
         self._taken = 0
 
     def normal(self, x: Tensor) -> Tensor:

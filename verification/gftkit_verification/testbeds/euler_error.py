@@ -44,7 +44,7 @@ class Derivatives:
 
 
 def derivatives(velocity: Velocity, t: Tensor, x: Tensor) -> Derivatives:
-    """By autograd: (n,), (n, d)."""
+    """The derivatives of a velocity at some states, by autograd: (n,), (n, d)."""
     with torch.enable_grad():
         t, x = t.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
         value = velocity(t, x)

@@ -37,7 +37,7 @@ def second_moment(moment: Tensor, features: Tensor, eta: float, rho: float) -> T
 
 
 def stationary(features: Tensor, eta: float, rho: float) -> Tensor:
-    """Where ``second_moment`` rests. In H's eigenbasis, with k = sum_i eta lambda_i/(2 (1 - eta lambda_i)) < 1,
+    """The rest of ``second_moment``. In H's eigenbasis, with k = sum_i eta lambda_i/(2 (1 - eta lambda_i)) < 1,
 
     V_i = eta (1 - rho)^2 sigma^2/(2 (1 - k) (1 - eta lambda_i)): set V+ = V and solve for tr(HV).
     """

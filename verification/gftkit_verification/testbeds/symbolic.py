@@ -95,11 +95,11 @@ class Symbolic:
         return self.values.ndim
 
     def reshape(self, *shape: int) -> "Symbolic":
-        """The same expressions in another shape."""
+        """These expressions in another shape."""
         return Symbolic(self.values.reshape(shape))
 
     def flatten(self, start: int = 0) -> "Symbolic":
-        """The same expressions with all dimensions from ``start`` on in one."""
+        """These expressions with all dimensions from ``start`` on in one."""
         return self.reshape(*self.shape[:start], -1)
 
     def square(self) -> "Symbolic":

@@ -72,7 +72,7 @@ Problem = tuple[Any, Path, Tensor, LogDensity, LogDensity]
 
 
 def draw_gaussian(path: Path, generator: Generator) -> Problem:  # noqa: ARG001
-    """Between two Gaussians under the optimal coupling."""
+    """A flow between two Gaussians under the optimal coupling."""
     flow = draw_flow(2, generator, COUPLINGS[-1])
     x1 = flow.mean1 + torch.randn(16, 2, generator=generator, dtype=torch.float64)
     laws = normal(flow.mean0, flow.cov0), normal(flow.mean1, flow.cov1)
@@ -81,7 +81,7 @@ def draw_gaussian(path: Path, generator: Generator) -> Problem:  # noqa: ARG001
 
 
 def draw_mixture(path: Path, generator: Generator) -> Problem:
-    """From a Gaussian to a mixture of three."""
+    """A flow from a Gaussian to a mixture of three."""
     mean0, cov0 = torch.randn(2, generator=generator, dtype=torch.float64), random_covariance(2, generator)
     means = 2 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
     covs = torch.stack([random_covariance(2, generator) for _ in range(3)])

@@ -70,7 +70,7 @@ def chain_moments(subject: Sampling, drift: Drift, path: Path, steps: int, d: in
     x0 = torch.zeros(before + (steps + 1) * d, d, dtype=torch.float64)
     x0[1:before] = torch.eye(d, dtype=torch.float64)
     states = integrate.generate(
-        drift, path, subject.scheme.solver, steps, x0, UnitNoise(before, d), None, len(x0), whole=True
+        drift, path, subject.scheme.solver, steps, x0, UnitNoise(before, d), batch_size=len(x0), whole=True
     )
     states = states[[steps // 2, len(states) - 1]]
     rest = states[:, 1:] - states[:, :1]
@@ -79,7 +79,7 @@ def chain_moments(subject: Sampling, drift: Drift, path: Path, steps: int, d: in
 
 
 def _draw_mixture(path: Path, generator: Generator, components: int) -> MixtureFlow:
-    """From N(0, I) to a normal law or mixture in the plane that is neither isotropic nor centred."""
+    """A flow from N(0, I) to a normal law or mixture in the plane that is neither isotropic nor centred."""
     weights = torch.tensor([0.35, 0.65] if components == 2 else [1.0], dtype=torch.float64)
     means = torch.randn(components, 2, generator=generator, dtype=torch.float64)
     if components == 2:

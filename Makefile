@@ -26,9 +26,10 @@ test: $(VENV)/.dev  ## run the tests, doctests and examples of the docs, except 
 test-all: $(VENV)/.dev  ## run all of them
 	$(PYTEST) $(ARGS)
 
-lint: $(VENV)/.dev  ## check format and style with ruff
+lint: $(VENV)/.dev  ## check format and style with ruff, and the floors with import-linter
 	$(RUN) -m ruff format --check
 	$(RUN) -m ruff check
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 types: $(VENV)/.dev  ## check types with mypy
 	$(RUN) -m mypy

@@ -16,7 +16,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, number, shown, write_report
 from gftkit.runs.folder import SUMMARY
-from gftkit.runs.schema import Config, without_weights
+from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.log import curve, names
@@ -115,8 +115,7 @@ def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
     """Samples of a run; under named conditions, where it has any, those of real samples."""
     if not run.facts.condition_shapes:
         return run.samples(count, seed)[0]
-    path = run.registry.build("path", run.config.path)
-    untrained = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
+    untrained = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
     return run.samples(count, seed, given=conditions.of(untrained, like))[0]
 
 

@@ -10,7 +10,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs claims bench-env clean
+.PHONY: help demo test test-all lint types docs floors claims bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -36,6 +36,9 @@ types: $(VENV)/.dev  ## check types with mypy
 
 docs: $(VENV)/.dev  ## build the documentation into site/; a warning, a broken tag or a lost example is an error
 	$(RUN) docs/build_site.py
+
+floors: $(VENV)/.made  ## draw docs/assets/floors.svg from the imports of the code
+	$(RUN) docs/draw_floors.py
 
 claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
 	$(RUN) verification/write_table.py

@@ -17,6 +17,7 @@ from gftkit.recording import pictures
 from gftkit.recording.html import Section, number, shown, write_report
 from gftkit.runs.folder import SUMMARY
 from gftkit.runs.schema import Config
+from gftkit.runtime.extras import require
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.log import curve, names
@@ -44,7 +45,9 @@ def compare(
 
     Raises:
         ConfigError: where the runs start from different pretrained runs, or don't measure ``metric``.
+        MissingPackageError: where matplotlib or Jinja2 isn't installed.
     """
+    require("report", "a comparison")
     parents = {run.config.pretrained for run in runs.values()}
     if len(parents) != 1 or None in parents:
         raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")

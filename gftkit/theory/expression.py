@@ -2,12 +2,16 @@
 
 import ast
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch import Tensor
 
-TIME = sympy.Symbol("t", real=True)
+from gftkit.runtime.extras import require
+
+if TYPE_CHECKING:
+    import sympy
+
 _FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tan", "tanh", "Abs")
 _ALLOWED = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
@@ -16,14 +20,32 @@ _ALLOWED = (
 _TORCH = {name: getattr(torch, name.lower()) for name in _FUNCTIONS}
 
 
-def parse(text: str) -> sympy.Expr:
+def _sympy() -> Any:
+    """sympy, loaded with the first formula."""
+    require("symbolic", "a formula in t")
+    import sympy
+
+    return sympy
+
+
+def time_symbol() -> "sympy.Symbol":
+    """The symbol t of a formula.
+
+    Raises:
+        MissingPackageError: where sympy isn't installed.
+    """
+    return _sympy().Symbol("t", real=True)
+
+
+def parse(text: str) -> "sympy.Expr":
     """A sympy expression in t from text.
 
     Raises:
+        MissingPackageError: where sympy isn't installed.
         ValueError: for anything but numbers, t, pi, + - * / ** and sqrt, exp, log, sin, cos, tan, tanh, Abs.
 
     Example:
-        >>> parse("1 - t**2").diff(TIME)
+        >>> parse("1 - t**2").diff(time_symbol())
         -2*t
     """
     try:
@@ -36,7 +58,8 @@ def parse(text: str) -> sympy.Expr:
         wrong_number = isinstance(node, ast.Constant) and type(node.value) not in (int, float)
         if not isinstance(node, _ALLOWED) or wrong_name or wrong_number:
             raise ValueError(f"'{text}': only numbers, t, pi, + - * / ** and {', '.join(_FUNCTIONS)} may be used.")
-    known = {"t": TIME, "pi": sympy.pi, **{name: getattr(sympy, name) for name in _FUNCTIONS}}
+    sympy = _sympy()
+    known = {"t": time_symbol(), "pi": sympy.pi, **{name: getattr(sympy, name) for name in _FUNCTIONS}}
     try:
         found = sympy.sympify(text.strip(), locals=known)
     except (sympy.SympifyError, TypeError, ValueError):
@@ -46,9 +69,9 @@ def parse(text: str) -> sympy.Expr:
     return found
 
 
-def function(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:
+def function(expression: "sympy.Expr") -> Callable[[Tensor], Tensor]:
     """The expression as a function of a tensor t, elementwise, of t's shape and dtype."""
-    compiled = sympy.lambdify(TIME, expression, modules=[_TORCH, "math"])
+    compiled = _sympy().lambdify(time_symbol(), expression, modules=[_TORCH, "math"])
 
     def evaluate(t: Tensor) -> Tensor:
         return compiled(t) + torch.zeros_like(t)  # a constant formula too has t's shape

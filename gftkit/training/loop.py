@@ -19,6 +19,7 @@ from gftkit.networks.anchor import short
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
+from gftkit.runs.provenance import describe_environment
 from gftkit.runs.resolve import tracker
 from gftkit.runtime import devices
 from gftkit.runtime.extras import missing
@@ -30,7 +31,6 @@ from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
 from gftkit.training.evaluator import Evaluator, Line
 from gftkit.training.feedback import Feedback, by_monitor
-from gftkit.training.provenance import describe_environment
 from gftkit.training.resume import ResumeGuard
 from gftkit.training.run_report import left_out, write_run_report
 from gftkit.training.steps import Steps, trained_weights

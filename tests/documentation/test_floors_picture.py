@@ -31,6 +31,6 @@ def test_a_stale_picture_is_seen(draw_floors, monkeypatch):
 
 def test_lines_go_to_packages_that_are_imported(draw_floors):
     assert draw_floors.direct("kernel") == set()
-    assert "kernel" in draw_floors.direct("theory")
-    assert "kernel" not in draw_floors.direct("data")  # through theory
+    assert "kernel" in draw_floors.direct("runtime")
+    assert "kernel" not in draw_floors.direct("data")  # through others
     assert "kernel" in draw_floors.reached("data")

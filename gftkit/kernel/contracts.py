@@ -47,8 +47,8 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """What there is of it, by name."""
         named = {"x1": self.x1, "label": self.label, "x0": self.x0}
-        given = {f"conditions.{name}": values for name, values in self.conditions.items()}
-        return {**{name: values for name, values in named.items() if values is not None}, **given}
+        conditions = {f"conditions.{name}": values for name, values in self.conditions.items()}
+        return {**{name: values for name, values in named.items() if values is not None}, **conditions}
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed alike."""

@@ -43,25 +43,25 @@ def load(
     blocked = {*block, *filter(None, os.environ.get(BLOCK_VARIABLE, "").split(","))}
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(specifications())  # type: ignore[arg-type]
-    found: list[Plugin] = []
+    known: list[Plugin] = []
     components: dict[tuple[str, str], Component] = {}
     loaded: list[tuple[Origin, object]] = []
     for origin, source in _sources(plugins):
         if origin.plugin in blocked:
-            found.append(Plugin(origin, "blocked"))
+            known.append(Plugin(origin, "blocked"))
             continue
         try:
             plugin = source.load() if isinstance(source, EntryPoint) else source
             _register(manager, plugin, origin)
-            given = list(_components_of(manager, plugin, origin))
+            contributed = list(_components_of(manager, plugin, origin))
         except PluginError as error:
             raise PluginError(f"{error} To go on without this plugin, set {BLOCK_VARIABLE}={origin.plugin}.") from error
         except (Exception, SystemExit) as error:  # a module may be a script that exits
             if strict:
                 raise PluginError(f"{origin} failed to load: {type(error).__name__}: {error}") from error
-            found.append(Plugin(origin, "failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+            known.append(Plugin(origin, "failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
             continue
-        for component in given:
+        for component in contributed:
             key = component.kind, component.name
             if key in components:
                 raise PluginError(
@@ -70,9 +70,9 @@ def load(
                 )
             components[key] = component
         loaded.append((origin, plugin))
-        found.append(Plugin(origin, "loaded"))
+        known.append(Plugin(origin, "loaded"))
     claims: list[tuple[Origin, ClaimHook]] = [(origin, _caller(manager, plugin, CLAIMS)) for origin, plugin in loaded]
-    return Registry(components, found, claims, _wrappers_of(manager, loaded))
+    return Registry(components, known, claims, _wrappers_of(manager, loaded))
 
 
 def _sources(plugins: Mapping[str, object] | Iterable[object]) -> list[tuple[Origin, object]]:

@@ -124,7 +124,7 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
         return {}
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     helps = _argument_help(inspect.getdoc(factory) or "")
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             stars = "**" if parameter.kind is parameter.VAR_KEYWORD else "*"
@@ -134,8 +134,8 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
         if name not in hints:
             raise PluginError(f"{who} has an option '{name}' without a type. Annotate it.")
         option = Option(name, hints[name], parameter.default, helps.get(name, ""))
-        found[name] = replace(option, supplied=name in SUPPLIED or (name, option.kind) == ("path", "path"))
-    return found
+        options[name] = replace(option, supplied=name in SUPPLIED or (name, option.kind) == ("path", "path"))
+    return options
 
 
 def check_known(options: Mapping[str, Any], known: Collection[str], where: str, unlisted: Collection[str] = ()) -> None:
@@ -194,10 +194,10 @@ def _parts(annotation: Any) -> list[Any]:
 def _bounds(extra: Any) -> list[str]:
     """The ranges of a pydantic Field, as ``> 0``."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
-    found = []
+    bounds = []
     for constraint in getattr(extra, "metadata", [extra]):
-        found += [f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key)]
-    return found
+        bounds += [f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key)]
+    return bounds
 
 
 def _argument_help(doc: str) -> dict[str, str]:

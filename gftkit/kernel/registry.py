@@ -136,13 +136,13 @@ class Registry:
         Raises:
             UnknownNameError: for an unknown kind or name.
         """
-        found = self.component(kind, name)
-        origin = found.origin
+        component = self.component(kind, name)
+        origin = component.origin
         return Description(
             kind,
             name,
-            inspect.getdoc(found.factory) or "",
-            tuple(self.options(found).values()),
+            inspect.getdoc(component.factory) or "",
+            tuple(self.options(component).values()),
             origin.plugin,
             origin.distribution,
             origin.version,
@@ -242,18 +242,18 @@ class Registry:
                 options[option.name] = self.build(option.kind, nested, f"{where}.{option.name}", None, **supplied)
         added = {key: options.pop(key) for key in list(options) if key not in component.options}
         try:
-            made = component.factory(**options)
+            built = component.factory(**options)
             if any(value != self.added_options(kind)[key].default for key, value in added.items()):
-                made = self._wrappers[kind].wrap(made, **added)
+                built = self._wrappers[kind].wrap(built, **added)
         except GftkitError as error:
             raise error if where == kind else type(error)(f"{where}: {error}") from error
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"{where} ({kind} '{component.name}'): {error}") from error
         contracts = KINDS[kind].contracts
-        if not isinstance(made, contracts):
+        if not isinstance(built, contracts):
             wanted = " or ".join(contract.__name__ for contract in contracts)
             raise PluginError(
-                f"{kind} '{component.name}' of {component.origin} gave a {type(made).__name__}, which isn't a {wanted} "
-                f"(see gftkit.kernel.contracts)."
+                f"{kind} '{component.name}' of {component.origin} gave a {type(built).__name__}, which isn't a "
+                f"{wanted} (see gftkit.kernel.contracts)."
             )
-        return made
+        return built

@@ -38,12 +38,12 @@ def parse(text: str) -> sympy.Expr:
             raise ValueError(f"'{text}': only numbers, t, pi, + - * / ** and {', '.join(_FUNCTIONS)} may be used.")
     known = {"t": TIME, "pi": sympy.pi, **{name: getattr(sympy, name) for name in _FUNCTIONS}}
     try:
-        found = sympy.sympify(text.strip(), locals=known)
+        expression = sympy.sympify(text.strip(), locals=known)
     except (sympy.SympifyError, TypeError, ValueError):
-        found = None
-    if not isinstance(found, sympy.Expr):
+        expression = None
+    if not isinstance(expression, sympy.Expr):
         raise ValueError(f"'{text}' is not a formula in t: a function wants one argument, as in 'sqrt(1 - t)'.")
-    return found
+    return expression
 
 
 def function(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:

@@ -23,8 +23,8 @@ def t_end(path: Path) -> float:
 
 def diffusion(path: Path, t: Tensor) -> Tensor:
     """g(t) >= 0, of t's shape; 0 for a deterministic flow."""
-    given = getattr(path, "diffusion", None)
-    return torch.zeros_like(t) if given is None else given(t)
+    own = getattr(path, "diffusion", None)
+    return torch.zeros_like(t) if own is None else own(t)
 
 
 def is_stochastic(path: Path) -> bool:
@@ -34,9 +34,9 @@ def is_stochastic(path: Path) -> bool:
 
 def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(sigma', alpha', gamma') at t, each of t's shape: the path's own, or by autograd of its coefficients."""
-    given = getattr(path, "rates", None)
-    if given is not None:
-        return given(t)
+    own = getattr(path, "rates", None)
+    if own is not None:
+        return own(t)
     with torch.enable_grad():
         at = t.detach().requires_grad_()
         sigma, alpha, gamma = (_derivative(values, at) for values in path.coefficients(at))
@@ -47,8 +47,8 @@ def _derivative(values: Tensor, t: Tensor) -> Tensor:
     """The elementwise derivative; 0 for a constant."""
     if not values.requires_grad:
         return torch.zeros_like(t)
-    (found,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
-    return found
+    (derivative,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
+    return derivative
 
 
 def is_noisy(path: Path) -> bool:
@@ -80,9 +80,9 @@ def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -
 
     The path's own ``drift`` is used where it has one: where that sum cancels badly.
     """
-    given = getattr(path, "drift", None)
-    if given is not None:
-        return given(t, x0, x1, noise)
+    own = getattr(path, "drift", None)
+    if own is not None:
+        return own(t, x0, x1, noise)
     moving = velocity(path, t, x0, x1, noise)
     if noise is None or getattr(path, "diffusion", None) is None:
         return moving

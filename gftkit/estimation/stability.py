@@ -26,7 +26,7 @@ def stability_of(
         threshold: for ``steps_to_threshold`` and ``seconds_to_threshold``; None leaves these out.
         seconds: of training up to each step, as ``Run.seconds`` gives them.
     """
-    found = {
+    statistics = {
         "spearman": spearman(steps, values),
         "instant_variance": instant_variance(steps, values),
         "instant_variance_whole": instant_variance(steps, values, left_out=0),
@@ -34,9 +34,9 @@ def stability_of(
     }
     if threshold is not None:
         reached = first_reaching(steps, values, threshold)
-        found["steps_to_threshold"] = reached
-        found["seconds_to_threshold"] = math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan)
-    return {name: None if math.isnan(value) else value for name, value in found.items()}
+        statistics["steps_to_threshold"] = reached
+        statistics["seconds_to_threshold"] = math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan)
+    return {name: None if math.isnan(value) else value for name, value in statistics.items()}
 
 
 def spearman(steps: Sequence[float], values: Sequence[float]) -> float:

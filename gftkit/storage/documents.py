@@ -97,12 +97,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
-    found = parse_yaml(text, str(path))
-    if not isinstance(found, dict) or not found:
+    document = parse_yaml(text, str(path))
+    if not isinstance(document, dict) or not document:
         raise ConfigError(
-            f"{path}: wanted a YAML mapping such as `data: {{name: digits}}`, got {type(found).__name__}."
+            f"{path}: wanted a YAML mapping such as `data: {{name: digits}}`, got {type(document).__name__}."
         )
-    return found
+    return document
 
 
 def section(cls: type[Section], values: Any, where: str) -> Section:

@@ -95,7 +95,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
         return
     lock = folder / LOCK
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")
@@ -118,7 +118,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         finally:
             lock.unlink(missing_ok=True)
             with suppress(OSError):  # it isn't empty
-                for path in made:
+                for path in new_folders:
                     path.rmdir()
 
 

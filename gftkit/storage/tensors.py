@@ -26,11 +26,11 @@ _DIGEST = "gftkit-digest"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file with JSON metadata and a digest of it all, whole or not at all."""
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     notes = {key: json.dumps(value) for key, value in metadata.items()}
     notes = {"format": "pt", **notes}
-    notes[_DIGEST] = _digest_of_file(digest(held), notes)
-    write_atomically(path, lambda temporary: save_file(held, temporary, metadata=notes))
+    notes[_DIGEST] = _digest_of_file(digest(copies), notes)
+    write_atomically(path, lambda temporary: save_file(copies, temporary, metadata=notes))
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def _decoded(note: str) -> Any:
 
 def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of a network's weights: names, types, shapes and values."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return sha256.hexdigest()

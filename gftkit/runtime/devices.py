@@ -123,18 +123,18 @@ def warnings_of(accelerator: Any, precision: str) -> list[str]:
         accelerator: of the accelerate library.
         precision: of ``train``.
     """
-    found = []
+    warnings = []
     launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     if accelerator.num_processes == 1 and launched:
-        found.append(
+        warnings.append(
             "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them "
             "out: use torchrun --nproc_per_node N -m gftkit ... instead."
         )
     if precision != "float32" and emulates_half(accelerator.device):
-        found.append(
+        warnings.append(
             f"train.precision: this CPU (AVX2) has no instructions for {precision}: steps take longer than in float32."
         )
-    return found
+    return warnings
 
 
 def emulates_half(device: torch.device) -> bool:
@@ -173,9 +173,9 @@ def broadcast(accelerator: Any, value: Any) -> Any:
 
     if accelerator.num_processes == 1:
         return value
-    held = [value]
-    broadcast_object_list(held)
-    return held[0]
+    box = [value]
+    broadcast_object_list(box)
+    return box[0]
 
 
 def prepare(
@@ -199,11 +199,11 @@ def prepare(
     return accelerator.prepare_model(drift)
 
 
-def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> bool:
+def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> bool:
     """Whether the output depends on fewer weights than are to be trained. The network stays as it is."""
     trained = [weight for weight in drift.parameters() if weight.requires_grad]
-    buffers = {name: held.clone() for name, held in drift.named_buffers()}
-    out = functional_call(drift.train(), buffers, (t, x), dict(given))
+    buffers = {name: buffer.clone() for name, buffer in drift.named_buffers()}
+    out = functional_call(drift.train(), buffers, (t, x), dict(conditions))
     return any(gradient is None for gradient in torch.autograd.grad(out.sum(), trained, allow_unused=True))
 
 

@@ -20,12 +20,12 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
 
     All processes must ask. Those that don't ``keep`` them get none, so that their memory holds one at a time.
     """
-    found = {}
+    gathered_tensors = {}
     for name, tensor in tensors.items():
         put_together = whole(tensor)
         if keep:
-            found[name] = put_together if put_together is tensor else put_together.cpu()
-    return found
+            gathered_tensors[name] = put_together if put_together is tensor else put_together.cpu()
+    return gathered_tensors
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -70,10 +70,10 @@ class Blocks:
         """The samples of a window, in their order."""
         if self._window is None or self._window[:2] != (epoch, window):
             _, _, before, order = self._epoch_of(epoch)
-            chosen = order[before[window] : before[window + 1]].tolist()
-            held = torch.cat([torch.arange(int(self.sizes[k])) + self.starts[k] for k in chosen])
-            shuffled = torch.randperm(len(held), generator=stream(self.seed, "window", epoch, window))
-            self._window = epoch, window, held[shuffled]
+            blocks = order[before[window] : before[window + 1]].tolist()
+            samples = torch.cat([torch.arange(int(self.sizes[k])) + self.starts[k] for k in blocks])
+            shuffled = torch.randperm(len(samples), generator=stream(self.seed, "window", epoch, window))
+            self._window = epoch, window, samples[shuffled]
         return self._window[2]
 
 

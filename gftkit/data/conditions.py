@@ -43,7 +43,7 @@ def nulls(drift: Any) -> dict[str, Any]:
     return dict(getattr(drift, "null", None) or {})
 
 
-def without(drift: Any, given: Mapping[str, Tensor], chosen: Tensor | None = None) -> dict[str, Tensor]:
+def without(drift: Any, conditions: Mapping[str, Tensor], where: Tensor | None = None) -> dict[str, Tensor]:
     """The conditions with the drift's null in place of each that has one.
 
     Args:
@@ -51,16 +51,16 @@ def without(drift: Any, given: Mapping[str, Tensor], chosen: Tensor | None = Non
         given: its conditions, (batch, ...) each.
         chosen: (batch,) of bool, whose conditions are left out, all of a sample together; everybody's by default.
     """
-    found = dict(given)
+    replaced = dict(conditions)
     for name, value in nulls(drift).items():
-        values = given[name]
+        values = conditions[name]
         null = torch.as_tensor(value, dtype=values.dtype, device=values.device).expand_as(values)
-        if chosen is None:
-            found[name] = null
+        if where is None:
+            replaced[name] = null
         else:
-            here = chosen.reshape(-1, *[1] * (values.ndim - 1)).to(values.device)
-            found[name] = torch.where(here, null, values)
-    return found
+            here = where.reshape(-1, *[1] * (values.ndim - 1)).to(values.device)
+            replaced[name] = torch.where(here, null, values)
+    return replaced
 
 
 def dropped(count: int, share: float, generator: Generator) -> Tensor:

@@ -54,12 +54,12 @@ class Pairs:
         self.batch_size, self.pairing_batch = batch_size, pairing_batch
         self.seed, self.within_labels = seed, within_labels
         self.process, self.within, self.conditions = process, within, conditions
-        self._made: tuple[int, Batch] | None = None
+        self._latest: tuple[int, Batch] | None = None
 
     def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
         """The same pairs as one of several processes sees them."""
         changed = copy.copy(self)
-        changed.process, changed.within, changed._made = process, within, None
+        changed.process, changed.within, changed._latest = process, within, None
         return changed
 
     def number(self, step: int) -> int:
@@ -69,16 +69,16 @@ class Pairs:
     def at(self, step: int) -> Batch:
         """This process's pairs of one step, (batch_size / processes, *event) each, with x0 set."""
         number = self.number(step)
-        if self._made is None or self._made[0] != number:
-            self._made = number, self.make(number)
-        return self.part(self._made[1], step)
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self.make(number)
+        return self.part(self._latest[1], step)
 
-    def part(self, made: Batch, step: int) -> Batch:
+    def part(self, pairs: Batch, step: int) -> Batch:
         """This process's pairs of one step, of the set that they were made in."""
         index, count = self.process
         offset, size = step * self.batch_size % self.pairing_batch, self.batch_size // count
         first = offset // count if self.within == "process" else offset + index * size
-        return made[first : first + size]
+        return pairs[first : first + size]
 
     def make(self, number: int) -> Batch:
         """A set of pairs: the global one, or this process's own."""
@@ -120,18 +120,18 @@ def pair(
     """
     heeded = conditions if conditions and getattr(coupling, "conditional", False) else {}
 
-    def ask(chosen: Any) -> Tensor:
-        more: Any = {"conditions": {name: values[chosen] for name, values in heeded.items()}} if heeded else {}
-        mine = None if label is None else label[chosen]
-        order: Tensor = coupling.pair(x0[chosen], x1[chosen], generator, mine, **more)
-        return _checked(order, len(x0[chosen]), coupling)
+    def ask(rows: Any) -> Tensor:
+        more: Any = {"conditions": {name: values[rows] for name, values in heeded.items()}} if heeded else {}
+        mine = None if label is None else label[rows]
+        order: Tensor = coupling.pair(x0[rows], x1[rows], generator, mine, **more)
+        return _checked(order, len(x0[rows]), coupling)
 
     if not within_labels or label is None:
         return ask(slice(None))
     order = torch.empty(len(x0), dtype=torch.int64)
     for value in torch.unique(label):
-        chosen = (label == value).nonzero()[:, 0]
-        order[chosen] = chosen[ask(chosen)]
+        rows = (label == value).nonzero()[:, 0]
+        order[rows] = rows[ask(rows)]
     return order
 
 

@@ -74,8 +74,8 @@ class _Sets(Dataset["Batch | GftkitError"]):
 class _Ahead:
     """The sets of a loader, one after another."""
 
-    def __init__(self, pairs: Pairs, made: Iterator[Batch | GftkitError]) -> None:
-        self._pairs, self._made = pairs, made
+    def __init__(self, pairs: Pairs, sets: Iterator[Batch | GftkitError]) -> None:
+        self._pairs, self._sets = pairs, sets
         self._number = -1
         self._set: Batch | None = None
 
@@ -83,13 +83,13 @@ class _Ahead:
         """The pairs of one step; steps are asked for in order."""
         number = self._pairs.number(step)
         if number != self._number:
-            found = next(self._made)
-            if isinstance(found, GftkitError):
-                raise found
-            self._number, self._set = number, found
+            pairs = next(self._sets)
+            if isinstance(pairs, GftkitError):
+                raise pairs
+            self._number, self._set = number, pairs
         assert self._set is not None
         return self._pairs.part(self._set, step)
 
     def close(self) -> None:
         """End the workers."""
-        self._made = iter(())
+        self._sets = iter(())

@@ -117,8 +117,8 @@ class Samples:
         if batch.label is not None:
             self._check_label(batch.label, n)
         x0 = None if batch.x0 is None else self.scaling.scale(batch.x0.float())
-        given = {name: values.float() for name, values in batch.conditions.items()}
-        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, given)
+        conditions = {name: values.float() for name, values in batch.conditions.items()}
+        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, conditions)
 
     def _check_label(self, label: Tensor, n: int) -> None:
         """Refuse labels that aren't one class for each sample."""

@@ -37,17 +37,17 @@ def choose(
     modules = {name: module for name, module in network.named_modules() if name}
     fit = {name: module for name, module in modules.items() if isinstance(module, takes)}
     if targets is None:
-        chosen = [name for name, module in fit.items() if isinstance(module, DEFAULT)]
+        names = [name for name, module in fit.items() if isinstance(module, DEFAULT)]
     elif isinstance(targets, str):
-        chosen = [name for name in modules if _pattern(targets, "adapters.targets").fullmatch(name)]
-        _check_found(chosen, targets, "adapters.targets", fit)
+        names = [name for name in modules if _pattern(targets, "adapters.targets").fullmatch(name)]
+        _check_matched(names, targets, "adapters.targets", fit)
     else:
-        chosen = []
+        names = []
         for pattern in targets:
-            here = matching(pattern, modules)
-            _check_found(here, pattern, "adapters.targets", fit)
-            chosen += here
-    unfit = sorted({name for name in chosen if name not in fit})
+            matches = matching(pattern, modules)
+            _check_matched(matches, pattern, "adapters.targets", fit)
+            names += matches
+    unfit = sorted({name for name in names if name not in fit})
     if unfit:
         raise ConfigError(
             f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted here. "
@@ -55,11 +55,11 @@ def choose(
         )
     for pattern in exclude:
         out = matching(pattern, modules)
-        _check_found(out, pattern, "adapters.exclude", fit)
-        chosen = [name for name in chosen if name not in out]
-    if not chosen:
+        _check_matched(out, pattern, "adapters.exclude", fit)
+        names = [name for name in names if name not in out]
+    if not names:
         raise ConfigError(f"adapters: no layer is left to adapt. {_near('', fit)}")
-    return {name: fit[name] for name in fit if name in set(chosen)}
+    return {name: fit[name] for name in fit if name in set(names)}
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
@@ -112,7 +112,7 @@ def _called(
 
     Some networks read the weights of their layers: those of attention, and transformer layers when they sample.
     """
-    found: list[set[str]] = []
+    called: list[set[str]] = []
     for training in (False, True):
         seen: set[str] = set()
         hooks = [
@@ -127,8 +127,8 @@ def _called(
             network.eval()
             for hook in hooks:
                 hook.remove()
-        found.append(seen)
-    return found[0], found[1]
+        called.append(seen)
+    return called[0], called[1]
 
 
 def _shared(network: nn.Module) -> set[str]:
@@ -145,7 +145,7 @@ def _refuse(names: Sequence[str], why: str, cure: str = "Leave them out with ada
         raise ConfigError(f"adapters: {', '.join(names[:4])}{more} {why}. {cure}.")
 
 
-def _check_found(names: Sequence[str], pattern: str, key: str, fit: Mapping[str, nn.Module]) -> None:
+def _check_matched(names: Sequence[str], pattern: str, key: str, fit: Mapping[str, nn.Module]) -> None:
     if not names:
         raise ConfigError(f"{key}: '{pattern}' matches no layer. {_near(pattern, fit)}")
 

@@ -66,9 +66,9 @@ class FrozenAnchor:
         self.conditions: tuple[str, ...] = conditions.names(drift)
 
     @torch.no_grad()
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """b_pre(t, x): one forward pass without gradient."""
-        return self.module(t, x, **{name: given[name] for name in self.conditions})
+        return self.module(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "FrozenAnchor":
         """The anchor, moved to a device."""
@@ -77,8 +77,8 @@ class FrozenAnchor:
 
     def describe(self) -> dict[str, Any]:
         """Kind, hash and parameters held."""
-        held = sum(parameter.numel() for parameter in self.module.parameters())
-        return {"kind": self.kind, "hash": self.hash, "parameters": held}
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return {"kind": self.kind, "hash": self.hash, "parameters": parameters}
 
 
 class ExternalAnchor(FrozenAnchor):
@@ -109,10 +109,10 @@ class AdaptersOffAnchor:
         self._adapted = adapted
 
     @torch.no_grad()
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """b_pre(t, x): one forward pass without gradient; the network's modes are put back."""
         with self._adapted.off() as drift:
-            return drift(t, x, **{name: given[name] for name in self.conditions})
+            return drift(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "AdaptersOffAnchor":
         """The anchor itself: it is where the trained network is."""

@@ -117,11 +117,11 @@ class Convention:
         """
         if isinstance(values, Convention):
             return values
-        given = {"preset": values} if isinstance(values, str) else dict(values)
-        name = given.pop("preset", None)
+        block = {"preset": values} if isinstance(values, str) else dict(values)
+        name = block.pop("preset", None)
         if name is not None and name not in PRESETS:
             raise unknown("preset of a convention:", name, PRESETS)
-        return section(cls, {**PRESETS.get(name or "", {}), **given}, "convention")
+        return section(cls, {**PRESETS.get(name or "", {}), **block}, "convention")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain values: what a run's config.yaml holds."""
@@ -129,11 +129,11 @@ class Convention:
 
     def differing(self) -> dict[str, Any]:
         """The fields that aren't the default, as plain values: a convention block to write."""
-        usual = type(self)()
+        default = type(self)()
         return {
             field.name: plain(getattr(self, field.name))
             for field in fields(self)
-            if getattr(self, field.name) != getattr(usual, field.name)
+            if getattr(self, field.name) != getattr(default, field.name)
         }
 
     @property
@@ -173,7 +173,7 @@ def parse_call(call: str) -> Arguments:
         >>> parse_call("cat(x, t), y=label")
         ((None, ('x', 't')), ('y', ('label',)))
     """
-    found: list[tuple[str | None, tuple[str, ...]]] = []
+    arguments: list[tuple[str | None, tuple[str, ...]]] = []
     for part in _COMMA.split(call):
         match = _PART.fullmatch(part.strip())
         name = None if match is None else match["name"]
@@ -183,17 +183,17 @@ def parse_call(call: str) -> Arguments:
                 f"convention.call: wanted arguments such as 't, x', 'sample=x, timestep=t, class_labels=label' or "
                 f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
             )
-        if name is None and any(before is not None for before, _ in found):
+        if name is None and any(before is not None for before, _ in arguments):
             raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
-        found.append((name, values))
-    given = [what for _, values in found for what in values]
-    for which, names in (("argument", [name for name, _ in found if name is not None]), ("value", given)):
+        arguments.append((name, values))
+    inputs = [what for _, values in arguments for what in values]
+    for which, names in (("argument", [name for name, _ in arguments if name is not None]), ("value", inputs)):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
-    if "x" not in given:
+    if "x" not in inputs:
         raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
-    return tuple(found)
+    return tuple(arguments)
 
 
 def _is_name(word: str) -> bool:

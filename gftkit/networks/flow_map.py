@@ -80,11 +80,11 @@ def lagrangian_loss(
         >>> bool(lagrangian_loss(student, teacher, t, end, torch.ones(1, 1, dtype=torch.float64)) < 1e-20)
         True
     """
-    given = dict(conditions or {})
-    average, slope = moving(lambda until: student(t, x, end=until, **given), end)
+    keywords = dict(conditions or {})
+    average, slope = moving(lambda until: student(t, x, end=until, **keywords), end)
     length = flow.expand(end - t, x)
     with torch.no_grad():
-        there = teacher(end, x + length * average, **given)
+        there = teacher(end, x + length * average, **keywords)
     return squared_norm(average + length * slope - there)
 
 
@@ -99,5 +99,5 @@ def moving(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Te
         # Torch's own, where its derivatives in forward mode are first used. Its dual tensors without torch.func can't
         # differentiate a softmax once more.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        found: tuple[Tensor, Tensor] = torch.func.jvp(function, (at,), (torch.ones_like(at),))  # type: ignore[assignment]
-    return found
+        value_and_derivative: tuple[Tensor, Tensor] = torch.func.jvp(function, (at,), (torch.ones_like(at),))  # type: ignore[assignment]
+    return value_and_derivative

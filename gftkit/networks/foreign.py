@@ -176,9 +176,9 @@ class ForeignDrift(nn.Module):
                 f"convention.call: '{convention.call}' gives the network '{missing[0]}', and there is none here. Leave "
                 f"it out of the call, or use data that have it."
             )
-        given = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
-        by_position = [value for name, value in given if name is None]
-        by_name = {name: value for name, value in given if name is not None}
+        arguments = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
+        by_position = [value for name, value in arguments if name is None]
+        by_name = {name: value for name, value in arguments if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))
         return self._part(out, x)
 

@@ -59,8 +59,8 @@ def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
             than one between which nothing decides.
     """
     fitting = fitting_in(path, module.state_dict(), key)
-    names = ", ".join(f"'{found.name}'" for found in fitting)
-    best = [found for found in fitting if found.averaged] or fitting
+    names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
+    best = [candidate for candidate in fitting if candidate.averaged] or fitting
     if len(best) > 1:
         raise WeightsError(f"{path} holds several networks that fit: {names}. Choose one of them with `key`.")
     load_weights(module, best[0].weights, path)
@@ -75,17 +75,17 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
     Raises:
         WeightsError: where there is none, or the file can't be read.
     """
-    held = read(path)
-    fitting = candidates(held, wanted)
+    contents = read(path)
+    fitting = candidates(contents, wanted)
     if not fitting:
-        raise WeightsError(_no_fit(path, held, wanted))
+        raise WeightsError(_no_fit(path, contents, wanted))
     if key is None:
         return fitting
-    chosen = [found for found in fitting if f"{found.name}.".startswith(f"{key}.")]
-    if not chosen:
-        names = ", ".join(f"'{found.name}'" for found in fitting)
+    at_key = [candidate for candidate in fitting if f"{candidate.name}.".startswith(f"{key}.")]
+    if not at_key:
+        names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
         raise WeightsError(f"{path}: no network that fits lies at key: {key}. Those that fit: {names}.")
-    return chosen
+    return at_key
 
 
 def read(path: Path) -> Mapping[str, Any]:
@@ -110,7 +110,7 @@ def read(path: Path) -> Mapping[str, Any]:
     try:
         # Mapped into memory where the format allows: the state of an optimiser is then never read.
         with warnings.catch_warnings(action="ignore"):  # guesses about a foreign file; what matters is raised
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's own text advises to run the file if one trusts it
         refused = _REFUSED.search(str(error))
         raise WeightsError(
@@ -118,9 +118,11 @@ def read(path: Path) -> Mapping[str, Any]:
             f"{f' (it names {refused[1]})' if refused else ''}. It is damaged, or a pickle of more than tensors; it "
             f"was not run. Export its state_dict as .safetensors."
         ) from error
-    if not (isinstance(found, dict) and _sets(found)):
-        raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
-    return found
+    if not (isinstance(contents, dict) and _sets(contents)):
+        raise WeightsError(
+            f"{path}: wanted a state dict (name -> tensor), got {type(contents).__name__} of other things."
+        )
+    return contents
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -128,26 +130,26 @@ def _starts_as_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def candidates(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
+def candidates(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
     """The sets of weights in a file that are a network's, names and shapes alike, each once."""
-    fitting = [found for found in _readings(held, wanted) if not misfits(found.weights, wanted)]
-    same = {tuple(id(found.weights[name]) for name in wanted): found for found in reversed(fitting)}
-    return [found for found in fitting if any(found is kept for kept in same.values())]
+    fitting = [candidate for candidate in _readings(contents, wanted) if not misfits(candidate.weights, wanted)]
+    same = {tuple(id(candidate.weights[name]) for name in wanted): candidate for candidate in reversed(fitting)}
+    return [candidate for candidate in fitting if any(candidate is kept for kept in same.values())]
 
 
-def _sets(held: Mapping[Any, Any], place: str = "") -> list[Candidate]:
+def _sets(contents: Mapping[Any, Any], place: str = "") -> list[Candidate]:
     """Every mapping in a file that holds tensors by name."""
-    tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    found = [Candidate(place, tensors)] if tensors else []
-    for name, value in held.items():
+    tensors = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    sets = [Candidate(place, tensors)] if tensors else []
+    for name, value in contents.items():
         if isinstance(name, str) and isinstance(value, Mapping):
-            found += _sets(value, f"{place}.{name}" if place else name)
-    return found
+            sets += _sets(value, f"{place}.{name}" if place else name)
+    return sets
 
 
-def _readings(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Candidate]:
+def _readings(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Candidate]:
     """Every set of weights in a file with a prefix left out, or the network's own one put before."""
-    for whole in _sets(held):
+    for whole in _sets(contents):
         for cut in _prefixes(whole.weights, wanted):
             name = ".".join(filter(None, [whole.name, cut.rstrip(".")]))
             below = {key.removeprefix(cut): value for key, value in whole.weights.items() if key.startswith(cut)}
@@ -157,11 +159,11 @@ def _readings(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator
 
 def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """What may stand before the names of a network in a file, "" included: judged by its longest name."""
-    found = {""}
+    prefixes = {""}
     for put in {"", _common(wanted)}:
         longest = max((name.removeprefix(put) for name in wanted), key=len, default="")
-        found |= {name.removesuffix(longest) for name in tensors if name.endswith(f".{longest}")}
-    return sorted(found)
+        prefixes |= {name.removesuffix(longest) for name in tensors if name.endswith(f".{longest}")}
+    return sorted(prefixes)
 
 
 def _common(wanted: Mapping[str, Any]) -> str:
@@ -170,12 +172,13 @@ def _common(wanted: Mapping[str, Any]) -> str:
     return f"{firsts.pop()}." if len(firsts) == 1 and all("." in name for name in wanted) else ""
 
 
-def _no_fit(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
+def _no_fit(path: Path, contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
     """Why nothing in a file fits: what is in it, and how the nearest differs."""
     sets = [
-        f"'{found.name}' ({len(found.weights)})" if found.name else f"{len(found.weights)}" for found in _sets(held)
+        f"'{candidate.name}' ({len(candidate.weights)})" if candidate.name else f"{len(candidate.weights)}"
+        for candidate in _sets(contents)
     ]
-    nearest = max(_readings(held, wanted), key=lambda found: len(set(found.weights) & set(wanted)))
+    nearest = max(_readings(contents, wanted), key=lambda candidate: len(set(candidate.weights) & set(wanted)))
     which = f"; nearest is '{nearest.name}'" if nearest.name else ""
     return (
         f"{path}: the weights don't fit the drift, which has {len(wanted)} tensors. In the file: {', '.join(sets)} "

@@ -48,7 +48,7 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
     own = module.state_dict()
-    module.load_state_dict({name: shared_out(held, own[name]) for name, held in weights.items()})
+    module.load_state_dict({name: shared_out(tensor, own[name]) for name, tensor in weights.items()})
 
 
 def frozen_weights(drift: torch.nn.Module) -> State:

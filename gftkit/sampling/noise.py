@@ -75,26 +75,26 @@ class ByBlock:
         self._seed, self._offset = seed, offset
         self._skip = self._count = 0
         self._generators: list[Generator] = []
-        self._held: deque[Tensor] = deque()
+        self._drawn_ahead: deque[Tensor] = deque()
 
     def begin(self, first: int, count: int) -> None:
         """Make the generators of the blocks that hold these samples."""
         blocks = range((self._offset + first) // BLOCK, (self._offset + first + count - 1) // BLOCK + 1)
         self._generators = [stream(self._seed, "noise", block, device=self.device) for block in blocks]
         self._skip, self._count = (self._offset + first) % BLOCK, count
-        self._held.clear()
+        self._drawn_ahead.clear()
 
     def normal(self, x: Tensor) -> Tensor:
         """The next numbers: several steps' at once where events are small, for a draw costs more than its numbers."""
-        if not self._held:
+        if not self._drawn_ahead:
             block = (BLOCK, *x.shape[1:])
             steps = max(1, AHEAD // (BLOCK * x[0].numel()))
             drawn = [
                 torch.randn(steps, *block, generator=each, device=x.device, dtype=x.dtype) for each in self._generators
             ]
             whole = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
-            self._held.extend(whole[:, self._skip : self._skip + self._count].unbind())
-        return self._held.popleft()
+            self._drawn_ahead.extend(whole[:, self._skip : self._skip + self._count].unbind())
+        return self._drawn_ahead.popleft()
 
     def generator(self) -> Generator:
         """That of the block.

@@ -62,13 +62,13 @@ def build_scheme(spec: Mapping[str, Any] | None, path: Path, registry: Registry)
     Raises:
         GftkitError: for a component that can't be built.
     """
-    given = dict(spec or {})
-    steps = given.pop("steps", DEFAULT_STEPS)
-    parts = {kind: given.pop(kind, None) for kind in PARTS}
+    options = dict(spec or {})
+    steps = options.pop("steps", DEFAULT_STEPS)
+    parts = {kind: options.pop(kind, None) for kind in PARTS}
     built = {
         kind: None if part is None else registry.build(kind, part, f"solver.{kind}") for kind, part in parts.items()
     }
-    solver = registry.build("solver", given if "name" in given else default_solver(path, parts["diffusion"]))
+    solver = registry.build("solver", options if "name" in options else default_solver(path, parts["diffusion"]))
     return Scheme(solver, steps, built["grid"], built["diffusion"])
 
 

@@ -218,7 +218,7 @@ class Trackers:
                     f"--out or another folder for '{name}'."
                 )
         self._sinks: dict[str, Sink] = {}
-        self._held: list[Callable[[Sink], None]] = []
+        self._postponed: list[Callable[[Sink], None]] = []
         self._steps = 0
 
     def __bool__(self) -> bool:
@@ -261,17 +261,17 @@ class Trackers:
         name = "/".join([_evaluation(weights), "samples"])
         self._log(lambda sink: sink.picture(name, image, step), at_end({"step": step, "weights": weights}, self._steps))
 
-    def _log(self, log: Callable[[Sink], None], held: bool) -> None:
-        if held:
-            self._held.append(log)
+    def _log(self, log: Callable[[Sink], None], last: bool) -> None:
+        if last:
+            self._postponed.append(log)
         else:
             self._each(log)
 
     def release(self) -> None:
         """Log what was measured at the run's end: held back until the run is finished, since a resume repeats it."""
-        for log in self._held:
+        for log in self._postponed:
             self._each(log)
-        self._held = []
+        self._postponed = []
 
     def close(self) -> None:
         """End, whether or not the run is finished."""
@@ -338,8 +338,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(values: Mapping[str, Any], prefix: str, separator: str) -> dict[str, Any]:
     """A mapping of mappings as one, keys joined."""
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{separator}{key}" if prefix else key
-        found |= flat(value, name, separator) if isinstance(value, Mapping) else {name: value}
-    return found
+        joined |= flat(value, name, separator) if isinstance(value, Mapping) else {name: value}
+    return joined

@@ -109,8 +109,8 @@ class Adaptive:
         ``left`` is the share of the gap that was left then, and ``waited`` counts the evaluations since.
         """
         self.waited += 1
-        made, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
-        if self.rho == 0 or not made > 2 * error or not reached >= 1 - LAG:
+        way, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
+        if self.rho == 0 or not way > 2 * error or not reached >= 1 - LAG:
             return
         now = 1 - reached * (1 - self.rho)
         rate = kept(self.left - self.rho, now - self.rho) ** (1 / self.waited)
@@ -163,5 +163,5 @@ def lowest(rate: float, left: float) -> float:
     """
     if rate <= LAG or rate * left <= LAG:
         return 0.0
-    found = (rate * left - LAG) / (rate - LAG)
-    return found if math.isfinite(found) else 0.0
+    rho = (rate * left - LAG) / (rate - LAG)
+    return rho if math.isfinite(rho) else 0.0

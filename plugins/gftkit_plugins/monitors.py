@@ -36,11 +36,11 @@ class AnchorDistance:
         """``flow_matching_loss``, E|b - b_t(x|z)|^2, and ``anchor_distance``."""
         drawn = state.draw(self.count, stream(state.seed, "anchor-distance"))
         drift = state.drift(drawn.t, drawn.x, **drawn.conditions)
-        found = {"flow_matching_loss": float(squared_norm(drift - drawn.target).mean())}
+        measurements = {"flow_matching_loss": float(squared_norm(drift - drawn.target).mean())}
         if state.anchor is not None:
             anchored = state.anchor(drawn.t, drawn.x, **drawn.conditions)
-            found["anchor_distance"] = float(squared_norm(drift - anchored).mean().sqrt())
-        return found
+            measurements["anchor_distance"] = float(squared_norm(drift - anchored).mean().sqrt())
+        return measurements
 
     def finish(self, folder: Path) -> None:
         """Nothing to write: the measurements are in metrics.jsonl."""

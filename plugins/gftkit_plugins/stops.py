@@ -53,8 +53,8 @@ class CopyingStop:
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Take up the latest ratio; that of the start, before anything was trained, doesn't end a run."""
-        found = measurements["memorisation"]
-        self._last = (found["distance_ratio"], found["distance_ratio_stderr"]) if progress > 0 else None
+        measured = measurements["memorisation"]
+        self._last = (measured["distance_ratio"], measured["distance_ratio_stderr"]) if progress > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """The latest ratio and its standard error."""

@@ -20,8 +20,8 @@ def folder() -> Path:
     Raises:
         RuntimeError: where none is set and the user has no home.
     """
-    if given := os.environ.get(VARIABLE):
-        return Path(given)
+    if configured := os.environ.get(VARIABLE):
+        return Path(configured)
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "gftkit"
 

@@ -58,8 +58,10 @@ class GeneratedPairs:
     ) -> None:
         if file is not None and file.suffix != ".safetensors":
             raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}.")
-        given = None if conditions is None else read_conditions(conditions)
-        request = Request(count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=given)
+        requested = None if conditions is None else read_conditions(conditions)
+        request = Request(
+            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=requested
+        )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
         facts, asked = self._sampler.facts, self._sampler.conditions(0, size)
@@ -73,17 +75,17 @@ class GeneratedPairs:
         return self._size
 
     def __getstate__(self) -> dict[str, Any]:
-        self._made()  # once, and not in every process that reads
+        self._all_pairs()  # once, and not in every process that reads
         return {**vars(self), "_sampler": None}
 
     def batch(self, indices: Tensor) -> Batch:
         """The pairs at these indices; the first call makes all of them."""
-        pairs = self._made()
+        pairs = self._all_pairs()
         label = None if self.labels is None else self.labels[indices]
-        given = {name: values[indices] for name, values in self._conditions.items()}
-        return Batch(pairs["x1"][indices], label, pairs["x0"][indices], given)
+        conditions = {name: values[indices] for name, values in self._conditions.items()}
+        return Batch(pairs["x1"][indices], label, pairs["x0"][indices], conditions)
 
-    def _made(self) -> dict[str, Tensor]:
+    def _all_pairs(self) -> dict[str, Tensor]:
         if self._sampler is not None:
             self._pairs = self._kept(self._sampler)
             self._sampler = None

@@ -94,14 +94,14 @@ def _pt(file: Path) -> Arrays:
     # Only the zip format, torch's default since 1.6, can be mapped.
     mapped = zipfile.is_zipfile(file)
     with warnings.catch_warnings(action="ignore"):  # guesses about a foreign file; what matters is raised
-        found = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
-    if isinstance(found, Tensor):
-        return Arrays(file, [""], lambda _: found)
-    if not isinstance(found, dict):
+        contents = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
+    if isinstance(contents, Tensor):
+        return Arrays(file, [""], lambda _: contents)
+    if not isinstance(contents, dict):
         raise DataError(
-            f"{file}: wanted a tensor or a dict of tensors, got a {type(found).__name__}. Save one of them."
+            f"{file}: wanted a tensor or a dict of tensors, got a {type(contents).__name__}. Save one of them."
         )
-    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, Tensor)}
     return Arrays(file, list(tensors), tensors.__getitem__)
 
 

@@ -97,14 +97,16 @@ class Replay:
             raise DataError("target: its samples have partners of their own, and generated ones would have none.")
         old = self._old.batch(indices[~new] - self._targets)
         unscaled = Scaling(self.range).unscale(Scaling(self._old.range).scale(old.x1))
-        given = {name: _merged(new, target.conditions[name], old.conditions[name]) for name in self.condition_shapes}
+        conditions = {
+            name: _merged(new, target.conditions[name], old.conditions[name]) for name in self.condition_shapes
+        }
         label = None if self.labels is None else self.labels[indices]
-        return Batch(_merged(new, target.x1, unscaled), label, None, given)
+        return Batch(_merged(new, target.x1, unscaled), label, None, conditions)
 
 
 def _merged(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Rows of one tensor where ``first`` is true, in their order, and of another elsewhere."""
-    made = one.new_empty(len(first), *one.shape[1:])
-    made[first] = one
-    made[~first] = other.to(one.dtype)
-    return made
+    merged = one.new_empty(len(first), *one.shape[1:])
+    merged[first] = one
+    merged[~first] = other.to(one.dtype)
+    return merged

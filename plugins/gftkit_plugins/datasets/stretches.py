@@ -39,12 +39,12 @@ class Stretches:
         Raises:
             DataError: where the file can't be opened, or has become shorter.
         """
-        held = bytearray(size)
+        stretch = bytearray(size)
         done = 0
         try:
             handle = self._handle(number)
             while done < size:
-                got = os.preadv(handle, [memoryview(held)[done:]], offset + done)
+                got = os.preadv(handle, [memoryview(stretch)[done:]], offset + done)
                 if got == 0:
                     raise DataError(
                         f"{self.files[number]}: wanted {size} bytes from byte {offset} on, and the file ends before. "
@@ -53,7 +53,7 @@ class Stretches:
                 done += got
         except OSError as error:
             raise cannot_read(self.files[number], error) from error
-        return held
+        return stretch
 
     def _handle(self, number: int) -> int:
         if number not in self._open:

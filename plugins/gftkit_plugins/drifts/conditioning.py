@@ -59,7 +59,7 @@ class Conditioning(nn.Module):
         self.names: tuple[str, ...] = (*(("label",) if conditional else ()), *names)
         self.null = {name: classes if name == "label" else math.nan for name in self.names}
 
-    def forward(self, t: Tensor, label: Tensor | None, given: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None, conditions: Mapping[str, Tensor]) -> Tensor:
         """The embedding, in the dtype of the module.
 
         Raises:
@@ -71,13 +71,13 @@ class Conditioning(nn.Module):
             features = features + self._class(self.embedding, t, label)
         elif label is not None:
             raise ValueError("label: this drift isn't told it. Leave it out, or make it with conditional: true.")
-        if set(given) != set(self.named):
+        if set(conditions) != set(self.named):
             raise ValueError(
-                f"wanted the conditions {sorted(self.named)}, got {sorted(given)}. Give those that the drift was made "
-                f"with, in `conditions`."
+                f"wanted the conditions {sorted(self.named)}, got {sorted(conditions)}. Give those that the drift "
+                f"was made with, in `conditions`."
             )
         for name, embed in self.named.items():
-            features = features + embed(given[name], len(t))
+            features = features + embed(conditions[name], len(t))
         return features
 
     def _class(self, embedding: nn.Embedding, t: Tensor, label: Tensor | None) -> Tensor:

@@ -66,9 +66,9 @@ class FlowMap(nn.Module):
         self.into = EMBEDS_TIME if into is None and EMBEDS_TIME in modules else into
         size = math.prod(event_shape)
         if self.into is not None:
-            given = {name: torch.zeros(2, *shape) for name, shape in (condition_shapes or {}).items()}
-            given["label"] = torch.zeros(2, dtype=torch.int64)
-            size = _width(drift, self.into, event_shape, {name: given[name] for name in self.conditions})
+            examples = {name: torch.zeros(2, *shape) for name, shape in (condition_shapes or {}).items()}
+            examples["label"] = torch.zeros(2, dtype=torch.int64)
+            size = _width(drift, self.into, event_shape, {name: examples[name] for name in self.conditions})
             modules[self.into].register_forward_hook(self._told)
         last = nn.Linear(width, size)
         for parameter in last.parameters():
@@ -99,17 +99,17 @@ def _features(length: Tensor) -> Tensor:
     return torch.cat([length[:, None], angle.sin(), angle.cos()], dim=1)
 
 
-def _width(drift: nn.Module, into: str, event_shape: tuple[int, ...], given: dict[str, Tensor]) -> int:
+def _width(drift: nn.Module, into: str, event_shape: tuple[int, ...], conditions: dict[str, Tensor]) -> int:
     """The d of the output (batch, d) of a network's module, found by trying the network on zeros."""
     seen: list[Any] = []
     hook = drift.get_submodule(into).register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
     try:
         with torch.no_grad():
-            drift(torch.full((2,), 0.5), torch.zeros(2, *event_shape), **given)
+            drift(torch.full((2,), 0.5), torch.zeros(2, *event_shape), **conditions)
     finally:
         hook.remove()
-    found = seen[0] if seen else None
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        came = "nothing" if found is None else f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else found
+    output = seen[0] if seen else None
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        came = "nothing" if output is None else f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else output
         raise ValueError(f"into: wanted a module whose output is (batch, d), and that of '{into}' is {came}.")
-    return found.shape[1]
+    return output.shape[1]

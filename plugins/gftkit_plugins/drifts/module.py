@@ -57,11 +57,11 @@ class Module(ForeignDrift):
         folder: FilePath = FilePath("."),
         path: Path | None = None,
     ) -> None:
-        make, given = imported(target, folder, "drift"), options or {}
+        factory, arguments = imported(target, folder, "drift"), options or {}
         if weights is not None and weights.is_dir():
-            network, notes = _from_diffusers(make, given, weights, target), []
+            network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:
-            network = made(make, given, target, "drift")
+            network = made(factory, arguments, target, "drift")
             notes = [] if weights is None else foreign.load(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
@@ -83,25 +83,25 @@ class Module(ForeignDrift):
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
     """What a folder that diffusers has saved tells of its network."""
     config = folder / DIFFUSERS_CONFIG
-    held = read_json(config) if config.is_file() else None
-    if not isinstance(held, dict) or "_class_name" not in held:
+    saved = read_json(config) if config.is_file() else None
+    if not isinstance(saved, dict) or "_class_name" not in saved:
         raise WeightsError(
             f"{folder}: wanted a weights file, or a folder of diffusers with {DIFFUSERS_CONFIG} and "
             f"diffusion_pytorch_model.safetensors. Of a pipeline give the folder of its network, such as unet/."
         )
-    if target.rpartition(":")[2] != held["_class_name"]:
+    if target.rpartition(":")[2] != saved["_class_name"]:
         raise ConfigError(
-            f"drift.target: {config} is of the class {held['_class_name']}, and the target is '{target}'. "
-            f"Wanted `target: diffusers:{held['_class_name']}`."
+            f"drift.target: {config} is of the class {saved['_class_name']}, and the target is '{target}'. "
+            f"Wanted `target: diffusers:{saved['_class_name']}`."
         )
-    return {key: value for key, value in held.items() if not key.startswith("_")}
+    return {key: value for key, value in saved.items() if not key.startswith("_")}
 
 
-def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
+def _from_diffusers(factory: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
     """The network of a folder, by diffusers' own loader; its pickles are never read."""
     saved = _saved_options(folder, target)
     try:
-        network: nn.Module = make.from_pretrained(
+        network: nn.Module = factory.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:
@@ -109,6 +109,6 @@ def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, tar
     changed = sorted(key for key, value in options.items() if saved.get(key) != value)
     if not changed:
         return network
-    changed_network = made(make, options, target, "drift")
+    changed_network = made(factory, options, target, "drift")
     load_weights(changed_network, network.state_dict(), folder)
     return changed_network

@@ -99,8 +99,8 @@ def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(recipe.seed)
         for _ in range(recipe.steps):
-            chosen = torch.randint(len(x), (recipe.batch_size,))
-            loss = functional.cross_entropy(net(x[chosen]), label[chosen])
+            batch = torch.randint(len(x), (recipe.batch_size,))
+            loss = functional.cross_entropy(net(x[batch]), label[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

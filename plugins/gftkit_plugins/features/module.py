@@ -46,12 +46,12 @@ class Module:
         batch_size: Annotated[int, Field(gt=0)] = 256,
         folder: Path = Path("."),
     ) -> None:
-        make = imported(target, folder, "feature")
+        factory = imported(target, folder, "feature")
         with torch.random.fork_rng(
             devices=[]
         ):  # what building draws is the same each time, and the run's own untouched
             torch.default_generator.manual_seed(0)
-            network = made(make, options or {}, target, "feature")
+            network = made(factory, options or {}, target, "feature")
         if weights is not None:
             if weights.suffix != ".safetensors":
                 raise ConfigError(
@@ -66,13 +66,13 @@ class Module:
     def __call__(self, x: Tensor) -> Tensor:
         """(n, *event) -> (n, d)."""
         try:
-            found = [self._network(part) for part in torch.split(x.float(), self._batch_size)]
+            vectors = [self._network(part) for part in torch.split(x.float(), self._batch_size)]
         except Exception as error:
             raise ValueError(
                 f"feature '{self._target}' fails on events of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
             ) from error
-        for part in found:
+        for part in vectors:
             if not isinstance(part, Tensor) or part.ndim != 2:
                 came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
                 raise ValueError(f"feature '{self._target}': wanted vectors (n, d), got {came}. Flatten what it gives.")
-        return torch.cat(found)
+        return torch.cat(vectors)

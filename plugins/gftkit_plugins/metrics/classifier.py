@@ -64,18 +64,18 @@ class ClassifierTwoSample(OfFeatures):
 
     def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
         """The accuracy on the evaluation's samples and its reference."""
-        made = self.vectors(evaluation)
-        count = min(map(len, made))
+        vectors = self.vectors(evaluation)
+        count = min(map(len, vectors))
         if count < 20:
             raise ValueError(f"wanted at least 20 samples and 20 data, got {count} samples. Make more samples.")
-        x, y = (each[torch.randperm(len(each), generator=generator)[:count]] for each in made)
+        x, y = (each[torch.randperm(len(each), generator=generator)[:count]] for each in vectors)
         share = accuracy(torch.cat([x, y]).float(), self.width, generator)
         size = 2 * count
-        found = {
+        estimates = {
             "classifier_two_sample": proportion(share, math.sqrt(share * (1 - share) / size), size),
             "classifier_two_sample_null": Estimate(0.5, 0.5 / math.sqrt(size)),
         }
-        return {key(name, self.steps): estimate for name, estimate in found.items()}
+        return {key(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def accuracy(x: Tensor, width: int, generator: Generator) -> float:

@@ -67,8 +67,8 @@ class Forgetting:
         if self._old is None:
             self._old = self._some(evaluation)
         compared: Any = _Compared(evaluation, self._old)
-        found = self.metric.measure(compared, generator)
-        return {f"forgetting_{name}": estimate for name, estimate in found.items()}
+        estimates = self.metric.measure(compared, generator)
+        return {f"forgetting_{name}": estimate for name, estimate in estimates.items()}
 
     def _some(self, evaluation: Evaluation) -> Batch:
         """As many data of the old distribution as there are samples, if there are so many; scaled."""

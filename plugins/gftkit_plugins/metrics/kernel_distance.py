@@ -76,12 +76,12 @@ class KernelDistance(OfFeatures):
         smaller = min(len(x), len(y))
         if smaller < size:
             raise ValueError(f"a subset takes {size} samples, got {smaller} samples. Lower `subset`, or make more.")
-        found = torch.empty(self.subsets, dtype=torch.float64)
+        distances = torch.empty(self.subsets, dtype=torch.float64)
         for index in range(self.subsets):
             some = [each[torch.randperm(len(each), generator=generator)[:size]] for each in (x, y)]
             within = [(cubic(each, each).sum() - cubic_of_itself(each)) / (size * (size - 1)) for each in some]
-            found[index] = within[0] + within[1] - 2 * cubic(*some).mean()
-        return Estimate(float(found.mean()), float(found.std()) * (1 / self.subsets + size / smaller) ** 0.5)
+            distances[index] = within[0] + within[1] - 2 * cubic(*some).mean()
+        return Estimate(float(distances.mean()), float(distances.std()) * (1 / self.subsets + size / smaller) ** 0.5)
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:

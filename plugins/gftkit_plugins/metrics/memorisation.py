@@ -81,9 +81,9 @@ class Memorisation(OfFeatures):
         return {key("memorisation", self.steps): log_normal(jackknife(ratio, indices, generator))}
 
 
-def _held_out(given: bool) -> None:
+def _held_out(available: bool) -> None:
     """Refuse to compare without held-out data."""
-    if not given:
+    if not available:
         raise ValueError(
             "memorisation compares training data with data that weren't trained on, and nothing is held out. Name "
             "some as evaluate.data, such as the same data set with `split: test`."

@@ -32,16 +32,16 @@ def features(feature: Feature | None, x: Tensor) -> Tensor:
         ValueError: where it isn't (n, d), or not finite.
     """
     with torch.no_grad():
-        made = x.flatten(1) if feature is None else feature(x)
-    if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != len(x):
-        came = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        vectors = x.flatten(1) if feature is None else feature(x)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(x):
+        came = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ValueError(
             f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten what it gives."
         )
-    made = made.double()
-    if not made.isfinite().all():
+    vectors = vectors.double()
+    if not vectors.isfinite().all():
         raise ValueError("the feature gives NaN or infinity. Check its weights, and the range that it wants events in.")
-    return made
+    return vectors
 
 
 def suits(feature: Feature | None, scope: Scope) -> int:

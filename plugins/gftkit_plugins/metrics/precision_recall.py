@@ -84,10 +84,12 @@ class PrecisionRecall(OfFeatures):
             return shares(xx[kept_x][:, kept_x], yy[kept_y][:, kept_y], xy[kept_x][:, kept_y], self.neighbours)
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
-        found = dict(zip(("precision", "recall", "density", "coverage"), jackknives(of, kept, generator), strict=True))
+        estimates = dict(
+            zip(("precision", "recall", "density", "coverage"), jackknives(of, kept, generator), strict=True)
+        )
         for name, count in (("precision", len(x)), ("recall", len(y)), ("coverage", len(y))):
-            found[name] = proportion(found[name].value, found[name].stderr, count)
-        return {key(name, self.steps): estimate for name, estimate in found.items()}
+            estimates[name] = proportion(estimates[name].value, estimates[name].stderr, count)
+        return {key(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def shares(xx: Tensor, yy: Tensor, xy: Tensor, neighbours: int) -> tuple[float, float, float, float]:

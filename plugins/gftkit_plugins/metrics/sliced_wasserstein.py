@@ -74,9 +74,9 @@ class SlicedWasserstein(OfFeatures):
 
 def _kept(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
     """The values of the kept points alone, still sorted: (lines, n) -> (lines, kept)."""
-    held = torch.zeros(ordered.shape[1], dtype=torch.bool)
-    held[kept] = True
-    return ordered[held[rank]].view(len(ordered), -1)
+    selected = torch.zeros(ordered.shape[1], dtype=torch.bool)
+    selected[kept] = True
+    return ordered[selected[rank]].view(len(ordered), -1)
 
 
 def on_lines(x: Tensor, y: Tensor, p: int) -> Tensor:

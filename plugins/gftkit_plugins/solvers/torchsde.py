@@ -64,8 +64,8 @@ class Equation:
         """(batch, d) -> (batch, d)."""
         self.seen = min(float(t), self._end)
         if self._known is None or self._known[0] != self.seen or self._known[1] is not y:
-            found = self._drift(self.seen, y.reshape(self._shape)).reshape(y.shape)
-            self._known = self.seen, y, found
+            velocity = self._drift(self.seen, y.reshape(self._shape)).reshape(y.shape)
+            self._known = self.seen, y, velocity
         return self._known[2]
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
@@ -113,7 +113,7 @@ class Shaped:
         """The increment from s to t, and with ``return_U`` the integral of the path less its value at s."""
         if not return_U:
             return self._interval(s, t).reshape(self.shape)
-        return tuple(found.reshape(self.shape) for found in self._interval(s, t, return_U=True))
+        return tuple(tensor.reshape(self.shape) for tensor in self._interval(s, t, return_U=True))
 
 
 class TorchSDE:

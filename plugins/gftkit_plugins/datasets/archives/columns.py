@@ -64,15 +64,15 @@ class Column:
         # in the order of the file: arrow then reads neighbours at once
         ascending, places = np.unique(np.asarray(rows), return_inverse=True)
         try:
-            held = self._rows[ascending][self.name]
+            column = self._rows[ascending][self.name]
         except Exception as error:  # a file that was cut off, or types that don't go together
             raise DataError(
                 f"{self._where}, column '{self.name}': can't be read ({str(error).splitlines()[0]}). The files are "
                 f"damaged or were changed: write them again."
             ) from error
-        one = self._array if self._decoder is None else self._picture
+        convert = self._array if self._decoder is None else self._picture
         who = f"{self._where}, column '{self.name}', row"
-        values = [one(value, f"{who} {row}") for value, row in zip(held, ascending, strict=True)]
+        values = [convert(value, f"{who} {row}") for value, row in zip(column, ascending, strict=True)]
         return torch.stack(values)[torch.from_numpy(places)]
 
     def _picture(self, value: Any, who: str) -> Tensor:
@@ -93,10 +93,10 @@ class Column:
             raise DataError(
                 f"{who}: wanted numbers {wanted}, got {array.dtype} of shape {array.shape}. Give every row as many."
             )
-        found = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-        if not found.sum().isfinite() and not found.isfinite().all():  # a sum is quick, and may overflow
+        tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum is quick, and may overflow
             raise DataError(
                 f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number. Repair or "
                 f"drop that row."
             )
-        return found
+        return tensor

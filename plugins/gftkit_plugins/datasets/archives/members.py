@@ -83,16 +83,16 @@ def label_of(ending: str, data: bytes, key: str, who: str) -> int:
         DataError: for anything else.
     """
     try:
-        found: Any = json.loads(data)[key] if ending.endswith("json") else int(data.decode().strip())
+        label: Any = json.loads(data)[key] if ending.endswith("json") else int(data.decode().strip())
     except (ValueError, KeyError, TypeError, IndexError) as error:
         where = f" under the key '{key}'" if ending.endswith("json") else ""
         raise DataError(
             f"{who}: wanted a class as a whole number{where}, got {bytes(data[:40])!r}. Number the classes from 0; for "
             f"JSON name the key with `label_key`."
         ) from error
-    if type(found) is not int or not 0 <= found < 2**31:
-        raise DataError(f"{who}: wanted a class from 0 on, got {found!r}. Number the classes from 0.")
-    return found
+    if type(label) is not int or not 0 <= label < 2**31:
+        raise DataError(f"{who}: wanted a class from 0 on, got {label!r}. Number the classes from 0.")
+    return label
 
 
 def damaged(who: str, ending: str, error: Exception) -> DataError:
@@ -144,23 +144,23 @@ def _safetensors_header(stream: IO[bytes], size: int) -> dict[str, Any]:
     length = int.from_bytes(stream.read(8), "little")
     if length > min(size, _HEADER_MOST):
         raise ValueError(f"its header claims {length} bytes")
-    held: dict[str, Any] = json.loads(stream.read(length))
-    held.pop("__metadata__", None)
-    end = max((found["data_offsets"][1] for found in held.values()), default=0)
+    header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"its header says {8 + length + end} bytes, and it has {size}")
-    return held
+    return header
 
 
 def _chosen(header: dict[str, Any], who: str) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the array that is meant."""
-    usual = [name for name in _NAMES if name in header]
-    if not usual and len(header) != 1:
+    default_names = [name for name in _NAMES if name in header]
+    if not default_names and len(header) != 1:
         raise DataError(
             f"{who}: wanted one array, or one called {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. It holds: "
             f"{', '.join(header) or 'none'}."
         )
-    name = (usual or list(header))[0]
+    name = (default_names or list(header))[0]
     if header[name]["dtype"] not in _REAL:
         raise DataError(f"{who}: wanted real numbers (float, int), got {header[name]['dtype']}. Convert it to float32.")
     return name, tuple(int(side) for side in header[name]["shape"])

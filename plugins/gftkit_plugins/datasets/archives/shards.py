@@ -112,12 +112,12 @@ class Shards:
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._ends])
         rows = indices - starts[shards]
         shapes = [self.event_shape, *self.condition_shapes.values()]
-        held = [torch.empty(len(indices), *shape) for shape in shapes]
+        outputs = [torch.empty(len(indices), *shape) for shape in shapes]
         for place in indices.argsort().tolist():  # in the order of the files
-            for number, values in enumerate(held):
+            for number, values in enumerate(outputs):
                 values[place] = self._read(int(shards[place]), int(rows[place]), number)
         label = None if self.labels is None else self.labels[indices]
-        return Batch(held[0], label, None, dict(zip(self._names, held[1:], strict=True)))
+        return Batch(outputs[0], label, None, dict(zip(self._names, outputs[1:], strict=True)))
 
     def _read(self, shard: int, row: int, number: int) -> Tensor:
         """A member's values, as float32 where they are no picture."""
@@ -143,9 +143,9 @@ class Shards:
         """Refuse arrays whose headers say another shape than the first's, and pictures that want `size`."""
         ending = self._fields.arrays[number]
         for shard, index in enumerate(self._index):
-            found = index[f"shape{number}"]
-            if found.shape[1] == len(shape):
-                other = (found != shape).any(1)
+            shapes = index[f"shape{number}"]
+            if shapes.shape[1] == len(shape):
+                other = (shapes != shape).any(1)
                 if not other.any():
                     continue
                 row = int(other.nonzero()[0])
@@ -153,11 +153,11 @@ class Shards:
                 row = 0
             if is_picture(ending):
                 for turned in other.nonzero()[:, 0].tolist():  # the whole picture decides
-                    self._read(shard, turned if len(found) > 1 else 0, number)
+                    self._read(shard, turned if len(shapes) > 1 else 0, number)
                 continue
             raise DataError(
                 f"{find_member(self.files[shard], self._offset(shard, row, number))}: wanted an array of shape "
-                f"{tuple(shape.tolist())}, as the first, got {tuple(found[row].tolist())}. Reshape or drop it."
+                f"{tuple(shape.tolist())}, as the first, got {tuple(shapes[row].tolist())}. Reshape or drop it."
             )
 
 
@@ -167,15 +167,15 @@ def _fields(first: Path, field: str | None, labels: str | None, key: str, condit
         sample = next(read_samples(first), None)
     except OSError as error:
         raise cannot_read(first, error) from error
-    held = [] if sample is None else list(sample.members)
+    endings = [] if sample is None else list(sample.members)
     shown = f"{first}, sample '{sample.key if sample else ''}'"
-    if labels is None and "cls" in held:
+    if labels is None and "cls" in endings:
         labels = "cls"
     if field is None:
-        able = [ending for ending in held if is_readable(ending) and ending not in (*conditions, labels)]
-        if held and len(able) != 1:
+        able = [ending for ending in endings if is_readable(ending) and ending not in (*conditions, labels)]
+        if endings and len(able) != 1:
             raise DataError(
-                f"{shown}: wanted one picture or array, found {', '.join('.' + ending for ending in held)}. Set "
+                f"{shown}: wanted one picture or array, found {', '.join('.' + ending for ending in endings)}. Set "
                 f"`field` to the ending of the members that are meant."
             )
         field = able[0] if able else "png"  # an empty shard is refused by its index
@@ -183,7 +183,7 @@ def _fields(first: Path, field: str | None, labels: str | None, key: str, condit
         if not is_readable(ending):
             raise DataError(
                 f"{shown}: '{ending}' is neither a picture nor an array (.npy, .safetensors). It has "
-                f"{', '.join('.' + name for name in held)}."
+                f"{', '.join('.' + name for name in endings)}."
             )
     return Fields((field, *conditions), labels, key)
 

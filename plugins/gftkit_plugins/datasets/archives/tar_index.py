@@ -47,9 +47,9 @@ class Sample:
 
     def open(self, ending: str) -> IO[bytes]:
         """The bytes of a member."""
-        found = self.tar.extractfile(self.members[ending])
-        assert found is not None  # regular files only
-        return found
+        stream = self.tar.extractfile(self.members[ending])
+        assert stream is not None  # regular files only
+        return stream
 
 
 def read_index(shard: Path, fields: Fields) -> dict[str, Tensor]:
@@ -147,32 +147,33 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
             if ending not in sample.members:
                 raise DataError(
                     f"{shard}, sample '{sample.key}': it has no member .{ending}, only "
-                    f"{', '.join('.' + held for held in sample.members)}. Members of a sample are neighbours with one "
+                    f"{', '.join('.' + name for name in sample.members)}. Members of a sample are neighbours with one "
                     f"name up to the first dot: add what is missing, or name others (`field`, `labels`, `conditions`)."
                 )
-        found = [sample.members[ending] for ending in fields.arrays]
-        for held, ending, member in zip(shapes, fields.arrays, found, strict=True):
+        members = [sample.members[ending] for ending in fields.arrays]
+        for array_shapes, ending, member in zip(shapes, fields.arrays, members, strict=True):
             who = member_name(shard, sample.key, ending)
             try:
                 with sample.open(ending) as stream:
-                    held.append(shape_of(ending, stream, member.size, who))
+                    array_shapes.append(shape_of(ending, stream, member.size, who))
             except OSError as error:
                 raise damaged(who, ending, error) from error
-            if len(held[-1]) != len(held[0]):
+            if len(array_shapes[-1]) != len(array_shapes[0]):
                 raise DataError(
-                    f"{who}: wanted an array of shape {held[0]}, as the first, got {held[-1]}. Reshape or drop it."
+                    f"{who}: wanted an array of shape {array_shapes[0]}, as the first, got {array_shapes[-1]}. "
+                    f"Reshape or drop it."
                 )
         if fields.labels:
             with sample.open(fields.labels) as stream:
                 who = member_name(shard, sample.key, fields.labels)
                 labels.append(label_of(fields.labels, stream.read(), fields.label_key, who))
-        places.append([member.offset_data // _UNIT for member in found])
-        sizes.append([member.size for member in found])
+        places.append([member.offset_data // _UNIT for member in members])
+        sizes.append([member.size for member in members])
     if not places:
         raise DataError(f"{shard}: the shard is empty: it holds no sample. Write it again, or remove it.")
     index = {"place": torch.tensor(places, dtype=torch.int32), "size": torch.tensor(sizes, dtype=torch.int32)}
-    for number, held in enumerate(shapes):
-        alike = held[:1] if len(set(held)) == 1 else held
+    for number, array_shapes in enumerate(shapes):
+        alike = array_shapes[:1] if len(set(array_shapes)) == 1 else array_shapes
         index[f"shape{number}"] = torch.tensor(alike, dtype=torch.int32).reshape(len(alike), -1)
     if fields.labels:
         index["label"] = torch.tensor(labels, dtype=torch.int32)

@@ -90,14 +90,14 @@ def fmow(
 
 def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:
     numbers = {category: number for number, category in enumerate(CATEGORIES)}
-    for row, (given, category, country, timestamp) in enumerate(rows(file, _COLUMNS)):
-        if given == _SEQUESTERED:
+    for row, (stated, category, country, timestamp) in enumerate(rows(file, _COLUMNS)):
+        if stated == _SEQUESTERED:
             continue
         where = f"{file}, row {row}"
-        if given not in _SPLITS:
+        if stated not in _SPLITS:
             raise DataError(
-                f"{where}: wanted in column 'split' {', '.join(_SPLITS[:-1])} or {_SPLITS[-1]}, got '{given}'. Copy or "
-                f"unpack the file again."
+                f"{where}: wanted in column 'split' {', '.join(_SPLITS[:-1])} or {_SPLITS[-1]}, got '{stated}'. "
+                f"Copy or unpack the file again."
             )
         if category not in numbers:
             raise DataError(
@@ -106,14 +106,14 @@ def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:
             )
         year = _year(timestamp, where)
         region = _OTHER if region_of is None else region_of.get(country, _OTHER)
-        yield Entry(_split(given, year), (year, region), numbers[category], f"images/rgb_img_{row}.png")
+        yield Entry(_split(stated, year), (year, region), numbers[category], f"images/rgb_img_{row}.png")
 
 
-def _split(given: str, year: int) -> str | None:
+def _split(stated: str, year: int) -> str | None:
     """The split of a row by what the file says and its year."""
     if year < _VALIDATION_FROM:
-        return given if given == "train" else f"id_{given}"
-    return given if given == ("test" if year >= _TEST_FROM else "val") else None
+        return stated if stated == "train" else f"id_{stated}"
+    return stated if stated == ("test" if year >= _TEST_FROM else "val") else None
 
 
 def _year(timestamp: str, where: str) -> int:

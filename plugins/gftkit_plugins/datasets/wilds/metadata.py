@@ -42,7 +42,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                     f"that this is its metadata file."
                 )
             places = [header.index(name) for name in columns]
-            found = False
+            any_row = False
             for row in reader:
                 if not row:  # an empty line
                     continue
@@ -51,7 +51,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                         f"{file}, line {reader.line_num}: wanted {len(header)} values, one for each column, got "
                         f"{len(row)}. {_AGAIN}"
                     )
-                found = True
+                any_row = True
                 yield tuple([row[place] for place in places])
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
@@ -59,7 +59,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         ) from (error)
     except OSError as error:
         raise cannot_read(file, error) from error
-    if not found:
+    if not any_row:
         raise DataError(f"{file}: it has column names, and no row below them. {_AGAIN}")
 
 

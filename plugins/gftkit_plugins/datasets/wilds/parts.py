@@ -145,10 +145,10 @@ def chosen(
             raise DataError(f"{option}: {_listed(absent)} isn't in {file}. Known: {_listed(there)}.")
     if not names:
         asked = ", ".join(f"{option} {_listed(values)}" for option, values in domains.items() if values is not None)
-        held = "; ".join(f"{option} {_listed({row[k] for row in in_split})}" for k, option in enumerate(domains))
+        choices = "; ".join(f"{option} {_listed({row[k] for row in in_split})}" for k, option in enumerate(domains))
         raise DataError(
             f"{file}: no row is of split '{split}'{' and of ' if asked else ''}{asked}. "
-            f"{f'That split has: {held}' if in_split else 'No row is of that split'}. Choose another split"
+            f"{f'That split has: {choices}' if in_split else 'No row is of that split'}. Choose another split"
             f"{' or domain' if asked else ''}."
         )
     return names, labels
@@ -165,13 +165,13 @@ def _listed(values: Iterable[Any]) -> str:
 
 def _check_files(folder: Path, names: Sequence[str], cure: str) -> None:
     """Refuse rows without a picture, after one look into each folder."""
-    held: dict[str, frozenset[str]] = {}
+    listings: dict[str, frozenset[str]] = {}
     missing: list[str] = []
     for name in names:
         below, _, file = name.rpartition("/")
-        if below not in held:
-            held[below] = _files_in(folder / below)
-        if file not in held[below]:
+        if below not in listings:
+            listings[below] = _files_in(folder / below)
+        if file not in listings[below]:
             missing.append(name)
     if missing:
         raise DataError(

@@ -44,7 +44,7 @@ def compare(
     from gftkit.networks.state import shortened
     from gftkit.runtime.environment import device_of
     from gftkit.runtime.progress import StudyProgress
-    from gftkit.storage.documents import finite
+    from gftkit.storage.documents import nan_to_none
     from gftkit.study.plan import plan
     from gftkit.study.reporting import REPORT, summary, write_tables
     from gftkit.study.running import Outcome, finished, run_study
@@ -84,7 +84,7 @@ def compare(
         raise StudyError(f"{made.out}: no cell is finished, so there is nothing to report. Leave --report-only out.")
     write_tables(made, outcome.rows, outcome.failed)
     if as_json:
-        print(json.dumps(finite(summary(made, outcome.rows, outcome.failed)), indent=2))
+        print(json.dumps(nan_to_none(summary(made, outcome.rows, outcome.failed)), indent=2))
     else:
         held = [row for of in outcome.rows.values() for row in of if row["metric"] == made.study.metric]
         for coupling in dict.fromkeys(row["coupling"] for row in held):

@@ -45,7 +45,7 @@ def fit_grid(
     from gftkit.recording.html import number
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite
+    from gftkit.storage.documents import nan_to_none
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
@@ -61,7 +61,7 @@ def fit_grid(
     write_png(picture, fitted_grids(fits))
     if as_json:
         content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
-        print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
+        print(json.dumps(nan_to_none({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
     rows = [
         (
@@ -101,7 +101,7 @@ def geometry(
     from gftkit.kernel.errors import RunError
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite, write_json
+    from gftkit.storage.documents import nan_to_none, write_json
 
     files = out / "geometry.json", out / "geometry.png"
     for path in files:
@@ -128,7 +128,7 @@ def geometry(
     write_json(files[0], content)
     write_png(files[1], motions(found, tolerance))
     if as_json:
-        print(json.dumps(finite(content), indent=2))
+        print(json.dumps(nan_to_none(content), indent=2))
         return
     table(["measure", *found], rows(list(found.values())))
     print(f"{count} trajectories, as scaled in training; evaluations to a relative error of {tolerance:g} at t = 1.")

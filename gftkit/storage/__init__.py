@@ -1,7 +1,7 @@
 """Files: written whole or not at all, and read without unpickling."""
 
 from gftkit.storage.documents import (
-    finite as finite,
+    nan_to_none as nan_to_none,
     parse_yaml as parse_yaml,
     read_json as read_json,
     read_yaml as read_yaml,

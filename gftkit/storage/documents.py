@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON; a number that is not finite becomes null, since JSON has none."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(nan_to_none(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -42,12 +42,12 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged: {error}.") from None
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The value with nan and infinities replaced by None."""
     if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: nan_to_none(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
+        return [nan_to_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gftkit.kernel.errors import PluginError
-from gftkit.storage.documents import finite, write_text
+from gftkit.storage.documents import nan_to_none, write_text
 from gftkit.storage.files import explained
 
 
@@ -65,7 +65,7 @@ class Log:
         """
         if {"step", "kind"} & values.keys():
             raise PluginError(f"a measurement may not be named step or kind, got {', '.join(values)}. Rename it.")
-        line = finite({"step": step, "kind": kind, **values})
+        line = nan_to_none({"step": step, "kind": kind, **values})
         with explained(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -8,7 +8,7 @@ from typing import Any
 from gftkit.api import Run
 from gftkit.estimation.stability import WINDOW, stability_of
 from gftkit.runs.folder import SUMMARY
-from gftkit.storage.documents import finite, read_json
+from gftkit.storage.documents import nan_to_none, read_json
 from gftkit.storage.log import curve, names
 from gftkit.study.plan import Cell
 
@@ -53,7 +53,7 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     values |= stability_of(steps, raw, level, run.seconds())
     values |= _best(lines, metric, final["steps"])
     values |= {"seconds": final["seconds"], "steps": final["steps"]}
-    return [{**asdict(cell), "metric": name, "value": value} for name, value in finite(values).items()]
+    return [{**asdict(cell), "metric": name, "value": value} for name, value in nan_to_none(values).items()]
 
 
 def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from gftkit.recording import pictures
 from gftkit.recording.html import Section, number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
-from gftkit.storage.documents import finite, read_json
+from gftkit.storage.documents import nan_to_none, read_json
 from gftkit.theory.gap import mean, ratio, root
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
@@ -70,7 +70,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reachable_gap": {"value": reachable.value, "stderr": reachable.stderr},
         "points": points,
     }
-    return dict(finite(made))
+    return dict(nan_to_none(made))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pydantic import Field
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.options import check_known, plain
 from gftkit.kernel.registry import Spec
-from gftkit.storage.documents import section
+from gftkit.storage.documents import parse_section
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -121,7 +121,7 @@ class Convention:
         name = block.pop("preset", None)
         if name is not None and name not in PRESETS:
             raise unknown("preset of a convention:", name, PRESETS)
-        return section(cls, {**PRESETS.get(name or "", {}), **block}, "convention")
+        return parse_section(cls, {**PRESETS.get(name or "", {}), **block}, "convention")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain values: what a run's config.yaml holds."""

@@ -5,7 +5,7 @@ from gftkit.storage.documents import (
     parse_yaml as parse_yaml,
     read_json as read_json,
     read_yaml as read_yaml,
-    section as section,
+    parse_section as parse_section,
     write_json as write_json,
     write_text as write_text,
 )

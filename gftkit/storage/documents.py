@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def section(cls: type[Section], values: Any, where: str) -> Section:
+def parse_section(cls: type[Section], values: Any, where: str) -> Section:
     """A section of a document as a dataclass, with every value checked.
 
     Raises:

@@ -11,7 +11,7 @@ from gftkit.storage.documents import (
 )
 from gftkit.storage.files import (
     check_space as check_space,
-    explained as explained,
+    explain_file_errors as explain_file_errors,
     lock_folder as lock_folder,
     remove_leftovers as remove_leftovers,
     write_atomically as write_atomically,

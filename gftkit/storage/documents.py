@@ -11,7 +11,7 @@ import yaml
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.kernel.options import check_known, options_of
-from gftkit.storage.files import explained, write_atomically
+from gftkit.storage.files import explain_file_errors, write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
     Raises:
         RunError: where it is missing or damaged.
     """
-    with explained(path, "read"):
+    with explain_file_errors(path, "read"):
         text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text)

@@ -23,7 +23,7 @@ _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
 
 
 @contextmanager
-def explained(path: Path, doing: str = "write") -> Iterator[None]:
+def explain_file_errors(path: Path, doing: str = "write") -> Iterator[None]:
     """Turn a failure of the file system into one clear error.
 
     Raises:
@@ -50,7 +50,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         RunError: where the file can't be written; what stood there before is kept.
     """
-    with explained(path):
+    with explain_file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART + path.suffix, dir=path.parent)
         os.close(handle)
@@ -96,7 +96,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         return
     lock = folder / LOCK
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    with explained(folder):
+    with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")
     with file:
@@ -128,7 +128,7 @@ def remove_leftovers(folder: Path) -> None:
     Raises:
         RunError: where one can't be deleted.
     """
-    with explained(folder, "tidy"):
+    with explain_file_errors(folder, "tidy"):
         for pattern in (f".*{_PART}*", _THEIRS):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         RunError: saying how much is wanted and how much is free.
     """
-    with explained(folder):
+    with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if free < needed:

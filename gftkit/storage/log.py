@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from gftkit.kernel.errors import PluginError
 from gftkit.storage.documents import nan_to_none, write_text
-from gftkit.storage.files import explained
+from gftkit.storage.files import explain_file_errors
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ class Log:
         if {"step", "kind"} & values.keys():
             raise PluginError(f"a measurement may not be named step or kind, got {', '.join(values)}. Rename it.")
         line = nan_to_none({"step": step, "kind": kind, **values})
-        with explained(self.path):
+        with explain_file_errors(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self.lines.append(line)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from gftkit.storage.documents import write_text
-from gftkit.storage.log import names
+from gftkit.storage.log import measured_names
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def shown(values: Mapping[str, Any], name: str) -> str:
 
 def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of name and value ± standard error."""
-    return [(name, shown(values, name)) for name in names(values)]
+    return [(name, shown(values, name)) for name in measured_names(values)]

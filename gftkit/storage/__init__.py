@@ -16,7 +16,13 @@ from gftkit.storage.files import (
     remove_leftovers as remove_leftovers,
     write_atomically as write_atomically,
 )
-from gftkit.storage.log import Log as Log, at_end as at_end, curve as curve, names as names, read_log as read_log
+from gftkit.storage.log import (
+    Log as Log,
+    at_end as at_end,
+    curve as curve,
+    measured_names as measured_names,
+    read_log as read_log,
+)
 from gftkit.storage.tensors import (
     State as State,
     TensorFile as TensorFile,

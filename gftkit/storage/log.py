@@ -77,11 +77,11 @@ class Log:
         self._file.close()
 
 
-def names(values: Iterable[str]) -> list[str]:
+def measured_names(values: Iterable[str]) -> list[str]:
     """The names that were measured, of the keys that ``measure`` gives: without errors and ends of intervals.
 
     Example:
-        >>> names(["energy", "energy_stderr", "energy_low", "energy_high", "very_low"])
+        >>> measured_names(["energy", "energy_stderr", "energy_low", "energy_high", "very_low"])
         ['energy', 'very_low']
     """
     keys = list(values)

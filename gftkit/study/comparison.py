@@ -19,7 +19,7 @@ from gftkit.runs.folder import SUMMARY
 from gftkit.runs.schema import Config, without_weights
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
-from gftkit.storage.log import curve, names
+from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections_of
 
 
@@ -85,7 +85,7 @@ def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
-    rows = [[key, *(shown(of, key) for of in summary.values())] for key in names(list(summary.values())[-1])]
+    rows = [[key, *(shown(of, key) for of in summary.values())] for key in measured_names(list(summary.values())[-1])]
     return [["", *summary], *rows]
 
 

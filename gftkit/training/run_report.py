@@ -14,7 +14,7 @@ from gftkit.experiment.build import Experiment
 from gftkit.networks.anchor import short
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimates, write_report
-from gftkit.storage.log import curve, names
+from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections as monitored
 
 
@@ -57,7 +57,7 @@ def write_run_report(
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
     ]
-    for name in names(final["ema"]):
+    for name in measured_names(final["ema"]):
         steps, values = curve(lines, name, "evaluation", "raw")
         if len(steps) < 2:  # measured at the ends of the run only
             continue

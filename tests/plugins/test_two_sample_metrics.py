@@ -16,7 +16,7 @@ import gftkit
 from gftkit.evaluation.metrics import Scope, check
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
-from gftkit.storage.log import names
+from gftkit.storage.log import measured_names
 from gftkit_plugins.metrics.precision_recall import shares
 
 ROUND_OFF = 1e-9
@@ -372,7 +372,7 @@ def test_special_refusals_at_the_start(monkeypatch):
 
 
 def test_names_leave_out_what_belongs_to_another_name():
-    assert names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
+    assert measured_names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
 
 
 # In runs
@@ -387,7 +387,7 @@ def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_pa
     run = gftkit.finetune(finetune_config, tmp_path / "run")
     values = run.evaluate()
     shown = ["precision", "recall", "density", "coverage", "memorisation", "forgetting_energy"]
-    assert names(values) == shown
+    assert measured_names(values) == shown
     line = run.history()[-1]
     assert all(line[name] == values[name] for name in values)
     assert all((f"{name}_low" in values) == (name != "density") for name in shown)

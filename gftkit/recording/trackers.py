@@ -21,7 +21,7 @@ from PIL import Image
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.storage.documents import read_json, write_json
-from gftkit.storage.log import at_end
+from gftkit.storage.log import is_last_line
 
 MEMORY = "trackers.json"
 """In a run folder: by what its trackers know the run, so that a resumed run goes on there."""
@@ -253,13 +253,15 @@ class Trackers:
             if news:
                 sink.tracker.log(news, step=step)
 
-        self._log(log, at_end(line, self._steps))
+        self._log(log, is_last_line(line, self._steps))
 
     def picture(self, step: int, weights: str, png: bytes) -> None:
         """Log a picture of samples."""
         image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         name = "/".join([_evaluation(weights), "samples"])
-        self._log(lambda sink: sink.picture(name, image, step), at_end({"step": step, "weights": weights}, self._steps))
+        self._log(
+            lambda sink: sink.picture(name, image, step), is_last_line({"step": step, "weights": weights}, self._steps)
+        )
 
     def _log(self, log: Callable[[Sink], None], last: bool) -> None:
         if last:

@@ -18,7 +18,7 @@ from gftkit.storage.files import (
 )
 from gftkit.storage.log import (
     Log as Log,
-    at_end as at_end,
+    is_last_line as is_last_line,
     curve as curve,
     measured_names as measured_names,
     read_log as read_log,

@@ -35,7 +35,7 @@ def curve(
     return [step for step, _ in points], [value for _, value in points]
 
 
-def at_end(line: Mapping[str, Any], steps: int) -> bool:
+def is_last_line(line: Mapping[str, Any], steps: int) -> bool:
     """Whether a line is the last one of a run of so many steps: that of its averaged weights."""
     return line.get("weights") == "ema" and line["step"] == steps
 
@@ -52,7 +52,7 @@ class Log:
 
     def __init__(self, path: Path, until: int, steps: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
         self.path, self._listen = path, listen
-        self.lines = [line for line in read_log(path) if line["step"] <= until and not at_end(line, steps)]
+        self.lines = [line for line in read_log(path) if line["step"] <= until and not is_last_line(line, steps)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Data sets: samples, their order and pairs, their conditions and parts."""
 
 from gftkit.data.blocks import SHUFFLE_BUFFER as SHUFFLE_BUFFER
-from gftkit.data.conditions import LABEL as LABEL, names as names
+from gftkit.data.conditions import LABEL as LABEL, condition_names as condition_names
 from gftkit.data.description import Facts as Facts
 from gftkit.data.pairing import Pairs as Pairs, Within as Within, pair as pair
 from gftkit.data.prefetch import Batches as Batches, ahead as ahead

@@ -13,7 +13,7 @@ LABEL = "label"
 """The condition that is a class: whole numbers, held apart in a batch since couplings pair within each class."""
 
 
-def names(drift: Any) -> tuple[str, ...]:
+def condition_names(drift: Any) -> tuple[str, ...]:
     """The conditions that a drift uses, in its own order; none where it declares none."""
     return tuple(getattr(drift, "conditions", ()))
 
@@ -27,7 +27,7 @@ def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
         DataError: for a condition that the samples don't have.
     """
     have: Mapping[str, Tensor] = batch.conditions if batch.label is None else {**batch.conditions, LABEL: batch.label}
-    wanted = names(drift)
+    wanted = condition_names(drift)
     missing = [name for name in wanted if name not in have]
     if missing:
         raise DataError(
@@ -78,7 +78,7 @@ def check_null(drift: Any, who: str, where: str) -> None:
         return
     reason = "has no `null`, which says what stands for a condition that isn't given"
     raise ConfigError(
-        f"{where}: the drift '{who}' {reason if names(drift) else 'is given no condition'}. "
+        f"{where}: the drift '{who}' {reason if condition_names(drift) else 'is given no condition'}. "
         f"Use a conditional drift with a null (mlp and unet have one), or leave it out."
     )
 

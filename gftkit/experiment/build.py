@@ -152,7 +152,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
     check_unpaired(scheme.diffusion, facts.paired)
-    named = tuple(name for name in conditions.names(networks.drift) if name != conditions.LABEL)
+    named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
     if not facts.paired:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
     if config.schedule is not None and resolution.schedule is not None:
@@ -166,7 +166,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         train.batch_size,
         train.pairing_batch,
         config.seed,
-        within_labels=conditions.LABEL in conditions.names(networks.drift),
+        within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
     weight = _weight(config.objective.weight)
@@ -222,7 +222,7 @@ def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str
         DataError: for labels that are missing, or beyond those that the drift knows.
         ConfigError: for conditions that the drift isn't given, or can't be without.
     """
-    used = conditions.names(drift)
+    used = conditions.condition_names(drift)
     if conditions.LABEL in used:
         for samples in (data.training, data.reference):
             check_labels(samples, data.facts)

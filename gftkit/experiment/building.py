@@ -65,7 +65,7 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
 
 def _tried(drift: nn.Module, facts: Facts) -> Any:
     """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
-    given = facts.zeros(conditions.names(drift), 2)
+    given = facts.zeros(conditions.condition_names(drift), 2)
     at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
     drift(*at, **conditions.without(drift, given))
     return drift(*at, **given)

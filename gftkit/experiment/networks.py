@@ -153,7 +153,9 @@ class Builder:
                 )
             facts = before
         pretrained = self.start(spec["drift"], facts, parent=other, file=source)
-        lacking = sorted(set(conditions.names(pretrained.drift)) - set(conditions.names(start.drift)))
+        lacking = sorted(
+            set(conditions.condition_names(pretrained.drift)) - set(conditions.condition_names(start.drift))
+        )
         if lacking:
             raise ConfigError(
                 f"anchor: its drift is given {', '.join(lacking)}, and the drift that is trained isn't. "

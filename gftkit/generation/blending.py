@@ -35,8 +35,8 @@ class Blended:
 
     def __init__(self, drift: Drift, anchor: Drift, temperature: float) -> None:
         self._drift, self._anchor, self._temperature = drift, anchor, temperature
-        self._told = conditions.names(anchor)
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self._told = conditions.condition_names(anchor)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""

@@ -63,7 +63,7 @@ class FrozenAnchor:
     def __init__(self, drift: nn.Module, made_of: Mapping[str, Any] | None = None, weights: str | None = None) -> None:
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
         self.hash = identity(weights or digest(self.module.state_dict()), made_of)
-        self.conditions: tuple[str, ...] = conditions.names(drift)
+        self.conditions: tuple[str, ...] = conditions.condition_names(drift)
 
     @torch.no_grad()
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class AdaptersOffAnchor:
 
     def __init__(self, adapted: Adapted, hashed: str) -> None:
         self.hash = hashed
-        self.conditions: tuple[str, ...] = conditions.names(adapted.drift)
+        self.conditions: tuple[str, ...] = conditions.condition_names(adapted.drift)
         self._adapted = adapted
 
     @torch.no_grad()

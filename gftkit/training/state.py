@@ -61,7 +61,7 @@ class TrainingState:
     @property
     def conditional(self) -> bool:
         """Whether the drift is given conditions."""
-        return bool(conditions.names(self.drift))
+        return bool(conditions.condition_names(self.drift))
 
     def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
         """Fresh pairs, times and noise on training or held-out targets, on ``device``.

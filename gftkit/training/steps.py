@@ -262,7 +262,7 @@ class Steps:
     def _example(self) -> devices.Inputs:
         """Inputs to try the network on."""
         facts = self.experiment.facts
-        given = facts.zeros(conditions.names(self.drift), 2)
+        given = facts.zeros(conditions.condition_names(self.drift), 2)
         x = torch.zeros(2, *facts.event_shape, device=self.device)
         return torch.full((2,), 0.5, device=self.device), x, {key: held.to(self.device) for key, held in given.items()}
 

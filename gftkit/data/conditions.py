@@ -38,7 +38,7 @@ def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
     return {name: have[name] for name in wanted}
 
 
-def nulls(drift: Any) -> dict[str, Any]:
+def condition_nulls(drift: Any) -> dict[str, Any]:
     """What stands for "not given", by condition: the drift's member ``null``; nothing where it has none."""
     return dict(getattr(drift, "null", None) or {})
 
@@ -52,7 +52,7 @@ def without(drift: Any, conditions: Mapping[str, Tensor], where: Tensor | None =
         chosen: (batch,) of bool, whose conditions are left out, all of a sample together; everybody's by default.
     """
     replaced = dict(conditions)
-    for name, value in nulls(drift).items():
+    for name, value in condition_nulls(drift).items():
         values = conditions[name]
         null = torch.as_tensor(value, dtype=values.dtype, device=values.device).expand_as(values)
         if where is None:
@@ -74,7 +74,7 @@ def check_null(drift: Any, who: str, where: str) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    if nulls(drift):
+    if condition_nulls(drift):
         return
     reason = "has no `null`, which says what stands for a condition that isn't given"
     raise ConfigError(

@@ -36,7 +36,7 @@ class Blended:
     def __init__(self, drift: Drift, anchor: Drift, temperature: float) -> None:
         self._drift, self._anchor, self._temperature = drift, anchor, temperature
         self._told = conditions.condition_names(anchor)
-        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
@@ -113,7 +113,7 @@ def _check_guided(run: RunFolder, guidance: float) -> None:
     before = RunFolder.open(source, run.registry)
     path = before.registry.build("path", before.config.path)
     untrained = build_drift(without_weights(before.config.drift), before.facts, before.registry, path)
-    if conditions.nulls(untrained) and before.config.train.condition_dropout == 0:
+    if conditions.condition_nulls(untrained) and before.config.train.condition_dropout == 0:
         raise ConfigError(
             f"temperature: under guidance ({guidance:g}) the anchor is asked without its conditions too, and {source} "
             f"never trained that (train.condition_dropout is 0). Blend without guidance, or leave the temperature out."

@@ -57,7 +57,7 @@ class Counted:
 
     def __init__(self, drift: Drift) -> None:
         self._drift, self.evaluated = drift, 0
-        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Guided:
 
     def __init__(self, drift: Drift, scale: float) -> None:
         self.drift, self.scale = drift, scale
-        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""

@@ -33,7 +33,7 @@ class InPrecision:
 
     def __init__(self, drift: Drift, precision: Precision, device: torch.device | str) -> None:
         self._drift, self._precision, self._device = drift, precision, torch.device(device)
-        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class StochasticDrift:
 
     def __init__(self, drift: Drift, path: Path, scale: NoiseScale) -> None:
         self._drift, self._path, self._scale = drift, path, scale
-        self.conditions, self.null = conditions.condition_names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""

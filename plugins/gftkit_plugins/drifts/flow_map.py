@@ -58,7 +58,7 @@ class FlowMap(nn.Module):
         super().__init__()
         assert isinstance(drift, nn.Module)  # the contract of the kind
         self.drift = drift
-        self.conditions, self.null = conditioned.condition_names(drift), conditioned.nulls(drift)
+        self.conditions, self.null = conditioned.condition_names(drift), conditioned.condition_nulls(drift)
         self.notes = tuple(getattr(drift, "notes", ()))
         modules = {name: module for name, module in drift.named_modules() if name}
         if into is not None and into not in modules:

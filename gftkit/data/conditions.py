@@ -18,7 +18,7 @@ def condition_names(drift: Any) -> tuple[str, ...]:
     return tuple(getattr(drift, "conditions", ()))
 
 
-def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
+def conditions_of(drift: Any, batch: Batch) -> dict[str, Tensor]:
     """What a drift is given with these samples: the keywords that it declares, each (batch, ...).
 
     The loop, the anchor, the monitors and the evaluation all ask here, so that they give the same.

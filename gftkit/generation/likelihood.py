@@ -316,7 +316,7 @@ def likelihood(
         source.log_density,
         chosen,
         seed,
-        conditions.of(drift, batch),
+        conditions.conditions_of(drift, batch),
         device,
         advance=advance,
         spacing=scheme.spacing,

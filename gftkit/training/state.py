@@ -77,7 +77,7 @@ class TrainingState:
         x0 = chosen.x0
         if x0 is None:  # otherwise the data set comes with its own pairs
             x0 = self.source(count, generator)
-            named = conditions.of(self.drift, chosen)
+            named = conditions.conditions_of(self.drift, chosen)
             within = named.pop(conditions.LABEL, None) is not None
             x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within, named)]
         chosen, x0 = chosen[:keep], x0[:keep]
@@ -92,7 +92,7 @@ class TrainingState:
 
     def _given(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """What the drift is given, with as many left out as in training."""
-        given = conditions.of(self.drift, batch)
+        given = conditions.conditions_of(self.drift, batch)
         share = self.config.train.condition_dropout
         if share == 0:
             return given

@@ -193,7 +193,7 @@ class Steps:
             noise = torch.randn(shape, generator=generator, device=self.device)[self.share]
         x = flow.sample(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
         target = flow.drift(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
-        given = conditions.of(self.drift, pairs)
+        given = conditions.conditions_of(self.drift, pairs)
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
             dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)

@@ -77,12 +77,12 @@ def test_a_batch_carries_its_conditions_through_indexing_and_devices():
 def test_a_drift_is_given_what_it_declares_and_nothing_else():
     batch = Batch(torch.zeros(4, 2), torch.arange(4), None, {"age": torch.arange(4.0), "text": torch.zeros(4, 3)})
     drift = torch.nn.Identity()
-    assert conditions.of(drift, batch) == {}
+    assert conditions.conditions_of(drift, batch) == {}
     drift.conditions = ("age", "label")
-    assert list(conditions.of(drift, batch)) == ["age", "label"]
+    assert list(conditions.conditions_of(drift, batch)) == ["age", "label"]
     drift.conditions = ("age", "height")
     with pytest.raises(DataError, match=r"without 'height'.*they have: 'age', 'text', 'label'"):
-        conditions.of(drift, batch)
+        conditions.conditions_of(drift, batch)
 
 
 def test_conditions_are_left_out_whole_samples_at_a_time_and_only_where_there_is_a_null():

@@ -43,7 +43,7 @@ def condition_nulls(drift: Any) -> dict[str, Any]:
     return dict(getattr(drift, "null", None) or {})
 
 
-def without(drift: Any, conditions: Mapping[str, Tensor], where: Tensor | None = None) -> dict[str, Tensor]:
+def without_conditions(drift: Any, conditions: Mapping[str, Tensor], where: Tensor | None = None) -> dict[str, Tensor]:
     """The conditions with the drift's null in place of each that has one.
 
     Args:

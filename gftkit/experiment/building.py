@@ -67,7 +67,7 @@ def _tried(drift: nn.Module, facts: Facts) -> Any:
     """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
     given = facts.zeros(conditions.condition_names(drift), 2)
     at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
-    drift(*at, **conditions.without(drift, given))
+    drift(*at, **conditions.without_conditions(drift, given))
     return drift(*at, **given)
 
 

@@ -40,7 +40,7 @@ class Guided:
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        none = conditions.without(self.drift, given)
+        none = conditions.without_conditions(self.drift, given)
         both = {name: torch.cat([none[name], values]) for name, values in given.items()}
         without, usual = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
         return without + self.scale * (usual - without)

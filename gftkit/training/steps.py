@@ -197,7 +197,7 @@ class Steps:
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
             dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)
-            given = conditions.without(self.drift, given, dropped[self.share])
+            given = conditions.without_conditions(self.drift, given, dropped[self.share])
         return t, x, target, given
 
     def _ask_anchor(self, group: list[Given]) -> None:

@@ -89,12 +89,12 @@ def test_conditions_are_left_out_whole_samples_at_a_time_and_only_where_there_is
     drift = torch.nn.Identity()
     drift.null = {"age": torch.tensor([5.0, 6.0]), "label": 3}
     given = {"age": torch.zeros(3, 2), "label": torch.zeros(3, dtype=torch.int64), "mask": torch.ones(3)}
-    some = conditions.without(drift, given, torch.tensor([False, True, False]))
+    some = conditions.without_conditions(drift, given, torch.tensor([False, True, False]))
     assert some["age"].tolist() == [[0, 0], [5, 6], [0, 0]]
     assert some["label"].tolist() == [0, 3, 0]
     assert some["label"].dtype == torch.int64
     assert some["mask"] is given["mask"]
-    assert conditions.without(drift, given)["label"].tolist() == [3, 3, 3]
+    assert conditions.without_conditions(drift, given)["label"].tolist() == [3, 3, 3]
     share = conditions.dropped(20_000, 0.1, torch.Generator().manual_seed(0)).double().mean()
     assert abs(share - 0.1) < 5 * (0.09 / 20_000) ** 0.5
 
@@ -141,13 +141,13 @@ def test_a_built_in_drift_depends_on_each_condition_and_knows_that_none_is_given
         for key in given:
             other = given | {key: given[key].roll(1, 0)}
             assert not torch.allclose(drift(t, x, **other), usual), key
-        none = conditions.without(drift, given)
+        none = conditions.without_conditions(drift, given)
         assert set(drift.null) == set(drift.conditions) == set(given)
         absent = drift(t, x, **none)
         assert absent.isfinite().all()
         assert not torch.allclose(absent, usual)
         # One sample's null is its own: the others are as before.
-        mixed = drift(t, x, **conditions.without(drift, given, torch.tensor([True] + 4 * [False])))
+        mixed = drift(t, x, **conditions.without_conditions(drift, given, torch.tensor([True] + 4 * [False])))
         assert torch.allclose(mixed[:1], absent[:1])
         assert torch.allclose(mixed[1:], usual[1:])
         padded = given["text"].clone()

@@ -79,7 +79,7 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
 
     class Swapped(Guided):
         def __call__(self, t, x, **given):
-            none = self.drift(t, x, **conditions.without(self.drift, given))
+            none = self.drift(t, x, **conditions.without_conditions(self.drift, given))
             usual = self.drift(t, x, **given)
             return usual + self.scale * (none - usual)
 

@@ -63,7 +63,7 @@ def without_conditions(drift: Any, conditions: Mapping[str, Tensor], where: Tens
     return replaced
 
 
-def dropped(count: int, share: float, generator: Generator) -> Tensor:
+def draw_dropped(count: int, share: float, generator: Generator) -> Tensor:
     """(count,) of bool: whose conditions condition dropout leaves out, each with probability ``share``."""
     return torch.rand(count, generator=generator, device=generator.device) < share
 

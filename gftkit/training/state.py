@@ -96,7 +96,7 @@ class TrainingState:
         share = self.config.train.condition_dropout
         if share == 0:
             return given
-        return conditions.without_conditions(self.drift, given, conditions.dropped(len(batch), share, generator))
+        return conditions.without_conditions(self.drift, given, conditions.draw_dropped(len(batch), share, generator))
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class Steps:
         given = conditions.conditions_of(self.drift, pairs)
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
-            dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)
+            dropped = conditions.draw_dropped(train.batch_size, train.condition_dropout, generator)
             given = conditions.without_conditions(self.drift, given, dropped[self.share])
         return t, x, target, given
 

@@ -95,7 +95,7 @@ def test_conditions_are_left_out_whole_samples_at_a_time_and_only_where_there_is
     assert some["label"].dtype == torch.int64
     assert some["mask"] is given["mask"]
     assert conditions.without_conditions(drift, given)["label"].tolist() == [3, 3, 3]
-    share = conditions.dropped(20_000, 0.1, torch.Generator().manual_seed(0)).double().mean()
+    share = conditions.draw_dropped(20_000, 0.1, torch.Generator().manual_seed(0)).double().mean()
     assert abs(share - 0.1) < 5 * (0.09 / 20_000) ** 0.5
 
 
@@ -118,7 +118,7 @@ def test_loop_and_anchor_are_given_the_same_and_as_much_is_left_out(tmp_path):
         assert torch.equal(anchor["label"], drift["label"])
         out = (drift["where"] == 9).all(1)
         assert torch.equal(out, drift["label"] == 7)
-        assert torch.equal(out, conditions.dropped(16, 0.5, stream(0, "condition-dropout", step)))
+        assert torch.equal(out, conditions.draw_dropped(16, 0.5, stream(0, "condition-dropout", step)))
         rows = [int((where == value).all(1).nonzero()[0, 0]) for value in drift["where"][~out]]
         assert torch.equal(drift["label"][~out], label[rows]), "a condition of another sample"
 

@@ -4,7 +4,7 @@ from gftkit.data.blocks import SHUFFLE_BUFFER as SHUFFLE_BUFFER
 from gftkit.data.conditions import LABEL as LABEL, condition_names as condition_names
 from gftkit.data.description import Facts as Facts
 from gftkit.data.pairing import Pairs as Pairs, Within as Within, pair as pair
-from gftkit.data.prefetch import Batches as Batches, ahead as ahead
+from gftkit.data.prefetch import Batches as Batches, prefetch as prefetch
 from gftkit.data.samples import (
     Order as Order,
     Samples as Samples,

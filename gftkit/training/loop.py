@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gftkit.data.prefetch import ahead
+from gftkit.data.prefetch import prefetch
 from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
@@ -103,7 +103,7 @@ class Loop:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, lines)
             train, pin = self.config.train, self.accelerator.device.type == "cuda"
-            pairs = ahead(self.steps.pairs, first, train.steps, train.workers, pin)
+            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin)
             with self.progress.running(first), pairs as self.steps.batches:
                 self._train(first, time.perf_counter() - seconds, log, clock)
         finally:

@@ -12,6 +12,6 @@ from gftkit.data.samples import (
     Source as Source,
     classes_of as classes_of,
     condition_shapes_of as condition_shapes_of,
-    permuted as permuted,
+    permuted_indices as permuted_indices,
     source_of as source_of,
 )

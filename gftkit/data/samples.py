@@ -91,7 +91,7 @@ class Samples:
     def draw(self, n: int, generator: Generator) -> Batch:
         """n samples: fresh ones from a law; from a finite set, consecutive random permutations of it."""
         if isinstance(self.data, Dataset):
-            return self.at(permuted(n, len(self.data), generator))
+            return self.at(permuted_indices(n, len(self.data), generator))
         return self._checked(self.data.draw(n, generator), n)
 
     def at(self, indices: Tensor) -> Batch:
@@ -214,7 +214,7 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes.items()) or "none"
 
 
-def permuted(n: int, size: int, generator: Generator) -> Tensor:
+def permuted_indices(n: int, size: int, generator: Generator) -> Tensor:
     """n indices below ``size``: consecutive random permutations, so that n may exceed size."""
     if size > MANY and n <= size // 2:
         return _few(n, size, generator)

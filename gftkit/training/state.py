@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from gftkit.data import conditions
 from gftkit.data.pairing import pair
-from gftkit.data.samples import Samples, Source, permuted
+from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Coupling, Path
 from gftkit.networks.anchor import Anchor
@@ -73,7 +73,9 @@ class TrainingState:
             keep: how many of the pairs to give; all by default.
         """
         data = self.reference
-        chosen = data[permuted(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        chosen = (
+            data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        )
         x0 = chosen.x0
         if x0 is None:  # otherwise the data set comes with its own pairs
             x0 = self.source(count, generator)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from gftkit.data.blocks import Blocks, blocks_of
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, permuted, source_of
+from gftkit.data.samples import Order, Samples, permuted_indices, source_of
 from gftkit.data.subset import Subset, subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
@@ -127,7 +127,7 @@ def test_an_ordinary_set_keeps_its_order():
         expected = torch.randperm(30, generator=stream(5, "data", epoch))
         assert torch.equal(taken(Order(Samples(Whole(30), "data"), 5), 30 * epoch, 30), expected)
     assert torch.equal(
-        permuted(7, 30, stream(0, "a")),
+        permuted_indices(7, 30, stream(0, "a")),
         torch.randperm(30, generator=stream(0, "a"))[:7],
     )
 
@@ -143,19 +143,19 @@ def test_the_memory_is_that_of_a_window():
 
 def test_a_few_of_many_are_different_and_spread_out():
     size = 2**40
-    few = permuted(5000, size, stream(0, "few"))
+    few = permuted_indices(5000, size, stream(0, "few"))
     assert len(few.unique()) == 5000
     assert abs(float(few.double().mean()) / size - 0.5) < 5 * math.sqrt(1 / 12 / 5000)
-    assert torch.equal(few, permuted(5000, size, stream(0, "few")))
+    assert torch.equal(few, permuted_indices(5000, size, stream(0, "few")))
 
 
 def test_a_few_of_many_draw_again_where_some_coincide(monkeypatch):
     monkeypatch.setattr("gftkit.data.samples.MANY", 10)
     for seed in range(50):
-        few = permuted(8, 16, stream(seed, "few"))
+        few = permuted_indices(8, 16, stream(seed, "few"))
         assert len(few.unique()) == len(few) == 8
         assert 0 <= few.min() <= few.max() < 16
-    counts = torch.cat([permuted(8, 16, stream(seed, "few")) for seed in range(2000)]).bincount(minlength=16)
+    counts = torch.cat([permuted_indices(8, 16, stream(seed, "few")) for seed in range(2000)]).bincount(minlength=16)
     assert (counts - 1000).abs().max() < 5 * math.sqrt(2000 / 4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit.data.pairing import Pairs, pair
-from gftkit.data.samples import Order, Samples, permuted
+from gftkit.data.samples import Order, Samples, permuted_indices
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError, PluginError
 from gftkit.runtime.randomness import stream
@@ -137,6 +137,6 @@ def test_data_that_break_their_word_are_refused():
 
 
 def test_permuted_indices_may_exceed_the_set():
-    counts = torch.bincount(permuted(23, 5, torch.Generator().manual_seed(0)), minlength=5)
+    counts = torch.bincount(permuted_indices(23, 5, torch.Generator().manual_seed(0)), minlength=5)
     assert counts.min() >= 4
     assert counts.sum() == 23

@@ -6,7 +6,7 @@ from gftkit.data.description import Facts as Facts
 from gftkit.data.pairing import Pairs as Pairs, Within as Within, pair as pair
 from gftkit.data.prefetch import Batches as Batches, prefetch as prefetch
 from gftkit.data.samples import (
-    Order as Order,
+    VisitOrder as VisitOrder,
     Samples as Samples,
     Scaling as Scaling,
     Source as Source,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gftkit.data.samples import Order, Source
+from gftkit.data.samples import VisitOrder, Source
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -39,7 +39,7 @@ class Pairs:
 
     def __init__(
         self,
-        order: Order,
+        order: VisitOrder,
         source: Source,
         coupling: Coupling,
         batch_size: int,

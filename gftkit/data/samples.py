@@ -148,7 +148,7 @@ class Samples:
             raise DataError(f"{self.where}: sample {which} holds NaN or infinity{inside}. Remove or mend it.")
 
 
-class Order:
+class VisitOrder:
     """The order in which a run visits its data: a function of seed and position, so that it resumes exactly.
 
     A data set that declares ``blocks`` is shuffled block by block, another one as a whole; either way every epoch

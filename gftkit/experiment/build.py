@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, Source
+from gftkit.data.samples import VisitOrder, Samples, Source
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Metrics, Scope, check
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
@@ -160,7 +160,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     train = config.train
     assert train.pairing_batch is not None  # filled in where the configuration was resolved
     pairs = Pairs(
-        Order(data.training, config.seed, train.shuffle_buffer),
+        VisitOrder(data.training, config.seed, train.shuffle_buffer),
         source,
         coupling,
         train.batch_size,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit.data.pairing import Pairs, pair
-from gftkit.data.samples import Order, Samples, permuted_indices
+from gftkit.data.samples import VisitOrder, Samples, permuted_indices
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError, PluginError
 from gftkit.runtime.randomness import stream
@@ -36,7 +36,7 @@ def source(n, generator):
 
 
 def pairs_of(n, coupling, batch_size=8, pairing_batch=24, within_labels=False, seed=0):
-    order = Order(Samples(Numbers(n), "data"), seed)
+    order = VisitOrder(Samples(Numbers(n), "data"), seed)
     return Pairs(order, source, coupling, batch_size, pairing_batch, seed, within_labels)
 
 
@@ -109,7 +109,7 @@ def test_pairs_that_come_with_the_data_are_kept(registry):
             found = super().batch(indices)
             return Batch(found.x1, found.label, -found.x1)
 
-    order = Order(Samples(Paired(30), "data"), 0)
+    order = VisitOrder(Samples(Paired(30), "data"), 0)
     batch = Pairs(order, source, registry.create("coupling", "optimal-transport"), 8, 8, 0, False).at(2)
     assert torch.equal(batch.x0, -batch.x1)
 

@@ -6,7 +6,7 @@ import torch
 import gftkit
 from gftkit.data.pairing import Pairs
 from gftkit.data.prefetch import prefetch
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import VisitOrder, Samples
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError
 
@@ -20,7 +20,7 @@ def gaussian(n, generator):
 def pairs_of(registry, data=None, pairing_batch=8):
     data = data or registry.create("dataset", "gaussian-mixture", count=20)
     coupling = registry.create("coupling", "optimal-transport")
-    return Pairs(Order(Samples(data, "data"), 1), gaussian, coupling, 4, pairing_batch, 2, within_labels=False)
+    return Pairs(VisitOrder(Samples(data, "data"), 1), gaussian, coupling, 4, pairing_batch, 2, within_labels=False)
 
 
 def same(one, other):

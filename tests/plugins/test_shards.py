@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.data import encoded, tar, whole
 
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import VisitOrder, Samples
 from gftkit.kernel.errors import ConfigError, DataError
 
 
@@ -153,11 +153,11 @@ def test_blocks_are_neighbours(load, tmp_path, monkeypatch):
     tar(tmp_path / "b.tar", {f"{i}.npy": numbers(10 + i) for i in range(3)})
     dataset = load()
     assert dataset.blocks.tolist() == [4, 3, 3, 3]
-    order = Order(Samples(dataset, "data"), 0, 4)
+    order = VisitOrder(Samples(dataset, "data"), 0, 4)
     assert sorted(order.take(0, 13).x1[:, 0].tolist()) == list(range(13))
     half = load(split="train", count=7, seed=1)
     assert half.blocks.sum() == 7
-    assert sorted(Order(Samples(half, "data"), 0, 4).take(0, 7).x1[:, 0].tolist()) == half.indices.tolist()
+    assert sorted(VisitOrder(Samples(half, "data"), 0, 4).take(0, 7).x1[:, 0].tolist()) == half.indices.tolist()
 
 
 def test_more_shards_than_may_be_open(load, tmp_path, monkeypatch):

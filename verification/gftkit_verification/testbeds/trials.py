@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, Source
+from gftkit.data.samples import VisitOrder, Samples, Source
 from gftkit.experiment.build import Experiment, Matching, Measurement
 from gftkit.experiment.networks import Networks
 from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule
@@ -181,7 +181,7 @@ def trial(
         matching=Matching(
             path=path,
             source=source,
-            pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
+            pairs=Pairs(VisitOrder(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
             schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
         ),
         measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),

@@ -63,10 +63,10 @@ class Averages:
 
     def drift(self) -> nn.Module:
         """The network with the averages in the place of its trained weights; it holds no second copy of the others."""
-        return Averaged(self._drift, self._means)
+        return AveragedNetwork(self._drift, self._means)
 
 
-class Averaged(nn.Module):
+class AveragedNetwork(nn.Module):
     """A network evaluated with other weights: its own stay as they are.
 
     Everything else, such as ``conditions`` or the training mode, is the network's.

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import gftkit
-from gftkit.data.samples import VisitOrder, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.storage.documents import write_json
 
 SHAPE = (3, 128, 128)

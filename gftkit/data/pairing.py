@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gftkit.data.samples import VisitOrder, Source
+from gftkit.data.samples import Source, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import VisitOrder, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Metrics, Scope, check
 from gftkit.experiment.building import build_metrics, build_source, scheme_of

@@ -91,7 +91,7 @@ class AveragedNetwork(nn.Module):
         drift, weights = self._held
         return functional_call(drift, weights, args, conditions)
 
-    def train(self, mode: bool = True) -> "Averaged":
+    def train(self, mode: bool = True) -> "AveragedNetwork":
         """Switch the network's mode."""
         self._held[0].train(mode)
         self.training = mode

@@ -14,7 +14,7 @@ from gftkit.kernel.registry import Registry
 from gftkit.networks.adapters import Adapters
 from gftkit.runs import checkpoint
 from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train
-from gftkit.storage.documents import read_json, read_yaml, parse_section, write_text
+from gftkit.storage.documents import parse_section, read_json, read_yaml, write_text
 from gftkit.storage.log import read_log
 from gftkit.storage.tensors import State, TensorFile, read_notes, read_tensor_file, write_tensors
 

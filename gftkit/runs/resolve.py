@@ -32,7 +32,7 @@ from gftkit.runs.schema import (
     without_weights,
 )
 from gftkit.sampling.scheme import resolve_scheme
-from gftkit.storage.documents import read_yaml, parse_section
+from gftkit.storage.documents import parse_section, read_yaml
 from gftkit.theory import flow
 
 

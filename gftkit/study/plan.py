@@ -16,7 +16,7 @@ from gftkit.runs.folder import is_run
 from gftkit.runs.overrides import put
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
-from gftkit.storage.documents import read_yaml, parse_section
+from gftkit.storage.documents import parse_section, read_yaml
 from gftkit.study.methods import Method, built_in, defined, stamped
 
 Names = Annotated[list[str], Field(min_length=1)]

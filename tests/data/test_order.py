@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from gftkit.data.blocks import Blocks, blocks_of
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import VisitOrder, Samples, permuted_indices, source_of
+from gftkit.data.samples import Samples, VisitOrder, permuted_indices, source_of
 from gftkit.data.subset import Subset, subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit.data.pairing import Pairs, pair
-from gftkit.data.samples import VisitOrder, Samples, permuted_indices
+from gftkit.data.samples import Samples, VisitOrder, permuted_indices
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError, PluginError
 from gftkit.runtime.randomness import stream

@@ -6,7 +6,7 @@ import torch
 import gftkit
 from gftkit.data.pairing import Pairs
 from gftkit.data.prefetch import prefetch
-from gftkit.data.samples import VisitOrder, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError
 

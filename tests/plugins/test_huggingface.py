@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.data import encoded, whole
 
-from gftkit.data.samples import VisitOrder, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.errors import ConfigError, DataError
 
 

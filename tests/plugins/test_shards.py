@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.data import encoded, tar, whole
 
-from gftkit.data.samples import VisitOrder, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import VisitOrder, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.experiment.build import Experiment, Matching, Measurement
 from gftkit.experiment.networks import Networks
 from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import VisitOrder, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.kernel.contracts import Coupling, Path, Solver
 from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import VisitOrder, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, exact, statistical

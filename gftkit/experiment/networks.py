@@ -15,7 +15,7 @@ from gftkit.kernel.contracts import Coupling, Path
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks import foreign_weights
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
 from gftkit.networks.flow_map import is_flow_map
 from gftkit.networks.foreign import ForeignDrift
@@ -41,7 +41,7 @@ class Networks:
     drift: nn.Module
     anchor: Anchor | None = None
     anchors: tuple[str, ...] = ()
-    adapted: Adapted | None = None
+    adapted: AdaptedDrift | None = None
     base: str | None = None
 
 

@@ -1,6 +1,6 @@
 """Networks: adapters, anchors, averages, precision, guidance, flow maps, and foreign ones with their conventions."""
 
-from gftkit.networks.adapters import Adapted as Adapted, Adapters as Adapters
+from gftkit.networks.adapters import AdaptedDrift as AdaptedDrift, Adapters as Adapters
 from gftkit.networks.anchor import (
     AdaptersOffAnchor as AdaptersOffAnchor,
     Anchor as Anchor,

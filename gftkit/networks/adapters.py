@@ -59,7 +59,7 @@ class Adapters:
     rslora: bool = False
 
 
-class Adapted:
+class AdaptedDrift:
     """A drift with adapters in it. They are put into the network itself, which keeps its class and its call.
 
     At first they change nothing. Only they require gradients; every weight of the pretrained network is frozen. The

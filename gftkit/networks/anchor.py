@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gftkit.data import conditions
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.storage.tensors import digest
 
 
@@ -103,7 +103,7 @@ class AdaptersOffAnchor:
 
     kind = "adapters-off"
 
-    def __init__(self, adapted: Adapted, hashed: str) -> None:
+    def __init__(self, adapted: AdaptedDrift, hashed: str) -> None:
         self.hash = hashed
         self.conditions: tuple[str, ...] = conditions.condition_names(adapted.drift)
         self._adapted = adapted

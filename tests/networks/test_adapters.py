@@ -22,7 +22,7 @@ from gftkit.generation.export import export
 from gftkit.kernel.errors import ConfigError, GftkitError, RunError
 from gftkit.networks import adapters
 from gftkit.networks.adapter_layers import DEFAULT, choose
-from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
@@ -78,7 +78,7 @@ def inputs(count=5):
 
 
 def adapt(drift, options, seed=0):
-    return Adapted(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
+    return AdaptedDrift(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(params=KINDS)

@@ -16,7 +16,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks import foreign_weights
 from gftkit.networks.adapters import AdaptedDrift
-from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
+from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, drift_hash
 from gftkit.networks.flow_map import is_flow_map
 from gftkit.networks.foreign import ForeignDrift
 from gftkit.networks.state import load_weights
@@ -171,7 +171,7 @@ class Builder:
         base = start.digest if config.adapters is not None or config.objective.l2_sp > 0 else None
         adapted = None
         if config.adapters is not None:
-            off = identity(start.digest, lineage.made_of(config.drift, facts, self._registry))
+            off = drift_hash(start.digest, lineage.made_of(config.drift, facts, self._registry))
             adapted = adapt(start.drift, config, facts)
             anchor = anchor or AdaptersOffAnchor(adapted, off)
         assert anchor is not None  # only adapters-off is made after the adapters

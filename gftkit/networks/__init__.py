@@ -6,7 +6,7 @@ from gftkit.networks.anchor import (
     Anchor as Anchor,
     ExternalAnchor as ExternalAnchor,
     FrozenAnchor as FrozenAnchor,
-    identity as identity,
+    drift_hash as drift_hash,
     short as short,
 )
 from gftkit.networks.averages import Averages as Averages

@@ -38,7 +38,7 @@ class Anchor(Protocol):
         """Kind, hash and parameters held beside those of the trained network, as plain values."""
 
 
-def identity(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
+def drift_hash(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
     """SHA-256 of a drift as a function: of its weights and of what else determines it.
 
     Args:
@@ -54,7 +54,7 @@ class FrozenAnchor:
 
     Args:
         drift: the pretrained drift, which is copied.
-        made_of: see ``identity``.
+        made_of: see ``drift_hash``.
         weights: ``digest`` of its weights, where that is known already.
     """
 
@@ -62,7 +62,7 @@ class FrozenAnchor:
 
     def __init__(self, drift: nn.Module, made_of: Mapping[str, Any] | None = None, weights: str | None = None) -> None:
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
-        self.hash = identity(weights or digest(self.module.state_dict()), made_of)
+        self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
         self.conditions: tuple[str, ...] = conditions.condition_names(drift)
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class ExternalAnchor(FrozenAnchor):
 
     Args:
         drift: the network with its weights, which is copied.
-        made_of: see ``identity``.
+        made_of: see ``drift_hash``.
         weights: ``digest`` of its weights, where that is known already.
     """
 
@@ -98,7 +98,7 @@ class AdaptersOffAnchor:
 
     Args:
         adapted: the drift with its adapters.
-        hashed: ``identity`` of the drift before the adapters were put in.
+        hashed: ``drift_hash`` of the drift before the adapters were put in.
     """
 
     kind = "adapters-off"

@@ -12,7 +12,7 @@ from torch import nn
 import gftkit
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
-from gftkit.networks.anchor import FrozenAnchor, identity
+from gftkit.networks.anchor import FrozenAnchor, drift_hash
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 from gftkit.storage.tensors import digest, read_tensors, write_tensors
@@ -190,7 +190,7 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
         "drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False, "conditions": []},
         "event_shape": [2],
     }
-    assert seen == [identity(digest(model(tuning["pretrained"])), spec)]
+    assert seen == [drift_hash(digest(model(tuning["pretrained"])), spec)]
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("zero", 0), ("constant", STEPS), ("linear", 22)])

@@ -13,7 +13,7 @@ from gftkit.experiment.networks import Builder
 from gftkit.experiment.restore import adapted_drift, trained_drift
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short
+from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short_hash
 from gftkit.networks.precision import Precision, in_precision
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, Weights, is_run
@@ -142,8 +142,8 @@ def networks(run: RunFolder, weights: Weights, device: torch.device | str) -> tu
     assert anchor is not None  # only adapters-off has none of its own
     if anchor.hash != hashed:
         raise RunError(
-            f"{run.folder}: the anchor isn't the one that this run was trained with: hash {short(hashed)}, now "
-            f"{short(anchor.hash)}. The weights at {(run.config.anchor or {}).get('pretrained') or run.config.start}, "
+            f"{run.folder}: the anchor isn't the one that this run was trained with: hash {short_hash(hashed)}, now "
+            f"{short_hash(anchor.hash)}. The weights at {(run.config.anchor or {}).get('pretrained') or run.config.start}, "
             f"or how their drift is made, have changed. Restore them."
         )
     drift, trained = trained_drift(run, weights, device)

@@ -7,7 +7,7 @@ from gftkit.networks.anchor import (
     ExternalAnchor as ExternalAnchor,
     FrozenAnchor as FrozenAnchor,
     drift_hash as drift_hash,
-    short as short,
+    short_hash as short_hash,
 )
 from gftkit.networks.averages import Averages as Averages
 from gftkit.networks.convention import Convention as Convention, PRESETS as PRESETS

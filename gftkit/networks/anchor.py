@@ -124,6 +124,6 @@ class AdaptersOffAnchor:
         return {"kind": self.kind, "hash": self.hash, "parameters": 0}
 
 
-def short(hashed: str) -> str:
+def short_hash(hashed: str) -> str:
     """The first twelve digits of a hash, for people."""
     return hashed[:12]

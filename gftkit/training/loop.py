@@ -15,7 +15,7 @@ from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
@@ -119,7 +119,7 @@ class Loop:
             self.progress.warn(warning)
         if self.anchor is not None:
             what = "Teacher" if self.config.kind == "distill" else "Anchor"
-            self.progress.say(f"{what}: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+            self.progress.say(f"{what}: {self.anchor.kind}, hash {short_hash(self.anchor.hash)}.")
         if self.experiment.networks.adapted is not None:
             counts = self.experiment.networks.adapted.describe()
             self.progress.say(

@@ -11,7 +11,7 @@ from torch import nn
 from gftkit.data.samples import Scaling
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.experiment.build import Experiment
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimates, write_report
 from gftkit.storage.log import curve, measured_names
@@ -75,7 +75,7 @@ def write_run_report(
     lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
     if experiment.networks.anchor is not None:
         what = "Teacher" if config.kind == "distill" else "Anchor"
-        lead += f" {what} {experiment.networks.anchor.kind}, hash {short(experiment.networks.anchor.hash)}"
+        lead += f" {what} {experiment.networks.anchor.kind}, hash {short_hash(experiment.networks.anchor.hash)}"
         count = len(experiment.networks.anchors)
         lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)

@@ -25,7 +25,7 @@ from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, St
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.networks.flow_map import check_jumps
-from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.runs.folder import RunFolder, is_run
 from gftkit.runs.resolve import Resolution
 from gftkit.runs.schema import Config
@@ -103,7 +103,7 @@ class Experiment:
         """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
         measurement = self.measurement
         return Evaluation(
-            guided(drift, self.config.evaluate.guidance),
+            with_guidance(drift, self.config.evaluate.guidance),
             self.matching.path,
             measurement.scheme,
             self.matching.source,
@@ -208,7 +208,7 @@ def _build_networks(
     builder = Builder(config, registry, path, coupling)
     start = builder.own(data.facts, data.parent)
     check_student(start.drift, config)
-    check_jumps(scheme.solver, guided(start.drift, config.evaluate.guidance))
+    check_jumps(scheme.solver, with_guidance(start.drift, config.evaluate.guidance))
     if config.kind == "pretrain":
         return Networks(start.drift), [*start.notes]
     networks, notes = builder.tuned(start, data.facts, data.parent)

@@ -18,7 +18,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Spec
 from gftkit.networks.flow_map import check_jumps, is_flow_map
-from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.networks.precision import PRECISIONS, Precision
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.environment import versions
@@ -119,7 +119,7 @@ class Sampler:
         )
         drift = sampled.drift
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
-        self._drift = Counted(guided(drift, scale))
+        self._drift = Counted(with_guidance(drift, scale))
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(

@@ -46,7 +46,7 @@ class Guided:
         return without + self.scale * (usual - without)
 
 
-def guided(drift: Drift, scale: float) -> Drift:
+def with_guidance(drift: Drift, scale: float) -> Drift:
     """The drift under guidance; at scale 1 the very drift, which costs nothing more."""
     return drift if scale == 1 else Guided(drift, scale)
 

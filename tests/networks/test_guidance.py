@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, UnknownNameError
 from gftkit.networks.convention import Convention
 from gftkit.networks.foreign import ForeignDrift
-from gftkit.networks.guidance import Guided, check_guidance, guided
+from gftkit.networks.guidance import Guided, check_guidance, with_guidance
 from gftkit.runs.resolve import resolve_config
 from gftkit.sampling.integrate import generate
 
@@ -73,7 +73,7 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
         return torch.stack([x1.mean(), x1.var(correction=0)])
 
     wanted = torch.tensor(moments(scale, c), dtype=torch.float64)
-    assert torch.allclose(end(guided(ClosedForm(), scale)), wanted, atol=1e-6)
+    assert torch.allclose(end(with_guidance(ClosedForm(), scale)), wanted, atol=1e-6)
     if scale == 1:
         assert torch.allclose(wanted, torch.tensor([c, SPREAD**2], dtype=torch.float64), atol=1e-6)
 
@@ -90,7 +90,7 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
 def test_guidance_is_one_call_on_twice_the_batch_and_scale_one_is_free():
     drift = ClosedForm()
     t, x, c = torch.rand(3), torch.randn(3, 1), torch.randn(3, 1)
-    assert guided(drift, 1.0) is drift
+    assert with_guidance(drift, 1.0) is drift
     found = Guided(drift, 3.0)(t, x, c=c)
     assert drift.calls == [6]
     none, usual = drift(t, x, c=torch.full_like(c, torch.nan)), drift(t, x, c=c)

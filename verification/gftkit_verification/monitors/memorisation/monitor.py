@@ -12,7 +12,7 @@ from gftkit.estimation.jackknife import GROUPS, jackknife
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Estimate, Feature
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.guidance import guided
+from gftkit.networks.guidance import with_guidance
 from gftkit.runtime.randomness import stream
 from gftkit.theory.gap import ratio
 from gftkit.theory.objective import retention
@@ -128,7 +128,7 @@ class Memorisation:
         """Samples of the EMA weights, from the same noise at every evaluation."""
         assert self._training is not None
         evaluation = Evaluation(
-            guided(state.ema, state.config.evaluate.guidance),
+            with_guidance(state.ema, state.config.evaluate.guidance),
             state.path,
             state.evaluation.scheme,
             state.source,

@@ -25,6 +25,6 @@ from gftkit.networks.precision import (
     Precision as Precision,
     autocast as autocast,
     in_precision as in_precision,
-    widened as widened,
+    to_float32 as to_float32,
 )
 from gftkit.networks.state import frozen_weights as frozen_weights, load_weights as load_weights, shortened as shortened

@@ -39,7 +39,7 @@ class InPrecision:
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         with autocast(self._precision, self._device):
-            return widened(self._drift(t, x, **given))
+            return to_float32(self._drift(t, x, **given))
 
 
 def in_precision(drift: Drift, precision: Precision, device: torch.device | str) -> Drift:
@@ -47,6 +47,6 @@ def in_precision(drift: Drift, precision: Precision, device: torch.device | str)
     return drift if precision == "float32" else InPrecision(drift, precision, device)
 
 
-def widened(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """Half precision as float32; other types as they are."""
     return x.float() if x.dtype in DTYPES.values() else x

@@ -19,7 +19,7 @@ DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _FORWARDS = {cls.forward for cls in (nn.Linear, nn.Embedding, *CONVOLUTIONS)}
 
 
-def choose(
+def choose_layers(
     network: nn.Module, targets: str | Sequence[str] | None, exclude: Sequence[str], takes: tuple[type[nn.Module], ...]
 ) -> dict[str, nn.Module]:
     """The layers to adapt, by name.

@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.kernel.options import plain
-from gftkit.networks.adapter_layers import check, choose, largest_rank, matching
+from gftkit.networks.adapter_layers import check, choose_layers, largest_rank, matching
 from gftkit.networks.state import misfits, shortened
 from gftkit.runtime.randomness import seed_global
 from gftkit.storage.documents import write_json
@@ -95,7 +95,7 @@ class AdaptedDrift:
         takes: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
         if options.name == "lora":
             takes = (*takes, nn.Conv3d, nn.Embedding)
-        layers = choose(network, options.targets, options.exclude or (), takes)
+        layers = choose_layers(network, options.targets, options.exclude or (), takes)
         check(network, layers, run, groups=options.name != "lora")
         _check_rank(options, layers)
         whole = _trained_whole(network, options, layers)

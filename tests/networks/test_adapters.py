@@ -21,7 +21,7 @@ from gftkit.experiment.build import build
 from gftkit.generation.export import export
 from gftkit.kernel.errors import ConfigError, GftkitError, RunError
 from gftkit.networks import adapters
-from gftkit.networks.adapter_layers import DEFAULT, choose
+from gftkit.networks.adapter_layers import DEFAULT, choose_layers
 from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
 from gftkit.runs import checkpoint
@@ -251,7 +251,7 @@ def test_a_small_layer_gets_the_rank_that_it_allows_at_the_same_factor():
     ],
 )
 def test_layers_are_chosen_by_name(targets, exclude, wanted):
-    assert list(choose(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
+    assert list(choose_layers(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
     adapted = adapt(Small(), Adapters(rank=2, targets=targets, exclude=exclude))
     assert set(adapted.layers) == set(wanted)
 
@@ -263,7 +263,7 @@ def order(name):
 @pytest.mark.parametrize("width", [16, 32])
 def test_at_least_nine_tenths_of_the_unet_lie_in_adapted_layers(registry, width):
     drift = registry.create("drift", "unet", event_shape=[1, 16, 16], width=width)
-    chosen = choose(drift, None, [], DEFAULT)
+    chosen = choose_layers(drift, None, [], DEFAULT)
     held = sum(weight.numel() for layer in chosen.values() for weight in layer.parameters())
     whole = sum(weight.numel() for weight in drift.parameters())
     linear = sum(

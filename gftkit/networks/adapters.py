@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.kernel.options import plain
-from gftkit.networks.adapter_layers import check, choose_layers, largest_rank, matching
+from gftkit.networks.adapter_layers import check_layers, choose_layers, largest_rank, matching
 from gftkit.networks.state import misfits, shortened
 from gftkit.runtime.randomness import seed_global
 from gftkit.storage.documents import write_json
@@ -96,7 +96,7 @@ class AdaptedDrift:
         if options.name == "lora":
             takes = (*takes, nn.Conv3d, nn.Embedding)
         layers = choose_layers(network, options.targets, options.exclude or (), takes)
-        check(network, layers, run, groups=options.name != "lora")
+        check_layers(network, layers, run, groups=options.name != "lora")
         _check_rank(options, layers)
         whole = _trained_whole(network, options, layers)
         self._config = _config(peft, options, layers, whole)

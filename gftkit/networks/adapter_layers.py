@@ -44,7 +44,7 @@ def choose_layers(
     else:
         names = []
         for pattern in targets:
-            matches = matching(pattern, modules)
+            matches = matching_names(pattern, modules)
             _check_matched(matches, pattern, "adapters.targets", fit)
             names += matches
     unfit = sorted({name for name in names if name not in fit})
@@ -54,7 +54,7 @@ def choose_layers(
             f"Wanted {', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
         )
     for pattern in exclude:
-        out = matching(pattern, modules)
+        out = matching_names(pattern, modules)
         _check_matched(out, pattern, "adapters.exclude", fit)
         names = [name for name in names if name not in out]
     if not names:
@@ -62,7 +62,7 @@ def choose_layers(
     return {name: fit[name] for name in fit if name in set(names)}
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
+def matching_names(pattern: str, names: Iterable[str]) -> list[str]:
     """The names that a pattern with wildcards matches as a whole, or from behind a dot on."""
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")]
 

@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.kernel.options import plain
-from gftkit.networks.adapter_layers import check_layers, choose_layers, largest_rank, matching
+from gftkit.networks.adapter_layers import check_layers, choose_layers, largest_rank, matching_names
 from gftkit.networks.state import misfits, shortened
 from gftkit.runtime.randomness import seed_global
 from gftkit.storage.documents import write_json
@@ -243,7 +243,7 @@ def _trained_whole(drift: nn.Module, options: Adapters, adapted: Mapping[str, nn
     modules = {name: module for name, module in drift.named_modules() if name}
     whole: list[str] = []
     for pattern in options.also_train or ():
-        here = [name for name in matching(pattern, modules) if next(modules[name].parameters(), None) is not None]
+        here = [name for name in matching_names(pattern, modules) if next(modules[name].parameters(), None) is not None]
         if not here:
             raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters.")
         inside = [name for name in adapted for outer in here if f"{name}.".startswith(f"{outer}.")]

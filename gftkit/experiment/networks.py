@@ -106,7 +106,7 @@ class Builder:
             if not student and all(own[name].dtype == tensor.dtype for name, tensor in weights.tensors.items()):
                 start.known_digest = weights.digest
         elif file is not None:
-            start.notes += foreign_weights.load(drift, file)
+            start.notes += foreign_weights.load_foreign_weights(drift, file)
         if isinstance(drift, ForeignDrift):
             if self._coupling is None:
                 self._coupling = self._registry.build("coupling", self._config.coupling)

@@ -39,7 +39,7 @@ class Candidate:
         return "ema" in re.split(r"[._]", self.name.lower())
 
 
-def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
+def load_foreign_weights(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
     """Put the weights of a file into a network, whatever wraps them there.
 
     A file may hold several networks beside the state of an optimiser, as a mapping of mappings or under prefixes. Those

@@ -62,7 +62,7 @@ class Module(ForeignDrift):
             network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:
             network = made(factory, arguments, target, "drift")
-            notes = [] if weights is None else foreign.load(network, weights, key)
+            notes = [] if weights is None else foreign.load_foreign_weights(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
 

@@ -75,7 +75,7 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
     Raises:
         WeightsError: where there is none, or the file can't be read.
     """
-    contents = read(path)
+    contents = read_weights_file(path)
     fitting = candidates(contents, wanted)
     if not fitting:
         raise WeightsError(_no_fit(path, contents, wanted))
@@ -88,7 +88,7 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
     return at_key
 
 
-def read(path: Path) -> Mapping[str, Any]:
+def read_weights_file(path: Path) -> Mapping[str, Any]:
     """What a weights file holds: names to tensors, or to mappings that hold some.
 
     Raises:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gftkit.api import Run
 from gftkit.kernel.errors import WeightsError
-from gftkit.networks.foreign_weights import read as weights_read
+from gftkit.networks.foreign_weights import read_weights_file as weights_read
 from gftkit.runs import checkpoint
 
 

@@ -101,9 +101,9 @@ def test_a_key_that_is_not_there_names_those_that_are(tmp_path):
 def test_a_network_whose_names_share_a_prefix_of_their_own_is_one(tmp_path):
     inner = Around(network())
     torch.save({"model": inner.state_dict()}, tmp_path / "x.pt")
-    assert [found.name for found in weights.candidates(weights.read(tmp_path / "x.pt"), inner.state_dict())] == [
-        "model"
-    ]
+    assert [
+        found.name for found in weights.candidates(weights.read_weights_file(tmp_path / "x.pt"), inner.state_dict())
+    ] == ["model"]
     assert weights.load_foreign_weights(Around(inner), tmp_path / "x.pt") == []
 
 

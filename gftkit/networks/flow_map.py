@@ -81,14 +81,14 @@ def lagrangian_loss(
         True
     """
     keywords = dict(conditions or {})
-    average, slope = moving(lambda until: student(t, x, end=until, **keywords), end)
+    average, slope = value_and_derivative(lambda until: student(t, x, end=until, **keywords), end)
     length = flow.expand(end - t, x)
     with torch.no_grad():
         there = teacher(end, x + length * average, **keywords)
     return squared_norm(average + length * slope - there)
 
 
-def moving(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
     """A function's value and its derivative in direction 1, in forward mode; both can be differentiated further.
 
     Args:

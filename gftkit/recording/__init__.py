@@ -4,7 +4,7 @@ from gftkit.recording.html import (
     Section as Section,
     estimates as estimates,
     number as number,
-    shown as shown,
+    measured_text as measured_text,
     write_report as write_report,
 )
 from gftkit.recording.pictures import (

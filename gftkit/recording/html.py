@@ -48,7 +48,7 @@ def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = No
     return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr else "") + ends
 
 
-def shown(values: Mapping[str, Any], name: str) -> str:
+def measured_text(values: Mapping[str, Any], name: str) -> str:
     """One of a run's measured numbers as text, with what is known of its error."""
     low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
     return number(values.get(name), values.get(f"{name}_stderr"), (low, high))
@@ -56,4 +56,4 @@ def shown(values: Mapping[str, Any], name: str) -> str:
 
 def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of name and value ± standard error."""
-    return [(name, shown(values, name)) for name in measured_names(values)]
+    return [(name, measured_text(values, name)) for name in measured_names(values)]

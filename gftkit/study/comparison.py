@@ -14,7 +14,7 @@ from gftkit.experiment.building import build_drift
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number, shown, write_report
+from gftkit.recording.html import Section, measured_text, number, write_report
 from gftkit.runs.folder import SUMMARY
 from gftkit.runs.schema import Config, without_weights
 from gftkit.runtime.randomness import stream
@@ -85,7 +85,10 @@ def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
-    rows = [[key, *(shown(of, key) for of in summary.values())] for key in measured_names(list(summary.values())[-1])]
+    rows = [
+        [key, *(measured_text(of, key) for of in summary.values())]
+        for key in measured_names(list(summary.values())[-1])
+    ]
     return [["", *summary], *rows]
 
 

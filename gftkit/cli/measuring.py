@@ -42,7 +42,7 @@ def fit_grid(
     from gftkit.geometry.pictures import fitted_grids
     from gftkit.geometry.time_grid import fit_run, write_grids
     from gftkit.kernel.errors import ConfigError, RunError
-    from gftkit.recording.html import number
+    from gftkit.recording.html import format_number
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.environment import device_of
     from gftkit.storage.documents import nan_to_none
@@ -66,7 +66,7 @@ def fit_grid(
     rows = [
         (
             str(fit.steps),
-            *(number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
+            *(format_number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
             fit.kept,
             " ".join(f"{t:.3g}" for t in fit.times),
         )

@@ -12,7 +12,7 @@ from gftkit.geometry import shape as geometry
 from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, squared_distances
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
-from gftkit.recording.html import number
+from gftkit.recording.html import format_number
 from gftkit.runtime.randomness import stream
 from gftkit.theory.gap import mean, ratio, root
 
@@ -168,7 +168,7 @@ def cost(
 def rows(motions: Sequence[Motion]) -> list[list[str]]:
     """A table of several flows side by side: a measure in each row, a flow in each column after its name."""
     found = [
-        [name, *(number(each.measures[name].value, each.measures[name].stderr) for each in motions)]
+        [name, *(format_number(each.measures[name].value, each.measures[name].stderr) for each in motions)]
         for name in motions[0].measures
     ]
     for solver in motions[0].costs:
@@ -179,4 +179,4 @@ def rows(motions: Sequence[Motion]) -> list[list[str]]:
 
 
 def _evaluations(cost: Cost) -> str:
-    return f"> {MOST_STEPS} steps" if cost.evaluations is None else number(cost.evaluations, cost.stderr)
+    return f"> {MOST_STEPS} steps" if cost.evaluations is None else format_number(cost.evaluations, cost.stderr)

@@ -3,7 +3,7 @@
 from gftkit.recording.html import (
     Section as Section,
     estimates as estimates,
-    number as number,
+    format_number as format_number,
     measured_text as measured_text,
     write_report as write_report,
 )

@@ -35,11 +35,11 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section])
     write_text(path, environment.from_string(template).render(title=title, lead=lead, sections=parts))
 
 
-def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = None) -> str:
+def format_number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = None) -> str:
     """A number with four significant digits and, where known, its standard error and its 95 % interval.
 
     Example:
-        >>> number(0.98765, 0.00123, (0.9813, 0.9912))
+        >>> format_number(0.98765, 0.00123, (0.9813, 0.9912))
         '0.9877 ± 0.0012 [0.981, 0.991]'
     """
     if value is None:
@@ -51,7 +51,7 @@ def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = No
 def measured_text(values: Mapping[str, Any], name: str) -> str:
     """One of a run's measured numbers as text, with what is known of its error."""
     low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return number(values.get(name), values.get(f"{name}_stderr"), (low, high))
+    return format_number(values.get(name), values.get(f"{name}_stderr"), (low, high))
 
 
 def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from gftkit.experiment.building import build_drift
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, measured_text, number, write_report
+from gftkit.recording.html import Section, format_number, measured_text, write_report
 from gftkit.runs.folder import SUMMARY
 from gftkit.runs.schema import Config, without_weights
 from gftkit.runtime.randomness import stream
@@ -143,7 +143,7 @@ def _sections(
             f"of {metric} on raw weights, mean over windows of 5 evaluations after the first fifth of the steps, "
             f"linear trend removed; instant_variance_whole: the same from the start on. largest_setback: the largest "
             f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
-            f"below {number(threshold)}, and the seconds of training until then. One run of one seed each: differences "
+            f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: differences "
             f"within a few standard errors mean nothing.",
             table=table(summary),
         ),

@@ -13,7 +13,7 @@ from torch import Tensor
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import RunError
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number
+from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
 from gftkit.storage.documents import nan_to_none, read_json
@@ -93,12 +93,14 @@ def shown(recorded: Mapping[str, Any]) -> list[Section]:
     )
     rows = [
         ("at the end", "measured", "predicted"),
-        ("share of the gap left", _shown(last, "remaining"), number(last["retention"])),
+        ("share of the gap left", _shown(last, "remaining"), format_number(last["retention"])),
         ("share of the way to the optimum", _shown(last, "reached"), "1"),
         ("T", _shown(last, "T"), "0"),
     ]
     if exact:
-        rows.append(("drift error |b - b_tgt|", _shown(last, "drift_error"), number(last["predicted_drift_error"])))
+        rows.append(
+            ("drift error |b - b_tgt|", _shown(last, "drift_error"), format_number(last["predicted_drift_error"]))
+        )
         rows.append(("distance to the optimum |b - b_beta|", _shown(last, "distance_to_optimum"), "0"))
     caption = (
         ("Top: drift errors and their predictions. " if exact else "")
@@ -154,7 +156,7 @@ def _panels(recorded: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
 
 
 def _shown(point: Point, key: str) -> str:
-    return number(point.get(key), point.get(f"{key}_stderr"))
+    return format_number(point.get(key), point.get(f"{key}_stderr"))
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------

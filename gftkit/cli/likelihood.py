@@ -46,7 +46,7 @@ def likelihood(
     from gftkit.api import Run
     from gftkit.generation.likelihood import likelihood as measure
     from gftkit.kernel.errors import ConfigError, RunError
-    from gftkit.recording.html import estimates
+    from gftkit.recording.html import estimate_rows
     from gftkit.runtime.environment import device_of
     from gftkit.sampling.scheme import resolve_scheme
     from gftkit.storage.documents import parse_yaml
@@ -82,4 +82,4 @@ def likelihood(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        table(["measured", "value"], estimates(found.to_dict()))
+        table(["measured", "value"], estimate_rows(found.to_dict()))

@@ -2,7 +2,7 @@
 
 from gftkit.recording.html import (
     Section as Section,
-    estimates as estimates,
+    estimate_rows as estimate_rows,
     format_number as format_number,
     measured_text as measured_text,
     write_report as write_report,

@@ -54,6 +54,6 @@ def measured_text(values: Mapping[str, Any], name: str) -> str:
     return format_number(values.get(name), values.get(f"{name}_stderr"), (low, high))
 
 
-def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def estimate_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of name and value ± standard error."""
     return [(name, measured_text(values, name)) for name in measured_names(values)]

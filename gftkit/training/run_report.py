@@ -13,7 +13,7 @@ from gftkit.evaluation.evaluation import Evaluation
 from gftkit.experiment.build import Experiment
 from gftkit.networks.anchor import short_hash
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, estimates, write_report
+from gftkit.recording.html import Section, estimate_rows, write_report
 from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections as monitored
 
@@ -53,7 +53,7 @@ def write_run_report(
                 else "against the training data: nothing was held out."
             )
             + (f" Stopped before step {stopped['of']}: {stopped['reason']}" if stopped else ""),
-            table=[("metric", "value"), *estimates(final["ema"])],
+            table=[("metric", "value"), *estimate_rows(final["ema"])],
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
     ]

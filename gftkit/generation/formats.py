@@ -70,7 +70,7 @@ def write_samples(
     elif pictures.is_image(shape[1:]):
         pictures.write_image(path, pictures.grid(samples, span), max(1, 32 // shape[-1]))
     else:
-        pictures.write_png(path, pictures.samples({"samples": samples}, span))
+        pictures.write_png(path, pictures.sample_picture({"samples": samples}, span))
 
 
 def _write_images(folder: Path, parts: Iterable[Tensor], span: tuple[float, float]) -> None:

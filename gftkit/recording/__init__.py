@@ -12,7 +12,7 @@ from gftkit.recording.pictures import (
     Panel as Panel,
     Trace as Trace,
     png as png,
-    samples as samples,
+    sample_picture as sample_picture,
     tidy as tidy,
     write_png as write_png,
 )

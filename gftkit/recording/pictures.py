@@ -50,7 +50,7 @@ def write_image(path: Path, image: np.ndarray, scale: int = 1) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
-def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
+def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
     """Samples of several models side by side, as PNG: one panel for each name, all of one event shape.
 
     Images as a grid; events of one number as histograms, of two as points, of shape (channels, length) as curves, and
@@ -77,7 +77,7 @@ def draw_events(
     colour: str = COLOURS[0],
     count: int = 36,
 ) -> None:
-    """Draw (n, *event) as ``samples`` does.
+    """Draw (n, *event) as ``sample_picture`` does.
 
     Args:
         axis: of matplotlib.

@@ -111,7 +111,7 @@ def _samples(first: Run, runs: Mapping[str, Run]) -> bytes:
     panels: dict[str, torch.Tensor] = {"pretrained": scaling.unscale(in_training_values)}
     panels |= {name: _made(run, count, seed, shown) for name, run in runs.items()}
     panels["real"] = scaling.unscale(shown.x1)
-    return pictures.samples(panels, facts.range)
+    return pictures.sample_picture(panels, facts.range)
 
 
 def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:

@@ -25,7 +25,7 @@ def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
         "samples": scaling.unscale(evaluation.samples()),
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
-    return pictures.samples(made, experiment.facts.range)
+    return pictures.sample_picture(made, experiment.facts.range)
 
 
 def write_run_report(

@@ -53,7 +53,7 @@ def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]
     span = span or (float(last.min()), float(last.max()))
     if pictures.is_image(last.shape[1:]):
         scale = max(1, 32 // last.shape[-1])
-        sheets = [pictures.grid(state, span) for state in states]
+        sheets = [pictures.image_grid(state, span) for state in states]
         return [sheet.repeat(scale, axis=0).repeat(scale, axis=1) for sheet in sheets]
     return _drawn(states, span)
 

@@ -28,7 +28,7 @@ def is_image(event_shape: Sequence[int]) -> bool:
     return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 
-def grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
+def image_grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
     """Images side by side, (n, c, h, w) -> (rows, columns, 3) of uint8; ``span`` is black and white's values."""
     low, high = span or (float(images.min()), float(images.max()))
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -89,7 +89,7 @@ def draw_events(
     """
     event = values.shape[1:]
     if is_image(event):
-        axis.imshow(grid(values[:count], span), interpolation="nearest")
+        axis.imshow(image_grid(values[:count], span), interpolation="nearest")
         axis.set_axis_off()
     elif math.prod(event) == 1:
         axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)

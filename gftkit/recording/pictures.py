@@ -117,7 +117,7 @@ def components(values: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.linalg.svd(flat - centre, full_matrices=False).Vh[:2].T
 
 
-def curves(
+def curve_picture(
     named: Mapping[str, Curve], label: str, temperatures: Mapping[str, Curve] | None = None, logarithmic: bool = False
 ) -> bytes:
     """Curves against the step, as PNG, with the temperature on an axis of its own below."""

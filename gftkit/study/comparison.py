@@ -64,7 +64,7 @@ def compare(
     sheet = _samples(first, runs)
     pictures.write_png(out / "samples.png", sheet)
     histories = {name: run.history() for name, run in runs.items()}
-    drawn = pictures.curves(
+    drawn = pictures.curve_picture(
         {name: curve(lines, metric, "evaluation", "raw") for name, lines in histories.items()},
         metric,
         {name: curve(lines, "temperature", "train") for name, lines in histories.items()},

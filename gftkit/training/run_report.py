@@ -61,9 +61,9 @@ def write_run_report(
         steps, values = curve(lines, name, "evaluation", "raw")
         if len(steps) < 2:  # measured at the ends of the run only
             continue
-        drawn = pictures.curves({name: (steps, values)}, name, temperatures)
+        drawn = pictures.curve_picture({name: (steps, values)}, name, temperatures)
         sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
-    drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
+    drawn = pictures.curve_picture({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )

@@ -144,7 +144,7 @@ def curve_picture(
     return png(figure)
 
 
-def measurements(
+def measurement_picture(
     lines: Mapping[str, Curve], others: Mapping[str, Curve], axes: tuple[str, str], scales: tuple[str, str]
 ) -> bytes:
     """Measured points beside what the theory says, as PNG.

@@ -204,7 +204,7 @@ class Panel:
     span: tuple[float, float] | None = None
 
 
-def stacked(panels: Sequence[Panel]) -> bytes:
+def panel_picture(panels: Sequence[Panel]) -> bytes:
     """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
     figure = Figure(figsize=(7.2, 2.5 * len(panels) + 0.4), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

@@ -28,7 +28,7 @@ def shown(lines: Sequence[Line]) -> list[Section]:
     for key, name in NAMES.items():
         if last.get(key) is not None:
             rows.append((name, *(format_number(line.get(key), line.get(f"{key}_stderr")) for line in (lines[0], last))))
-    return [Section("Memorisation", text, rows, pictures.stacked(list(_panels(lines))))]
+    return [Section("Memorisation", text, rows, pictures.panel_picture(list(_panels(lines))))]
 
 
 NAMES = {

@@ -107,7 +107,7 @@ def shown(recorded: Mapping[str, Any]) -> list[Section]:
         + "Share of the gap that is left, beside rho; T in standard errors, with 0 ± 2 shaded; two estimates of "
         "|Delta|^2, which mean it where T is near 0."
     )
-    return [Section("Theory", text, rows, pictures.stacked(list(_panels(recorded, exact))), caption)]
+    return [Section("Theory", text, rows, pictures.panel_picture(list(_panels(recorded, exact))), caption)]
 
 
 def _panels(recorded: Mapping[str, Any], exact: bool) -> Iterator[Panel]:

@@ -33,7 +33,7 @@ UNDRAWN = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
 """A picture of one pixel."""
-DRAW = pictures.png
+DRAW = pictures.figure_png
 
 
 def pytest_configure(config):

@@ -11,7 +11,7 @@ from gftkit.recording.pictures import (
     COLOURS as COLOURS,
     Panel as Panel,
     Trace as Trace,
-    png as png,
+    figure_png as figure_png,
     sample_picture as sample_picture,
     tidy as tidy,
     write_png as write_png,

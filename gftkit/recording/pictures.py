@@ -66,7 +66,7 @@ def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | Non
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
         axis.set_title(name, fontsize=11)
         draw_events(axis, values, span, plane, colour, count)
-    return png(figure)
+    return figure_png(figure)
 
 
 def draw_events(
@@ -141,7 +141,7 @@ def curve_picture(
     axes[-1].set_xlabel("step")
     for axis in axes:
         tidy(axis)
-    return png(figure)
+    return figure_png(figure)
 
 
 def measurement_picture(
@@ -165,7 +165,7 @@ def measurement_picture(
     axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scales[0], yscale=scales[1])
     tidy(axis)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return png(figure)
+    return figure_png(figure)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def panel_picture(panels: Sequence[Panel]) -> bytes:
         axis.legend(frameon=False, fontsize=8, loc="best")
         tidy(axis)
     axes[-1].set_xlabel("step")
-    return png(figure)
+    return figure_png(figure)
 
 
 def _draw(axis: Any, name: str, trace: Trace) -> None:
@@ -252,7 +252,7 @@ def tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG."""
     figure.set_dpi(130)
     canvas = FigureCanvasAgg(figure)

@@ -19,4 +19,9 @@ from gftkit.runtime.progress import (
     StudyProgress as StudyProgress,
 )
 from gftkit.runtime.randomness import seed_global as seed_global, stream as stream
-from gftkit.runtime.sharding import gathered as gathered, local as local, shared_out as shared_out, whole as whole
+from gftkit.runtime.sharding import (
+    gather_tensors as gather_tensors,
+    local as local,
+    shared_out as shared_out,
+    whole as whole,
+)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gftkit.networks.averages import Averages
 from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
-from gftkit.runtime.sharding import gathered, shared_out, whole
+from gftkit.runtime.sharding import gather_tensors, shared_out, whole
 from gftkit.storage.tensors import State
 from gftkit.training.l2_sp import Start
 
@@ -123,7 +123,7 @@ def checkpoint_contents(drift: nn.Module, descent: Descent, keep: bool = True) -
     tensors = {f"drift.{name}": held for name, held in drift.state_dict().items() if name not in frozen}
     tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
     tensors |= {f"optimizer.{name}": held for name, held in state.items()}
-    return gathered(tensors, keep), numbers
+    return gather_tensors(tensors, keep), numbers
 
 
 def restore_checkpoint(checkpoint: Checkpoint, drift: nn.Module, descent: Descent) -> None:

@@ -44,7 +44,7 @@ class Evaluator:
         networks = self._steps.drift, self._steps.ema
         if not self._sharded:
             return networks
-        states = [sharding.gathered(network.state_dict(), self._main) for network in networks]
+        states = [sharding.gather_tensors(network.state_dict(), self._main) for network in networks]
         if self._template is None:
             return networks
         raw, averaged = copy.deepcopy(self._template), copy.deepcopy(self._template)

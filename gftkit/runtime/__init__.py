@@ -23,5 +23,5 @@ from gftkit.runtime.sharding import (
     gather_tensors as gather_tensors,
     local as local,
     shared_out as shared_out,
-    whole as whole,
+    full_tensor as full_tensor,
 )

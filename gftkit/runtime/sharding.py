@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor put together from the parts that the processes hold; all of them must ask. A plain one is itself."""
     return tensor.full_tensor() if _in_parts(tensor) else tensor
 
@@ -22,7 +22,7 @@ def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str
     """
     gathered_tensors = {}
     for name, tensor in tensors.items():
-        put_together = whole(tensor)
+        put_together = full_tensor(tensor)
         if keep:
             gathered_tensors[name] = put_together if put_together is tensor else put_together.cpu()
     return gathered_tensors

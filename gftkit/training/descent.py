@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gftkit.networks.averages import Averages
 from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
-from gftkit.runtime.sharding import gather_tensors, shared_out, whole
+from gftkit.runtime.sharding import full_tensor, gather_tensors, shared_out
 from gftkit.storage.tensors import State
 from gftkit.training.l2_sp import Start
 
@@ -68,7 +68,7 @@ class Descent:
         self.scaler.unscale_(self.optimizer)
         if self._start is not None:
             self._start.pull()
-        norm = whole(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
+        norm = full_tensor(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
         finite = torch.isfinite(norm)
         if self.scaler.is_enabled():
             self._overflows = torch.where(finite, 0, self._overflows + 1)

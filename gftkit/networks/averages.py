@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gftkit.kernel.errors import WeightsError
-from gftkit.runtime.sharding import local, shared_out
+from gftkit.runtime.sharding import local_part, shared_out
 from gftkit.storage.tensors import State
 
 
@@ -39,8 +39,8 @@ class Averages:
         share = 1 - self.decay
         if self.trained:
             share /= 1 - self.decay ** (step + 1)
-        means: Any = [local(mean) for mean in self._means.values()]
-        torch._foreach_lerp_(means, [local(weight) for weight in self._weights], share)
+        means: Any = [local_part(mean) for mean in self._means.values()]
+        torch._foreach_lerp_(means, [local_part(weight) for weight in self._weights], share)
 
     def tensors(self) -> State:
         """The averages by the name of their weight; the very tensors, not copies."""

@@ -21,7 +21,7 @@ from gftkit.runtime.progress import (
 from gftkit.runtime.randomness import seed_global as seed_global, stream as stream
 from gftkit.runtime.sharding import (
     gather_tensors as gather_tensors,
-    local as local,
+    local_part as local_part,
     shared_out as shared_out,
     full_tensor as full_tensor,
 )

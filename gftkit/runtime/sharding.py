@@ -28,7 +28,7 @@ def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str
     return gathered_tensors
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; a plain one is itself."""
     return tensor.to_local() if _in_parts(tensor) else tensor
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gftkit.kernel.errors import WeightsError
-from gftkit.runtime.sharding import local_part, shared_out
+from gftkit.runtime.sharding import local_part, shard_like
 from gftkit.storage.tensors import State
 
 
@@ -59,7 +59,7 @@ class Averages:
             )
         with torch.no_grad():
             for name, mean in self._means.items():
-                mean.copy_(shared_out(tensors[name], mean))
+                mean.copy_(shard_like(tensors[name], mean))
 
     def drift(self) -> nn.Module:
         """The network with the averages in the place of its trained weights; it holds no second copy of the others."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel.errors import WeightsError
-from gftkit.runtime.sharding import shared_out
+from gftkit.runtime.sharding import shard_like
 from gftkit.storage.tensors import State
 
 SHOWN = 8
@@ -48,7 +48,7 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
     own = module.state_dict()
-    module.load_state_dict({name: shared_out(tensor, own[name]) for name, tensor in weights.items()})
+    module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
 
 
 def frozen_weights(drift: torch.nn.Module) -> State:

@@ -22,6 +22,6 @@ from gftkit.runtime.randomness import seed_global as seed_global, stream as stre
 from gftkit.runtime.sharding import (
     gather_tensors as gather_tensors,
     local_part as local_part,
-    shared_out as shared_out,
+    shard_like as shard_like,
     full_tensor as full_tensor,
 )

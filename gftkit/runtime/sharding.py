@@ -33,7 +33,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _in_parts(tensor) else tensor
 
 
-def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in parts, as another one is; all processes must ask, each with the same tensor."""
     if not _in_parts(like):
         return tensor

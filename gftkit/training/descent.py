@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gftkit.networks.averages import Averages
 from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
-from gftkit.runtime.sharding import full_tensor, gather_tensors, shared_out
+from gftkit.runtime.sharding import full_tensor, gather_tensors, shard_like
 from gftkit.storage.tensors import State
 from gftkit.training.l2_sp import Start
 
@@ -105,7 +105,7 @@ class Descent:
             held = tensor
             if tensor.shape == weight.shape:
                 # In the weight's memory format: fused optimisers go through both as they lie in memory.
-                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shared_out(tensor, weight))
+                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shard_like(tensor, weight))
             state.setdefault(int(index), {})[key] = held
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

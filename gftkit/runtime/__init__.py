@@ -2,7 +2,7 @@
 
 from gftkit.runtime.devices import (
     Crew as Crew,
-    accelerator_of as accelerator_of,
+    start_accelerator as start_accelerator,
     crew_of as crew_of,
     cuda_devices as cuda_devices,
     emulates_half as emulates_half,

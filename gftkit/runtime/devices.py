@@ -34,7 +34,7 @@ FOREIGN = {
 OFF = ("", "no", "false", "0")
 
 
-def accelerator_of(device: str) -> Any:
+def start_accelerator(device: str) -> Any:
     """The processes and the device of a run: DDP or FSDP as ``torchrun`` or ``accelerate launch`` started it.
 
     Raises:
@@ -108,11 +108,11 @@ def crew_of(device: str) -> Crew:
     """The processes that torchrun or accelerate launch started, or this one alone.
 
     Raises:
-        ConfigError: see ``accelerator_of``.
+        ConfigError: see ``start_accelerator``.
     """
     if not any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ):
         return Crew(0, 1, torch.device(device_of(device)))
-    accelerator = accelerator_of(device)
+    accelerator = start_accelerator(device)
     return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 
 

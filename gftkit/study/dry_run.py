@@ -18,7 +18,7 @@ from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import lineage
 from gftkit.runs.folder import is_run
 from gftkit.runs.schema import Config
-from gftkit.runtime.devices import accelerator_of, cuda_devices
+from gftkit.runtime.devices import cuda_devices, start_accelerator
 from gftkit.storage.log import measured_names
 from gftkit.study.methods import Method
 from gftkit.study.plan import Plan, Start
@@ -106,7 +106,7 @@ def _tried(
     except DataError as error:
         raise DataError(f"groups: {max(sizes)} samples of base.data: {error}") from error
     config = replace(config, data={**config.data, "count": min(sizes), "seed": seed}, seed=seed)
-    accelerator = accelerator_of(device)
+    accelerator = start_accelerator(device)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         for shape in shapes - {experiment.facts.event_shape}:

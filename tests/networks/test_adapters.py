@@ -28,7 +28,7 @@ from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import Train
 from gftkit.runtime import devices
-from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.devices import start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import read_json
 from gftkit.storage.tensors import read_notes, read_tensors, write_tensors
@@ -447,7 +447,7 @@ def test_training_moves_the_adapters_alone(source, registry):
 
 def run_loop(config, registry):
     experiment = build(resolve_config(config, "finetune", registry)[0], registry)
-    return loop.Loop(experiment, registry, Path(), accelerator_of("cpu"), Progress(6, "finetune", True))
+    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", True))
 
 
 def test_the_default_anchor_is_the_network_with_its_adapters_off(source, registry):

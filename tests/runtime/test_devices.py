@@ -345,10 +345,10 @@ def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, cap
 def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch):
     for value in ("no", "NO"):
         monkeypatch.setenv(variable, value)
-        assert devices.accelerator_of("cpu").num_processes == 1
+        assert devices.start_accelerator("cpu").num_processes == 1
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
-        devices.accelerator_of("cpu")
+        devices.start_accelerator("cpu")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -356,7 +356,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
-        devices.accelerator_of("cuda")
+        devices.start_accelerator("cuda")
 
 
 def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, monkeypatch):

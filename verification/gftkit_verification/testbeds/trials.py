@@ -17,7 +17,7 @@ from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs.schema import AnchorShare, Config, Evaluate, Objective, Train
-from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.devices import start_accelerator
 from gftkit.sampling.scheme import build_scheme
 from gftkit.theory.objective import Form
 from gftkit.training.steps import Steps
@@ -187,7 +187,7 @@ def trial(
         measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
         warnings=[],
     )
-    return Steps(experiment, accelerator_of(torch.device(device).type))
+    return Steps(experiment, start_accelerator(torch.device(device).type))
 
 
 def step_gradient(loop: Steps, step: int) -> Tensor:

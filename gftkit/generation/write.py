@@ -10,7 +10,7 @@ from gftkit.generation.parts import Parts
 from gftkit.generation.sampler import Request, Sampler
 from gftkit.kernel.errors import DivergenceError, RunError
 from gftkit.runs.folder import RunFolder
-from gftkit.runtime.devices import Crew, crew_of, emulates_half, warnings_of
+from gftkit.runtime.devices import Crew, emulates_half, start_crew, warnings_of
 from gftkit.runtime.progress import SamplingProgress
 
 
@@ -58,7 +58,7 @@ def write(
         GftkitError: for any bad input, before anything is sampled.
         DivergenceError: where a sample is not finite.
     """
-    crew = crew_of(device)
+    crew = start_crew(device)
     progress = SamplingProgress(quiet or not crew.main)
     sampler = Sampler(run, request, crew.device)
     parts = Parts(out, sampler.identity)

@@ -3,7 +3,7 @@
 from gftkit.runtime.devices import (
     Crew as Crew,
     start_accelerator as start_accelerator,
-    crew_of as crew_of,
+    start_crew as start_crew,
     cuda_devices as cuda_devices,
     emulates_half as emulates_half,
     warnings_of as warnings_of,

@@ -104,7 +104,7 @@ class Crew:
             check_agreement(self.accelerator, facts)
 
 
-def crew_of(device: str) -> Crew:
+def start_crew(device: str) -> Crew:
     """The processes that torchrun or accelerate launch started, or this one alone.
 
     Raises:

@@ -6,7 +6,7 @@ from gftkit.runtime.devices import (
     start_crew as start_crew,
     cuda_devices as cuda_devices,
     emulates_half as emulates_half,
-    warnings_of as warnings_of,
+    launch_warnings as launch_warnings,
 )
 from gftkit.runtime.environment import (
     describe_machine as describe_machine,

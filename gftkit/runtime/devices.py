@@ -116,7 +116,7 @@ def start_crew(device: str) -> Crew:
     return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 
 
-def warnings_of(accelerator: Any, precision: str) -> list[str]:
+def launch_warnings(accelerator: Any, precision: str) -> list[str]:
     """What a user should know of how the processes were started, and of their devices.
 
     Args:

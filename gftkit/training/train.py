@@ -14,7 +14,7 @@ from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import CHECKPOINTS, CONFIG, LOG, MODEL, RunFolder, is_run, restore
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import Config, Kind
-from gftkit.runtime.devices import cuda_devices, start_accelerator, warnings_of
+from gftkit.runtime.devices import cuda_devices, launch_warnings, start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import read_yaml
 from gftkit.storage.files import lock_folder
@@ -55,7 +55,7 @@ def train(
     if resume and (out / MODEL).is_file():
         return RunFolder(out, config, registry)
     accelerator = start_accelerator(device)
-    warnings += warnings_of(accelerator, config.train.precision)
+    warnings += launch_warnings(accelerator, config.train.precision)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(resolution, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)

@@ -315,12 +315,12 @@ def test_what_is_told_of_a_launch(monkeypatch):
     one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
     for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
-    assert devices.warnings_of(two, "float32") == []
+    assert "use torchrun" in devices.launch_warnings(one, "float32")[0]
+    assert devices.launch_warnings(two, "float32") == []
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_what_is_told_of_a_launch(monkeypatch):
 )
 def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
+    found = devices.launch_warnings(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
     assert bool(found) == told
 
 

@@ -191,7 +191,7 @@ def prepare(
     """
     from accelerate import DistributedDataParallelKwargs, DistributedType
 
-    if shards(accelerator):
+    if is_sharded(accelerator):
         return accelerator.prepare(drift, optimizer)[0]
     if accelerator.distributed_type != DistributedType.NO and has_idle_weights(drift, *example()):
         # Else DDP would wait for their gradients.
@@ -207,7 +207,7 @@ def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping
     return any(gradient is None for gradient in torch.autograd.grad(out.sum(), trained, allow_unused=True))
 
 
-def shards(accelerator: Any) -> bool:
+def is_sharded(accelerator: Any) -> bool:
     """Whether each process holds only a part of every weight (FSDP)."""
     return bool(getattr(accelerator, "is_fsdp2", False))
 

@@ -37,7 +37,7 @@ class Evaluator:
     ) -> None:
         self._experiment, self._config, self._steps = experiment, experiment.config, steps
         self._device, self._main = accelerator.device, accelerator.is_main_process
-        self._sharded, self._template, self._pictures = devices.shards(accelerator), template, pictures
+        self._sharded, self._template, self._pictures = devices.is_sharded(accelerator), template, pictures
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """The drift with raw and with averaged weights, whole on the main process; all processes must ask."""

@@ -55,7 +55,7 @@ class Loop:
         self.experiment, self.config, self.registry = experiment, experiment.config, registry
         self.out, self.progress = out, progress
         self.accelerator, self.main = accelerator, accelerator.is_main_process
-        if experiment.networks.adapted is not None and devices.shards(accelerator):
+        if experiment.networks.adapted is not None and devices.is_sharded(accelerator):
             raise ConfigError(
                 "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
@@ -63,7 +63,7 @@ class Loop:
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
         # Steps shard the drift in place: what it is measured by needs a copy from before.
-        sharded = devices.shards(accelerator)
+        sharded = devices.is_sharded(accelerator)
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
         make = Distillation if self.config.kind == "distill" else Steps
         self.steps = make(experiment, accelerator)

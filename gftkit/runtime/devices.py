@@ -178,7 +178,7 @@ def broadcast(accelerator: Any, value: Any) -> Any:
     return box[0]
 
 
-def prepare(
+def prepare_network(
     accelerator: Any, drift: nn.Module, optimizer: torch.optim.Optimizer, example: Callable[[], Inputs]
 ) -> nn.Module:
     """The network as a step calls it: wrapped for DDP, sharded in place for FSDP, itself on one process.

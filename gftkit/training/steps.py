@@ -99,7 +99,7 @@ class Steps:
         if train.gradient_checkpointing:
             recompute_activations(self.drift)
         optimizer = optimizer_of(train, trained_weights(self.drift))
-        self.model = devices.prepare(accelerator, self.drift, optimizer, self._example)
+        self.model = devices.prepare_network(accelerator, self.drift, optimizer, self._example)
         assert train.ema is not None  # filled in by reading.read
         may_end = experiment.matching.stop is not None or listens(experiment.matching.schedule)
         averages = Averages(self.drift, train.ema, trained=may_end)

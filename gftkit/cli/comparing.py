@@ -42,7 +42,7 @@ def compare(
     from gftkit.kernel.errors import ConfigError, StudyError
     from gftkit.kernel.loading import load
     from gftkit.networks.state import shortened
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.runtime.progress import StudyProgress
     from gftkit.storage.documents import nan_to_none
     from gftkit.study.plan import plan
@@ -56,7 +56,7 @@ def compare(
         raise ConfigError("--report-only and --dry-run are two things. Give one of them.")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a study starts processes of its own (--workers). Start it without torchrun or accelerate.")
-    device_of(device)
+    resolve_device(device)
     registry = load()
     made = plan(study, out or Path("runs") / study.stem, registry)
     rows = finished(made, registry)

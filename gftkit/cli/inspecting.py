@@ -45,7 +45,7 @@ def inspect(
     from gftkit.inspection import doctor
     from gftkit.kernel.errors import InspectionError, RunError
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none, write_text
 
     if out is not None and out.exists() and not force:
@@ -62,7 +62,7 @@ def inspect(
                 [*flags, *(overrides or [])],
                 count,
                 seed,
-                device_of(device),
+                resolve_device(device),
                 lambda total: progress.update(task, total=total, completed=0),
                 lambda done: progress.advance(task, done),
                 None if out is None else out.parent,

@@ -47,7 +47,7 @@ def likelihood(
     from gftkit.generation.likelihood import likelihood as measure
     from gftkit.kernel.errors import ConfigError, RunError
     from gftkit.recording.html import estimate_rows
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.sampling.scheme import resolve_scheme
     from gftkit.storage.documents import parse_yaml
     from gftkit.storage.tensors import write_tensors
@@ -74,7 +74,7 @@ def likelihood(
             quantum,
             seed,
             chosen,
-            device_of(device),
+            resolve_device(device),
             lambda done: progress.advance(task, done),
         )
     if out is not None:

@@ -44,7 +44,7 @@ def fit_grid(
     from gftkit.kernel.errors import ConfigError, RunError
     from gftkit.recording.html import format_number
     from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none
 
     if out.suffix not in (".yaml", ".yml"):
@@ -56,7 +56,9 @@ def fit_grid(
     opened = Run.open(run)
     with _stages() as stage:
         chosen = steps or [2, 4, 8]
-        fits, notes = fit_run(opened, chosen, count, fine_steps, seed, weights_of(weights), device_of(device), stage)
+        fits, notes = fit_run(
+            opened, chosen, count, fine_steps, seed, weights_of(weights), resolve_device(device), stage
+        )
     write_grids(out, fits, notes)
     write_png(picture, fitted_grids(fits))
     if as_json:
@@ -100,7 +102,7 @@ def geometry(
     from gftkit.geometry.tracing import flow_of
     from gftkit.kernel.errors import RunError
     from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none, write_json
 
     files = out / "geometry.json", out / "geometry.png"
@@ -111,7 +113,7 @@ def geometry(
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    chosen, where = weights_of(weights), device_of(device)
+    chosen, where = weights_of(weights), resolve_device(device)
     flows = {
         name: flow_of(Run.open(folder), 0, count, seed, chosen, where) for name, folder in zip(names, runs, strict=True)
     }

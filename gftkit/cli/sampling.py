@@ -106,9 +106,9 @@ def evaluate(
     """
     from gftkit.api import Run
     from gftkit.recording.html import estimate_rows
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], weights_of(weights), device_of(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], weights_of(weights), resolve_device(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:

@@ -10,7 +10,7 @@ from gftkit.runtime.devices import (
 )
 from gftkit.runtime.environment import (
     describe_machine as describe_machine,
-    device_of as device_of,
+    resolve_device as resolve_device,
     versions as versions,
 )
 from gftkit.runtime.progress import (

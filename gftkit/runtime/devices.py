@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.runtime.environment import device_of
+from gftkit.runtime.environment import resolve_device
 
 Inputs = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 """(t, x, conditions), as a drift is called."""
@@ -44,7 +44,7 @@ def start_accelerator(device: str) -> Any:
     from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
     from accelerate.utils import parse_flag_from_env
 
-    name = device_of(device)
+    name = resolve_device(device)
     for variable, cure in FOREIGN.items():
         value = os.environ.get(variable, "")
         if value.lower() not in OFF:
@@ -111,7 +111,7 @@ def start_crew(device: str) -> Crew:
         ConfigError: see ``start_accelerator``.
     """
     if not any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ):
-        return Crew(0, 1, torch.device(device_of(device)))
+        return Crew(0, 1, torch.device(resolve_device(device)))
     accelerator = start_accelerator(device)
     return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 

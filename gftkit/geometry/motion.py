@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording.html import format_number
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import mean, ratio, root
+from gftkit.theory.gap import mean_estimate, ratio, root
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64
@@ -99,14 +99,14 @@ def motion(
     stage("transport")
     measures = {
         **_of_states(traced, seed),
-        "acceleration": root(mean(geometry.over_time(squares, traced.times))),
-        "turning": mean(geometry.over_time(turning, traced.times)),
+        "acceleration": root(mean_estimate(geometry.over_time(squares, traced.times))),
+        "turning": mean_estimate(geometry.over_time(turning, traced.times)),
     }
     return Motion(
         measures,
         traced.times,
-        [root(mean(each)) for each in squares],
-        [mean(each) for each in turning],
+        [root(mean_estimate(each)) for each in squares],
+        [mean_estimate(each) for each in turning],
         {name: cost(flow, name, traced.states[-1], tolerance, stage) for name in SOLVERS},
     )
 
@@ -115,10 +115,10 @@ def _of_states(traced: Trajectory, seed: int) -> dict[str, Estimate]:
     states, times = traced.states, traced.times
     energy, ends = geometry.energies(states, times), (states[0], states[-1])
     return {
-        "path_length": mean(geometry.lengths(states)),
-        "displacement": mean(geometry.displacements(states)),
-        "straightness": mean(geometry.straightness(states, times)),
-        "kinetic_energy": mean(energy),
+        "path_length": mean_estimate(geometry.lengths(states)),
+        "displacement": mean_estimate(geometry.displacements(states)),
+        "straightness": mean_estimate(geometry.straightness(states, times)),
+        "kinetic_energy": mean_estimate(energy),
         "transport_cost": geometry.transport_cost(*ends, stream(seed, "transport")),
         "energy_over_transport": geometry.energy_over_transport(energy, *ends, stream(seed, "transport")),
     }

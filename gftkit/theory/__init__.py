@@ -4,7 +4,7 @@ from gftkit.theory.flow import expand as expand
 from gftkit.theory.gap import (
     Statistics as Statistics,
     Summary as Summary,
-    mean as mean,
+    mean_estimate as mean_estimate,
     ratio as ratio,
     root as root,
     statistics as statistics,

@@ -114,18 +114,18 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
     t, g, r = torch.tensor(batches, dtype=torch.float64).T
     by_distance, by_loss = r / (1 - rho) ** 2, g / (1 - rho**2)
     return Summary(
-        t=mean(t),
-        g=mean(g),
-        r=mean(r),
-        p=mean((g + r) / 2),
-        by_distance=mean(by_distance),
-        by_loss=mean(by_loss),
+        t=mean_estimate(t),
+        g=mean_estimate(g),
+        r=mean_estimate(r),
+        p=mean_estimate((g + r) / 2),
+        by_distance=mean_estimate(by_distance),
+        by_loss=mean_estimate(by_loss),
         ratio=ratio(by_distance, by_loss),
         reached=ratio(r, (1 - rho) * (g + r) / 2),
     )
 
 
-def mean(values: Tensor) -> Estimate:
+def mean_estimate(values: Tensor) -> Estimate:
     """The mean over independent batches, (batches,), and its standard error std/sqrt(batches)."""
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
@@ -144,4 +144,4 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Estimate:
     if not below > 0:
         return Estimate(math.nan, math.nan)
     value = float(numerator.mean()) / below
-    return Estimate(value, mean((numerator - value * denominator) / below).stderr)
+    return Estimate(value, mean_estimate((numerator - value * denominator) / below).stderr)

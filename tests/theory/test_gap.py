@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gftkit.theory import flow
-from gftkit.theory.gap import Statistics, mean, ratio, root, statistics, summary
+from gftkit.theory.gap import Statistics, mean_estimate, ratio, root, statistics, summary
 from gftkit.theory.objective import blend
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
@@ -143,7 +143,7 @@ def test_errors_are_over_batches():
     shared = torch.randn(trials, batches, 1, generator=generator, dtype=torch.float64)
     own = torch.randn(trials, batches, n, generator=generator, dtype=torch.float64)
     pairs = shared + own
-    found = [mean(trial.mean(1)) for trial in pairs]
+    found = [mean_estimate(trial.mean(1)) for trial in pairs]
     scores = torch.tensor([score(estimate) for estimate in found])
     assert 0.9 < float(scores.std()) < 1.25  # Student's t with 15 degrees: 1.07
     naive = pairs.flatten(1).mean(1) / (pairs.flatten(1).std(1) / math.sqrt(batches * n))

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.geometry.shape import energies, lengths, straightness
 from gftkit.kernel.contracts import Estimate
-from gftkit.theory.gap import mean
+from gftkit.theory.gap import mean_estimate
 from gftkit_plugins.metrics.naming import Steps, key
 
 
@@ -127,4 +127,4 @@ def _over_samples(values: Tensor, metric: str) -> Estimate:
     """The mean of (n,) and its standard error."""
     if len(values) < 2:
         raise ValueError(f"{metric} wants at least 2 samples for a standard error, got {len(values)}.")
-    return mean(values)
+    return mean_estimate(values)

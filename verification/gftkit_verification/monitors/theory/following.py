@@ -17,7 +17,7 @@ from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
 from gftkit.storage.documents import nan_to_none, read_json
-from gftkit.theory.gap import mean, ratio, root
+from gftkit.theory.gap import mean_estimate, ratio, root
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
 from gftkit.theory.temperature import listens
@@ -392,9 +392,9 @@ def _overshoot(held: Record) -> str | None:
     closed, exact = _closed_square(held.points[-1]), _exact_square(held)
     for point in held.points[1:]:
         score, towards, share = _score(point, "T"), _towards(point), 1 - point["retention"] + NEAR
-        beyond = [mean(towards - share * closed)]
+        beyond = [mean_estimate(towards - share * closed)]
         if exact is not None:  # this doesn't rely on the run's own end, which may have a temperature that isn't its own
-            along = mean(towards)
+            along = mean_estimate(towards)
             beyond.append(Estimate(along.value - share * exact.value, along.stderr + share * exact.stderr))
         if score is not None and score > held.bound and any(one.value > held.bound * one.stderr for one in beyond):
             left = point["remaining"] if exact is None else 1 - float(towards.mean()) / exact.value

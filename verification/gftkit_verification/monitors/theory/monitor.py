@@ -15,7 +15,7 @@ from gftkit.runs.folder import LOG
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import write_json
 from gftkit.storage.log import read_log
-from gftkit.theory.gap import Statistics, Summary, mean, root, statistics, summary
+from gftkit.theory.gap import Statistics, Summary, mean_estimate, root, statistics, summary
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.training.state import Draw, TrainingState
 from gftkit.training.verdict import Verdict
@@ -177,7 +177,7 @@ class Theory:
 
         def over_batches(products: Tensor) -> Any:
             products = products.flatten(2).sum(2).double()
-            return mean((products if weight is None else weight * products).mean(1))
+            return mean_estimate((products if weight is None else weight * products).mean(1))
 
         optimum = blend(probe.exact, anchor, temperature)
         found: dict[str, Any] = {}

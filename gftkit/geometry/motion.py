@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording.html import format_number
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import mean_estimate, ratio, root
+from gftkit.theory.gap import mean_estimate, ratio, root_estimate
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64
@@ -99,13 +99,13 @@ def motion(
     stage("transport")
     measures = {
         **_of_states(traced, seed),
-        "acceleration": root(mean_estimate(geometry.over_time(squares, traced.times))),
+        "acceleration": root_estimate(mean_estimate(geometry.over_time(squares, traced.times))),
         "turning": mean_estimate(geometry.over_time(turning, traced.times)),
     }
     return Motion(
         measures,
         traced.times,
-        [root(mean_estimate(each)) for each in squares],
+        [root_estimate(mean_estimate(each)) for each in squares],
         [mean_estimate(each) for each in turning],
         {name: cost(flow, name, traced.states[-1], tolerance, stage) for name in SOLVERS},
     )
@@ -145,7 +145,7 @@ def cost(
 
     def near(steps: int) -> bool:
         stage(f"{solver}, {steps} steps")
-        errors[steps] = root(ratio(squared_distances(flow.ends(built, steps), ends), spread))
+        errors[steps] = root_estimate(ratio(squared_distances(flow.ends(built, steps), ends), spread))
         return errors[steps].value <= tolerance
 
     doubled = [2**k for k in range(MOST_STEPS.bit_length())]

@@ -17,7 +17,7 @@ from gftkit.kernel.options import validate
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.noise import BLOCK
 from gftkit.storage.documents import read_yaml, write_text
-from gftkit.theory.gap import mean_estimate, root
+from gftkit.theory.gap import mean_estimate, root_estimate
 
 Times = tuple[float, ...]
 WORTH = 1e-3
@@ -214,7 +214,17 @@ def fit(
         gain = _difference_of_roots(uniform, fitted)
         better = gain.value > max(2 * gain.stderr, WORTH * float(uniform.mean().sqrt()))
         kept, name = (times, "fitted") if better else (equal, "uniform")
-        found.append(Fit(steps, kept, name, times, root(mean_estimate(uniform)), root(mean_estimate(fitted)), gain))
+        found.append(
+            Fit(
+                steps,
+                kept,
+                name,
+                times,
+                root_estimate(mean_estimate(uniform)),
+                root_estimate(mean_estimate(fitted)),
+                gain,
+            )
+        )
     return found
 
 

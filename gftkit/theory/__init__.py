@@ -6,7 +6,7 @@ from gftkit.theory.gap import (
     Summary as Summary,
     mean_estimate as mean_estimate,
     ratio as ratio,
-    root as root,
+    root_estimate as root_estimate,
     statistics as statistics,
     summary as summary,
 )

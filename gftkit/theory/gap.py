@@ -130,7 +130,7 @@ def mean_estimate(values: Tensor) -> Estimate:
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
-def root(square: Estimate) -> Estimate:
+def root_estimate(square: Estimate) -> Estimate:
     """The square root of an estimate, its error to first order; 0 and nan where the estimate is not above 0."""
     if not square.value > 0:
         return Estimate(0.0, math.nan)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gftkit.theory import flow
-from gftkit.theory.gap import Statistics, mean_estimate, ratio, root, statistics, summary
+from gftkit.theory.gap import Statistics, mean_estimate, ratio, root_estimate, statistics, summary
 from gftkit.theory.objective import blend
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
@@ -173,8 +173,8 @@ def test_what_has_no_value_is_nan():
     assert math.isnan(still.reached.value)
     away = summary([Statistics(2.0, -3.0, 1.0), Statistics(2.1, -3.0, 1.0)], 1.0)
     assert math.isnan(away.reached.value)
-    assert root(replace(away.g, value=-1.0)).value == 0
-    assert root(replace(away.g, value=4.0, stderr=0.4)).stderr == pytest.approx(0.1)
+    assert root_estimate(replace(away.g, value=-1.0)).value == 0
+    assert root_estimate(replace(away.g, value=4.0, stderr=0.4)).stderr == pytest.approx(0.1)
 
 
 def test_the_error_of_a_ratio():

@@ -17,7 +17,7 @@ from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
 from gftkit.storage.documents import nan_to_none, read_json
-from gftkit.theory.gap import mean_estimate, ratio, root
+from gftkit.theory.gap import mean_estimate, ratio, root_estimate
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
 from gftkit.theory.temperature import listens
@@ -51,7 +51,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not lines:
         return {"setting": {}, "gap": None, "points": []}
     first, last = lines[0], lines[-1]
-    reachable = root(_estimate(last, "gap_squared_by_loss"))
+    reachable = root_estimate(_estimate(last, "gap_squared_by_loss"))
     gap = _estimate(first, "gap") if first.get("gap") is not None else reachable
     floor = math.sqrt(max(gap.value**2 - reachable.value**2, 0.0))
     points = []

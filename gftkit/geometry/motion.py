@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording.html import format_number
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import mean_estimate, ratio, root_estimate
+from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64
@@ -145,7 +145,7 @@ def cost(
 
     def near(steps: int) -> bool:
         stage(f"{solver}, {steps} steps")
-        errors[steps] = root_estimate(ratio(squared_distances(flow.ends(built, steps), ends), spread))
+        errors[steps] = root_estimate(ratio_estimate(squared_distances(flow.ends(built, steps), ends), spread))
         return errors[steps].value <= tolerance
 
     doubled = [2**k for k in range(MOST_STEPS.bit_length())]

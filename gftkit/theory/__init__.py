@@ -5,7 +5,7 @@ from gftkit.theory.gap import (
     Statistics as Statistics,
     Summary as Summary,
     mean_estimate as mean_estimate,
-    ratio as ratio,
+    ratio_estimate as ratio_estimate,
     root_estimate as root_estimate,
     statistics as statistics,
     summary as summary,

@@ -120,8 +120,8 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
         p=mean_estimate((g + r) / 2),
         by_distance=mean_estimate(by_distance),
         by_loss=mean_estimate(by_loss),
-        ratio=ratio(by_distance, by_loss),
-        reached=ratio(r, (1 - rho) * (g + r) / 2),
+        ratio=ratio_estimate(by_distance, by_loss),
+        reached=ratio_estimate(r, (1 - rho) * (g + r) / 2),
     )
 
 
@@ -138,7 +138,7 @@ def root_estimate(square: Estimate) -> Estimate:
     return Estimate(value, square.stderr / (2 * value))
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Estimate:
+def ratio_estimate(numerator: Tensor, denominator: Tensor) -> Estimate:
     """The ratio of two means over the same batches, its error to first order; nan where the lower isn't above 0."""
     below = float(denominator.mean())
     if not below > 0:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gftkit.theory import flow
-from gftkit.theory.gap import Statistics, mean_estimate, ratio, root_estimate, statistics, summary
+from gftkit.theory.gap import Statistics, mean_estimate, ratio_estimate, root_estimate, statistics, summary
 from gftkit.theory.objective import blend
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
@@ -181,7 +181,7 @@ def test_the_error_of_a_ratio():
     generator = torch.Generator().manual_seed(4)
     below = 2 + 0.1 * torch.randn(2000, 16, generator=generator, dtype=torch.float64)
     above = 3 * below + 0.3 * torch.randn(2000, 16, generator=generator, dtype=torch.float64)
-    found = [ratio(a, b) for a, b in zip(above, below, strict=True)]
+    found = [ratio_estimate(a, b) for a, b in zip(above, below, strict=True)]
     values = torch.tensor([estimate.value for estimate in found])
     errors = torch.tensor([estimate.stderr for estimate in found])
     assert float(values.mean()) == pytest.approx(3, abs=0.01)

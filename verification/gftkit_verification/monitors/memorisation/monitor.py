@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Batch, Estimate, Feature
 from gftkit.kernel.errors import ConfigError
 from gftkit.networks.guidance import with_guidance
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import ratio
+from gftkit.theory.gap import ratio_estimate
 from gftkit.theory.objective import retention
 from gftkit.training.state import TrainingState
 from gftkit_verification.monitors.probes import exact_drift, joined, leading, values_at, why_no_oracle
@@ -170,7 +170,7 @@ def position(drift: Tensor, anchor: Tensor, exact: Tensor, weight: Tensor | None
     if weight is not None:
         products = products * weight
     along, whole = products.reshape(2, BATCHES, -1).mean(2)
-    return ratio(along, whole)
+    return ratio_estimate(along, whole)
 
 
 def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Estimate:

@@ -17,7 +17,7 @@ from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
 from gftkit.storage.documents import nan_to_none, read_json
-from gftkit.theory.gap import mean_estimate, ratio, root_estimate
+from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
 from gftkit.theory.temperature import listens
@@ -61,7 +61,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         point["predicted_drift_error"] = rho * gap.value
         point["predicted_drift_error_with_floor"] = drift_error(rho, reachable.value, floor)
         point["predicted_distance_from_pretrained"] = (1 - rho) * reachable.value
-        closed = ratio(_towards(line), _closed_square(last))
+        closed = ratio_estimate(_towards(line), _closed_square(last))
         point["remaining"], point["remaining_stderr"] = 1 - closed.value, closed.stderr
         points.append(point)
     made = {

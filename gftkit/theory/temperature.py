@@ -35,7 +35,7 @@ def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
     return beta
 
 
-def listens(schedule: Schedule | None) -> bool:
+def has_feedback(schedule: Schedule | None) -> bool:
     """Whether a schedule has feedback."""
     return schedule is not None and hasattr(schedule, "needs")
 
@@ -51,7 +51,7 @@ def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
     Raises:
         ConfigError: for the first step whose temperature is negative, not finite, or no number.
     """
-    known = 1 if listens(schedule) else steps
+    known = 1 if has_feedback(schedule) else steps
     betas = [temperature(schedule, name, step, steps) for step in range(known)]
     for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
         if beta > before * (1 + ROUND_OFF):

@@ -5,7 +5,7 @@ from typing import Any
 
 from gftkit.kernel.contracts import Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.theory.temperature import ROUND_OFF, listens, temperature
+from gftkit.theory.temperature import ROUND_OFF, has_feedback, temperature
 
 Measurements = Mapping[str, Mapping[str, Any]]
 """What each monitor measured at an evaluation, by the monitor's name."""
@@ -23,7 +23,7 @@ class Feedback:
 
     def __init__(self, schedule: Schedule | None, stop: StoppingRule | None, name: str, steps: int) -> None:
         self._schedule, self._name, self._steps = schedule, name, steps
-        self.listeners: dict[str, Any] = {"schedule": schedule} if listens(schedule) else {}
+        self.listeners: dict[str, Any] = {"schedule": schedule} if has_feedback(schedule) else {}
         if stop is not None:
             self.listeners["stop"] = stop
         self._start = temperature(schedule, name, 0, steps) if schedule is not None else 0.0

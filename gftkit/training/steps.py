@@ -19,7 +19,7 @@ from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
-from gftkit.theory.temperature import listens, temperature
+from gftkit.theory.temperature import has_feedback, temperature
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Anchor, Forward, recompute_activations
 from gftkit.training.l2_sp import Start
@@ -101,7 +101,7 @@ class Steps:
         optimizer = optimizer_of(train, trained_weights(self.drift))
         self.model = devices.prepare_network(accelerator, self.drift, optimizer, self._example)
         assert train.ema is not None  # filled in by reading.read
-        may_end = experiment.matching.stop is not None or listens(experiment.matching.schedule)
+        may_end = experiment.matching.stop is not None or has_feedback(experiment.matching.schedule)
         averages = Averages(self.drift, train.ema, trained=may_end)
         self.ema = averages.drift()
         half = train.precision == "float16"
@@ -160,7 +160,7 @@ class Steps:
         train = self.config.train
         every = train.checkpoint_every or train.steps
         end = min(step - step % every + every, train.steps, step + AHEAD)
-        if listens(self.experiment.matching.schedule):  # its temperature is known up to the next evaluation
+        if has_feedback(self.experiment.matching.schedule):  # its temperature is known up to the next evaluation
             heard = self.config.evaluate.every or train.steps
             end = min(end, step - step % heard + heard)
         room = (self.share.stop - self.share.start) // train.accumulate

@@ -12,7 +12,7 @@ from gftkit.kernel.errors import ConfigError, RunError, UnknownNameError
 from gftkit.kernel.loading import load
 from gftkit.runs import checkpoint
 from gftkit.storage.tensors import read_tensors, write_tensors
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.feedback import Feedback, by_monitor
 
 STEPS, EVERY = 24, 5
@@ -225,8 +225,8 @@ def test_lines_of_a_log_become_measurements():
 
 def test_who_listens():
     schedules = gftkit.load()
-    assert not listens(None)
-    assert not listens(schedules.create("schedule", "zero"))
-    assert listens(Halving())
+    assert not has_feedback(None)
+    assert not has_feedback(schedules.create("schedule", "zero"))
+    assert has_feedback(Halving())
     alone = Feedback(schedules.create("schedule", "zero"), None, "zero", 10)
     assert (alone.listeners, alone.done, alone.reason, alone.state()) == ({}, False, "", {})

@@ -20,7 +20,7 @@ from gftkit.storage.documents import nan_to_none, read_json
 from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.verdict import Verdict
 
 Point = Mapping[str, Any]
@@ -326,7 +326,7 @@ def _schedule(held: Record) -> str | None:
     """
     run = held.run
     schedule, steps = run.registry.build("schedule", run.config.schedule or {}), run.config.train.steps
-    feedback = listens(schedule)
+    feedback = has_feedback(schedule)
     trained = [line for line in run.history() if line["kind"] == "train"]
     before = math.inf
     for line in sorted([*held.points, *trained], key=lambda line: line["step"]):

@@ -10,7 +10,7 @@ ROUND_OFF = 1e-9
 """Rises up to this, relative to the temperature before, are no rises."""
 
 
-def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
+def temperature_at(schedule: Schedule, name: str, step: int, steps: int) -> float:
     """beta at a step of a run.
 
     Args:
@@ -24,7 +24,7 @@ def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
 
     Example:
         >>> import gftkit
-        >>> temperature(gftkit.load().create("schedule", "linear"), "linear", 45, 100)
+        >>> temperature_at(gftkit.load().create("schedule", "linear"), "linear", 45, 100)
         2.0
     """
     try:
@@ -52,7 +52,7 @@ def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
         ConfigError: for the first step whose temperature is negative, not finite, or no number.
     """
     known = 1 if has_feedback(schedule) else steps
-    betas = [temperature(schedule, name, step, steps) for step in range(known)]
+    betas = [temperature_at(schedule, name, step, steps) for step in range(known)]
     for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
         if beta > before * (1 + ROUND_OFF):
             return [

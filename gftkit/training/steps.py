@@ -19,7 +19,7 @@ from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
-from gftkit.theory.temperature import has_feedback, temperature
+from gftkit.theory.temperature_at import has_feedback, temperature_at
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Anchor, Forward, recompute_activations
 from gftkit.training.l2_sp import Start
@@ -117,7 +117,7 @@ class Steps:
         schedule = self.experiment.matching.schedule
         if schedule is None:
             return 0.0
-        return temperature(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
+        return temperature_at(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""

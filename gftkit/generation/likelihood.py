@@ -15,7 +15,7 @@ from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.registry import Spec
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
-from gftkit.sampling.integrate import Grid, bind, check_solver, grid_of, trajectory
+from gftkit.sampling.integrate import Grid, bind_conditions, check_solver, grid_of, trajectory
 from gftkit.sampling.noise import Drawn
 from gftkit.sampling.scheme import build_scheme
 from gftkit.theory import flow
@@ -86,7 +86,7 @@ def backwards(drift: Drift, shape: tuple[int, ...], probes: Tensor | None, given
         probes: of the divergence, or None for the exact one.
         given: conditions.
     """
-    velocity_at, size = bind(drift, **given), math.prod(shape)
+    velocity_at, size = bind_conditions(drift, **given), math.prod(shape)
 
     def field(t: float, x: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import RunFolder, Weights
-from gftkit.sampling.integrate import bind, generate, grid_of
+from gftkit.sampling.integrate import bind_conditions, generate, grid_of
 from gftkit.theory import flow
 
 FINE_STEPS = 100
@@ -79,7 +79,7 @@ class Flow:
         states = self._integrate(self.registry.create("solver", "rk4"), steps, whole=True)
         times = grid_of(self.path, steps).times
         given = {name: values.to(self.device) for name, values in self.conditions.items()}
-        field = bind(self.drift, **given)
+        field = bind_conditions(self.drift, **given)
         with torch.no_grad():
             velocities = [field(t, x.to(self.device)).cpu() for t, x in zip(times, states, strict=True)]
         return Trajectory(times, states.double(), torch.stack(velocities).double())

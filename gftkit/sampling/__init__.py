@@ -2,7 +2,7 @@
 
 from gftkit.sampling.integrate import (
     Grid as Grid,
-    bind as bind,
+    bind_conditions as bind_conditions,
     check_solver as check_solver,
     diffusion_of as diffusion_of,
     generate as generate,

@@ -80,7 +80,7 @@ def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
         raise ConfigError(f"solver {name} solves SDEs only, and this flow has none (g = 0). Choose euler or heun.")
 
 
-def bind(drift: Drift, **conditions: Tensor) -> Field:
+def bind_conditions(drift: Drift, **conditions: Tensor) -> Field:
     """A network as a solver sees it: time a number, conditions fixed; of a flow map with the end of the jump."""
 
     def field(t: float, x: Tensor, end: float | None = None) -> Tensor:
@@ -200,7 +200,9 @@ def generate(
     for first in range(0, len(x0), batch_size):
         chosen = slice(first, first + batch_size)
         start = x0[chosen].to(noise.device)
-        field = bind(drift, **{name: values[chosen].to(noise.device) for name, values in (conditions or {}).items()})
+        field = bind_conditions(
+            drift, **{name: values[chosen].to(noise.device) for name, values in (conditions or {}).items()}
+        )
         given: tuple[Any, ...] = (field, diffusion, solver, grid, start, noise)
         if stochastic:
             noise.begin(first, len(start))

@@ -181,7 +181,7 @@ def _states(equation: Equation, solver: Integrator, steps: int, x0: Tensor, gene
     """States at times 0, 1/steps, ..., 1, by the sampler's loop; ``generate`` gives a library 64 samples at once."""
     grid = integrate.grid_of(equation, steps)
     g = integrate.diffusion_of(equation, grid.times)
-    run = integrate.trajectory(integrate.bind(equation.drift), g, solver, grid, x0, Drawn(generator))
+    run = integrate.trajectory(integrate.bind_conditions(equation.drift), g, solver, grid, x0, Drawn(generator))
     states = torch.stack(list(run))
     return states[torch.arange(steps + 1).clamp(max=len(states) - 1)]
 

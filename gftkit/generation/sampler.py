@@ -23,7 +23,7 @@ from gftkit.networks.precision import PRECISIONS, Precision
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.environment import versions
 from gftkit.sampling.integrate import generate, grid_of
-from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.noise import BLOCK, ByBlock, draw_by_block
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.storage.tensors import digest
 
@@ -197,7 +197,7 @@ class Sampler:
 
     def starts(self, first: int, count: int) -> Tensor:
         """The same source samples, scaled as in training: what the drift is given at t = 0."""
-        return by_block(self._source, self._seed, first, count)
+        return draw_by_block(self._source, self._seed, first, count)
 
     @property
     def drift(self) -> Drift:

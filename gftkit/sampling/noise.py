@@ -107,7 +107,7 @@ class ByBlock:
         return self._generators[0]
 
 
-def by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: int, count: int) -> Tensor:
+def draw_by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: int, count: int) -> Tensor:
     """Samples ``first`` to ``first + count - 1`` of a source, each block of 64 indices drawn by its own generator.
 
     Args:

@@ -16,7 +16,7 @@ from gftkit.kernel.registry import Spec
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.integrate import Grid, bind_conditions, check_solver, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.noise import FromGenerator
 from gftkit.sampling.scheme import build_scheme
 from gftkit.theory import flow
 
@@ -159,7 +159,7 @@ def log_density(
         z = torch.cat([x.flatten(1), x.new_zeros(len(x), max(probes, 1))], 1)
         with torch.no_grad():
             field = backwards(drift, shape, signs, here)
-            for state in trajectory(field, None, solver, grid, z, Drawn(torch.Generator(device))):
+            for state in trajectory(field, None, solver, grid, z, FromGenerator(torch.Generator(device))):
                 z = state
         x0, change = z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
         logs.append(source(x0).double() + change.mean(1))

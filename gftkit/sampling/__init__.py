@@ -9,7 +9,12 @@ from gftkit.sampling.integrate import (
     grid_of as grid_of,
     trajectory as trajectory,
 )
-from gftkit.sampling.noise import BLOCK as BLOCK, ByBlock as ByBlock, Drawn as Drawn, draw_by_block as draw_by_block
+from gftkit.sampling.noise import (
+    BLOCK as BLOCK,
+    ByBlock as ByBlock,
+    FromGenerator as FromGenerator,
+    draw_by_block as draw_by_block,
+)
 from gftkit.sampling.scheme import (
     DEFAULT_STEPS as DEFAULT_STEPS,
     Scheme as Scheme,

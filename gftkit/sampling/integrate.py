@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.networks.flow_map import check_jumps
-from gftkit.sampling.noise import BLOCK, Drawn, Noise
+from gftkit.sampling.noise import BLOCK, FromGenerator, Noise
 from gftkit.theory import flow
 
 
@@ -188,7 +188,7 @@ def generate(
             a grid that isn't one.
         DivergenceError: where the result is not finite, naming the step.
     """
-    noise = Drawn(noise) if isinstance(noise, Generator) else noise
+    noise = FromGenerator(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
     check_solver(solver, stochastic)
     check_jumps(solver, drift)

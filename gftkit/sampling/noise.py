@@ -34,7 +34,7 @@ class Noise(Protocol):
         """What a library's Brownian path is seeded by."""
 
 
-class Drawn:
+class FromGenerator:
     """The numbers of one generator, in the order in which they are asked for."""
 
     def __init__(self, generator: Generator) -> None:

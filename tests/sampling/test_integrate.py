@@ -7,7 +7,7 @@ import torch
 
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import bind_conditions, generate, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.noise import FromGenerator
 from gftkit.theory import flow
 from gftkit_verification.testbeds.problems import random_flow
 
@@ -91,7 +91,9 @@ def test_the_closing_step_of_the_bridge(registry, final_step):
     to_goal = bind_conditions(lambda t, x: (goal - x) / (1 - t[:, None]))
     x0 = torch.zeros(N, 1, dtype=torch.float64)
     states = list(
-        trajectory(to_goal, lambda t: 2.0, solver, grid_of(path, 5), x0, Drawn(torch.Generator().manual_seed(3)))
+        trajectory(
+            to_goal, lambda t: 2.0, solver, grid_of(path, 5), x0, FromGenerator(torch.Generator().manual_seed(3))
+        )
     )
     assert len(states) == 7
     if final_step == "mean":

@@ -32,7 +32,7 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
-from gftkit.theory.temperature_at import check_schedule
+from gftkit.theory.temperature import check_schedule
 
 
 @dataclass(frozen=True)

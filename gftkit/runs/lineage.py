@@ -128,6 +128,6 @@ def _ambiguous(pretrained: Path, drift: Mapping[str, Any], adapted: bool, regist
         f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "
         f"to what this fine-tune starts from{f' (hash {short_hash(own)})' if own else ''}: "
         f"`anchor: {OFF if adapted else FROZEN}`. To hold on to "
-        f"what that one held on to (hash {short_hash(before)}): `anchor: {{name: external, pretrained: {original}}}`. With "
-        f"the first, what is retained of the original shrinks with every fine-tune (T18)."
+        f"what that one held on to (hash {short_hash(before)}): `anchor: {{name: external, pretrained: {original}}}`. "
+        f"With the first, what is retained of the original shrinks with every fine-tune (T18)."
     )

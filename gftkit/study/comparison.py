@@ -143,8 +143,8 @@ def _sections(
             f"of {metric} on raw weights, mean over windows of 5 evaluations after the first fifth of the steps, "
             f"linear trend removed; instant_variance_whole: the same from the start on. largest_setback: the largest "
             f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
-            f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: differences "
-            f"within a few standard errors mean nothing.",
+            f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: "
+            f"differences within a few standard errors mean nothing.",
             table=table(summary),
         ),
         Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),

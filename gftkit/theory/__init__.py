@@ -28,7 +28,7 @@ from gftkit.theory.predictions import (
     sharing_noise as sharing_noise,
     stochastic_drift as stochastic_drift,
 )
-from gftkit.theory.temperature_at import (
+from gftkit.theory.temperature import (
     ROUND_OFF as ROUND_OFF,
     check_schedule as check_schedule,
     has_feedback as has_feedback,

@@ -5,7 +5,7 @@ from typing import Any
 
 from gftkit.kernel.contracts import Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.theory.temperature_at import ROUND_OFF, has_feedback, temperature_at
+from gftkit.theory.temperature import ROUND_OFF, has_feedback, temperature_at
 
 Measurements = Mapping[str, Mapping[str, Any]]
 """What each monitor measured at an evaluation, by the monitor's name."""

@@ -19,7 +19,7 @@ from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
-from gftkit.theory.temperature_at import has_feedback, temperature_at
+from gftkit.theory.temperature import has_feedback, temperature_at
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Anchor, Forward, recompute_activations
 from gftkit.training.l2_sp import Start

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from gftkit.theory.temperature_at import has_feedback
 from safetensors.torch import load_file
 
 import gftkit
@@ -13,6 +12,7 @@ from gftkit.kernel.errors import ConfigError, RunError, UnknownNameError
 from gftkit.kernel.loading import load
 from gftkit.runs import checkpoint
 from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.feedback import Feedback, by_monitor
 
 STEPS, EVERY = 24, 5

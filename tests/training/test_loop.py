@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gftkit.theory.temperature_at import check_schedule
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,6 +16,7 @@ from gftkit.networks.anchor import FrozenAnchor, drift_hash
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 from gftkit.storage.tensors import digest, read_tensors, write_tensors
+from gftkit.theory.temperature import check_schedule
 from gftkit.training import loop
 
 STEPS = 24

@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from gftkit.theory.temperature_at import has_feedback
 from torch import Generator
 
 from gftkit.kernel.contracts import Schedule
 from gftkit.kernel.registry import Registry
 from gftkit.theory.objective import retention
+from gftkit.theory.temperature import has_feedback
 from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.testbeds.components import components
 

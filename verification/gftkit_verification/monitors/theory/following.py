@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gftkit.theory.temperature_at import has_feedback
 from scipy import stats
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from gftkit.storage.documents import nan_to_none, read_json
 from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.verdict import Verdict
 
 Point = Mapping[str, Any]

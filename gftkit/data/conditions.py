@@ -19,7 +19,7 @@ def condition_names(drift: Any) -> tuple[str, ...]:
 
 
 def conditions_of(drift: Any, batch: Batch) -> dict[str, Tensor]:
-    """What a drift is given with these samples: the keywords that it declares, each (batch, ...).
+    """The conditions of these samples that a drift declares, as its keywords, each (batch, ...).
 
     The loop, the anchor, the monitors and the evaluation all ask here, so that they give the same.
 
@@ -39,7 +39,7 @@ def conditions_of(drift: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def condition_nulls(drift: Any) -> dict[str, Any]:
-    """What stands for "not given", by condition: the drift's member ``null``; nothing where it has none."""
+    """The values that stand for "not given", by condition: the drift's member ``null``; empty where it has none."""
     return dict(getattr(drift, "null", None) or {})
 
 

@@ -1,4 +1,4 @@
-"""What a run knows of its data."""
+"""Facts about a run's data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from gftkit.kernel.errors import ConfigError
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run knows of its data, kept with the weights so that sampling needs no data.
+    """Facts about a run's data, kept with the weights so that sampling needs no data.
 
     Attributes:
         event_shape: shape of one sample.

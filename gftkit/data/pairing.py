@@ -63,7 +63,7 @@ class Pairs:
         return changed
 
     def number(self, step: int) -> int:
-        """Which set of pairs, made at once, a step's are part of."""
+        """The number of the set, made at once, that a step's pairs are part of."""
         return step * self.batch_size // self.pairing_batch
 
     def at(self, step: int) -> Batch:

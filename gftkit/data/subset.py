@@ -73,7 +73,7 @@ class Fixed:
 
 
 def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
-    """How many of these ascending indices lie in each block; blocks without any are left out."""
+    """The number of these ascending indices in each block; blocks without any are left out."""
     if blocks is None:
         return None
     counts = torch.searchsorted(indices, blocks.cumsum(0)).diff(prepend=torch.zeros(1, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""How steadily and how soon a curve falls: statistics of a metric's history on raw weights.
+"""Stability: how steadily and how soon a metric falls on raw weights.
 
 Curves are given as steps, rising, and as many values; lower values are better.
 """
@@ -18,7 +18,7 @@ LEFT_OUT = 0.2
 def stability_of(
     steps: Sequence[int], values: Sequence[float], threshold: float | None, seconds: Mapping[int, float]
 ) -> dict[str, float | None]:
-    """How steadily and how soon a curve falls, by the names of what follows here; what isn't known is None.
+    """Every statistic of this module for one curve, by name; None where it isn't known.
 
     Args:
         steps: of the evaluations.

@@ -144,7 +144,8 @@ def networks(run: RunFolder, weights: Weights, device: torch.device | str) -> tu
         raise RunError(
             f"{run.folder}: the anchor isn't the one that this run was trained with: hash {short_hash(hashed)}, now "
             f"{short_hash(anchor.hash)}. The weights at "
-            f"{(run.config.anchor or {}).get('pretrained') or run.config.start}, or how their drift is made, have changed. Restore them."
+            f"{(run.config.anchor or {}).get('pretrained') or run.config.start}, or how their drift is made, have "
+            f"changed. Restore them."
         )
     drift, trained = trained_drift(run, weights, device)
     return (drift, anchor.to(device)), trained

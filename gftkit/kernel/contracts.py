@@ -1,4 +1,4 @@
-"""What a component of each kind must offer: Protocols, so there is nothing to inherit.
+"""Contracts: the members that a component of each kind needs. They are Protocols, so there is nothing to inherit.
 
 Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1], 0 the source and 1 the data.
 Members marked *optional* are looked up by the kernel and have the stated default.
@@ -45,7 +45,7 @@ class Batch:
         return self._each(lambda values: values.pin_memory())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is of it, by name."""
+        """Its tensors by name; None is left out."""
         named = {"x1": self.x1, "label": self.label, "x0": self.x0}
         conditions = {f"conditions.{name}": values for name, values in self.conditions.items()}
         return {**{name: values for name, values in named.items() if values is not None}, **conditions}
@@ -122,7 +122,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class StoppingRule(Protocol):
-    """When a run has trained enough: it listens to the run's monitors, and decides by nothing else.
+    """A rule that ends a run early. It reads the run's monitors and nothing else.
 
     ``needs``: names of the monitors that it listens to; the kernel adds those that the configuration doesn't name.
     ``done``: whether the run ends here. ``reason``: why, one sentence for people; empty before.
@@ -133,7 +133,7 @@ class StoppingRule(Protocol):
     reason: str
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
-        """What every monitor measured at an evaluation, by its name; the first is that at progress 0.
+        """Take up what the monitors measured at an evaluation, by monitor; the first is at progress 0.
 
         Of several processes each is told the same. Random numbers aren't drawn here: a resumed run repeats itself.
         """
@@ -240,7 +240,7 @@ class NoiseScale(Protocol):
 
 @runtime_checkable
 class TimeGrid(Protocol):
-    """Where a sampler's steps begin and end.
+    """The times at which a sampler's steps begin and end.
 
     Optional: ``fitted_on``, what the times were fitted to, with the ``hash`` of its weights and the ``solver``'s name:
     something else that is sampled with them is warned about.
@@ -267,7 +267,7 @@ class Dataset(Protocol):
     range: tuple[float, float] | None
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
 
     def batch(self, indices: Tensor) -> Batch:
         """The samples at these indices, (batch,) of int64."""
@@ -297,7 +297,7 @@ class Feature(Protocol):
 
 
 class EvaluationView(Protocol):
-    """What a metric sees of a model: ``gftkit.evaluation.Evaluation``. All on the CPU, scaled as in training.
+    """A metric's view of a model: ``gftkit.evaluation.Evaluation``. All on the CPU, scaled as in training.
 
     ``drift`` under guidance where that was asked for, ``anchor`` and ``path``; ``steps`` of the solver; ``reference``
     data to compare with, ``held_out`` or not; ``training`` data; ``inherited``, which gives at most so many samples of
@@ -330,7 +330,7 @@ class EvaluationView(Protocol):
 
 
 class TrainingView(Protocol):
-    """What a monitor sees of a run: ``gftkit.training.TrainingState``. Nothing in it may be changed.
+    """A monitor's view of a run: ``gftkit.training.TrainingState``. Nothing in it may be changed.
 
     The raw weights ``drift``, the averaged ones ``ema``; ``training`` and ``reference`` data, scaled.
     """

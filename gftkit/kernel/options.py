@@ -47,7 +47,7 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """True where it has no default."""
         return self.default is _REQUIRED
 
     @property
@@ -60,7 +60,7 @@ class Option:
 
     @property
     def is_file(self) -> bool:
-        """Whether it names a file or folder."""
+        """True where it names a file or folder."""
         return Path in _parts(self.annotation)
 
     @property
@@ -176,7 +176,7 @@ def type_text(annotation: Any) -> str:
 
 
 def _has_no_init(factory: Callable[..., Any]) -> bool:
-    """Whether a class has only the ``__init__`` of ``nn.Module`` or of a Protocol, whose arguments mean nothing."""
+    """True for a class with only the ``__init__`` of ``nn.Module`` or of a Protocol, whose arguments mean nothing."""
     if not inspect.isclass(factory):
         return False
     owner = next(base for base in factory.__mro__ if "__init__" in vars(base))

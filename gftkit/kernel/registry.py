@@ -18,7 +18,7 @@ ClaimHook = Callable[..., Sequence[Any]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a component comes from: plugin name, distribution and its version ("" for a plain object)."""
+    """The origin of a component: plugin name, distribution and its version ("" for a plain object)."""
 
     plugin: str
     distribution: str = ""
@@ -51,7 +51,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Description:
-    """What a component is: for ``gft plugins show`` and the reference docs."""
+    """The description of a component, for ``gft plugins show`` and the reference docs."""
 
     kind: str
     name: str

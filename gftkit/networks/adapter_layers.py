@@ -1,4 +1,4 @@
-"""Which layers of a network adapters go into: found by name, and refused where an adapter would be wrong."""
+"""Layers to adapt: chosen by name, and refused where an adapter would be wrong."""
 
 import difflib
 import fnmatch

@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which layers are adapted, and how.
+    """Options of adapters: the layers, and the update of each.
 
     Args:
         name: "lora", "loha" (LoRA with a Hadamard product) or "lokr" (with a Kronecker product).
@@ -190,7 +190,7 @@ class AdaptedDrift:
         _peft().set_peft_model_state_dict(self.drift, state, adapter_name=ADAPTER)
 
     def describe(self) -> dict[str, int]:
-        """How many layers are adapted and how many parameters trained, of how many."""
+        """Counts: adapted layers, trained parameters, and all parameters."""
         parameters = list(self.drift.parameters())
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         return {"layers": len(self.layers), "trained": trained, "parameters": sum(p.numel() for p in parameters)}

@@ -83,7 +83,7 @@ class AveragedNetwork(nn.Module):
         self.requires_grad_(False)
 
     def __getattr__(self, name: str) -> Any:
-        """What this module lacks is the network's."""
+        """Look up in the network what this module lacks."""
         return getattr(self.__dict__["_held"][0], name)
 
     def forward(self, *args: Any, **conditions: Any) -> Any:

@@ -41,7 +41,7 @@ _PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?:(?P<what>\w+)|cat\((?P<several>
 
 @dataclass(frozen=True)
 class Convention:
-    """How a network f stands to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
+    """The relation of a network f to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
 
     Time: the network is given scale * tau, with tau = t (forward) or tau = 1 - t (reversed). Prediction: with
     p = sign * f, a velocity or drift is dx/dtau in the network's own time of unit length, whatever its scale, so that
@@ -159,7 +159,7 @@ class Convention:
 
     @property
     def rescaled(self) -> bool:
-        """Whether the network knows other values than gftkit."""
+        """True where the network knows other values than gftkit."""
         return self.scale_and_shift != (1.0, 0.0)
 
 

@@ -22,7 +22,7 @@ from gftkit.theory.objective import squared_norm
 
 
 def is_flow_map(drift: Any) -> bool:
-    """Whether a network is told the end of a jump."""
+    """True for a network that takes the end of a jump."""
     return bool(getattr(drift, "jumps", False))
 
 

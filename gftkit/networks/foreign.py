@@ -146,7 +146,7 @@ class ForeignDrift(nn.Module):
         return self.path
 
     def _prediction(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """What the network predicts in its own values at gftkit's time t: a velocity or drift as d/dt."""
+        """The network's prediction, in its own values, at gftkit's time t; a velocity or drift as d/dt."""
         convention = self.convention
         time = (1 - t if convention.time == "reversed" else t) * convention.time_scale
         if convention.integer_time:

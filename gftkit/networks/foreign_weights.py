@@ -35,7 +35,7 @@ class Candidate:
 
     @property
     def averaged(self) -> bool:
-        """Whether its name says that it is an exponential moving average."""
+        """True where its name says that it is an exponential moving average."""
         return "ema" in re.split(r"[._]", self.name.lower())
 
 
@@ -89,7 +89,7 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
 
 
 def read_weights_file(path: Path) -> Mapping[str, Any]:
-    """What a weights file holds: names to tensors, or to mappings that hold some.
+    """Read a weights file: names to tensors, or to mappings that hold some.
 
     Raises:
         WeightsError: for a file that is missing, damaged, of another format, or would execute code.
@@ -158,7 +158,7 @@ def _readings(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iter
 
 
 def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What may stand before the names of a network in a file, "" included: judged by its longest name."""
+    """Possible prefixes of a network's names in a file, "" included: judged by its longest name."""
     prefixes = {""}
     for put in {"", _common(wanted)}:
         longest = max((name.removeprefix(put) for name in wanted), key=len, default="")
@@ -173,7 +173,7 @@ def _common(wanted: Mapping[str, Any]) -> str:
 
 
 def _no_fit(path: Path, contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
-    """Why nothing in a file fits: what is in it, and how the nearest differs."""
+    """The message for a file in which nothing fits: its contents, and how the nearest set differs."""
     sets = [
         f"'{candidate.name}' ({len(candidate.weights)})" if candidate.name else f"{len(candidate.weights)}"
         for candidate in _sets(contents)

@@ -17,7 +17,7 @@ PRECISIONS = ("float32", *DTYPES)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Where layers that gain by it are evaluated in half precision; nothing changes in float32."""
+    """A context in which layers that gain by it run in half precision; nothing changes in float32."""
     dtype = DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 

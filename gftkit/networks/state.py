@@ -21,7 +21,7 @@ def shortened(lines: Sequence[str]) -> str:
 
 
 def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
-    """How weights differ from those that a network wants, a line for each name: missing, unknown, of another shape."""
+    """Differences between weights and a network's, a line for each name: missing, unknown, of another shape."""
     complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
     complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
     complaints += [

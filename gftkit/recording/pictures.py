@@ -24,7 +24,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
-    """Whether events are drawn as images: (channels, height, width) with 1 or 3 channels."""
+    """True for events that are drawn as images: (channels, height, width) with 1 or 3 channels."""
     return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 

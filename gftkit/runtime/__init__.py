@@ -1,4 +1,4 @@
-"""Where code runs: devices, processes, random streams, progress bars."""
+"""The runtime: devices, processes, random streams, progress bars."""
 
 from gftkit.runtime.devices import (
     Crew as Crew,

@@ -90,7 +90,7 @@ class Crew:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and answers."""
+        """True for the process that writes files and messages."""
         return self.index == 0
 
     def wait(self) -> None:
@@ -117,7 +117,7 @@ def start_crew(device: str) -> Crew:
 
 
 def launch_warnings(accelerator: Any, precision: str) -> list[str]:
-    """What a user should know of how the processes were started, and of their devices.
+    """Warnings about how the processes were started, and about their devices.
 
     Args:
         accelerator: of the accelerate library.
@@ -138,7 +138,7 @@ def launch_warnings(accelerator: Any, precision: str) -> list[str]:
 
 
 def emulates_half(device: torch.device) -> bool:
-    """Whether bfloat16 and float16 are slower than float32 here: a CPU of the x86 family without AVX-512."""
+    """True where bfloat16 and float16 are slower than float32: on an x86 CPU without AVX-512."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
@@ -200,7 +200,7 @@ def prepare_network(
 
 
 def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> bool:
-    """Whether the output depends on fewer weights than are to be trained. The network stays as it is."""
+    """True where the output doesn't depend on every trained weight. The network stays as it is."""
     trained = [weight for weight in drift.parameters() if weight.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in drift.named_buffers()}
     out = functional_call(drift.train(), buffers, (t, x), dict(conditions))
@@ -208,7 +208,7 @@ def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping
 
 
 def is_sharded(accelerator: Any) -> bool:
-    """Whether each process holds only a part of every weight (FSDP)."""
+    """True where each process holds only a part of every weight (FSDP)."""
     return bool(getattr(accelerator, "is_fsdp2", False))
 
 

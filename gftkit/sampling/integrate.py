@@ -222,7 +222,7 @@ def generate(
 
 
 def _where(states: Iterator[Tensor], grid: Grid) -> str:
-    """Where the states, integrated once more, leave the finite numbers."""
+    """Say at which step the states, integrated once more, stop being finite."""
     for k, x in enumerate(states):
         lost = ~torch.isfinite(x).flatten(1).all(1)
         if lost.any():

@@ -16,7 +16,7 @@ AHEAD = 4096
 
 
 class Noise(Protocol):
-    """Where an integration gets its randomness from.
+    """The source of an integration's randomness.
 
     Attributes:
         device: where numbers are drawn.
@@ -31,7 +31,7 @@ class Noise(Protocol):
         """The next standard normal numbers, of x's shape and type."""
 
     def generator(self) -> Generator:
-        """What a library's Brownian path is seeded by."""
+        """The generator that seeds a library's Brownian path."""
 
 
 class FromGenerator:

@@ -1,4 +1,4 @@
-"""How a flow is sampled: a solver, its steps, where their times lie, and the noise that is added."""
+"""Sampling schemes: a solver, its steps and their times, and the noise that is added."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ PARTS = ("grid", "diffusion")
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a flow is sampled.
+    """A solver with its steps, their times, and the noise that is added.
 
     Attributes:
         solver: takes the steps.
@@ -34,7 +34,7 @@ class Scheme:
     diffusion: NoiseScale | None = field(default=None)
 
     def equation(self, drift: Drift, path: Path) -> tuple[Drift, Path]:
-        """What is integrated: the drift and path themselves, or with the chosen noise."""
+        """The drift and path to integrate: themselves, or with the chosen noise."""
         if self.diffusion is None:
             return drift, path
         return StochasticDrift(drift, path, self.diffusion), StochasticPath(path, self.diffusion)

@@ -14,7 +14,7 @@ DELTA = 1e-3
 
 
 class StochasticPath:
-    """What a sampler asks of a path: another's, with a noise scale of the user's choice.
+    """A path as a sampler needs it: another path, with a noise scale of the user's choice.
 
     Args:
         path: the path that the velocity was trained on.

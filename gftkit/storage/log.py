@@ -36,7 +36,7 @@ def curve(
 
 
 def is_last_line(line: Mapping[str, Any], steps: int) -> bool:
-    """Whether a line is the last one of a run of so many steps: that of its averaged weights."""
+    """True for the last line of a run of so many steps: that of its averaged weights."""
     return line.get("weights") == "ema" and line["step"] == steps
 
 

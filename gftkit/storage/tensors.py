@@ -35,7 +35,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds.
+    """The contents of a safetensors file.
 
     Attributes:
         tensors: by name.

@@ -1,4 +1,4 @@
-"""What the kernel derives from a path: sample, velocity, conditional score, drift, diffusion.
+"""Quantities derived from a path: sample, velocity, conditional score, drift, diffusion.
 
 For x_t = sigma x0 + alpha x1 + gamma eps (theory, section 1): velocity = d/dt at fixed eps, conditional score =
 -eps/gamma, and drift = velocity + (g^2/2) conditional score.
@@ -28,7 +28,7 @@ def diffusion(path: Path, t: Tensor) -> Tensor:
 
 
 def is_stochastic(path: Path) -> bool:
-    """Whether g > 0 somewhere: whether the flow is an SDE."""
+    """True where g > 0 at some time: the flow is an SDE."""
     return bool((diffusion(path, torch.linspace(0, t_end(path), 65, dtype=torch.float64)) > 0).any())
 
 
@@ -52,7 +52,7 @@ def _derivative(values: Tensor, t: Tensor) -> Tensor:
 
 
 def is_noisy(path: Path) -> bool:
-    """Whether gamma > 0 somewhere: whether a sample needs noise beside the pair."""
+    """True where gamma > 0 at some time: a sample needs noise beside the pair."""
     t = torch.linspace(0, t_end(path), 65, dtype=torch.float64)
     return bool((path.coefficients(t)[2] != 0).any())
 

@@ -1,4 +1,4 @@
-"""What a fine-tune tells of its theory where the target drift can't be computed: T, G and R (theory, section 5).
+"""Gap statistics T, G and R: checks of the theory where the target drift can't be computed (theory, section 5).
 
 All three are means over pairs of the weighted inner products below, with one conditional drift b_t(x|z), one anchor
 and one drift b at the same states. Their errors are over independent batches: the pairs of one batch are dependent

@@ -36,12 +36,12 @@ def temperature_at(schedule: Schedule, name: str, step: int, steps: int) -> floa
 
 
 def has_feedback(schedule: Schedule | None) -> bool:
-    """Whether a schedule has feedback."""
+    """True for a schedule with feedback."""
     return schedule is not None and hasattr(schedule, "needs")
 
 
 def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
-    """What to tell of a schedule, which is evaluated at every step of a run before the run starts.
+    """Evaluate a schedule at every step of a run before the run starts; give warnings.
 
     One with feedback has its temperature at the start only, before it has observed anything.
 

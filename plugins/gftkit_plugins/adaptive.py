@@ -81,12 +81,12 @@ class Adaptive:
 
     @property
     def done(self) -> bool:
-        """Whether the stopping rule ends the run."""
+        """True where the stopping rule ends the run."""
         return self.stop.done
 
     @property
     def reason(self) -> str:
-        """Why, and at which temperature."""
+        """The stopping rule's reason, and the temperature at the end."""
         return f"{self.stop.reason} The temperature was {self.temperature(1.0):.4g}." if self.done else ""
 
     def temperature(self, progress: float) -> float:  # noqa: ARG002
@@ -131,7 +131,7 @@ class Adaptive:
         return (min(best, retention(self.start)), surely) if surely > 0 else (0.0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen, and what the stopping rule remembers."""
+        """The schedule's state and the stopping rule's."""
         return {"rho": self.rho, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

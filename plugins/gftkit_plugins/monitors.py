@@ -13,7 +13,7 @@ from gftkit.training.state import TrainingState
 
 
 class AnchorDistance:
-    """How far the drift has moved from the pretrained one: (E|b - b_pre|^2)^(1/2) along the path.
+    """Distance of the drift from the pretrained one: (E|b - b_pre|^2)^(1/2) along the path.
 
     Measured on training targets with fresh source samples, times and noise, the same at every step. At the optimum of
     a temperature it is (1 - rho) times the drift gap (theory, T1); that of the run's flow matching loss, also on raw

@@ -43,12 +43,12 @@ class Recorded:
 
     @property
     def done(self) -> bool:
-        """Whether this run has come as far as that one did, and that one was ended early."""
+        """True where the recorded run ended early and this one has come as far."""
         return self._end < self._of and self._progress * self._of >= self._end - ROUND_OFF
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason, in words."""
         return f"{self.run} ended there, after {self._end} of {self._of} steps." if self.done else ""
 
     def temperature(self, progress: float) -> float:
@@ -61,7 +61,7 @@ class Recorded:
         self._progress = progress
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this run has come."""
+        """The progress of this run."""
         return {"progress": self._progress}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -40,12 +40,12 @@ class CopyingStop:
 
     @property
     def done(self) -> bool:
-        """Whether the ratio has come down to 1, as far as can be told."""
+        """True where the ratio isn't significantly above 1."""
         return self._last is not None and self._last[0] - self.errors * self._last[1] <= 1
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason, in words."""
         if self._last is None or not self.done:
             return ""
         ratio, error = self._last

@@ -27,7 +27,7 @@ def folder() -> Path:
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` gives, from the cache where it holds a readable copy.
+    """The result of ``make``, from the cache where it holds a readable copy.
 
     A missing or damaged copy is made again. A cache that can't be written costs time only. Two processes at once are
     safe: a file appears whole (written beside its place, then renamed) or not at all.

@@ -119,7 +119,7 @@ _READERS: dict[str, Callable[[Path], Arrays]] = {
 
 
 def _guarded(file: Path, read: Callable[[], T]) -> T:
-    """What ``read`` gives; whatever goes wrong in a parser becomes one message about the file."""
+    """The result of ``read``; any failure in a parser becomes one message about the file."""
     try:
         return read()
     except (DataError, MemoryError):

@@ -72,5 +72,5 @@ class Stretches:
 
 
 def cannot_read(file: Path, error: OSError) -> DataError:
-    """What to say where the operating system doesn't give a file."""
+    """The error for a file that the operating system doesn't give."""
     return DataError(f"{file}: can't be read ({error.strerror or error}). Check the path and its permissions.")

@@ -1,4 +1,4 @@
-"""What a drift is told beside the state: the time and, where it is conditional, class and named conditions."""
+"""Embeddings of a drift's time and, where it is conditional, of its class and named conditions."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -81,7 +81,7 @@ class Module(ForeignDrift):
 
 
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
-    """What a folder that diffusers has saved tells of its network."""
+    """The options of the network in a folder that diffusers has saved."""
     config = folder / DIFFUSERS_CONFIG
     saved = read_json(config) if config.is_file() else None
     if not isinstance(saved, dict) or "_class_name" not in saved:

@@ -1,4 +1,4 @@
-"""What a small network sees in handwritten digits, trained here once."""
+"""Features of handwritten digits: a small network's, trained here once."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the network is trained; its hash names the cached weights. Raise ``version`` when the code changes."""
+    """The training of the network; its hash names the cached weights. Raise ``version`` when the code changes."""
 
     version: int = 1
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a network trained on ImageNet sees in images."""
+"""Features of images: those of a network trained on ImageNet."""
 
 import torch
 from torch import Tensor

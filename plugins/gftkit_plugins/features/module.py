@@ -14,7 +14,7 @@ from gftkit_plugins.importing import imported, made
 
 
 class Module:
-    """What a network of your own makes of events: (n, *event), as scaled in training, -> (n, d).
+    """A network of your own as a feature: (n, *event), as scaled in training, -> (n, d).
 
     It runs in evaluation mode on the CPU, and never learns. Scale events inside it, if it wants them otherwise.
 

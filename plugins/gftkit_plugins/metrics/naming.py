@@ -1,4 +1,4 @@
-"""What the values of a metric are called."""
+"""Names of a metric's values."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What metrics want before anything is sampled, and what they take events for."""
+"""Requirements of metrics, checked before anything is sampled, and the features that they compare."""
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Remembered:
 
 
 class OfFeatures:
-    """What metrics of features share: the feature, the solver steps, what they refuse, and the vectors they compare.
+    """Base of the metrics of features: the feature, the solver steps, the checks, and the vectors to compare.
 
     Args:
         feature: maps events to vectors; None for the flattened events.

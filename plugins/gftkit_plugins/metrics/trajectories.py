@@ -1,4 +1,4 @@
-"""How samples travel from source to data: how far, how straight, at what cost."""
+"""Trajectories from source to data: length, straightness, kinetic energy."""
 
 from collections.abc import Mapping
 

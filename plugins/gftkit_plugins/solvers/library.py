@@ -1,4 +1,4 @@
-"""What the adapters of libraries' solvers share."""
+"""Shared by the adapters of libraries' solvers."""
 
 import importlib.util
 import warnings

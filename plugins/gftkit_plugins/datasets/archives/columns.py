@@ -14,14 +14,14 @@ from gftkit_plugins.datasets.images.pictures import Decoder
 
 
 def holds_pictures(feature: Any) -> bool:
-    """Whether a feature is a picture, encoded: ``Image``, or plain bytes as other programs write them."""
+    """True for an encoded picture: ``Image``, or plain bytes as other programs write them."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return type(feature).__name__ == "Image" or str(getattr(feature, "dtype", "")).endswith("binary")
 
 
 def holds_arrays(feature: Any) -> bool:
-    """Whether a feature is an array of numbers, as far as its type tells."""
+    """True for an array of numbers, as far as its type shows."""
     while type(feature).__name__ in ("List", "LargeList", "Sequence"):
         feature = feature.feature
         if type(feature).__name__ == "Value" and str(feature.dtype).startswith(("float", "int", "uint")):

@@ -201,7 +201,7 @@ def _check_alike(files: list[Path], columns: list[Any]) -> None:
 
 
 def _guarded(file: Path, read: Any) -> Any:
-    """What ``read`` gives; whatever goes wrong in a library becomes one message about the file."""
+    """The result of ``read``; any failure in a library becomes one message about the file."""
     try:
         return read()
     except MemoryError:

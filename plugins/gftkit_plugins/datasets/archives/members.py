@@ -1,4 +1,4 @@
-"""What a member of a tar shard holds: a picture, or an array of numbers."""
+"""Members of a tar shard: pictures, or arrays of numbers."""
 
 import io
 import json
@@ -22,12 +22,12 @@ _HEADER_MOST = 2**20
 
 
 def is_picture(ending: str) -> bool:
-    """Whether members with this ending hold pictures: "png", "left.jpg"."""
+    """True for the ending of a picture: "png", "left.jpg"."""
     return f".{ending.rpartition('.')[2]}" in ENDINGS
 
 
 def is_readable(ending: str) -> bool:
-    """Whether members with this ending can be samples."""
+    """True for the ending of a member that can be a sample."""
     return is_picture(ending) or ending.rpartition(".")[2] in ("npy", "safetensors")
 
 
@@ -96,7 +96,7 @@ def label_of(ending: str, data: bytes, key: str, who: str) -> int:
 
 
 def damaged(who: str, ending: str, error: Exception) -> DataError:
-    """What to say of a member that doesn't hold what its ending says."""
+    """The error for a member that doesn't hold what its ending says."""
     reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
     return DataError(
         f"{who}: wanted a whole .{ending.rpartition('.')[2]} file, and this one is damaged, cut off or of another "
@@ -124,7 +124,7 @@ def _npy(data: bytes | bytearray) -> Tensor:
 
 
 def _npy_start(data: bytes | bytearray) -> int:
-    """Where the numbers of an .npy file start, in bytes."""
+    """The offset of the numbers in an .npy file, in bytes."""
     if data[6:7] == b"\x01":
         return 10 + int.from_bytes(data[8:10], "little")
     return 12 + int.from_bytes(data[8:12], "little")

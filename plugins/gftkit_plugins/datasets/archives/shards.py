@@ -162,7 +162,7 @@ class Shards:
 
 
 def _fields(first: Path, field: str | None, labels: str | None, key: str, conditions: tuple[str, ...]) -> Fields:
-    """Which members are read, from the first sample where nobody says it."""
+    """The members to read; the first sample decides what the options leave open."""
     try:
         sample = next(read_samples(first), None)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the samples of a tar shard lie: found once by its headers, kept in the cache folder."""
+"""The index of a tar shard: read once from its headers, kept in the cache folder."""
 
 import hashlib
 import tarfile
@@ -24,7 +24,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zs
 
 @dataclass(frozen=True)
 class Fields:
-    """Which members of a sample are read, by their endings.
+    """The members to read of each sample, by their endings.
 
     Attributes:
         arrays: of the sample itself, then of its conditions.
@@ -53,7 +53,7 @@ class Sample:
 
 
 def read_index(shard: Path, fields: Fields) -> dict[str, Tensor]:
-    """Where the samples of a shard lie, from the cache where the shard is as it was.
+    """The index of a shard's samples, from the cache where the shard is unchanged.
 
     Returns:
         ``place`` and ``size`` of each member in bytes, the former in units of 512, (n, arrays) of int32 each;
@@ -181,17 +181,17 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
 
 
 def position(place: int) -> int:
-    """Where a member starts, in bytes."""
+    """The offset of a member, in bytes."""
     return place * _UNIT
 
 
 def member_name(shard: Path, key: str, ending: str) -> str:
-    """How messages call a member."""
+    """A member's name in messages."""
     return f"{shard}, member '{key}.{ending}'"
 
 
 def find_member(shard: Path, offset: int) -> str:
-    """How messages call the member whose content starts at this byte; slow, and only for messages."""
+    """The name in messages of the member whose content starts at this byte; slow, and only for messages."""
     try:
         for sample in read_samples(shard):
             for ending, member in sample.members.items():

@@ -1,4 +1,4 @@
-"""What the data sets of WILDS share: rows chosen by split and domain, and pictures that the rows name."""
+"""Shared by the data sets of WILDS: rows chosen by split and domain, and the pictures that they name."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ class Pictures:
         return len(self.names)
 
     def file(self, index: int) -> Path:
-        """Where a picture lies."""
+        """The path of a picture."""
         return self.folder / os.fsdecode(self.names[index])
 
     def batch(self, indices: Tensor) -> Batch:

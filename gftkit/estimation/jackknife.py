@@ -11,7 +11,7 @@ GROUPS = 20
 """Default number of groups."""
 
 
-def jackknife(
+def jackknife_estimate(
     statistic: Callable[..., float], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> Estimate:
     """A statistic of one or several independent samples, with its delete-a-group standard error.
@@ -40,7 +40,7 @@ def jackknife(
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0])
-        >>> estimate = jackknife(lambda kept: float(kept.mean()), [x], torch.Generator(), groups=3)
+        >>> estimate = jackknife_estimate(lambda kept: float(kept.mean()), [x], torch.Generator(), groups=3)
         >>> round(estimate.value, 3), round(estimate.stderr, 3), round(float(x.std() / 3**0.5), 3)
         (3.0, 1.528, 1.528)
     """
@@ -50,7 +50,7 @@ def jackknife(
 def jackknives(
     statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> list[Estimate]:
-    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife``.
+    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife_estimate``.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0])

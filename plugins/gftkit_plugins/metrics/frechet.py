@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Estimate
 from gftkit_plugins.metrics.naming import key
@@ -49,7 +49,7 @@ class Frechet(OfFeatures):
         def distance(x: Tensor, y: Tensor) -> float:
             return frechet_distance(x.mean(0), covariance(x), y.mean(0), covariance(y))
 
-        return {key("frechet", self.steps): jackknife(distance, self.vectors(evaluation), generator)}
+        return {key("frechet", self.steps): jackknife_estimate(distance, self.vectors(evaluation), generator)}
 
 
 def covariance(x: Tensor) -> Tensor:

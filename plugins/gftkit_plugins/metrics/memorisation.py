@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.estimation.intervals import log_normal
-from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.estimation.jackknife import GROUPS, jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Scope
 from gftkit.kernel.contracts import Estimate, Feature
@@ -78,7 +78,7 @@ class Memorisation(OfFeatures):
         if not new.amin(1).any():
             raise ValueError("every sample is a copy of a held-out datum. Give other data to hold out.")
         indices = [torch.arange(len(x)), torch.arange(count), torch.arange(count)]
-        return {key("memorisation", self.steps): log_normal(jackknife(ratio, indices, generator))}
+        return {key("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
 
 
 def _held_out(available: bool) -> None:

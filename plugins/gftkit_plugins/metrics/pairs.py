@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.estimation.intervals import percentiles, weights
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.kernel.contracts import Estimate
 
 REPLICATES = 400
@@ -35,7 +35,7 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Est
         u[0, kept_x], v[0, kept_y] = 1, 1
         return float(_weighted(xx, yy, xy, u, v))
 
-    estimate = jackknife(of, [torch.arange(n), torch.arange(m)], generator)
+    estimate = jackknife_estimate(of, [torch.arange(n), torch.arange(m)], generator)
     drawn = [weights(size, REPLICATES, generator).float() for size in (n, m)]
     replicates = _weighted(xx.float(), yy.float(), xy.float(), *drawn)
     return Estimate(estimate.value, estimate.stderr, percentiles(replicates))

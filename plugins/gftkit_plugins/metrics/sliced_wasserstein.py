@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
@@ -69,7 +69,7 @@ class SlicedWasserstein(OfFeatures):
             return float(powers.mean()) ** (1 / self.p)
 
         counts = [torch.arange(each.shape[1]) for each in (x, y)]
-        return {key("sliced_wasserstein", self.steps): jackknife(distance, counts, generator)}
+        return {key("sliced_wasserstein", self.steps): jackknife_estimate(distance, counts, generator)}
 
 
 def _kept(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
@@ -52,9 +52,9 @@ class Vendi(OfFeatures):
         x, y = self.vectors(evaluation)
         count = min(len(x), len(y))
         # The samples first: whether the data's score is kept already, both see the same random numbers.
-        own = jackknife(score, [_directions(x[:count], "samples")], generator)
+        own = jackknife_estimate(score, [_directions(x[:count], "samples")], generator)
         if self._reference is None or self._reference[0] is not y or self._reference[1] != count:
-            self._reference = y, count, jackknife(score, [_directions(y[:count], "data")], generator)
+            self._reference = y, count, jackknife_estimate(score, [_directions(y[:count], "data")], generator)
         return {key("vendi", self.steps): own, key("vendi_reference", self.steps): self._reference[2]}
 
 

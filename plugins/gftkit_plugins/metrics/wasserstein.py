@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Scope
 from gftkit.kernel.contracts import Estimate, Feature
@@ -69,7 +69,7 @@ class Wasserstein(OfFeatures):
             return least_cost(costs[kept_x][:, kept_y].numpy()) ** (1 / self.p)
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
-        return {key("wasserstein", self.steps): jackknife(distance, kept, generator)}
+        return {key("wasserstein", self.steps): jackknife_estimate(distance, kept, generator)}
 
 
 def _solvable(n: int, m: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.estimation.jackknife import GROUPS, jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Estimate, Feature
 from gftkit.kernel.errors import ConfigError
@@ -188,7 +188,7 @@ def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Es
         return float(samples / others)
 
     groups = max(2, min(GROUPS, len(data) // 2))
-    return jackknife(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
+    return jackknife_estimate(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
 
 
 def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,4 +220,4 @@ def held_out_ratio(made: Tensor, data: Tensor, held_out: Tensor, generator: torc
     def statistic(of_made: Tensor) -> float:
         return float(near[of_made].mean() / far[of_made].mean())
 
-    return jackknife(statistic, [torch.arange(len(made))], generator)
+    return jackknife_estimate(statistic, [torch.arange(len(made))], generator)

@@ -6,5 +6,5 @@ from gftkit.estimation.intervals import (
     proportion as proportion,
     weights as weights,
 )
-from gftkit.estimation.jackknife import GROUPS as GROUPS, jackknives as jackknives
+from gftkit.estimation.jackknife import GROUPS as GROUPS, jackknife_estimates as jackknife_estimates
 from gftkit.estimation.stability import WINDOW as WINDOW, stability_of as stability_of

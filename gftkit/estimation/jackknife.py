@@ -44,17 +44,17 @@ def jackknife_estimate(
         >>> round(estimate.value, 3), round(estimate.stderr, 3), round(float(x.std() / 3**0.5), 3)
         (3.0, 1.528, 1.528)
     """
-    return jackknives(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
+    return jackknife_estimates(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
 
 
-def jackknives(
+def jackknife_estimates(
     statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> list[Estimate]:
     """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife_estimate``.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0])
-        >>> found = jackknives(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
+        >>> found = jackknife_estimates(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
         >>> [round(estimate.stderr, 3) for estimate in found]
         [1.528, 0.0]
     """

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from gftkit.estimation.intervals import proportion
-from gftkit.estimation.jackknife import GROUPS, jackknives
+from gftkit.estimation.jackknife import GROUPS, jackknife_estimates
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Estimate, Feature
 from gftkit_plugins.metrics.naming import Steps, key
@@ -85,7 +85,7 @@ class PrecisionRecall(OfFeatures):
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
         estimates = dict(
-            zip(("precision", "recall", "density", "coverage"), jackknives(of, kept, generator), strict=True)
+            zip(("precision", "recall", "density", "coverage"), jackknife_estimates(of, kept, generator), strict=True)
         )
         for name, count in (("precision", len(x)), ("recall", len(y)), ("coverage", len(y))):
             estimates[name] = proportion(estimates[name].value, estimates[name].stderr, count)

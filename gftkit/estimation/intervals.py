@@ -1,7 +1,7 @@
 """Intervals of 95 % confidence where a normal one would lie: near a bound, or for a skewed statistic.
 
 Resampling with replacement repeats draws. A pair of equal draws biases a U-statistic, and a nearest neighbour that is
-the point itself is at distance 0; so no statistic of pairs or neighbours is resampled in that way here. ``weights`` let
+the point itself is at distance 0; so no statistic of pairs or neighbours is resampled in that way here. ``bootstrap_weights`` let
 a statistic be resampled without repeating anything, and ``gftkit.estimation.jackknife`` leaves groups out.
 """
 
@@ -17,7 +17,7 @@ LEVEL = 0.95
 """Share of all samples whose interval is to hold what they estimate."""
 
 
-def weights(count: int, replicates: int, generator: Generator) -> Tensor:
+def bootstrap_weights(count: int, replicates: int, generator: Generator) -> Tensor:
     """(replicates, count): random weights of mean 1 for the draws of a sample, the Bayesian bootstrap's.
 
     Each row is count times a draw of the flat Dirichlet law: no draw is ever repeated, and a weighted statistic of
@@ -32,7 +32,7 @@ def weights(count: int, replicates: int, generator: Generator) -> Tensor:
         Consistency of the generalized bootstrap for degenerate U-statistics, Annals of Statistics 21, 1811-1823.
 
     Example:
-        >>> drawn = weights(5, 1000, torch.Generator().manual_seed(0))
+        >>> drawn = bootstrap_weights(5, 1000, torch.Generator().manual_seed(0))
         >>> torch.allclose(drawn.sum(1), torch.full((1000,), 5.0, dtype=torch.float64)), bool((drawn > 0).all())
         (True, True)
     """

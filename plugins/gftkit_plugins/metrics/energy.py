@@ -21,7 +21,7 @@ class Energy:
     number of samples: 12 bytes for every pair, in each of three matrices.
 
     Value: ``energy``, or ``energy_4_steps`` for ``steps=4``; standard error by the jackknife, which errs upwards
-    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.estimation.weights``.
+    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.estimation.bootstrap_weights``.
 
     Args:
         steps: solver steps of the samples; the evaluation's own number by default.

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import percentiles, weights
+from gftkit.estimation.intervals import bootstrap_weights, percentiles
 from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.kernel.contracts import Estimate
 
@@ -14,7 +14,7 @@ REPLICATES = 400
 def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Estimate:
     """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: equal pairs i = j are left out.
 
-    Standard error by the jackknife, interval by the Bayesian bootstrap (``gftkit.estimation.weights``).
+    Standard error by the jackknife, interval by the Bayesian bootstrap (``gftkit.estimation.bootstrap_weights``).
 
     Args:
         xx: (n, n), the kernel within the samples.
@@ -36,7 +36,7 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Est
         return float(_weighted(xx, yy, xy, u, v))
 
     estimate = jackknife_estimate(of, [torch.arange(n), torch.arange(m)], generator)
-    drawn = [weights(size, REPLICATES, generator).float() for size in (n, m)]
+    drawn = [bootstrap_weights(size, REPLICATES, generator).float() for size in (n, m)]
     replicates = _weighted(xx.float(), yy.float(), xy.float(), *drawn)
     return Estimate(estimate.value, estimate.stderr, percentiles(replicates))
 

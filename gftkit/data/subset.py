@@ -80,7 +80,7 @@ def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
     return counts[counts > 0]
 
 
-def subset(
+def select_subset(
     dataset: Dataset | Sampler,
     classes: list[Annotated[int, Field(ge=0)]] | None = None,
     count: Annotated[int, Field(gt=0)] | None = None,
@@ -170,5 +170,5 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
 
 @hookimpl
 def gftkit_dataset_wrapper() -> Callable[..., Dataset]:
-    """The options of ``subset``, for every data set."""
-    return subset
+    """The options of ``select_subset``, for every data set."""
+    return select_subset

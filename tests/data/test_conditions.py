@@ -8,7 +8,7 @@ import yaml
 import gftkit
 from gftkit.data import conditions
 from gftkit.data.samples import Samples
-from gftkit.data.subset import subset
+from gftkit.data.subset import select_subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, DataError, GftkitError
 from gftkit.runtime.randomness import stream
@@ -191,7 +191,7 @@ def test_parts_of_a_data_set_keep_their_conditions(registry, tmp_path):
             c = torch.rand(n, 1, generator=generator)
             return Batch(2 * c, None, None, {"c": c})
 
-    drawn = subset(Law(), count=5)
+    drawn = select_subset(Law(), count=5)
     assert drawn.condition_shapes == {"c": (1,)}
     assert torch.equal(drawn.batch(torch.arange(5)).x1, 2 * drawn.batch(torch.arange(5)).conditions["c"])
 

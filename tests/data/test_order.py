@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from gftkit.data.blocks import Blocks, blocks_of
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, VisitOrder, permuted_indices, source_of
-from gftkit.data.subset import Subset, subset
+from gftkit.data.subset import Subset, select_subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -175,11 +175,11 @@ def test_a_subset_of_a_blocked_set_stays_blocked(sizes, data):
 
 @pytest.mark.parametrize("options", [{"split": "train"}, {"count": 30, "seed": 2}, {"split": "test", "count": 9}])
 def test_the_options_of_a_subset_keep_blocks(options):
-    part = subset(Stretched(*[10] * 10), **options)
+    part = select_subset(Stretched(*[10] * 10), **options)
     assert torch.equal(part.indices, part.indices.sort().values)
     owner = torch.repeat_interleave(torch.arange(len(part.blocks)), part.blocks)
     assert all(len((part.indices[owner == k] // 10).unique()) == 1 for k in range(len(part.blocks)))
-    assert set(part.indices.tolist()) == set(subset(Whole(100), **options).indices.tolist())
+    assert set(part.indices.tolist()) == set(select_subset(Whole(100), **options).indices.tolist())
     seen = taken(VisitOrder(Samples(part, "data"), 0, 20), 0, len(part))
     assert torch.equal(seen.sort().values, part.indices)
 

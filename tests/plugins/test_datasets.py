@@ -17,7 +17,7 @@ from support.wilds import MADE as WILDS
 from torch.utils.data import DataLoader
 
 import gftkit
-from gftkit.data.subset import Subset, subset
+from gftkit.data.subset import Subset, select_subset
 from gftkit.kernel.contracts import Batch, Dataset, Sampler
 from gftkit.kernel.errors import DataError
 
@@ -290,7 +290,7 @@ def test_a_law_that_gives_partners_keeps_them():
             x0 = torch.randn(n, 1, generator=generator)
             return Batch(2 * x0, None, x0)
 
-    batch = whole(subset(Paired(), count=5))
+    batch = whole(select_subset(Paired(), count=5))
     assert torch.equal(batch.x1, 2 * batch.x0)
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data.subset import subset
+from gftkit.data.subset import select_subset
 from gftkit.kernel.contracts import Batch, Dataset
 from gftkit.kernel.errors import DataError
 from gftkit_plugins.datasets.images.pictures import Decoder
@@ -156,7 +156,7 @@ def chosen(
 
 def divided(dataset: Dataset, part: Part) -> Dataset:
     """A part of what was chosen, by the rule by which the kernel divides the data sets that have no splits."""
-    return dataset if part == "all" else subset(dataset, split=part)
+    return dataset if part == "all" else select_subset(dataset, split=part)
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -315,7 +315,9 @@ def _check_weight(weight: str) -> None:
     from gftkit.theory import expression  # loads sympy, which few runs need
 
     try:
-        values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+        values = expression.function(expression.parse_formula(weight))(
+            torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        )
     except ValueError as error:
         raise ConfigError(f"objective.weight: {error}") from None
     if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):

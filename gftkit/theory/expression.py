@@ -16,14 +16,14 @@ _ALLOWED = (
 _TORCH = {name: getattr(torch, name.lower()) for name in _FUNCTIONS}
 
 
-def parse(text: str) -> sympy.Expr:
+def parse_formula(text: str) -> sympy.Expr:
     """A sympy expression in t from text.
 
     Raises:
         ValueError: for anything but numbers, t, pi, + - * / ** and sqrt, exp, log, sin, cos, tan, tanh, Abs.
 
     Example:
-        >>> parse("1 - t**2").diff(TIME)
+        >>> parse_formula("1 - t**2").diff(TIME)
         -2*t
     """
     try:

@@ -96,7 +96,7 @@ class Affine:
     ) -> None:
         from gftkit.theory import expression
 
-        formulas = {"sigma": expression.parse(sigma), "alpha": expression.parse(alpha)}
+        formulas = {"sigma": expression.parse_formula(sigma), "alpha": expression.parse_formula(alpha)}
         for name, formula, ends in (("sigma", formulas["sigma"], (1, 0)), ("alpha", formulas["alpha"], (0, 1))):
             for t, wanted in zip((0, 1), ends, strict=True):
                 value = formula.subs(expression.TIME, t)

@@ -283,4 +283,4 @@ def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
         return None
     from gftkit.theory import expression  # loads sympy, which few runs need
 
-    return expression.function(expression.parse_formula(text))
+    return expression.compile_formula(expression.parse_formula(text))

@@ -315,7 +315,7 @@ def _check_weight(weight: str) -> None:
     from gftkit.theory import expression  # loads sympy, which few runs need
 
     try:
-        values = expression.function(expression.parse_formula(weight))(
+        values = expression.compile_formula(expression.parse_formula(weight))(
             torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
         )
     except ValueError as error:

@@ -46,7 +46,7 @@ def parse_formula(text: str) -> sympy.Expr:
     return expression
 
 
-def function(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:
+def compile_formula(expression: sympy.Expr) -> Callable[[Tensor], Tensor]:
     """The expression as a function of a tensor t, elementwise, of t's shape and dtype."""
     compiled = sympy.lambdify(TIME, expression, modules=[_TORCH, "math"])
 

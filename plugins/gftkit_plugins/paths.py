@@ -102,14 +102,14 @@ class Affine:
                 value = formula.subs(expression.TIME, t)
                 if not (value.is_finite and abs(complex(value) - wanted) < 1e-12):
                     raise ValueError(f"{name}({t}) must be {wanted}; '{formula}' gives {value}.")
-        self._coefficients = tuple(expression.function(formula) for formula in formulas.values())
+        self._coefficients = tuple(expression.compile_formula(formula) for formula in formulas.values())
         slopes = [formula.diff(expression.TIME) for formula in formulas.values()]
         if not all(slope.subs(expression.TIME, 0).is_finite for slope in slopes):
             raise ValueError(
                 f"a derivative of alpha = '{alpha}' or sigma = '{sigma}' is infinite at t = 0, where sampling starts. "
                 f"Choose formulas with finite derivatives there."
             )
-        self._rates = tuple(expression.function(slope) for slope in slopes)
+        self._rates = tuple(expression.compile_formula(slope) for slope in slopes)
         self.t_end = 1.0 if all(slope.subs(expression.TIME, 1).is_finite for slope in slopes) else 1 - delta
         inside = torch.linspace(0, self.t_end, 1001, dtype=torch.float64)
         if not all(torch.isfinite(values).all() for values in (*self.coefficients(inside), *self.rates(inside))):

@@ -6,5 +6,9 @@ from gftkit.estimation.intervals import (
     proportion as proportion,
     bootstrap_weights as bootstrap_weights,
 )
-from gftkit.estimation.jackknife import GROUPS as GROUPS, jackknife_estimates as jackknife_estimates
+from gftkit.estimation.jackknife import (
+    GROUPS as GROUPS,
+    jackknife_estimate as jackknife_estimate,
+    jackknife_estimates as jackknife_estimates,
+)
 from gftkit.estimation.stability import WINDOW as WINDOW, stability_of as stability_of

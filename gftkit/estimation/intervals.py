@@ -1,8 +1,9 @@
 """Intervals of 95 % confidence where a normal one would lie: near a bound, or for a skewed statistic.
 
 Resampling with replacement repeats draws. A pair of equal draws biases a U-statistic, and a nearest neighbour that is
-the point itself is at distance 0; so no statistic of pairs or neighbours is resampled in that way here. ``bootstrap_weights`` let
-a statistic be resampled without repeating anything, and ``gftkit.estimation.jackknife`` leaves groups out.
+the point itself is at distance 0, so statistics of pairs or neighbours aren't resampled in that way here.
+``bootstrap_weights`` resample a statistic without repeating anything, and ``gftkit.estimation.jackknife`` leaves
+groups out.
 """
 
 import math

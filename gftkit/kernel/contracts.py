@@ -299,9 +299,9 @@ class Feature(Protocol):
 class EvaluationView(Protocol):
     """A metric's view of a model: ``gftkit.evaluation.Evaluation``. All on the CPU, scaled as in training.
 
-    ``drift`` under guidance where that was asked for, ``anchor`` and ``path``; ``steps`` of the solver; ``reference``
-    data to compare with, ``held_out`` or not; ``training`` data; ``inherited``, which gives at most so many samples of
-    what the pretrained run was trained on; ``history``, lines of metrics.jsonl; ``count`` of samples, and ``seed``.
+    ``drift``, guided if the configuration says so; ``anchor``; ``path``; ``steps`` of the solver; ``reference`` data to
+    compare with, ``held_out`` or not; ``training`` data; ``inherited``, which gives at most so many samples of the
+    pretrained run's data; ``history``, lines of metrics.jsonl; ``count`` of samples; ``seed``.
     """
 
     drift: Drift
@@ -315,6 +315,10 @@ class EvaluationView(Protocol):
     history: Sequence[Mapping[str, Any]]
     count: int
     seed: int
+
+    @property
+    def stochastic(self) -> bool:
+        """True where sampling adds noise."""
 
     def samples(self, steps: int | None = None) -> Tensor:
         """(count, *event): generated samples, made once for each number of steps."""
@@ -347,13 +351,20 @@ class TrainingView(Protocol):
     device: torch.device
     seed: int
 
+    @property
+    def anchor(self) -> Drift | None:
+        """The pretrained drift; None in pretraining."""
+
+    def draw(self, count: int, generator: Generator) -> Any:
+        """Fresh pairs of the training data: ``t``, ``x``, ``target`` (the conditional drift) and ``conditions``."""
+
 
 @runtime_checkable
 class Metric(Protocol):
     """A measurement of a model.
 
     Optional: ``check(scope)``: raises a ValueError where it can't measure a model in a ``gftkit.evaluation.Scope``,
-    such as for too few samples. It is asked before anything is trained or sampled, and is quick.
+    such as for too few samples. It is called before anything is trained or sampled, and is quick.
     """
 
     def measure(self, evaluation: "EvaluationView", generator: Generator) -> Mapping[str, Estimate]:

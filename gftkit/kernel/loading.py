@@ -130,7 +130,7 @@ def _components_of(manager: pluggy.PluginManager, plugin: object, origin: Origin
     for kind in KINDS.values():
         for factories in _caller(manager, plugin, kind.hook)():
             if not isinstance(factories, Mapping):
-                raise PluginError(f"{origin}: {kind.hook} gave {factories!r}; wanted a mapping from name to factory.")
+                raise PluginError(f"{origin}: {kind.hook}: wanted a mapping from name to factory, got {factories!r}.")
             for name, factory in factories.items():
                 who = f"{kind.name} '{name}' of {origin}"
                 if not (isinstance(name, str) and _NAME.fullmatch(name)):

@@ -123,11 +123,10 @@ class Registry:
         if name not in self.names(kind):
             failed = [plugin for plugin in self.plugins if plugin.status == "failed"]
             blocked = [plugin for plugin in self.plugins if plugin.status == "blocked"]
-            hints = [f"{plugin.origin} may give it but failed to load: {plugin.error}." for plugin in failed]
+            hints = [f"{plugin.origin} may provide it but failed to load: {plugin.error}." for plugin in failed]
             hints += [f"{plugin.origin} is blocked." for plugin in blocked]
-            raise unknown(
-                kind if where in ("", kind) else f"{kind} at {where}:", name, self.names(kind), " ".join(hints)
-            )
+            what = kind if where in ("", kind) else f"{kind} at {where}:"
+            raise unknown(what, name, self.names(kind), " ".join(hints))
         return self._components[kind, name]
 
     def describe(self, kind: str, name: str) -> Description:
@@ -137,16 +136,8 @@ class Registry:
             UnknownNameError: for an unknown kind or name.
         """
         component = self.component(kind, name)
-        origin = component.origin
-        return Description(
-            kind,
-            name,
-            inspect.getdoc(component.factory) or "",
-            tuple(self.options(component).values()),
-            origin.plugin,
-            origin.distribution,
-            origin.version,
-        )
+        options = tuple(self.options(component).values())
+        return Description(kind, name, inspect.getdoc(component.factory) or "", options, **asdict(component.origin))
 
     def options(self, component: Component) -> dict[str, Option]:
         """A component's own options and those that are added to every component of its kind."""
@@ -191,7 +182,7 @@ class Registry:
             if option.supplied and not stated:
                 continue
             if option.required and not stated:
-                raise ConfigError(f"{key} is missing: {kind} '{name}' wants it ({option.type_text}).")
+                raise ConfigError(f"{key} is missing: {kind} '{name}' requires it ({option.type_text}).")
             value = values.get(option.name, option.default)
             if option.kind and isinstance(value, (Mapping, str)):
                 resolved[option.name] = self.resolve(option.kind, value, key, base)
@@ -234,9 +225,7 @@ class Registry:
             if option.supplied and option.name not in options and supplied.get(option.name) is not None:
                 options[option.name] = supplied[option.name]
             elif option.supplied and option.required and option.name not in options:
-                raise ConfigError(
-                    f"{where}.{option.name} is missing: nothing here tells it to {kind} '{component.name}'; give it."
-                )
+                raise ConfigError(f"{where}.{option.name} is missing, and there are no data to take it from. State it.")
             if option.kind and isinstance(options.get(option.name), Mapping):
                 nested = options[option.name]
                 options[option.name] = self.build(option.kind, nested, f"{where}.{option.name}", None, **supplied)
@@ -253,7 +242,7 @@ class Registry:
         if not isinstance(built, contracts):
             wanted = " or ".join(contract.__name__ for contract in contracts)
             raise PluginError(
-                f"{kind} '{component.name}' of {component.origin} gave a {type(built).__name__}, which isn't a "
+                f"{kind} '{component.name}' of {component.origin} made a {type(built).__name__}, which isn't a "
                 f"{wanted} (see gftkit.kernel.contracts)."
             )
         return built

@@ -18,7 +18,11 @@ from gftkit.networks.flow_map import (
     lagrangian_loss as lagrangian_loss,
 )
 from gftkit.networks.foreign import ForeignDrift as ForeignDrift, check_score as check_score, own_network as own_network
-from gftkit.networks.foreign_weights import Candidate as Candidate, fitting_in as fitting_in
+from gftkit.networks.foreign_weights import (
+    Candidate as Candidate,
+    fitting_in as fitting_in,
+    load_foreign_weights as load_foreign_weights,
+)
 from gftkit.networks.guidance import check_guidance as check_guidance, with_guidance as with_guidance
 from gftkit.networks.precision import (
     PRECISIONS as PRECISIONS,

@@ -1,5 +1,11 @@
 """The mathematics: paths, objectives, temperature, predictions, and the gap statistics T, G and R."""
 
+from gftkit.theory.expression import (
+    compile_formula as compile_formula,
+    differentiate as differentiate,
+    parse_formula as parse_formula,
+    value_at as value_at,
+)
 from gftkit.theory.flow import expand as expand
 from gftkit.theory.gap import (
     Statistics as Statistics,

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import StoppingRule
-from gftkit.kernel.errors import ConfigError
-from gftkit.theory.objective import retention
+from gftkit.kernel import ConfigError, StoppingRule
+from gftkit.theory import retention
 from gftkit_plugins.stops import CopyingStop
 
 LAG = 0.1

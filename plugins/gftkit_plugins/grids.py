@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
-from gftkit.geometry.time_grid import read_grids
-from gftkit.storage.documents import read_yaml
+from gftkit.geometry import read_grids
+from gftkit.storage import read_yaml
 
 
 class Uniform:

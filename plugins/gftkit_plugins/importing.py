@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel import ConfigError
 
 
 def imported(target: str, folder: Path, kind: str) -> Callable[..., Any]:

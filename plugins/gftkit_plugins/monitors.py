@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 
 import gftkit
-from gftkit.runtime.randomness import stream
-from gftkit.theory.objective import squared_norm
-from gftkit.training.state import TrainingState
+from gftkit.kernel import TrainingView
+from gftkit.runtime import stream
+from gftkit.theory import squared_norm
 
 
 class AnchorDistance:
@@ -32,7 +32,7 @@ class AnchorDistance:
         self.count = count
 
     @torch.no_grad()
-    def observe(self, state: TrainingState) -> dict[str, float]:
+    def observe(self, state: TrainingView) -> dict[str, float]:
         """``flow_matching_loss``, E|b - b_t(x|z)|^2, and ``anchor_distance``."""
         drawn = state.draw(self.count, stream(state.seed, "anchor-distance"))
         drift = state.drift(drawn.t, drawn.x, **drawn.conditions)

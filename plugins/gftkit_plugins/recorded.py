@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gftkit.kernel.errors import RunError
-from gftkit.runs.folder import SUMMARY, RunFolder
-from gftkit.storage.documents import read_json
-from gftkit.storage.log import curve
+from gftkit.kernel import RunError
+from gftkit.runs import SUMMARY, RunFolder
+from gftkit.storage import curve, read_json
 
 ROUND_OFF = 1e-9
 """Of a progress, relative to a step."""

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets.reading import Arrays as Found
 from gftkit_plugins.datasets.reading import read_arrays
 from gftkit_plugins.datasets.rows import Rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gftkit.kernel.errors import RunError, WeightsError
-from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.kernel import RunError, WeightsError
+from gftkit.storage import read_tensors, write_tensors
 
 VARIABLE = "GFTKIT_CACHE"
 """Environment variable that names the cache folder."""

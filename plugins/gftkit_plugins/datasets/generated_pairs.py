@@ -7,13 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.generation.requested_conditions import read_conditions
-from gftkit.generation.sampler import Request, Sampler
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import ConfigError
-from gftkit.kernel.options import plain
-from gftkit.runs.folder import RunFolder
-from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.generation import Request, Sampler, read_conditions
+from gftkit.kernel import Batch, ConfigError, plain
+from gftkit.runs import RunFolder
+from gftkit.storage import read_tensors, write_tensors
 
 PART = 2**14
 """Samples that are made before the next ones are begun, a multiple of 64."""

@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

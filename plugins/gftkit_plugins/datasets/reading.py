@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 T = TypeVar("T")
 

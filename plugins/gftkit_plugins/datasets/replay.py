@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data.samples import Scaling, classes_of, condition_shapes_of
-from gftkit.kernel.contracts import Batch, Dataset
-from gftkit.kernel.errors import ConfigError, DataError
+from gftkit.data import Scaling, classes_of, condition_shapes_of
+from gftkit.kernel import Batch, ConfigError, DataError, Dataset
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 
 

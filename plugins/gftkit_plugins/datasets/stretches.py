@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 _OPEN = 64
 """Files that are kept open at once."""

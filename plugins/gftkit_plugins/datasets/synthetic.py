@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Batch
+from gftkit.kernel import Batch
 
 Positive = Annotated[float, Field(gt=0)]
 Row = Annotated[list[float], Field(min_length=1)]

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gftkit.data import conditions as conditioned
-from gftkit.kernel.contracts import Drift
+from gftkit.data import condition_names, condition_nulls
+from gftkit.kernel import Drift
 
 FREQUENCIES = 3
 """Of the embedding of a jump's length: pi, 2 pi and 4 pi. Low ones, since the loss holds the derivative by the end."""
@@ -58,7 +58,7 @@ class FlowMap(nn.Module):
         super().__init__()
         assert isinstance(drift, nn.Module)  # the contract of the kind
         self.drift = drift
-        self.conditions, self.null = conditioned.condition_names(drift), conditioned.condition_nulls(drift)
+        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
         self.notes = tuple(getattr(drift, "notes", ()))
         modules = {name: module for name, module in drift.named_modules() if name}
         if into is not None and into not in modules:

@@ -6,13 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from gftkit.kernel.contracts import Path
-from gftkit.kernel.errors import ConfigError, WeightsError
-from gftkit.networks import foreign_weights as foreign
-from gftkit.networks.convention import Convention
-from gftkit.networks.foreign import ForeignDrift
-from gftkit.networks.state import load_weights
-from gftkit.storage.documents import read_json
+from gftkit.kernel import ConfigError, Path, WeightsError
+from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights
+from gftkit.storage import read_json
 from gftkit_plugins.importing import imported, made
 
 DIFFUSERS_CONFIG = "config.json"
@@ -62,7 +58,7 @@ class Module(ForeignDrift):
             network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:
             network = made(factory, arguments, target, "drift")
-            notes = [] if weights is None else foreign.load_foreign_weights(network, weights, key)
+            notes = [] if weights is None else load_foreign_weights(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
 

@@ -110,7 +110,7 @@ def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def training_data() -> tuple[Tensor, Tensor]:
     """(n, 1, 8, 8) in [-1, 1] and (n,): mnist5k at 8x8, then the training split of digits."""
-    from gftkit.data.subset import select_subset
+    from gftkit.data import select_subset
     from gftkit_plugins.datasets.images.packaged import digits, mnist5k
 
     parts = [(mnist5k(size=8), 255), (select_subset(digits(), split="train"), 16)]

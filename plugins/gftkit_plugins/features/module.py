@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.errors import ConfigError
-from gftkit.networks.state import load_weights
-from gftkit.storage.tensors import read_tensors
+from gftkit.kernel import ConfigError
+from gftkit.networks import load_weights
+from gftkit.storage import read_tensors
 from gftkit_plugins.importing import imported, made
 
 

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from gftkit.estimation.intervals import proportion
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import proportion
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -47,7 +46,7 @@ class ClassifierTwoSample(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 9, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "classifier-two-sample")
@@ -62,7 +61,7 @@ class ClassifierTwoSample(OfFeatures):
         super().__init__(feature, steps)
         self.width = width
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The accuracy on the evaluation's samples and its reference."""
         vectors = self.vectors(evaluation)
         count = min(map(len, vectors))

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Generator
 
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import enough
 from gftkit_plugins.metrics.pairs import discrepancy
@@ -34,7 +33,7 @@ class Energy:
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "energy")
@@ -49,7 +48,7 @@ class Energy:
         """Refuse too few samples."""
         enough(scope)
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x = evaluation.samples(self.steps).flatten(1).double()
         y = evaluation.reference.x1.flatten(1).double()

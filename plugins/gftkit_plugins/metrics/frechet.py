@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife_estimate
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate
+from gftkit.estimation import jackknife_estimate
+from gftkit.kernel import Estimate, EvaluationView
 from gftkit_plugins.metrics.naming import key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -35,7 +34,7 @@ class Frechet(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "frechet", feature={"name": "identity"}, steps=4)
@@ -43,7 +42,7 @@ class Frechet(OfFeatures):
         50.0
     """
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
 
         def distance(x: Tensor, y: Tensor) -> float:

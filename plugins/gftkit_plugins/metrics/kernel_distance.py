@@ -7,9 +7,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import GROUPS
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import GROUPS
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 from gftkit_plugins.metrics.pairs import discrepancy
@@ -44,7 +43,7 @@ class KernelDistance(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "kernel-distance")
@@ -63,7 +62,7 @@ class KernelDistance(OfFeatures):
         self.subset, self.subsets = subset, subsets
         self.least = subset or GROUPS
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
         name = key("kernel_distance", self.steps)

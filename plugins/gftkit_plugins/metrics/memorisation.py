@@ -5,11 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import log_normal
-from gftkit.estimation.jackknife import GROUPS, jackknife_estimate
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
 
@@ -44,7 +42,7 @@ class Memorisation(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> old, new = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
         >>> copies = SimpleNamespace(samples=lambda n: old, reference=Batch(new), training=Batch(old), held_out=True)
         >>> gftkit.load().create("metric", "memorisation").measure(copies, torch.Generator())["memorisation"].value
@@ -62,7 +60,7 @@ class Memorisation(OfFeatures):
         if scope.training < GROUPS:
             raise ValueError(f"wanted at least {GROUPS} training data, got {scope.training}. Leave the metric out.")
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The ratio for the evaluation's samples, the run's training data and its held-out data."""
         _held_out(evaluation.held_out and evaluation.training is not None)
         assert evaluation.training is not None

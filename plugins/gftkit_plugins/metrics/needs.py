@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from gftkit.estimation.jackknife import GROUPS
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Feature
+from gftkit.estimation import GROUPS
+from gftkit.evaluation import Scope
+from gftkit.kernel import EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps
 
 
@@ -98,6 +97,6 @@ class OfFeatures:
         enough(scope, self.least)
         suits(self.feature, scope)
 
-    def vectors(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    def vectors(self, evaluation: EvaluationView) -> tuple[Tensor, Tensor]:
         """The features of the evaluation's samples, (n, d), and of its reference, (m, d)."""
         return features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)

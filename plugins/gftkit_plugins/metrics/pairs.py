@@ -3,9 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import bootstrap_weights, percentiles
-from gftkit.estimation.jackknife import jackknife_estimate
-from gftkit.kernel.contracts import Estimate
+from gftkit.estimation import bootstrap_weights, jackknife_estimate, percentiles
+from gftkit.kernel import Estimate
 
 REPLICATES = 400
 """Of the bootstrap: the ends of an interval are then known to about a tenth of its length."""

@@ -7,10 +7,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import proportion
-from gftkit.estimation.jackknife import GROUPS, jackknife_estimates
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import GROUPS, jackknife_estimates, proportion
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures, distances
 
@@ -48,7 +46,7 @@ class PrecisionRecall(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x, y = torch.randn(2, 60, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 100, reference=Batch(y))
         >>> found = gftkit.load().create("metric", "precision-recall").measure(evaluation, torch.Generator())
@@ -63,7 +61,7 @@ class PrecisionRecall(OfFeatures):
         self.neighbours = neighbours
         self.least = max(GROUPS, 2 * (neighbours + 1))
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The four numbers for the evaluation's samples and its reference."""
         x, y = self.vectors(evaluation)
         least = 2 * (self.neighbours + 1)

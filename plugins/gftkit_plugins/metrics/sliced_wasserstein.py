@@ -7,9 +7,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife_estimate
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import jackknife_estimate
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -39,7 +38,7 @@ class SlicedWasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "sliced-wasserstein")
@@ -57,7 +56,7 @@ class SlicedWasserstein(OfFeatures):
         super().__init__(feature, steps)
         self.p, self.projections = p, projections
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
         directions = torch.randn(self.projections, x.shape[1], generator=generator, dtype=torch.float64)

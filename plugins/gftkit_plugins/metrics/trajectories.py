@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 from torch import Generator, Tensor
 
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.geometry.shape import energies, lengths, straightness
-from gftkit.kernel.contracts import Estimate
-from gftkit.theory.gap import mean_estimate
+from gftkit.geometry import energies, lengths, straightness
+from gftkit.kernel import Estimate, EvaluationView
+from gftkit.theory import mean_estimate
 from gftkit_plugins.metrics.naming import Steps, key
 
 
@@ -39,7 +38,7 @@ class PathLength:
     def __init__(self, steps: Steps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean length over the evaluation's first samples."""
         values = lengths(evaluation.trajectory(self.steps))
         return {key("path_length", self.steps): _over_samples(values, "path-length")}
@@ -74,7 +73,7 @@ class Straightness:
     def __init__(self, steps: Steps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean over the evaluation's first samples."""
         states, times = _of_ode(evaluation, self.steps, "straightness")
         if len(times) < 3:
@@ -110,13 +109,13 @@ class KineticEnergy:
     def __init__(self, steps: Steps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean over the evaluation's first samples."""
         values = energies(*_of_ode(evaluation, self.steps, "kinetic-energy"))
         return {key("kinetic_energy", self.steps): _over_samples(values, "kinetic-energy")}
 
 
-def _of_ode(evaluation: Evaluation, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:
+def _of_ode(evaluation: EvaluationView, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:
     """States and times of a flow without noise."""
     if evaluation.stochastic:
         raise ValueError(f"{metric} is that of a flow without noise: with noise it grows with the number of steps.")

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife_estimate
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import jackknife_estimate
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -35,7 +34,7 @@ class Vendi(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.eye(4).repeat(10, 1)
         >>> evaluation = SimpleNamespace(samples=lambda steps: x[:, :1] + torch.zeros(40, 4) + 1, reference=Batch(x))
         >>> found = gftkit.load().create("metric", "vendi").measure(evaluation, torch.Generator())
@@ -47,7 +46,7 @@ class Vendi(OfFeatures):
         super().__init__(feature, steps)
         self._reference: tuple[Tensor, int, Estimate] | None = None  # the data's features, how many, and their score
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The score of the evaluation's samples and that of its reference."""
         x, y = self.vectors(evaluation)
         count = min(len(x), len(y))

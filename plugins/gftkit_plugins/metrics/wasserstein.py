@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife_estimate
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate, Feature
+from gftkit.estimation import jackknife_estimate
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, key
 from gftkit_plugins.metrics.needs import OfFeatures
 
@@ -41,7 +40,7 @@ class Wasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> shifted = x[torch.randperm(50)] + torch.tensor([3.0, 4.0])
         >>> evaluation = SimpleNamespace(samples=lambda steps: shifted, reference=Batch(x))
@@ -59,7 +58,7 @@ class Wasserstein(OfFeatures):
         super().check(scope)
         _solvable(scope.count, scope.reference)
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
         _solvable(len(x), len(y))

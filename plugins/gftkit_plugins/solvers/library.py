@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gftkit.kernel.errors import DivergenceError
+from gftkit.kernel import DivergenceError
 
 
 def check_installed(package: str) -> None:

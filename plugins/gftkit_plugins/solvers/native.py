@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gftkit.kernel.contracts import Diffusion, Field, Jump
+from gftkit.kernel import Diffusion, Field, Jump
 
 
 class Euler:

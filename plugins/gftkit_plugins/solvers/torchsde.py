@@ -9,8 +9,7 @@ import pydantic
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import BrownianPath, Diffusion, Field
-from gftkit.kernel.errors import DivergenceError
+from gftkit.kernel import BrownianPath, Diffusion, DivergenceError, Field
 from gftkit_plugins.solvers.library import check_installed, explained
 
 Tolerance = Annotated[float, pydantic.Field(gt=0)]

@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets import cache
 from gftkit_plugins.datasets.archives.columns import Column, holds_arrays, holds_pictures
 from gftkit_plugins.datasets.images.pictures import Decoder, Mode

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 from gftkit_plugins.datasets.images.pictures import ENDINGS, Decoder, header_shape
 
 _PREFIX = 128

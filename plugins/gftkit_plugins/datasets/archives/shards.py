@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets.archives.members import is_picture, is_readable, values_of
 from gftkit_plugins.datasets.archives.tar_index import Fields, find_member, position, read_index, read_samples
 from gftkit_plugins.datasets.images.pictures import Decoder, Mode

@@ -10,7 +10,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 from gftkit_plugins.datasets.archives.members import damaged, label_of, shape_of
 from gftkit_plugins.datasets.cache import cached
 from gftkit_plugins.datasets.stretches import cannot_read

@@ -5,7 +5,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import Dataset
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError, Dataset
 from gftkit_plugins.datasets.wilds.metadata import rows
 from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, chosen, divided
 

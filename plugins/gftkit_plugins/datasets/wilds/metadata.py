@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 from gftkit_plugins.datasets.stretches import cannot_read
 
 _AGAIN = "The file is damaged or cut off: copy or unpack it again."

@@ -10,9 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data.subset import select_subset
-from gftkit.kernel.contracts import Batch, Dataset
-from gftkit.kernel.errors import DataError
+from gftkit.data import select_subset
+from gftkit.kernel import Batch, DataError, Dataset
 from gftkit_plugins.datasets.images.pictures import Decoder
 from gftkit_plugins.datasets.stretches import cannot_read
 

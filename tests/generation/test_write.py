@@ -135,7 +135,7 @@ def test_numbers_that_a_batch_draws_anew_are_seen(flow, monkeypatch, wrong):
     whole = flow.samples(COUNT, 3, NOISY)[0]
     if wrong == "source":
         monkeypatch.setattr(
-            sampling, "by_block", lambda draw, seed, _, count: noise.draw_by_block(draw, seed, 0, count)
+            sampling, "draw_by_block", lambda draw, seed, _, count: noise.draw_by_block(draw, seed, 0, count)
         )
     else:
         monkeypatch.setattr(sampling, "ByBlock", lambda seed, device, _: noise.ByBlock(seed, device))

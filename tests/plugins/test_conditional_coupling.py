@@ -106,7 +106,7 @@ def test_a_run_pairs_by_condition_and_says_that_it_is_approximate(config, regist
     batch = experiment.matching.pairs.at(0)
     assert experiment.matching.pairs.conditions == ("c",)
     told = abs(float((batch.x0[:, 0] * batch.conditions["c"]).mean()))
-    experiment.matching.pairs.conditions, experiment.matching.pairs._made = (), None
+    experiment.matching.pairs.conditions, experiment.matching.pairs._latest = (), None
     untold = experiment.matching.pairs.at(0)
     assert told < 0.5 < float((untold.x0[:, 0] * untold.conditions["c"]).mean())
 

@@ -91,7 +91,9 @@ class Pairs:
         x0 = self.source(size, stream(self.seed, "source", *whose))
         generator = stream(self.seed, "coupling", *whose)
         named = {name: batch.conditions[name] for name in self.conditions}
-        order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels, named)
+        order = pair(
+            self.coupling, x0, batch.x1, generator, batch.label, within_labels=self.within_labels, conditions=named
+        )
         return replace(batch, x0=x0[order])
 
 

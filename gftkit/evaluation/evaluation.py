@@ -105,8 +105,8 @@ class Evaluation:
             steps,
             self._source(self.count, stream(self.seed, "source"))[:count],
             stream(self.seed, "solver", device=self._device),
-            self.conditions(count),
-            self._batch_size,
-            whole,
+            conditions=self.conditions(count),
+            batch_size=self._batch_size,
+            whole=whole,
             spacing=self.scheme.spacing,
         )

@@ -227,10 +227,10 @@ class Sampler:
             self._scheme.steps,
             self.starts(first, made),
             ByBlock(self._seed, self._device, first),
-            self.conditions(first, made),
-            self.size,
-            whole,
-            counted,
-            self._scheme.spacing,
+            conditions=self.conditions(first, made),
+            batch_size=self.size,
+            whole=whole,
+            advance=counted,
+            spacing=self._scheme.spacing,
         )
         return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])

@@ -88,8 +88,8 @@ class Flow:
         self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
     ) -> Tensor:
         noise = torch.Generator(self.device)  # not asked: there is none
-        given = (self.drift, self.path, solver, steps, self.x0, noise, self.conditions)
-        return generate(*given, whole=whole, spacing=spacing)
+        given = (self.drift, self.path, solver, steps, self.x0, noise)
+        return generate(*given, conditions=self.conditions, whole=whole, spacing=spacing)
 
 
 def flow_of(

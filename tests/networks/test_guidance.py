@@ -69,7 +69,7 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
 
     def end(drift):
         path, solver = registry.create("path", "linear"), registry.create("solver", "rk4")
-        x1 = generate(drift, path, solver, 60, x0, torch.Generator(), given)
+        x1 = generate(drift, path, solver, 60, x0, torch.Generator(), conditions=given)
         return torch.stack([x1.mean(), x1.var(correction=0)])
 
     wanted = torch.tensor(moments(scale, c), dtype=torch.float64)

@@ -44,10 +44,12 @@ def test_each_end_is_where_the_flow_brings_its_start(conditional):
     assert torch.equal(batch.label, asked["label"])
     path, solver = REGISTRY.create("path", "linear"), REGISTRY.create("solver", "heun")
     x0 = batch.x0 / 8 - 1  # values in [0, 16] as the network knows them
-    x1 = integrate.generate(run.drift(), path, solver, 4, x0, torch.Generator(), {"label": batch.label})
+    x1 = integrate.generate(run.drift(), path, solver, 4, x0, torch.Generator(), conditions={"label": batch.label})
     assert torch.allclose(8 * (x1 + 1), batch.x1, atol=1e-4)
     shuffled = batch.x0.roll(1, 0) / 8 - 1
-    x1 = integrate.generate(run.drift(), path, solver, 4, shuffled, torch.Generator(), {"label": batch.label})
+    x1 = integrate.generate(
+        run.drift(), path, solver, 4, shuffled, torch.Generator(), conditions={"label": batch.label}
+    )
     assert not torch.allclose(8 * (x1 + 1), batch.x1, atol=1e-1)
 
 

@@ -55,6 +55,7 @@ class Blocks:
 
     def _epoch_of(self, epoch: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """(epoch, where each window starts, number of blocks before each window, the blocks in their order)."""
+        # One epoch and one window are kept: a run reads them in order, and a resumed one computes them again.
         if self._epoch is None or self._epoch[0] != epoch:
             order = torch.randperm(len(self.sizes), generator=stream(self.seed, "blocks", epoch))
             sizes = self.sizes[order]

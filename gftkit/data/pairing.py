@@ -58,7 +58,7 @@ class Pairs:
 
     def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
         """The same pairs as one of several processes sees them."""
-        changed = copy.copy(self)
+        changed = copy.copy(self)  # shares data and coupling, which may be large
         changed.process, changed.within, changed._latest = process, within, None
         return changed
 
@@ -69,6 +69,7 @@ class Pairs:
     def at(self, step: int) -> Batch:
         """This process's pairs of one step, (batch_size / processes, *event) each, with x0 set."""
         number = self.number(step)
+        # A set serves several steps where pairing_batch is larger than batch_size.
         if self._latest is None or self._latest[0] != number:
             self._latest = number, self.make(number)
         return self.part(self._latest[1], step)
@@ -87,6 +88,8 @@ class Pairs:
         batch = self.order.take(number * self.pairing_batch + index * size, size)
         if batch.x0 is not None:  # the data set comes with its own pairs
             return batch
+        # Named by the set's number and not drawn one after another: any set can be made by itself, by a worker ahead of
+        # the loop or after a resume. Pairing by process adds the process, else all would draw the same sources.
         whose = (number, index) if count > 1 else (number,)
         x0 = self.source(size, stream(self.seed, "source", *whose))
         generator = stream(self.seed, "coupling", *whose)

@@ -43,7 +43,7 @@ def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, pin: boo
     numbers = range(pairs.number(first), pairs.number(steps - 1) + 1)
     loader = DataLoader(
         _Sets(pairs),
-        batch_size=None,
+        batch_size=None,  # a set is a batch already
         sampler=numbers,
         num_workers=workers,
         multiprocessing_context="fork",  # pairs hold functions, which no other start hands on
@@ -92,4 +92,4 @@ class _Ahead:
 
     def close(self) -> None:
         """End the workers."""
-        self._sets = iter(())
+        self._sets = iter(())  # the loader's iterator ends its workers when nothing refers to it

@@ -140,7 +140,7 @@ class Samples:
                 f"{self.where}: wanted {name} of shape {(n, *shape)} and a floating type, got "
                 f"{tuple(values.shape)} {values.dtype}."
             )
-        # A sum is quick. It isn't finite where a value isn't, and may overflow.
+        # The sum is a quick first check: it isn't finite where a value isn't. It may overflow, hence the second.
         if not values.sum().isfinite() and not torch.isfinite(values).all():
             row = int((~torch.isfinite(values)).reshape(n, -1).any(1).nonzero()[0])
             which = row if indices is None else int(indices[row])
@@ -173,6 +173,7 @@ class VisitOrder:
         """Samples ``first`` to ``first + n`` of the endless sequence of random permutations."""
         size = self.samples.size
         if size is None:
+            # Seeded by the position, so that a resumed run draws the same samples without those before them.
             return self.samples.draw(n, stream(self.seed, "data", first))
         parts = []
         while n > 0:
@@ -216,6 +217,7 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def permuted_indices(n: int, size: int, generator: Generator) -> Tensor:
     """n indices below ``size``: consecutive random permutations, so that n may exceed size."""
+    # Up to half of the set: beyond, ever more draws of a random sequence would repeat earlier ones.
     if size > MANY and n <= size // 2:
         return _few(n, size, generator)
     rounds = [torch.randperm(size, generator=generator) for _ in range(-(-n // size))]

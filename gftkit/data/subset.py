@@ -117,6 +117,7 @@ def select_subset(
         return _drawn(dataset, classes, count, seed, split)
     indices = np.arange(len(dataset))
     if split != "all":
+        # Always seed 0, whatever `seed` is: else a train split with one seed would overlap a test split with another.
         shuffled = np.random.default_rng(0).permutation(len(dataset))
         cut = round(TEST_SHARE * len(dataset))
         indices = np.sort(shuffled[:cut] if split == "test" else shuffled[cut:])
@@ -132,7 +133,7 @@ def select_subset(
         if count > left:
             raise DataError(f"count: {count} samples wanted, {max(0, left)} are left. Ask for at most that many.")
         indices = np.random.default_rng(seed).permutation(indices)[skip : skip + count]
-        if blocks_of(dataset) is not None:
+        if blocks_of(dataset) is not None:  # else the subset's blocks would be scattered over the files
             indices = np.sort(indices)
     if len(indices) == 0:
         raise DataError(f"no sample is left (split: {split}, classes: {classes}).")
@@ -142,6 +143,7 @@ def select_subset(
 def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int, split: str) -> Dataset:
     if count is None:
         raise DataError("a synthetic data set has no end: say `count` to take a part of it.")
+    # Three streams for each seed, one for each split, so that no seed of one split draws another's samples.
     generator = torch.Generator().manual_seed(3 * seed + ("all", "train", "test").index(split))
     kept: list[Batch] = []
     for _ in range(_DRAWS_AT_MOST):

@@ -120,6 +120,7 @@ def _called(
             for name, layer in layers.items()
         ]
         try:
+            # fork_rng, because dropout draws in the trial in training mode, and the run's own numbers must not move.
             with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
                 network.train(training)
                 run()

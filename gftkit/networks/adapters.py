@@ -103,6 +103,7 @@ class AdaptedDrift:
         self.drift, self._network = drift, network
         place = next(name for name, module in drift.named_modules() if module is network)
         self._prefix = f"{place}." if place else ""
+        # peft draws first weights from torch's global generator: seeded here, and put back for the run.
         with torch.random.fork_rng(devices=[]):
             seed_global(generator.initial_seed(), torch.device("cpu"))
             peft.inject_adapter_in_model(self._config, network, ADAPTER)

@@ -61,6 +61,7 @@ class FrozenAnchor:
     kind = "frozen"
 
     def __init__(self, drift: nn.Module, made_of: Mapping[str, Any] | None = None, weights: str | None = None) -> None:
+        # A copy, because training changes the original in place.
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
         self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
         self.conditions: tuple[str, ...] = conditions.condition_names(drift)

@@ -39,6 +39,7 @@ class Averages:
         share = 1 - self.decay
         if self.trained:
             share /= 1 - self.decay ** (step + 1)
+        # The lists at once, a few kernels for all weights instead of one for each.
         means: Any = [local_part(mean) for mean in self._means.values()]
         torch._foreach_lerp_(means, [local_part(weight) for weight in self._weights], share)
 

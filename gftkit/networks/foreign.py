@@ -120,6 +120,7 @@ class ForeignDrift(nn.Module):
         for _ in range(ROUNDS):
             middle = (low + high) / 2
             sigma_middle, alpha_middle, _ = path.coefficients(middle)
+            # The ratio alpha/sigma rises with time; multiplied out, because sigma is 0 at t = 1.
             early = self._scale * alpha_middle * sigma < alpha * sigma_middle
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return (low + high) / 2
@@ -131,7 +132,7 @@ class ForeignDrift(nn.Module):
         """
         match self.convention.predicts:
             case "noise" | "score":
-                return t.clamp(min=self.convention.end_margin)
+                return t.clamp(min=self.convention.end_margin)  # the network is evaluated there instead
             case "data":
                 return t.clamp(max=1 - self.convention.end_margin)
             case _:

@@ -38,6 +38,7 @@ class InPrecision:
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        # Only the network runs in half precision: small steps added to a state in half precision would be lost.
         with autocast(self._precision, self._device):
             return to_float32(self._drift(t, x, **given))
 

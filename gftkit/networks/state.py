@@ -47,6 +47,7 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
+    # All is checked before the first tensor is copied: a network with half of its weights is worse than none.
     own = module.state_dict()
     module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
 

@@ -230,6 +230,7 @@ class Trackers:
         for name, options in self._options.items():
             new = name not in self._memory
             memory = self._memory.setdefault(name, {})
+            # Before the tracker opens, too: a run that dies meanwhile then knows that the folder of events is its own.
             write_json(self._out / MEMORY, self._memory)
             try:
                 self._sinks[name] = options.open(self._out, until, memory)

@@ -156,6 +156,7 @@ def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:
 
     if accelerator.num_processes == 1:
         return
+    # Every process sees all facts and raises by itself: if only the main one did, the others would wait for it.
     seen = gather_object([dict(facts)])
     for name, value in seen[0].items():
         for index, other in enumerate(seen):
@@ -173,7 +174,7 @@ def broadcast(accelerator: Any, value: Any) -> Any:
 
     if accelerator.num_processes == 1:
         return value
-    box = [value]
+    box = [value]  # the library fills a list in place
     broadcast_object_list(box)
     return box[0]
 
@@ -194,7 +195,7 @@ def prepare_network(
     if is_sharded(accelerator):
         return accelerator.prepare(drift, optimizer)[0]
     if accelerator.distributed_type != DistributedType.NO and has_idle_weights(drift, *example()):
-        # Else DDP would wait for their gradients.
+        # Without it DDP waits for gradients that never come; with it, it walks the graph at every step.
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return accelerator.prepare_model(drift)
 
@@ -202,6 +203,7 @@ def prepare_network(
 def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> bool:
     """True where the output doesn't depend on every trained weight. The network stays as it is."""
     trained = [weight for weight in drift.parameters() if weight.requires_grad]
+    # Copies of the buffers, because a forward pass in training mode moves running statistics.
     buffers = {name: buffer.clone() for name, buffer in drift.named_buffers()}
     out = functional_call(drift.train(), buffers, (t, x), dict(conditions))
     return any(gradient is None for gradient in torch.autograd.grad(out.sum(), trained, allow_unused=True))

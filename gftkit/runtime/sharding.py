@@ -22,6 +22,7 @@ def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str
     """
     gathered_tensors = {}
     for name, tensor in tensors.items():
+        # One by one: a process never holds more than one whole tensor beside what it keeps.
         put_together = full_tensor(tensor)
         if keep:
             gathered_tensors[name] = put_together if put_together is tensor else put_together.cpu()

@@ -82,7 +82,7 @@ class ByBlock:
         blocks = range((self._offset + first) // BLOCK, (self._offset + first + count - 1) // BLOCK + 1)
         self._generators = [stream(self._seed, "noise", block, device=self.device) for block in blocks]
         self._skip, self._count = (self._offset + first) % BLOCK, count
-        self._drawn_ahead.clear()
+        self._drawn_ahead.clear()  # numbers of other samples
 
     def normal(self, x: Tensor) -> Tensor:
         """The next numbers: several steps' at once where events are small, for a draw costs more than its numbers."""
@@ -117,5 +117,6 @@ def draw_by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: in
         count: how many, >= 1.
     """
     blocks = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
+    # Whole blocks, then cut, so that a sample has the same numbers whichever samples are drawn with it.
     drawn = torch.cat([draw(BLOCK, stream(seed, "source", block)) for block in blocks])
     return drawn[first % BLOCK : first % BLOCK + count]

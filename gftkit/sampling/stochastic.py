@@ -92,6 +92,7 @@ def check_known_score(path: Path, coupling: Coupling, normal: bool, guidance: fl
             f"diffusion: under guidance ({guidance:g}) the velocity is that of no law whose score is known. "
             f"Sample by the ODE, or without guidance."
         )
+    # The determinant by which ``affine_score`` divides: for the linear path it is -1 at all times.
     sigma, alpha, _ = path.coefficients(torch.zeros(1, dtype=torch.float64))
     sigma_rate, alpha_rate, _ = flow.rates(path, torch.zeros(1, dtype=torch.float64))
     if not bool(((alpha * sigma_rate - alpha_rate * sigma).abs() > 1e-9).all()):

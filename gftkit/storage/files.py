@@ -52,6 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     with explain_file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, because a rename is atomic only within one file system.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART + path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -61,7 +62,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             except SafetensorError as error:  # the library wraps the operating system's error in text
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read it, as befits secrets
+            # Before the rename: else a power cut may keep the new name and lose the content.
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, path)
@@ -94,11 +96,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    # A lock that the operating system releases with the process. A file that is the lock by being there would outlive a
+    # process that was killed.
     lock = folder / LOCK
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+", encoding="utf-8")
+        file = lock.open("a+", encoding="utf-8")  # "w" would empty the file of the process that holds the lock
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,6 +121,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            # A command that is refused before it wrote anything leaves no folder behind.
             with suppress(OSError):  # it isn't empty
                 for path in new_folders:
                     path.rmdir()
@@ -135,7 +140,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
 

@@ -18,7 +18,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # a process that was killed may have written a part of its last line
             break
     return lines
 
@@ -53,6 +53,7 @@ class Log:
     def __init__(self, path: Path, until: int, steps: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
         self.path, self._listen = path, listen
         self.lines = [line for line in read_log(path) if line["step"] <= until and not is_last_line(line, steps)]
+        # Rewritten whole before anything is appended: what comes after the checkpoint will be measured again.
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -68,7 +69,7 @@ class Log:
         line = nan_to_none({"step": step, "kind": kind, **values})
         with explain_file_errors(self.path):
             self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._file.flush()  # so that a run can be watched, and a killed one has its lines
         self.lines.append(line)
         self._listen(line)
 

@@ -26,9 +26,11 @@ _DIGEST = "gftkit-digest"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file with JSON metadata and a digest of it all, whole or not at all."""
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     notes = {key: json.dumps(value) for key, value in metadata.items()}
     notes = {"format": "pt", **notes}
+    # Over the metadata too: a checkpoint keeps its step there.
     notes[_DIGEST] = _digest_of_file(digest(copies), notes)
     write_atomically(path, lambda temporary: save_file(copies, temporary, metadata=notes))
 
@@ -121,8 +123,9 @@ def _decoded(note: str) -> Any:
 def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of a network's weights: names, types, shapes and values."""
     sha256 = hashlib.sha256()
-    for name in sorted(weights):
+    for name in sorted(weights):  # so that the order of the modules in the network doesn't count
         tensor = weights[name].detach().cpu().contiguous()
         sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy has no bfloat16.
         sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return sha256.hexdigest()

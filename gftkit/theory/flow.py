@@ -29,6 +29,7 @@ def diffusion(path: Path, t: Tensor) -> Tensor:
 
 def is_stochastic(path: Path) -> bool:
     """True where g > 0 at some time: the flow is an SDE."""
+    # Up to t_end only: beyond it coefficients may be infinite.
     return bool((diffusion(path, torch.linspace(0, t_end(path), 65, dtype=torch.float64)) > 0).any())
 
 
@@ -37,7 +38,7 @@ def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = getattr(path, "rates", None)
     if own is not None:
         return own(t)
-    with torch.enable_grad():
+    with torch.enable_grad():  # sampling runs without gradients
         at = t.detach().requires_grad_()
         sigma, alpha, gamma = (_derivative(values, at) for values in path.coefficients(at))
     return sigma, alpha, gamma
@@ -47,6 +48,7 @@ def _derivative(values: Tensor, t: Tensor) -> Tensor:
     """The elementwise derivative; 0 for a constant."""
     if not values.requires_grad:
         return torch.zeros_like(t)
+    # Coefficients are elementwise in t, so the gradient of their sum is every element's own derivative.
     (derivative,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
     return derivative
 
@@ -84,7 +86,7 @@ def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -
     if own is not None:
         return own(t, x0, x1, noise)
     moving = velocity(path, t, x0, x1, noise)
-    if noise is None or getattr(path, "diffusion", None) is None:
+    if noise is None or getattr(path, "diffusion", None) is None:  # spares a score that 0 would multiply, 0/0 at an end
         return moving
     scale = diffusion(path, t)
     return moving + expand(scale**2 / 2, noise) * conditional_score(path, t, noise)

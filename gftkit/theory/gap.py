@@ -59,6 +59,7 @@ def statistics(
         squared_norm(anchor - target) - squared_norm(drift - target),
         squared_norm(moved),
     )
+    # The means in float64: in T and G terms of both signs nearly cancel.
     return Statistics(*(float((value if weight is None else weight * value).double().mean()) for value in products))
 
 

@@ -166,6 +166,7 @@ class BrownianBridge:
 
     def drift(self, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
         """(x1 - x_t)/(1 - t) at the sample of this noise; finite at t = 0, where rates and score are not."""
+        # Not by (x1 - x_t)/(1 - t), which divides a difference of nearly equal numbers by 1 - t near t = 1.
         return x1 - x0 - expand(self.scale * torch.sqrt(t / (1 - t)), noise) * noise
 
 

@@ -64,7 +64,7 @@ class Replay:
         self._copies = math.ceil(size * (1 - share) / (share * len(target)))
         self._targets = self._copies * len(target)
         count = max(1, round(self._targets * share / (1 - share)))
-        self._old = GeneratedPairs(run, count, source_seed, solver, None, conditions, "ema", file)
+        self._old = GeneratedPairs(run, count, source_seed=source_seed, solver=solver, conditions=conditions, file=file)
         if tuple(self._old.event_shape) != tuple(target.event_shape):
             raise ConfigError(
                 f"run: wanted samples of the target's shape {tuple(target.event_shape)}, and {run} gives "

@@ -73,13 +73,14 @@ def network(recipe: Recipe) -> nn.Sequential:
     """The untrained classifier, (n, 1, 8, 8) -> (n, 10) logits; its weights don't depend on or touch global state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        return nn.Sequential(
+        layers = (
             nn.Conv2d(1, 24, 3, padding=1), nn.SiLU(),
             nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.SiLU(),  # 4x4
             nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(),
             nn.Flatten(), nn.Dropout(recipe.dropout), nn.Linear(48 * 16, SIZE), nn.SiLU(),
             nn.Linear(SIZE, 10),
-        ).float()  # fmt: skip
+        )  # fmt: skip
+        return nn.Sequential(*layers).float()
 
 
 def train(recipe: Recipe) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ def accuracy(x: Tensor, width: int, generator: Generator) -> float:
         for shape, scale in zip(shapes, scales, strict=True)
     ]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, weight_decay=DECAY)
-    with torch.enable_grad():
+    with torch.enable_grad():  # metrics are measured without gradients
         for _ in range(STEPS):
             losses = functional.binary_cross_entropy_with_logits(
                 _logits(x, weights), label.expand(FOLDS, -1), reduction="none"

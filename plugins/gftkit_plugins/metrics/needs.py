@@ -54,6 +54,7 @@ def suits(feature: Feature | None, scope: Scope) -> int:
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """(n, d), (m, d) -> (n, m): Euclidean distances, exactly 0 between equal points."""
+    # Not by |x|^2 + |y|^2 - 2 x.y, cdist's way for many points: round-off would give copies a distance above 0.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 

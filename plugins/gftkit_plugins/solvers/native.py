@@ -23,7 +23,7 @@ class Euler:
 
     def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
         """The state at t + h."""
-        return torch.add(x, drift(t, x), alpha=h)
+        return torch.add(x, drift(t, x), alpha=h)  # one pass over memory, where x + h * b takes two
 
 
 class Midpoint:

@@ -204,6 +204,7 @@ class TorchSDE:
                         at,
                         bm=path,
                         method=self.method,
+                        # A first step of the whole interval, a little more so that round-off leaves no second one.
                         dt=math.nextafter(later - t, math.inf) if self.adaptive else 1.0,
                         adaptive=self.adaptive,
                         rtol=self.rtol,

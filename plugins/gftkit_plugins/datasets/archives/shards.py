@@ -124,7 +124,7 @@ class Shards:
         data = self._bytes.read(shard, offset, int(self._index[shard]["size"][row, number]))
         try:
             values = values_of(ending, data, self._decoder, "?")
-        except DataError:  # once more, with the name that is slow to find
+        except DataError:  # once more, with the member's name: to find it reads the whole shard's headers
             values = values_of(ending, data, self._decoder, find_member(self.files[shard], offset))
         if not is_picture(ending):
             values = values.to(torch.float32)

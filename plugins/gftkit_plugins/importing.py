@@ -11,7 +11,7 @@ from torch import nn
 from gftkit.kernel import ConfigError
 
 
-def imported(target: str, folder: Path, kind: str) -> Callable[..., Any]:
+def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     """The class or function that a target names.
 
     The folder is put at the front of Python's path, as that of a script is, so that the network's own module finds its

@@ -9,7 +9,7 @@ from torch import nn
 from gftkit.kernel import ConfigError, Path, WeightsError
 from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights
 from gftkit.storage import read_json
-from gftkit_plugins.importing import imported, made
+from gftkit_plugins.importing import import_target, made
 
 DIFFUSERS_CONFIG = "config.json"
 
@@ -53,7 +53,7 @@ class Module(ForeignDrift):
         folder: FilePath = FilePath("."),
         path: Path | None = None,
     ) -> None:
-        factory, arguments = imported(target, folder, "drift"), options or {}
+        factory, arguments = import_target(target, folder, "drift"), options or {}
         if weights is not None and weights.is_dir():
             network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gftkit.kernel import ConfigError
 from gftkit.networks import load_weights
 from gftkit.storage import read_tensors
-from gftkit_plugins.importing import imported, made
+from gftkit_plugins.importing import import_target, made
 
 
 class Module:
@@ -46,7 +46,7 @@ class Module:
         batch_size: Annotated[int, Field(gt=0)] = 256,
         folder: Path = Path("."),
     ) -> None:
-        factory = imported(target, folder, "feature")
+        factory = import_target(target, folder, "feature")
         with torch.random.fork_rng(
             devices=[]
         ):  # what building draws is the same each time, and the run's own untouched

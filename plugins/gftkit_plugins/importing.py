@@ -64,7 +64,7 @@ def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     return target_object
 
 
-def made(factory: Callable[..., Any], options: Mapping[str, Any], target: str, kind: str) -> nn.Module:
+def build_network(factory: Callable[..., Any], options: Mapping[str, Any], target: str, kind: str) -> nn.Module:
     """The network that a class or function gives.
 
     Raises:

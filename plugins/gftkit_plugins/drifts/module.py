@@ -9,7 +9,7 @@ from torch import nn
 from gftkit.kernel import ConfigError, Path, WeightsError
 from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights
 from gftkit.storage import read_json
-from gftkit_plugins.importing import import_target, made
+from gftkit_plugins.importing import build_network, import_target
 
 DIFFUSERS_CONFIG = "config.json"
 
@@ -57,7 +57,7 @@ class Module(ForeignDrift):
         if weights is not None and weights.is_dir():
             network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:
-            network = made(factory, arguments, target, "drift")
+            network = build_network(factory, arguments, target, "drift")
             notes = [] if weights is None else load_foreign_weights(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
@@ -105,6 +105,6 @@ def _from_diffusers(factory: Any, options: Mapping[str, Any], folder: FilePath, 
     changed = sorted(key for key, value in options.items() if saved.get(key) != value)
     if not changed:
         return network
-    changed_network = made(factory, options, target, "drift")
+    changed_network = build_network(factory, options, target, "drift")
     load_weights(changed_network, network.state_dict(), folder)
     return changed_network

@@ -10,7 +10,7 @@ from torch import Tensor
 from gftkit.kernel import ConfigError
 from gftkit.networks import load_weights
 from gftkit.storage import read_tensors
-from gftkit_plugins.importing import import_target, made
+from gftkit_plugins.importing import build_network, import_target
 
 
 class Module:
@@ -51,7 +51,7 @@ class Module:
             devices=[]
         ):  # what building draws is the same each time, and the run's own untouched
             torch.default_generator.manual_seed(0)
-            network = made(factory, options or {}, target, "feature")
+            network = build_network(factory, options or {}, target, "feature")
         if weights is not None:
             if weights.suffix != ".safetensors":
                 raise ConfigError(

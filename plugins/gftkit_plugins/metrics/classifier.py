@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gftkit.estimation import proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 
 FOLDS = 5
@@ -74,7 +74,7 @@ class ClassifierTwoSample(OfFeatures):
             "classifier_two_sample": proportion(share, math.sqrt(share * (1 - share) / size), size),
             "classifier_two_sample_null": Estimate(0.5, 0.5 / math.sqrt(size)),
         }
-        return {key(name, self.steps): estimate for name, estimate in estimates.items()}
+        return {value_name(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def accuracy(x: Tensor, width: int, generator: Generator) -> float:

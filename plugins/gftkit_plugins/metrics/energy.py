@@ -7,7 +7,7 @@ from torch import Generator
 
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import enough
 from gftkit_plugins.metrics.pairs import discrepancy
 
@@ -53,4 +53,4 @@ class Energy:
         x = evaluation.samples(self.steps).flatten(1).double()
         y = evaluation.reference.x1.flatten(1).double()
         xx, yy, xy = (-torch.cdist(*pair) for pair in ((x, x), (y, y), (x, y)))
-        return {key("energy", self.steps): discrepancy(xx, yy, xy, generator)}
+        return {value_name("energy", self.steps): discrepancy(xx, yy, xy, generator)}

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView
-from gftkit_plugins.metrics.naming import key
+from gftkit_plugins.metrics.naming import value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 
 
@@ -48,7 +48,7 @@ class Frechet(OfFeatures):
         def distance(x: Tensor, y: Tensor) -> float:
             return frechet_distance(x.mean(0), covariance(x), y.mean(0), covariance(y))
 
-        return {key("frechet", self.steps): jackknife_estimate(distance, self.vectors(evaluation), generator)}
+        return {value_name("frechet", self.steps): jackknife_estimate(distance, self.vectors(evaluation), generator)}
 
 
 def covariance(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import GROUPS
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 from gftkit_plugins.metrics.pairs import discrepancy
 
@@ -65,7 +65,7 @@ class KernelDistance(OfFeatures):
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
-        name = key("kernel_distance", self.steps)
+        name = value_name("kernel_distance", self.steps)
         if self.subset is None:
             return {name: discrepancy(cubic(x, x), cubic(y, y), cubic(x, y), generator)}
         return {name: self._over_subsets(x, y, self.subset, generator)}

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
 
 
@@ -76,7 +76,7 @@ class Memorisation(OfFeatures):
         if not new.amin(1).any():
             raise ValueError("every sample is a copy of a held-out datum. Give other data to hold out.")
         indices = [torch.arange(len(x)), torch.arange(count), torch.arange(count)]
-        return {key("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
+        return {value_name("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
 
 
 def _held_out(available: bool) -> None:

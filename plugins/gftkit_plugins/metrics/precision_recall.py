@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import GROUPS, jackknife_estimates, proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures, distances
 
 
@@ -87,7 +87,7 @@ class PrecisionRecall(OfFeatures):
         )
         for name, count in (("precision", len(x)), ("recall", len(y)), ("coverage", len(y))):
             estimates[name] = proportion(estimates[name].value, estimates[name].stderr, count)
-        return {key(name, self.steps): estimate for name, estimate in estimates.items()}
+        return {value_name(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def shares(xx: Tensor, yy: Tensor, xy: Tensor, neighbours: int) -> tuple[float, float, float, float]:

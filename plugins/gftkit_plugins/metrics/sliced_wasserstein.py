@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 
 
@@ -68,7 +68,7 @@ class SlicedWasserstein(OfFeatures):
             return float(powers.mean()) ** (1 / self.p)
 
         counts = [torch.arange(each.shape[1]) for each in (x, y)]
-        return {key("sliced_wasserstein", self.steps): jackknife_estimate(distance, counts, generator)}
+        return {value_name("sliced_wasserstein", self.steps): jackknife_estimate(distance, counts, generator)}
 
 
 def _kept(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:

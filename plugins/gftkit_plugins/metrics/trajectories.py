@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from gftkit.geometry import energies, lengths, straightness
 from gftkit.kernel import Estimate, EvaluationView
 from gftkit.theory import mean_estimate
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 
 
 class PathLength:
@@ -41,7 +41,7 @@ class PathLength:
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean length over the evaluation's first samples."""
         values = lengths(evaluation.trajectory(self.steps))
-        return {key("path_length", self.steps): _over_samples(values, "path-length")}
+        return {value_name("path_length", self.steps): _over_samples(values, "path-length")}
 
 
 class Straightness:
@@ -78,7 +78,7 @@ class Straightness:
         states, times = _of_ode(evaluation, self.steps, "straightness")
         if len(times) < 3:
             raise ValueError("straightness wants at least 2 steps: one is always straight.")
-        return {key("straightness", self.steps): _over_samples(straightness(states, times), "straightness")}
+        return {value_name("straightness", self.steps): _over_samples(straightness(states, times), "straightness")}
 
 
 class KineticEnergy:
@@ -112,7 +112,7 @@ class KineticEnergy:
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean over the evaluation's first samples."""
         values = energies(*_of_ode(evaluation, self.steps, "kinetic-energy"))
-        return {key("kinetic_energy", self.steps): _over_samples(values, "kinetic-energy")}
+        return {value_name("kinetic_energy", self.steps): _over_samples(values, "kinetic-energy")}
 
 
 def _of_ode(evaluation: EvaluationView, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 
 
@@ -54,7 +54,7 @@ class Vendi(OfFeatures):
         own = jackknife_estimate(score, [_directions(x[:count], "samples")], generator)
         if self._reference is None or self._reference[0] is not y or self._reference[1] != count:
             self._reference = y, count, jackknife_estimate(score, [_directions(y[:count], "data")], generator)
-        return {key("vendi", self.steps): own, key("vendi_reference", self.steps): self._reference[2]}
+        return {value_name("vendi", self.steps): own, value_name("vendi_reference", self.steps): self._reference[2]}
 
 
 def _directions(x: Tensor, what: str) -> Tensor:

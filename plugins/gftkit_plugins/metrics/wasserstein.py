@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from gftkit.estimation import jackknife_estimate
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit_plugins.metrics.naming import Steps, value_name
 from gftkit_plugins.metrics.needs import OfFeatures
 
 
@@ -68,7 +68,7 @@ class Wasserstein(OfFeatures):
             return least_cost(costs[kept_x][:, kept_y].numpy()) ** (1 / self.p)
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
-        return {key("wasserstein", self.steps): jackknife_estimate(distance, kept, generator)}
+        return {value_name("wasserstein", self.steps): jackknife_estimate(distance, kept, generator)}
 
 
 def _solvable(n: int, m: int) -> None:

@@ -8,7 +8,7 @@ from torch import Generator
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import enough
+from gftkit_plugins.metrics.needs import check_enough
 from gftkit_plugins.metrics.pairs import discrepancy
 
 
@@ -46,7 +46,7 @@ class Energy:
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples."""
-        enough(scope)
+        check_enough(scope)
 
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""

@@ -9,7 +9,7 @@ from gftkit.kernel import EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps
 
 
-def enough(scope: Scope, least: int = GROUPS) -> None:
+def check_enough(scope: Scope, least: int = GROUPS) -> None:
     """Refuse fewer samples, or data to compare them with, than ``least``.
 
     Raises:
@@ -95,7 +95,7 @@ class OfFeatures:
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope, self.least)
+        check_enough(scope, self.least)
         suits(self.feature, scope)
 
     def vectors(self, evaluation: EvaluationView) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def features(feature: Feature | None, x: Tensor) -> Tensor:
     return vectors
 
 
-def suits(feature: Feature | None, scope: Scope) -> int:
+def feature_size(feature: Feature | None, scope: Scope) -> int:
     """Try a feature on two events of zeros: its size d.
 
     Raises:
@@ -96,7 +96,7 @@ class OfFeatures:
     def check(self, scope: Scope) -> None:
         """Refuse too few samples, and events that the feature isn't for."""
         check_enough(scope, self.least)
-        suits(self.feature, scope)
+        feature_size(self.feature, scope)
 
     def vectors(self, evaluation: EvaluationView) -> tuple[Tensor, Tensor]:
         """The features of the evaluation's samples, (n, d), and of its reference, (m, d)."""

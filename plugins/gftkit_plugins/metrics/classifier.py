@@ -12,7 +12,7 @@ from torch.nn import functional
 from gftkit.estimation import proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 FOLDS = 5
 """Parts of the cross-validation."""
@@ -21,7 +21,7 @@ STEPS, LEARNING_RATE, DECAY = 150, 1e-2, 1e-2
 """Of the classifier's training by AdamW, on all of its data in each step."""
 
 
-class ClassifierTwoSample(OfFeatures):
+class ClassifierTwoSample(FeatureMetric):
     """Classifier two-sample test (C2ST): held-out accuracy of a network that tells samples from held-out data.
 
     0.5 is chance: nothing that this network finds distinguishes them. 1 is told apart always. Equal numbers of both

@@ -8,10 +8,10 @@ from torch import Generator, Tensor
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView
 from gftkit_plugins.metrics.naming import value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class Frechet(OfFeatures):
+class Frechet(FeatureMetric):
     """Frechet distance between the Gaussians with the mean and covariance of the features of samples and data.
 
     It is biased upwards: n samples and m data of one law N(0, I) in d dimensions score about

@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 from gftkit.estimation import GROUPS
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 from gftkit_plugins.metrics.pairs import discrepancy
 
 SUBSETS = 100
 """Default number of subsets, as in the reference."""
 
 
-class KernelDistance(OfFeatures):
+class KernelDistance(FeatureMetric):
     """Kernel distance (KID): the unbiased MMD^2 of features under the kernel (x.y/d + 1)^3.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y) for samples x and held-out data y. Unlike the Frechet distance it isn't biased

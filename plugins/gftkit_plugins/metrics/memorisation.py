@@ -9,10 +9,10 @@ from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
+from gftkit_plugins.metrics.needs import FeatureMetric, Remembered, distances
 
 
-class Memorisation(OfFeatures):
+class Memorisation(FeatureMetric):
     """Nearest-neighbour ratio: mean distance of samples to the training data over that to held-out data.
 
     mean_i min_(y in A) |x_i - y| / mean_i min_(y in B) |x_i - y|: x are the samples, A and B are c training and c

@@ -76,7 +76,7 @@ class Remembered:
         return self._last[1]
 
 
-class OfFeatures:
+class FeatureMetric:
     """Base of the metrics of features: the feature, the solver steps, the checks, and the vectors to compare.
 
     Args:

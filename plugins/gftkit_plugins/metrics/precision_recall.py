@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from gftkit.estimation import GROUPS, jackknife_estimates, proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures, distances
+from gftkit_plugins.metrics.needs import FeatureMetric, distances
 
 
-class PrecisionRecall(OfFeatures):
+class PrecisionRecall(FeatureMetric):
     """Precision, recall, density and coverage of samples x against held-out data y, in the space of features.
 
     With B(y) the ball about y that reaches to its k-th nearest neighbour among the data, B(x) likewise among samples:

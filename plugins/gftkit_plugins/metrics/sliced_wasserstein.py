@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class SlicedWasserstein(OfFeatures):
+class SlicedWasserstein(FeatureMetric):
     """Sliced Wasserstein distance: (mean over directions u of W_p(u.x, u.y)^p)^(1/p), u uniform on the unit sphere.
 
     Of each direction the one-dimensional distance is exact, for any numbers of samples x and held-out data y. It is

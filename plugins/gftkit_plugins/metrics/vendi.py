@@ -8,10 +8,10 @@ from torch import Generator, Tensor
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class Vendi(OfFeatures):
+class Vendi(FeatureMetric):
     """Vendi score of the samples: exp(-sum_i l_i log l_i), l the eigenvalues of K/n, K the cosines of their features.
 
     1 where all features point the same way, n where they are orthogonal: an effective number of different samples, of

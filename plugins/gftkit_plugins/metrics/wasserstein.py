@@ -12,10 +12,10 @@ from gftkit.estimation import jackknife_estimate
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class Wasserstein(OfFeatures):
+class Wasserstein(FeatureMetric):
     """Exact Wasserstein distance W_p = (min over plans of E|x - y|^p)^(1/p) between samples x and held-out data y.
 
     |.| is the Euclidean norm of the features. Equal numbers are an assignment, which scipy solves; others are a linear

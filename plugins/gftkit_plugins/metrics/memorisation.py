@@ -9,7 +9,7 @@ from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import Steps, value_name
-from gftkit_plugins.metrics.needs import FeatureMetric, Remembered, distances
+from gftkit_plugins.metrics.needs import CachedFeatures, FeatureMetric, distances
 
 
 class Memorisation(FeatureMetric):
@@ -51,7 +51,7 @@ class Memorisation(FeatureMetric):
 
     def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
         super().__init__(feature, steps)
-        self._of_training = Remembered(feature)
+        self._of_training = CachedFeatures(feature)
 
     def check(self, scope: Scope) -> None:
         """Refuse a run without held-out data, too few samples, and events that the feature isn't for."""

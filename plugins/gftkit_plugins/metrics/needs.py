@@ -58,7 +58,7 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-class Remembered:
+class CachedFeatures:
     """Features of data that are asked for again and again: those of the last data are kept.
 
     Args:
@@ -91,7 +91,7 @@ class FeatureMetric:
 
     def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
         self.feature, self.steps = feature, steps
-        self._of_data = Remembered(feature)
+        self._of_data = CachedFeatures(feature)
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples, and events that the feature isn't for."""

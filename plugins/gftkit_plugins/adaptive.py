@@ -112,7 +112,7 @@ class Adaptive:
         if self.rho == 0 or not way > 2 * error or not reached >= 1 - LAG:
             return
         now = 1 - reached * (1 - self.rho)
-        rate = kept(self.left - self.rho, now - self.rho) ** (1 / self.waited)
+        rate = remaining_lag(self.left - self.rho, now - self.rho) ** (1 / self.waited)
         self.rho, self.left, self.waited = min(self.rho, max(least, lowest(rate, now))), now, 0
 
     def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
@@ -139,11 +139,11 @@ class Adaptive:
         self.stop.load_state_dict(state["stop"])
 
 
-def kept(before: float, now: float) -> float:
+def remaining_lag(before: float, now: float) -> float:
     """The share of a lag that is left, in [0, 1]; 1 where there was none to begin with.
 
     Example:
-        >>> kept(0.4, 0.1), kept(0.4, -0.1), kept(0.0, 0.1)
+        >>> remaining_lag(0.4, 0.1), remaining_lag(0.4, -0.1), remaining_lag(0.0, 0.1)
         (0.25, 0.0, 1.0)
     """
     return min(max(now, 0.0) / before, 1.0) if before > 0 else 1.0

@@ -113,7 +113,7 @@ class Adaptive:
             return
         now = 1 - reached * (1 - self.rho)
         rate = remaining_lag(self.left - self.rho, now - self.rho) ** (1 / self.waited)
-        self.rho, self.left, self.waited = min(self.rho, max(least, lowest(rate, now))), now, 0
+        self.rho, self.left, self.waited = min(self.rho, max(least, lowest_retention(rate, now))), now, 0
 
     def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
         """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
@@ -149,7 +149,7 @@ def remaining_lag(before: float, now: float) -> float:
     return min(max(now, 0.0) / before, 1.0) if before > 0 else 1.0
 
 
-def lowest(rate: float, left: float) -> float:
+def lowest_retention(rate: float, left: float) -> float:
     """The lowest retention whose lag, q (c - rho), will be at most 0.1 (1 - rho) after one more evaluation.
 
     Args:
@@ -157,7 +157,7 @@ def lowest(rate: float, left: float) -> float:
         left: c, the share of the gap that is left now.
 
     Example:
-        >>> round(lowest(0.5, 0.6), 12), lowest(0.1, 0.9), round(lowest(1.0, 0.6), 3)
+        >>> round(lowest_retention(0.5, 0.6), 12), lowest_retention(0.1, 0.9), round(lowest_retention(1.0, 0.6), 3)
         (0.5, 0.0, 0.556)
     """
     if rate <= LAG or rate * left <= LAG:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
 from gftkit_plugins.datasets.wilds.metadata import rows
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, chosen, divided
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divided, select_rows
 
 _COLUMNS = ("split", "category", "country_code", "timestamp")
 _SEQUESTERED = "seq"
@@ -82,7 +82,7 @@ def fmow(
     if regions is not None:
         pairs = rows(folder / "country_code_mapping.csv", ("alpha-3", "region"))
         region_of = {code: region or _OTHER for code, region in pairs}
-    names, labels = chosen(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
+    names, labels = select_rows(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
     cure = "Unpack the archive again. Don't delete rows: a picture is named by the number of its row."
     return divided(Pictures(folder, names, labels, len(CATEGORIES), size, cure), part)
 

@@ -111,7 +111,7 @@ def check_folder(folder: Path, name: str) -> None:
         )
 
 
-def chosen(
+def select_rows(
     entries: Iterable[Entry], split: str, domains: Mapping[str, Sequence[Domain] | None], file: Path
 ) -> tuple[list[str], list[int]]:
     """Pictures and labels of the rows of a split that come from the domains that are wanted.

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
 from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divided, select_rows
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "center", "split")
 _OF_CENTER = {1: "val", 2: "test"}
@@ -62,7 +62,7 @@ def camelyon17(
     file = folder / "metadata.csv"
     names, labels = select_rows(_entries(file), split, {"domains": domains}, file)
     cure = "Unpack the archive again, or delete their rows."
-    return divided(Pictures(folder, names, labels, 2, size, cure), part)
+    return divide(Pictures(folder, names, labels, 2, size, cure), part)
 
 
 def _entries(file: Path) -> Iterator[Entry]:

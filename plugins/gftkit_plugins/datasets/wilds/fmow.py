@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
 from gftkit_plugins.datasets.wilds.metadata import rows
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divided, select_rows
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("split", "category", "country_code", "timestamp")
 _SEQUESTERED = "seq"
@@ -84,7 +84,7 @@ def fmow(
         region_of = {code: region or _OTHER for code, region in pairs}
     names, labels = select_rows(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
     cure = "Unpack the archive again. Don't delete rows: a picture is named by the number of its row."
-    return divided(Pictures(folder, names, labels, len(CATEGORIES), size, cure), part)
+    return divide(Pictures(folder, names, labels, len(CATEGORIES), size, cure), part)
 
 
 def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:

@@ -153,7 +153,7 @@ def select_rows(
     return names, labels
 
 
-def divided(dataset: Dataset, part: Part) -> Dataset:
+def divide(dataset: Dataset, part: Part) -> Dataset:
     """A part of what was chosen, by the rule by which the kernel divides the data sets that have no splits."""
     return dataset if part == "all" else select_subset(dataset, split=part)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
 from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divided, select_rows
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site", "sirna_id")
 _SPLITS = ("train", "val", "test")
@@ -63,7 +63,7 @@ def rxrx1(
     file = folder / "metadata.csv"
     names, labels = select_rows(_entries(file), split, {"domains": domains, "cell_types": cell_types}, file)
     cure = "Unpack the archive again, or delete their rows."
-    return divided(Pictures(folder, names, labels, _CLASSES, size, cure), part)
+    return divide(Pictures(folder, names, labels, _CLASSES, size, cure), part)
 
 
 def _entries(file: Path) -> Iterator[Entry]:

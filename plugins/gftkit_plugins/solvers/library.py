@@ -19,7 +19,7 @@ def check_installed(package: str) -> None:
 
 
 @contextmanager
-def explained(causes: tuple[str, ...], advice: str) -> Iterator[None]:
+def explain_failures(causes: tuple[str, ...], advice: str) -> Iterator[None]:
     """Turn a library's way of giving up into an error that says what to do.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.kernel import BrownianPath, ConfigError, Diffusion, DivergenceError, Field
-from gftkit_plugins.solvers.library import check_installed, explained
+from gftkit_plugins.solvers.library import check_installed, explain_failures
 
 Tolerance = Annotated[float, pydantic.Field(gt=0)]
 Method = Literal[
@@ -124,7 +124,7 @@ class TorchDiffEq:
 
         at = torch.tensor(times, dtype=torch.float64, device=x.device)
         try:
-            with explained(
+            with explain_failures(
                 ("underflow in dt", "non-finite values in state", "Functional iteration did not converge"),
                 "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
             ):

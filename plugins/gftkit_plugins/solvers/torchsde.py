@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.kernel import BrownianPath, Diffusion, DivergenceError, Field
-from gftkit_plugins.solvers.library import check_installed, explained
+from gftkit_plugins.solvers.library import check_installed, explain_failures
 
 Tolerance = Annotated[float, pydantic.Field(gt=0)]
 Method = Literal["euler", "euler_heun", "heun", "midpoint", "milstein", "reversible_heun", "srk"]
@@ -194,7 +194,7 @@ class TorchSDE:
             # Interval by interval: between its own steps torchsde interpolates linearly, which isn't a solution.
             at = torch.tensor([t, later], dtype=torch.float64, device=x.device)
             try:
-                with explained(
+                with explain_failures(
                     ("Hitting minimum allowed step size", "Found nans in the error estimate"),
                     "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
                 ):

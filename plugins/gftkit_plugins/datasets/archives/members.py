@@ -52,7 +52,7 @@ def shape_of(ending: str, stream: IO[bytes], size: int, who: str) -> tuple[int, 
     except DataError:
         raise
     except Exception as error:  # parsers of damaged bytes raise nearly anything
-        raise damaged(who, ending, error) from error
+        raise damaged_member_error(who, ending, error) from error
 
 
 def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) -> Tensor:
@@ -73,7 +73,7 @@ def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) 
     except DataError:
         raise
     except Exception as error:
-        raise damaged(who, ending, error) from error
+        raise damaged_member_error(who, ending, error) from error
 
 
 def label_of(ending: str, data: bytes, key: str, who: str) -> int:
@@ -95,7 +95,7 @@ def label_of(ending: str, data: bytes, key: str, who: str) -> int:
     return label
 
 
-def damaged(who: str, ending: str, error: Exception) -> DataError:
+def damaged_member_error(who: str, ending: str, error: Exception) -> DataError:
     """The error for a member that doesn't hold what its ending says."""
     reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
     return DataError(

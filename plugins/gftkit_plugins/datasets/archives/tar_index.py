@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel import DataError
-from gftkit_plugins.datasets.archives.members import damaged, label_of, shape_of
+from gftkit_plugins.datasets.archives.members import damaged_member_error, label_of, shape_of
 from gftkit_plugins.datasets.cache import cached
 from gftkit_plugins.datasets.stretches import cannot_read
 
@@ -157,7 +157,7 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
                 with sample.open(ending) as stream:
                     array_shapes.append(shape_of(ending, stream, member.size, who))
             except OSError as error:
-                raise damaged(who, ending, error) from error
+                raise damaged_member_error(who, ending, error) from error
             if len(array_shapes[-1]) != len(array_shapes[0]):
                 raise DataError(
                     f"{who}: wanted an array of shape {array_shapes[0]}, as the first, got {array_shapes[-1]}. "

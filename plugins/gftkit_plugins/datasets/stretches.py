@@ -52,7 +52,7 @@ class Stretches:
                     )
                 done += got
         except OSError as error:
-            raise cannot_read(self.files[number], error) from error
+            raise unreadable_file_error(self.files[number], error) from error
         return stretch
 
     def _handle(self, number: int) -> int:
@@ -71,6 +71,6 @@ class Stretches:
             os.close(handle)
 
 
-def cannot_read(file: Path, error: OSError) -> DataError:
+def unreadable_file_error(file: Path, error: OSError) -> DataError:
     """The error for a file that the operating system doesn't give."""
     return DataError(f"{file}: can't be read ({error.strerror or error}). Check the path and its permissions.")

@@ -13,7 +13,7 @@ from gftkit_plugins.datasets.archives.tar_index import Fields, find_member, posi
 from gftkit_plugins.datasets.images.pictures import Decoder, Mode
 from gftkit_plugins.datasets.neighbours import blocks_of_neighbours
 from gftkit_plugins.datasets.patterns import files_of
-from gftkit_plugins.datasets.stretches import Stretches, cannot_read
+from gftkit_plugins.datasets.stretches import Stretches, unreadable_file_error
 
 
 class Shards:
@@ -165,7 +165,7 @@ def _fields(first: Path, field: str | None, labels: str | None, key: str, condit
     try:
         sample = next(read_samples(first), None)
     except OSError as error:
-        raise cannot_read(first, error) from error
+        raise unreadable_file_error(first, error) from error
     endings = [] if sample is None else list(sample.members)
     shown = f"{first}, sample '{sample.key if sample else ''}'"
     if labels is None and "cls" in endings:

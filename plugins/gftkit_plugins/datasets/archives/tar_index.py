@@ -13,7 +13,7 @@ from torch import Tensor
 from gftkit.kernel import DataError
 from gftkit_plugins.datasets.archives.members import damaged_member_error, label_of, shape_of
 from gftkit_plugins.datasets.cache import cached
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
 _LAYOUT = 1
 """Goes into the cached file's name; raise it when what is cached changes."""
@@ -69,7 +69,7 @@ def read_index(shard: Path, fields: Fields) -> dict[str, Tensor]:
         with shard.open("rb"):
             pass
     except OSError as error:
-        raise cannot_read(shard, error) from error
+        raise unreadable_file_error(shard, error) from error
     said = repr((str(shard.resolve()), about.st_size, about.st_mtime_ns, astuple(fields)))
     name = f"shard-{_LAYOUT}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
     return cached(name, lambda: _index(shard, fields))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gftkit.kernel import DataError
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
 _AGAIN = "The file is damaged or cut off: copy or unpack it again."
 
@@ -58,7 +58,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
             f"{file}: wanted comma-separated values in UTF-8, got something else ({error}). {_AGAIN}"
         ) from (error)
     except OSError as error:
-        raise cannot_read(file, error) from error
+        raise unreadable_file_error(file, error) from error
     if not any_row:
         raise DataError(f"{file}: it has column names, and no row below them. {_AGAIN}")
 
@@ -88,7 +88,7 @@ def _check_ends(file: Path) -> None:
             stream.seek(-1, os.SEEK_END)
             last = stream.read(1)
     except OSError as error:
-        raise cannot_read(file, error) from error
+        raise unreadable_file_error(file, error) from error
     if last != b"\n":
         raise DataError(
             f"{file}: its last line doesn't end with a line break, as that of a file that was cut off. Copy or unpack "

@@ -13,7 +13,7 @@ from torch import Tensor
 from gftkit.data import select_subset
 from gftkit.kernel import Batch, DataError, Dataset
 from gftkit_plugins.datasets.images.pictures import Decoder
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
 Domain = int | str
 Part = Literal["all", "train", "test"]
@@ -185,4 +185,4 @@ def _files_in(folder: Path) -> frozenset[str]:
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     except OSError as error:
-        raise cannot_read(folder, error) from error
+        raise unreadable_file_error(folder, error) from error

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel import Batch, DataError
-from gftkit_plugins.datasets.reading import Arrays as Found
+from gftkit_plugins.datasets.reading import NamedArrays as Found
 from gftkit_plugins.datasets.reading import read_arrays
 from gftkit_plugins.datasets.rows import Rows
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel import Batch, DataError
-from gftkit_plugins.datasets.reading import NamedArrays as Found
-from gftkit_plugins.datasets.reading import read_arrays
+from gftkit_plugins.datasets.reading import NamedArrays, read_arrays
 from gftkit_plugins.datasets.rows import Rows
 
 _SAMPLES = ("x1", "samples", "data")
@@ -119,7 +118,7 @@ class Arrays:
         return Batch(x1, label, x0, conditions)
 
 
-def _samples_key(arrays: Found, key: str | None, labels: str | None, conditions: tuple[str, ...]) -> str:
+def _samples_key(arrays: NamedArrays, key: str | None, labels: str | None, conditions: tuple[str, ...]) -> str:
     """The name of the array with the samples."""
     if key is not None:
         if key not in arrays:
@@ -159,7 +158,7 @@ def _blocks(values: Tensor) -> Tensor | None:
     return sizes
 
 
-def _condition(arrays: Found, name: str, n: int) -> Tensor:
+def _condition(arrays: NamedArrays, name: str, n: int) -> Tensor:
     """(n, *shape), checked."""
     if name not in arrays:
         raise DataError(f"{arrays.file}: no array '{name}' for a condition. It holds: {_listed(arrays)}.")
@@ -191,5 +190,5 @@ def _named(file: Path, key: str) -> str:
     return f"{file}, array '{key}'" if key else f"{file}"
 
 
-def _listed(arrays: Found) -> str:
+def _listed(arrays: NamedArrays) -> str:
     return ", ".join(name or "one array without a name" for name in arrays) or "no array"

@@ -69,7 +69,7 @@ class FlowMap(nn.Module):
             examples = {name: torch.zeros(2, *shape) for name, shape in (condition_shapes or {}).items()}
             examples["label"] = torch.zeros(2, dtype=torch.int64)
             size = _width(drift, self.into, event_shape, {name: examples[name] for name in self.conditions})
-            modules[self.into].register_forward_hook(self._told)
+            modules[self.into].register_forward_hook(self._add_embedding)
         last = nn.Linear(width, size)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -87,7 +87,7 @@ class FlowMap(nn.Module):
         finally:
             self._added = None
 
-    def _told(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def _add_embedding(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         """The hook of the module ``into``."""
         return output if self._added is None else output + self._added
 

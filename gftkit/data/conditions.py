@@ -31,9 +31,9 @@ def conditions_of(drift: Any, batch: Batch) -> dict[str, Tensor]:
     missing = [name for name in wanted if name not in have]
     if missing:
         raise DataError(
-            f"the drift is given {', '.join(map(repr, wanted))}, and the samples come without "
-            f"{', '.join(map(repr, missing))} (they have: {', '.join(map(repr, have)) or 'none'}). "
-            f"Give every sample these conditions, or use another drift."
+            f"the drift uses the conditions {', '.join(map(repr, wanted))}, and the samples lack "
+            f"{', '.join(map(repr, missing))} (they have: {', '.join(map(repr, have)) or 'none'}). Give every sample "
+            f"these conditions, or use another drift."
         )
     return {name: have[name] for name in wanted}
 
@@ -76,10 +76,10 @@ def check_null(drift: Any, who: str, where: str) -> None:
     """
     if condition_nulls(drift):
         return
-    reason = "has no `null`, which says what stands for a condition that isn't given"
+    reason = "has no `null`, the value for a condition that isn't given"
     raise ConfigError(
-        f"{where}: the drift '{who}' {reason if condition_names(drift) else 'is given no condition'}. "
-        f"Use a conditional drift with a null (mlp and unet have one), or leave it out."
+        f"{where}: the drift '{who}' {reason if condition_names(drift) else 'uses no condition'}. Use a conditional "
+        f"drift with a null (mlp and unet have one), or leave this key out."
     )
 
 
@@ -94,10 +94,10 @@ def check_coupling(coupling: Coupling, name: str, named: tuple[str, ...]) -> lis
     shown = ", ".join(map(repr, named))
     if not getattr(coupling, "conditional", False):
         raise ConfigError(
-            f"coupling: '{name}' makes x0 depend on the conditions {shown}, and sampling starts from the same source "
-            f"under every condition: the model would be biased (T10). Use conditional-optimal-transport or independent."
+            f"coupling: '{name}' makes x0 depend on the conditions {shown}. Sampling starts from one source under "
+            f"every condition, so the model would be biased (T10). Use conditional-optimal-transport or independent."
         )
     return [
-        f"coupling '{name}': x0 given {shown} is only nearly of the source's law, from which sampling starts (T10). "
-        f"A larger `weight` comes closer; `independent` is exact."
+        f"coupling '{name}': x0 given {shown} has the source's law only approximately, and sampling starts from that "
+        f"law (T10). A larger `weight` brings it closer; `independent` is exact."
     ]

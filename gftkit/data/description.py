@@ -56,9 +56,9 @@ class Facts:
         unknown = [name for name in names if name not in self.condition_shapes and name != conditions.LABEL]
         if unknown:
             raise ConfigError(
-                f"the drift is given {', '.join(map(repr, unknown))}, and the data have "
-                f"{', '.join(map(repr, self.condition_shapes)) or 'no such conditions'}. Give every sample these "
-                f"conditions, or use another drift."
+                f"the drift uses the conditions {', '.join(map(repr, unknown))}, and the data have "
+                f"{', '.join(map(repr, self.condition_shapes)) or 'none'}. Give every sample these conditions, or use "
+                f"another drift."
             )
         return {
             name: torch.zeros(count, dtype=torch.int64)

@@ -143,7 +143,7 @@ def pair(
 def _checked(order: Tensor, n: int, coupling: Coupling) -> Tensor:
     if order.shape != (n,) or not torch.equal(order.sort().values, torch.arange(n)):
         raise PluginError(
-            f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, which keeps every sample once, "
-            f"got {tuple(order.shape)} with {len(torch.unique(order))} different ones."
+            f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, got shape {tuple(order.shape)} "
+            f"with {len(torch.unique(order))} different indices."
         )
     return order

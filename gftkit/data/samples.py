@@ -73,18 +73,18 @@ class Samples:
             raise DataError(f"{where}: the data set is empty. Give at least one sample.")
         if event_shape is not None and self.event_shape != event_shape:
             raise DataError(
-                f"{where}: wanted samples of shape {event_shape}, as the rest of the run, got {self.event_shape}. "
-                f"Resize or crop them (image sets take `size`)."
+                f"{where}: wanted samples of shape {event_shape}, like the rest of the run, got {self.event_shape}. "
+                f"Resize or crop them (image sets have the option `size`)."
             )
         if condition_shapes is not None and self.condition_shapes != condition_shapes:
             raise DataError(
                 f"{where}: wanted the conditions of the training data, {_listed(condition_shapes)}, got "
-                f"{_listed(self.condition_shapes)}. Give every sample these."
+                f"{_listed(self.condition_shapes)}. Give every sample these conditions."
             )
         for name in self.condition_shapes:
             if not name.isidentifier() or name in RESERVED:
                 raise DataError(
-                    f"{where}: wanted a condition's name of letters, digits and underscores, and none of "
+                    f"{where}: wanted a condition's name of letters, digits and underscores, other than "
                     f"{', '.join(RESERVED)}, got '{name}'. Rename it."
                 )
 
@@ -109,8 +109,8 @@ class Samples:
             self._check("x0", batch.x0, n, self.event_shape, indices)
         if set(batch.conditions) != set(self.condition_shapes):
             raise DataError(
-                f"{self.where}: wanted the conditions {sorted(self.condition_shapes)}, as its `condition_shapes` says, "
-                f"got {sorted(batch.conditions)}."
+                f"{self.where}: wanted the conditions in its `condition_shapes`, {sorted(self.condition_shapes)}, got "
+                f"{sorted(batch.conditions)}."
             )
         for name, values in batch.conditions.items():
             self._check(f"condition '{name}'", values, n, self.condition_shapes[name], indices)
@@ -145,7 +145,7 @@ class Samples:
             row = int((~torch.isfinite(values)).reshape(n, -1).any(1).nonzero()[0])
             which = row if indices is None else int(indices[row])
             inside = "" if name == "x1" else f", in its {name}"
-            raise DataError(f"{self.where}: sample {which} holds NaN or infinity{inside}. Remove or mend it.")
+            raise DataError(f"{self.where}: sample {which} contains NaN or infinity{inside}. Remove or correct it.")
 
 
 class VisitOrder:

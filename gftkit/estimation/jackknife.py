@@ -61,8 +61,8 @@ def jackknife_estimates(
     smallest = min(map(len, samples))
     if groups < 2 or smallest < groups:
         raise ValueError(
-            f"a standard error by {groups} groups wants at least 2 groups and at least as many samples as groups, "
-            f"got {smallest} samples. Make more samples, or hold out more data."
+            f"wanted at least 2 groups and at least {groups} samples, one for each group of the standard error, got "
+            f"{smallest} samples. Make more samples, or hold out more data."
         )
     members = [torch.randperm(len(sample), generator=generator) % groups for sample in samples]
     left_out = torch.tensor(

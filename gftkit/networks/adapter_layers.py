@@ -50,8 +50,8 @@ def choose_layers(
     unfit = sorted({name for name in names if name not in fit})
     if unfit:
         raise ConfigError(
-            f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted here. "
-            f"Wanted {', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
+            f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted. Wanted "
+            f"{', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
         )
     for pattern in exclude:
         out = matching_names(pattern, modules)
@@ -81,7 +81,7 @@ def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Calla
     """
     _refuse(
         [name for name, module in network.named_modules() if getattr(module, "running_mean", None) is not None],
-        "keep running statistics, which training moves and adapters don't hold",
+        "keep running statistics, which training changes and adapters don't store",
         "Use a drift with group or layer normalisation, or fine-tune without adapters",
     )
     shared = _shared(network)
@@ -89,7 +89,7 @@ def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Calla
     _refuse([name for name, layer in layers.items() if parametrize.is_parametrized(layer)], "are parametrized")
     _refuse(
         [name for name, layer in layers.items() if type(layer).forward not in _FORWARDS],
-        "compute another function than the layer of torch that they derive from, so that no adapter could be merged",
+        "override the forward of their torch layer, so that no adapter could be merged",
     )
     if not groups:
         _refuse([name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1], "are grouped convolutions")

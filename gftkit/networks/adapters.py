@@ -113,7 +113,10 @@ class AdaptedDrift:
         copied = {name: module for name, module in network.named_modules() if isinstance(module, copy_of)}
         if adapted.keys() != layers.keys() or copied.keys() != set(whole):
             wrong = sorted(adapted.keys() ^ layers.keys() | copied.keys() ^ set(whole))
-            raise ConfigError(f"adapters: peft can't tell {', '.join(wrong[:4])} from others by name. Leave it out.")
+            raise ConfigError(
+                f"adapters: peft can't distinguish {', '.join(wrong[:4])} from other layers by name. Leave them out "
+                f"with adapters.exclude."
+            )
         self.layers: dict[str, Any] = adapted
         self._copied: dict[str, Any] = copied
         self._all, self._switched = list(drift.modules()), [*adapted.values(), *copied.values()]
@@ -216,7 +219,9 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError(f"adapters want the peft library ({error}): pip install 'gftkit[lora]'.") from None
+        raise ConfigError(
+            f"adapters require the package peft ({error}). Install it: pip install 'gftkit[lora]'."
+        ) from None
     return peft
 
 
@@ -224,7 +229,7 @@ def _check_options(options: Adapters) -> None:
     if options.name != "lora":
         foreign = [key for key in ("dropout", "dora", "rslora") if getattr(options, key)]
         if foreign:
-            raise ConfigError(f"adapters.{foreign[0]}: belongs to lora, not to {options.name}. Leave it out.")
+            raise ConfigError(f"adapters.{foreign[0]}: an option of lora, not of {options.name}. Leave it out.")
 
 
 def _check_rank(options: Adapters, layers: Mapping[str, nn.Module]) -> None:
@@ -234,8 +239,8 @@ def _check_rank(options: Adapters, layers: Mapping[str, nn.Module]) -> None:
     name, most = max(((name, largest_rank(layer)) for name, layer in layers.items()), key=lambda pair: pair[1])
     if options.rank > most:
         raise ConfigError(
-            f"adapters.rank: {options.rank} is beyond every layer that is adapted: the largest allows {most} ({name}). "
-            f"Choose a smaller rank, or train without adapters."
+            f"adapters.rank: {options.rank} is larger than every adapted layer allows; the largest allows {most} "
+            f"({name}). Choose a smaller rank, or train without adapters."
         )
 
 
@@ -246,11 +251,11 @@ def _trained_whole(drift: nn.Module, options: Adapters, adapted: Mapping[str, nn
     for pattern in options.also_train or ():
         here = [name for name in matching_names(pattern, modules) if next(modules[name].parameters(), None) is not None]
         if not here:
-            raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters.")
+            raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters. Check the name.")
         inside = [name for name in adapted for outer in here if f"{name}.".startswith(f"{outer}.")]
         if inside:
             raise ConfigError(
-                f"adapters.also_train: '{pattern}' holds {inside[0]}, which is adapted. Exclude one of them."
+                f"adapters.also_train: '{pattern}' contains {inside[0]}, which is adapted. Exclude one of them."
             )
         whole += [name for name in here if name not in whole]
     return whole

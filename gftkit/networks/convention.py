@@ -184,7 +184,9 @@ def parse_call(call: str) -> Arguments:
                 f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
             )
         if name is None and any(before is not None for before, _ in arguments):
-            raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
+            raise ConfigError(
+                f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name. Put it first."
+            )
         arguments.append((name, values))
     inputs = [what for _, values in arguments for what in values]
     for which, names in (("argument", [name for name, _ in arguments if name is not None]), ("value", inputs)):
@@ -192,7 +194,7 @@ def parse_call(call: str) -> Arguments:
         if twice:
             raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
     if "x" not in inputs:
-        raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
+        raise ConfigError(f"convention.call: '{call}' lacks x, the state. Add it, as in 't, x'.")
     return tuple(arguments)
 
 

@@ -34,9 +34,9 @@ def check_jumps(solver: Any, drift: Any) -> None:
     """
     if getattr(solver, "jumps", False) and not is_flow_map(drift):
         raise ConfigError(
-            f"solver {type(solver).__name__} jumps by a flow map, and this drift is a velocity, which isn't told "
-            f"where a jump ends. (Under guidance, or blended, a student's is one too.) Train a student with "
-            f"`gft distill`, or sample by euler or heun."
+            f"solver {type(solver).__name__} requires a flow map, and this drift is a velocity: it doesn't take the "
+            f"end of a jump. (A flow map under guidance, or in a blend, is a velocity too.) Train a flow map with "
+            f"`gft distill`, or use euler or heun."
         )
 
 

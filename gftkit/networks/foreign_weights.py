@@ -62,11 +62,11 @@ def load_foreign_weights(module: nn.Module, path: Path, key: str | None = None) 
     names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
     best = [candidate for candidate in fitting if candidate.averaged] or fitting
     if len(best) > 1:
-        raise WeightsError(f"{path} holds several networks that fit: {names}. Choose one of them with `key`.")
+        raise WeightsError(f"{path} contains several networks that fit: {names}. Choose one of them with `key`.")
     load_weights(module, best[0].weights, path)
     if key is not None or len(fitting) == 1:
         return []
-    return [f"{path} holds {names}: took '{best[0].name}', the averaged weights. Choose another with `key`."]
+    return [f"{path} contains {names}; '{best[0].name}', the averaged weights, was used. Choose another with `key`."]
 
 
 def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None) -> list[Candidate]:
@@ -84,7 +84,7 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
     at_key = [candidate for candidate in fitting if f"{candidate.name}.".startswith(f"{key}.")]
     if not at_key:
         names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
-        raise WeightsError(f"{path}: no network that fits lies at key: {key}. Those that fit: {names}.")
+        raise WeightsError(f"{path}: no network that fits at key: {key}. Those that fit: {names}.")
     return at_key
 
 
@@ -100,12 +100,14 @@ def read_weights_file(path: Path) -> Mapping[str, Any]:
             raise WeightsError(f"{path} is a run's checkpoint: give the run folder, or its model.safetensors.")
         return tensors
     if path.suffix not in PICKLES:
-        raise WeightsError(f"{path}: wanted .safetensors, {', '.join(PICKLES)}, got '{path.suffix}'.")
+        raise WeightsError(
+            f"{path}: wanted .safetensors, {', '.join(PICKLES)}, got '{path.suffix}'. Convert it, or check the path."
+        )
     mapped = zipfile.is_zipfile(path)
     if not mapped and _starts_as_zip(path):
         raise WeightsError(
-            f"{path}: the file is cut off: it begins as the zip archive that torch.save writes, and has no end. Copy "
-            f"it again."
+            f"{path}: the file is incomplete: it begins like a zip archive of torch.save, and ends early. Copy it "
+            f"again."
         )
     try:
         # Mapped into memory where the format allows: the state of an optimiser is then never read.
@@ -114,13 +116,14 @@ def read_weights_file(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # torch's own text advises to run the file if one trusts it
         refused = _REFUSED.search(str(error))
         raise WeightsError(
-            f"{path}: wanted a state dict that loads without executing code, and this file doesn't"
-            f"{f' (it names {refused[1]})' if refused else ''}. It is damaged, or a pickle of more than tensors; it "
-            f"was not run. Export its state_dict as .safetensors."
+            f"{path}: wanted a state dict that loads without executing code, and this file "
+            f"doesn't{f' (it names {refused[1]})' if refused else ''}. It is damaged, or contains more than tensors; "
+            f"nothing in it was executed. Export its state_dict as .safetensors."
         ) from error
     if not (isinstance(contents, dict) and _sets(contents)):
         raise WeightsError(
-            f"{path}: wanted a state dict (name -> tensor), got {type(contents).__name__} of other things."
+            f"{path}: wanted a state dict (name -> tensor), got {type(contents).__name__} without tensors by name. "
+            f"Export the network's state_dict."
         )
     return contents
 

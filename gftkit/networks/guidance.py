@@ -70,6 +70,6 @@ def check_guidance(scale: float, drift: Any, dropout: float, where: str) -> None
     conditions.check_null(drift, type(drift).__name__, where)
     if dropout == 0:
         raise ConfigError(
-            f"{where}: {scale:g} wants the drift without its conditions too, and this run never trained that "
+            f"{where}: {scale:g} requires the drift without conditions, and this run didn't train it "
             f"(train.condition_dropout is 0). Train with, say, train.condition_dropout: 0.1, or use guidance 1."
         )

@@ -25,7 +25,7 @@ def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
     complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
     complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
     complaints += [
-        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
+        f"wrong shape: {name} is {tuple(weights[name].shape)}, wanted {tuple(wanted[name].shape)}"
         for name in wanted
         if name in weights and weights[name].shape != wanted[name].shape
     ]
@@ -41,12 +41,12 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     complaints = misfits(weights, module.state_dict())
     if complaints:
         raise WeightsError(
-            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\n"
-            f"Give the `{what}` these weights were made with."
+            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\nUse the `{what}` that these weights "
+            f"were made with."
         )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}. Use another file.")
     # All is checked before the first tensor is copied: a network with half of its weights is worse than none.
     own = module.state_dict()
     module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})

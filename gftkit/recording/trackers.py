@@ -205,8 +205,8 @@ class Trackers:
         for name, tracker in options.items():
             if find_spec(tracker.package) is None:
                 raise ConfigError(
-                    f"track: '{name}' wants the package {tracker.package}, which isn't installed. Install it: "
-                    f"pip install {tracker.install}, or leave it out of `track`."
+                    f"track: '{name}' requires the package {tracker.package}, which isn't installed. Install it: pip "
+                    f"install {tracker.install}; or leave '{name}' out of `track`."
                 )
         self._options, self._out, self._warn = options if main else {}, out, warn
         self._memory: dict[str, Memory] = read_json(out / MEMORY) if resumed and (out / MEMORY).is_file() else {}
@@ -214,7 +214,7 @@ class Trackers:
             place = tracker.place(out)
             if place is not None and name not in self._memory and place.exists():
                 raise RunError(
-                    f"track: {place} is there already, and events of two runs would mix. Delete it, or choose another "
+                    f"track: {place} exists, and the events of two runs would mix in it. Delete it, or choose another "
                     f"--out or another folder for '{name}'."
                 )
         self._sinks: dict[str, Sink] = {}
@@ -293,7 +293,7 @@ class Trackers:
 def _failure(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     return (
-        f"track: '{name}' failed and is left out from here on ({type(error).__name__}: {reason}). The run goes on; "
+        f"track: '{name}' failed and is not used any more ({type(error).__name__}: {reason}). The run continues; "
         f"metrics.jsonl has every number."
     )
 

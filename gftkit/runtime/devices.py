@@ -48,12 +48,12 @@ def start_accelerator(device: str) -> Any:
     for variable, cure in FOREIGN.items():
         value = os.environ.get(variable, "")
         if value.lower() not in OFF:
-            raise ConfigError(
-                f"accelerate was told {variable}={value}, and a run does only what its file says: {cure}."
-            )
+            raise ConfigError(f"{variable}={value} changes a run without its configuration. Instead, {cure}.")
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if name == "cuda" and here > there:
-        raise ConfigError(f"device: {here} processes on this node, and {there} GPU(s). Start one for each, or use cpu.")
+        raise ConfigError(
+            f"device: {here} processes on this node share {there} GPU(s). Start one process for each GPU, or use cpu."
+        )
     accelerator = Accelerator(
         cpu=name == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
@@ -63,12 +63,12 @@ def start_accelerator(device: str) -> Any:
         return accelerator
     if accelerator.distributed_type != DistributedType.FSDP:
         raise ConfigError(
-            f"FSDP was asked for (ACCELERATE_USE_FSDP), and accelerate would quietly run "
-            f"{accelerator.distributed_type.value} on {accelerator.num_processes} process(es) of {accelerator.device}: "
-            f"it shards weights among several GPUs only. Leave FSDP out, or start two or more processes, a GPU each."
+            f"ACCELERATE_USE_FSDP is set, and accelerate would run {accelerator.distributed_type.value} on "
+            f"{accelerator.num_processes} process(es) of {accelerator.device} instead: FSDP needs several GPUs. Unset "
+            f"it, or start one process for each of two or more GPUs."
         )
     if not accelerator.is_fsdp2:
-        raise ConfigError("FSDP: wanted version 2, which keeps weights apart: --fsdp_version 2, or FSDP_VERSION=2.")
+        raise ConfigError("FSDP: wanted version 2. Set FSDP_VERSION=2, or give --fsdp_version 2.")
     return accelerator
 
 
@@ -127,12 +127,12 @@ def launch_warnings(accelerator: Any, precision: str) -> list[str]:
     launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     if accelerator.num_processes == 1 and launched:
         warnings.append(
-            "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them "
-            "out: use torchrun --nproc_per_node N -m gftkit ... instead."
+            "accelerate launch started one process. Without GPUs it ignores a larger number. Use torchrun "
+            "--nproc_per_node N -m gftkit ... instead."
         )
     if precision != "float32" and emulates_half(accelerator.device):
         warnings.append(
-            f"train.precision: this CPU (AVX2) has no instructions for {precision}: steps take longer than in float32."
+            f"train.precision: this CPU (AVX2) has no instructions for {precision}. Steps take longer than in float32."
         )
     return warnings
 
@@ -162,9 +162,9 @@ def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:
         for index, other in enumerate(seen):
             if other[name] != value:
                 raise RunError(
-                    f"the processes differ in {name}: process 0 has {value}, process {index} has {other[name]}. Give "
-                    f"all nodes the same versions, and the run folder, the data and the pretrained weights on a file "
-                    f"system that they share."
+                    f"the processes differ in {name}: process 0 has {value}, process {index} has {other[name]}. "
+                    f"Install the same versions on all nodes, and put the run folder, the data and the pretrained "
+                    f"weights on a shared file system."
                 )
 
 

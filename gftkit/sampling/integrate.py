@@ -79,7 +79,7 @@ def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
             f"solver {name} solves ODEs only, and this flow has noise (g > 0). Choose an SDE solver: euler-maruyama."
         )
     if not stochastic and solver.ode_order is None:
-        raise ConfigError(f"solver {name} solves SDEs only, and this flow has none (g = 0). Choose euler or heun.")
+        raise ConfigError(f"solver {name} solves SDEs only, and this flow is an ODE (g = 0). Choose euler or heun.")
 
 
 def bind_conditions(drift: Drift, **conditions: Tensor) -> Field:
@@ -251,10 +251,13 @@ def _where(states: Iterator[Tensor], grid: Grid) -> str:
         if lost.any():
             what = f"{int(lost.sum())} of {len(x)} samples are not finite"
             if k == 0:
-                return f"{what} in the source. Look at the source of the run."
+                return f"{what} in the source. Check the source of the run."
             t = grid.times[k - 1]
             return (
-                f"{what} after step {k} of {len(grid.times) - 1 + (grid.closing is not None)}, which starts at "
-                f"t = {t:.4g}. Use more steps, or another solver; a drift that isn't finite stays so."
+                f"{what} after step {k} of {len(grid.times) - 1 + (grid.closing is not None)}, which starts at t = "
+                f"{t:.4g}. Use more steps, or another solver. If the drift itself isn't finite, neither helps."
             )
-    return "the samples are not finite, and were when they were made again: the drift isn't a function of its inputs."
+    return (
+        "the samples are not finite, and those of a second integration are: the drift isn't a function of its inputs. "
+        "Check the network for randomness."
+    )

@@ -103,7 +103,7 @@ class ByBlock:
             ValueError: for samples of more than one block.
         """
         if len(self._generators) != 1:
-            raise ValueError("samples of several blocks share no generator: integrate each block by itself.")
+            raise ValueError("samples of several blocks have no common generator. Integrate each block by itself.")
         return self._generators[0]
 
 

@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = {value for tag, value in keys if tag != "tag:yaml.org,2002:merge" and keys.count((tag, value)) > 1}
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{min(twice)}' stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"'{min(twice)}' occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

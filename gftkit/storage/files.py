@@ -109,8 +109,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise RunError(
-                f"{folder}: another process is at work in it ({file.read().strip()}). Wait for it, or choose another "
-                f"folder with --out."
+                f"{folder}: another process is using this folder ({file.read().strip()}). Wait for it to end, or "
+                f"choose another folder with --out."
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -156,6 +156,6 @@ def check_space(folder: Path, needed: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(
-            f"{folder}: the run will write about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. "
-            f"Free some space, or choose another folder with --out."
+            f"{folder}: the run needs about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free. Free some space, "
+            f"or choose another folder with --out."
         )

@@ -65,7 +65,7 @@ class Log:
             PluginError: where a value is named like the line's own keys.
         """
         if {"step", "kind"} & values.keys():
-            raise PluginError(f"a measurement may not be named step or kind, got {', '.join(values)}. Rename it.")
+            raise PluginError(f"a measurement can't be named step or kind, got {', '.join(values)}. Rename it.")
         line = nan_to_none({"step": step, "kind": kind, **values})
         with explain_file_errors(self.path):
             self._file.write(json.dumps(line) + "\n")

@@ -66,8 +66,8 @@ def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
     computed = None if written is None else digest(tensors)
     if (ours and written is None) or (computed is not None and written != _digest_of_file(computed, notes)):
         raise WeightsError(
-            f"{path}: its content isn't what was written: wanted the digest {written}, got another. The disk or a copy "
-            f"damaged it; copy it again, or go back to an earlier one."
+            f"{path}: the content doesn't match its digest: it was damaged on disk or in a copy. Copy it again, or "
+            f"use an earlier one."
         )
     return TensorFile(tensors, _plain_notes(notes), computed)
 
@@ -102,8 +102,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
-            f"It may be truncated or of another format; copy or export it again."
+            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read ({error}). The "
+            f"file is truncated or of another format. Copy or export it again."
         ) from None
 
 

@@ -122,11 +122,14 @@ def check_affine(path: Path, coupling: Coupling) -> None:
     """
     if not getattr(coupling, "independent", False):
         raise ConfigError(
-            f"coupling {type(coupling).__name__}: the score is known from the velocity only where x0 is independent of "
-            f"x1. Train with the independent coupling, or sample this flow by its ODE."
+            f"coupling {type(coupling).__name__}: the velocity gives the score only if x0 is independent of x1. Train "
+            f"with the independent coupling, or use an ODE solver."
         )
     if is_noisy(path) or is_stochastic(path):
-        raise ConfigError("path: the score is known from the velocity for affine paths only, and this one has noise.")
+        raise ConfigError(
+            "path: the velocity gives the score only on paths without noise, and this one has noise. Sample this flow "
+            "as it is."
+        )
 
 
 def affine_score(path: Path, t: Tensor, x: Tensor, velocity: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
         1.0
     """
     if len(batches) < 2:
-        raise ValueError(f"a standard error over batches wants at least 2 of them, got {len(batches)}.")
+        raise ValueError(f"wanted at least 2 batches, for a standard error, got {len(batches)}.")
     rho = retention(temperature)
     t, g, r = torch.tensor(batches, dtype=torch.float64).T
     by_distance, by_loss = r / (1 - rho) ** 2, g / (1 - rho**2)

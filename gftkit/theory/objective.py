@@ -24,7 +24,7 @@ def retention(temperature: float) -> float:
         (0.5, 0.0)
     """
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"a temperature is a finite number >= 0, got {temperature}.")
+        raise ValueError(f"temperature: wanted a finite number >= 0, got {temperature}.")
     return temperature / (1 + temperature)
 
 
@@ -122,5 +122,5 @@ def form_gap(target: Tensor, anchor: Tensor, temperature: float, weight: Tensor 
 
 def _needed(anchor: Tensor | None) -> Tensor:
     if anchor is None:
-        raise ValueError("at a temperature above 0 the objective needs the anchor's drift, got None.")
+        raise ValueError("anchor: wanted its drift, which a temperature above 0 requires, got None.")
     return anchor

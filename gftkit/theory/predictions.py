@@ -191,5 +191,5 @@ def best_temperature(gap: float, noise: float) -> float:
         1.0
     """
     if gap <= 0:
-        raise ValueError(f"gap: wanted |Delta| > 0, got {gap}: without a gap the pretrained drift is the best.")
+        raise ValueError(f"gap: wanted |Delta| > 0, got {gap}. Without a gap the pretrained drift is the optimum.")
     return noise / gap**2

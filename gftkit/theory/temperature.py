@@ -56,7 +56,8 @@ def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
     for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
         if beta > before * (1 + ROUND_OFF):
             return [
-                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {beta:.4g}. A temperature "
-                f"that rises turns the drift back towards the pretrained one (T8, T13): Gradual Fine-Tuning only cools."
+                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {beta:.4g}. A rising "
+                f"temperature moves the drift back towards the pretrained one (T8, T13). Gradual Fine-Tuning only "
+                f"cools."
             ]
     return []

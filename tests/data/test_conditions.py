@@ -218,7 +218,7 @@ def test_conditions_that_do_not_fit_are_refused_before_training(tmp_path, change
 def test_condition_dropout_wants_a_drift_with_a_null(tmp_path):
     arrays(tmp_path)
     run = config(tmp_path, {"conditions": []}, {"conditions": []}, condition_dropout=0.1)
-    with pytest.raises(ConfigError, match=r"train.condition_dropout: the drift 'mlp' is given no condition"):
+    with pytest.raises(ConfigError, match=r"train.condition_dropout: the drift 'mlp' uses no condition"):
         gftkit.pretrain(run, tmp_path / "run")
     with pytest.raises(ConfigError, match="has no `null`"):
         conditions.check_null(type("Foreign", (), {"conditions": ("label",)})(), "foreign", "here")
@@ -257,7 +257,10 @@ class Careless:
     [
         ({"conditions": torch.zeros(3, 2)}, "wanted condition 'c' of shape \\(3, 1\\)"),
         ({"conditions": torch.zeros(3, 1, dtype=torch.int64)}, "floating type"),
-        ({"conditions": torch.tensor([[0.0], [0.0], [float("nan")]])}, "sample 2 holds NaN or infinity, in its cond"),
+        (
+            {"conditions": torch.tensor([[0.0], [0.0], [float("nan")]])},
+            "sample 2 contains NaN or infinity, in its cond",
+        ),
         ({"name": "d"}, "wanted the conditions \\['c'\\].*got \\['d'\\]"),
         ({"label": torch.full((3,), 2)}, "wanted labels from 0 to 1, got 2 to 2"),
         ({"label": torch.full((3,), -1)}, "wanted labels from 0 to 1, got -1"),

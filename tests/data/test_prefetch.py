@@ -67,7 +67,7 @@ def test_an_error_of_the_data_is_the_users_not_a_workers(registry):
 
     with prefetch(pairs_of(registry, Broken()), 0, STEPS, 1, pin=False) as made, pytest.raises(DataError) as caught:
         read(made)
-    assert str(caught.value) == "data: sample 13 holds NaN or infinity. Remove or mend it."
+    assert str(caught.value) == "data: sample 13 contains NaN or infinity. Remove or correct it."
 
 
 def test_a_run_is_the_same_with_workers(registry, tmp_path):

@@ -333,7 +333,7 @@ def with_reader(cls):
         (
             Small,
             {"targets": ["norm"]},
-            "norm is a GroupNorm, which can't be adapted here. Wanted Linear, Conv1d, Conv2d",
+            "norm is a GroupNorm, which can't be adapted. Wanted Linear, Conv1d, Conv2d",
         ),
         (Small, {"targets": ["embed"], "name": "loha"}, "embed is a Embedding, which can't be adapted here"),
         (Small, {"exclude": ["firts"]}, "adapters.exclude: 'firts' matches no layer"),
@@ -341,13 +341,17 @@ def with_reader(cls):
         (Small, {"also_train": ["nrom"]}, "also_train: 'nrom' matches no module with parameters"),
         (Small, {"also_train": ["drop"]}, "also_train: 'drop' matches no module with parameters"),
         (Small, {"also_train": ["inner"]}, r"also_train: 'inner' holds inner\.mix, which is adapted"),
-        (Small, {"rank": 10**6}, r"adapters.rank: 1000000 is beyond every layer .* allows 8 \(first\)"),
-        (Small, {"rank": 3, "targets": ["last"]}, r"beyond every layer .* allows 1 \(last\)"),
-        (Small, {"name": "loha", "dora": True}, "adapters.dora: belongs to lora, not to loha"),
+        (
+            Small,
+            {"rank": 10**6},
+            r"adapters.rank: 1000000 is larger than every adapted layer allows; .* allows 8 \(first\)",
+        ),
+        (Small, {"rank": 3, "targets": ["last"]}, r"larger than every adapted layer allows; .* allows 1 \(last\)"),
+        (Small, {"name": "loha", "dora": True}, "adapters.dora: an option of lora, not of loha"),
         (Small, {"name": "lokr", "dropout": 0.1}, "adapters.dropout: belongs to lora"),
         (lambda: changed(norm=nn.BatchNorm2d(8)), {}, "norm keep running statistics"),
         (lambda: changed(norm=nn.Conv2d(8, 8, 3, padding=1, groups=4)), {}, "norm are grouped convolutions"),
-        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm compute another function than the layer"),
+        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm override the forward of their torch layer"),
         (
             lambda: changed(norm=parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))),
             {},
@@ -386,7 +390,7 @@ def test_peft_is_asked_for_where_it_is_missing(monkeypatch):
 def test_names_that_peft_confuses_are_refused():
     drift = Small()
     drift.add_module("xnorm", nn.GroupNorm(2, 8))
-    with pytest.raises(ConfigError, match="peft can't tell xnorm from others by name"):
+    with pytest.raises(ConfigError, match="peft can't distinguish xnorm from other layers by name"):
         adapt(drift, Adapters(rank=2, also_train=["norm"]))
 
 
@@ -549,7 +553,7 @@ def test_no_peft_is_needed_to_sample(tuned, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     samples, _ = gftkit.Run.open(tuned).samples(3)
     assert samples.shape == (3, 1, 8, 8)
-    with pytest.raises(ConfigError, match="adapters want the peft library"):
+    with pytest.raises(ConfigError, match="adapters require the package peft"):
         gftkit.Run.open(tuned).drift("raw")
 
 

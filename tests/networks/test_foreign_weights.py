@@ -92,9 +92,7 @@ def test_a_key_chooses(tmp_path, name, key):
 
 def test_a_key_that_is_not_there_names_those_that_are(tmp_path):
     torch.save(FILES["torchcfm"], tmp_path / "x.pt")
-    with pytest.raises(
-        WeightsError, match=r"no network that fits lies at key: ema. Those that fit: 'net_model', 'ema_m"
-    ):
+    with pytest.raises(WeightsError, match=r"no network that fits at key: ema. Those that fit: 'net_model', 'ema_m"):
         weights.load_foreign_weights(network(), tmp_path / "x.pt", "ema")
 
 
@@ -131,7 +129,7 @@ def test_weights_that_nearly_fit_are_refused_with_what_differs(tmp_path):
     message = str(caught.value)
     assert "the weights don't fit the drift, which has 9 tensors. In the file: 'ema_model' (9) tensors" in message
     assert "nearest is 'ema_model.module'" in message
-    assert "wrong shape: 0.weight is (6, 2), the drift wants (4, 2)" in message
+    assert "wrong shape: 0.weight is (6, 2), wanted (4, 2)" in message
     assert "missing" not in message
     less = {name: value for name, value in RAW.items() if name != "2.bias"}
     torch.save({"model": {**less, "head.bias": RAW["2.bias"]}}, tmp_path / "x.pt")

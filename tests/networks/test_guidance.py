@@ -101,9 +101,9 @@ def test_guidance_is_one_call_on_twice_the_batch_and_scale_one_is_free():
 def test_guidance_is_refused_where_it_means_nothing():
     check_guidance(1.0, torch.nn.Identity(), 0.0, "here")
     check_guidance(2.0, ClosedForm(), 0.1, "here")
-    with pytest.raises(ConfigError, match=r"this run never trained that .*condition_dropout"):
+    with pytest.raises(ConfigError, match=r"this run didn't train it .*condition_dropout"):
         check_guidance(2.0, ClosedForm(), 0.0, "here")
-    with pytest.raises(ConfigError, match="is given no condition"):
+    with pytest.raises(ConfigError, match="uses no condition"):
         check_guidance(2.0, torch.nn.Identity(), 0.1, "here")
     for scale in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="wanted a finite scale"):
@@ -253,7 +253,7 @@ def test_the_command_line_samples_under_conditions_and_guidance(gft, write_confi
     run["train"]["condition_dropout"] = 0.0
     refused = gft("pretrain", write_config(run), "--out", "other")
     assert refused.code == 2
-    assert "evaluate.guidance: 1.5 wants the drift without its conditions too" in refused.err
+    assert "evaluate.guidance: 1.5 requires the drift without conditions" in refused.err
 
 
 def test_a_foreign_network_says_its_null_in_its_convention():

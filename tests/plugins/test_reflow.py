@@ -202,6 +202,6 @@ def test_a_fine_tune_on_pairs_is_a_run_like_others(pretrained, tmp_path, gft, wr
     assert "energy" in json.loads(done.out)["ema"]
     run = Run.open(tmp_path / "run")
     assert run.weights()[1].paired
-    with pytest.raises(ConfigError, match="partners of their own, as in reflow"):
+    with pytest.raises(ConfigError, match="fixed partners, as in reflow"):
         run.samples(4, solver={"name": "euler-maruyama", "steps": 4, "diffusion": {"name": "constant"}})
     assert Run.open(pretrained).samples(4, solver={"name": "euler-maruyama", "diffusion": {"name": "constant"}})

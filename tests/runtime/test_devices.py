@@ -347,7 +347,7 @@ def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch
         monkeypatch.setenv(variable, value)
         assert devices.start_accelerator("cpu").num_processes == 1
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
+    with pytest.raises(ConfigError, match=f"{variable}=true changes a run without its configuration. Instead, leave"):
         devices.start_accelerator("cpu")
 
 
@@ -355,13 +355,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
+    with pytest.raises(ConfigError, match=r"2 processes on this node share 1 GPU"):
         devices.start_accelerator("cuda")
 
 
 def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"would quietly run NO on 1 process\(es\) of cpu"):
+    with pytest.raises(ConfigError, match=r"accelerate would run NO on 1 process\(es\) of cpu"):
         gftkit.finetune(tuning, tmp_path / "run", registry=registry, device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -369,7 +369,7 @@ def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, m
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version):
-    message = r"would quietly run MULTI_CPU on 2 process\(es\) of cpu"
+    message = r"accelerate would run MULTI_CPU on 2 process\(es\) of cpu"
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version}
     several.run(several.refused, [tuning] * 2, [tmp_path / "run"] * 2, message, **environment)
     assert not (tmp_path / "run").exists()

@@ -278,8 +278,8 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
         )
     if not normal:
         raise ConfigError(
-            "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: gaussian}`, or "
-            "a network that predicts the velocity."
+            "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: gaussian}`, "
+            "or a network that predicts the velocity."
         )
 
 

@@ -37,7 +37,7 @@ def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     mine = [file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()]
     if other is not None and mine and Path(other).resolve() != mine[0].resolve():
         raise ConfigError(
-            f"{kind}.target: {mine[0]} was meant, and this process has already imported {other} under the name "
+            f"{kind}.target: the target is in {mine[0]}, and this process has already imported {other} under the name "
             f"'{top}'. Rename one of them."
         )
     try:
@@ -46,10 +46,12 @@ def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
         missing = error.name or where
         if f"{where}.".startswith(f"{missing}."):
             raise ConfigError(
-                f"{kind}.target: there is no module '{missing}', neither in {place} nor on Python's path. Install it, "
-                f"or name the folder that holds it: folder: DIR."
+                f"{kind}.target: no module '{missing}', neither in {place} nor on Python's path. Install it, or set "
+                f"its folder: folder: DIR."
             ) from error
-        raise ConfigError(f"{kind}.target: '{where}' imports '{missing}', which isn't installed.") from error
+        raise ConfigError(
+            f"{kind}.target: '{where}' imports '{missing}', which isn't installed. Install it."
+        ) from error
     except Exception as error:
         raise ConfigError(f"{kind}.target: '{where}' fails to import: {type(error).__name__}: {error}") from error
     for part in name.split("."):

@@ -33,7 +33,7 @@ class Recorded:
     def __init__(self, run: Path) -> None:
         recorded = RunFolder.open(run)
         if recorded.config.kind != "finetune" or not recorded.finished:
-            raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Name another.")
+            raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Choose another run.")
         self.run = run
         self._steps, self._temperatures = curve(recorded.history(), "temperature", "train")
         self._of = recorded.config.train.steps

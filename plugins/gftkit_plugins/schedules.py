@@ -135,7 +135,7 @@ class Stepwise:
         self, temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (4.0, 1.0, 0.25, 0.0)
     ) -> None:
         if any(later > earlier for earlier, later in itertools.pairwise(temperatures)):
-            raise ValueError(f"temperatures never rise in Gradual Fine-Tuning, got {list(temperatures)}.")
+            raise ValueError(f"temperatures: wanted numbers that never rise, got {list(temperatures)}. Sort them.")
         self.temperatures = temperatures
         self.floor = temperatures[-1]
         self._starts = [part / len(temperatures) for part in range(len(temperatures))]

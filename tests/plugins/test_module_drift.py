@@ -189,8 +189,8 @@ def test_a_weights_file_may_stand_in_pretrained_too(settings, tmp_path, own):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "nowhere_at_all:Net"}, "there is no module 'nowhere_at_all', neither in"),
-        ({"target": "torch.nowhere:Net"}, "there is no module 'torch.nowhere'"),
+        ({"target": "nowhere_at_all:Net"}, "no module 'nowhere_at_all', neither in"),
+        ({"target": "torch.nowhere:Net"}, "no module 'torch.nowhere'"),
         ({"target": "torch.nn"}, "wanted 'package.module:Class', got 'torch.nn'"),
         ({"target": "OWN:Nett"}, "own_.* has no 'Nett'. Networks in it: Net"),
         ({"target": "OWN:NET"}, "wanted a class or function, and 'own_.*:NET' is a Net"),
@@ -317,7 +317,7 @@ def test_folders_that_diffusers_did_not_save_are_refused(saved, registry, tmp_pa
     spec = {"name": "module", "target": "diffusers:UNet2DModel", "convention": {"preset": "diffusers"}}
     with pytest.raises(WeightsError, match=r"wanted a weights file, or a folder of diffusers with config.json"):
         registry.build("drift", {**spec, "weights": str(tmp_path)})
-    with pytest.raises(ConfigError, match="is of the class UNet2DModel, and the target is 'diffusers:UNet1DModel'"):
+    with pytest.raises(ConfigError, match="describes the class UNet2DModel, and the target is 'diffusers:UNet1DModel'"):
         registry.build("drift", {**spec, "target": "diffusers:UNet1DModel", "weights": str(saved.folder)})
     broken = shutil.copytree(saved.folder, tmp_path / "broken")
     file = broken / "diffusion_pytorch_model.safetensors"

@@ -96,7 +96,7 @@ def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_p
     assert torch.equal(first.x0, again.x0)
     assert torch.equal(first.x1, again.x1)
     for changed in ({"source_seed": 1}, {"size": 71}, {"solver": {"name": "euler", "steps": 3}}):
-        with pytest.raises(ConfigError, match="holds pairs of another run, or made otherwise"):
+        with pytest.raises(ConfigError, match="contains pairs of another run, or made with other options"):
             everything(pairs(pretrained, file=str(file), **changed))
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(WeightsError):

@@ -84,7 +84,7 @@ class Arrays:
             if self.blocks is None:
                 _check_finite(self._x0, who)
         if labels is not None and labels not in arrays:
-            raise DataError(f"{file}: no array '{labels}' for labels. It holds: {_listed(arrays)}.")
+            raise DataError(f"{file}: no array '{labels}' for labels. Arrays: {_listed(arrays)}.")
         label_key = labels or (_LABEL if _LABEL in arrays and key != _LABEL else None)
         self.labels = None if label_key is None else _labels(arrays[label_key], shape[0], _named(file, label_key))
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
@@ -122,14 +122,14 @@ def _samples_key(arrays: NamedArrays, key: str | None, labels: str | None, condi
     """The name of the array with the samples."""
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{arrays.file}: no array '{key}'. It holds: {_listed(arrays)}. Set `key` to one of them.")
+            raise DataError(f"{arrays.file}: no array '{key}'. Arrays: {_listed(arrays)}. Set `key` to one of them.")
         return key
     others = [name for name in arrays if name not in (_LABEL, _PARTNER, labels, *conditions)]
     default_names = [name for name in _SAMPLES if name in others]
     if not default_names and len(others) != 1:
         raise DataError(
-            f"{arrays.file}: wanted one array of samples, or one called {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
-            f"It holds: {_listed(arrays)}. Set `key` to the one that is meant."
+            f"{arrays.file}: wanted one array of samples, or one named {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
+            f"Arrays: {_listed(arrays)}. Set `key` to one of them."
         )
     return (default_names or others)[0]
 
@@ -161,7 +161,7 @@ def _blocks(values: Tensor) -> Tensor | None:
 def _condition(arrays: NamedArrays, name: str, n: int) -> Tensor:
     """(n, *shape), checked."""
     if name not in arrays:
-        raise DataError(f"{arrays.file}: no array '{name}' for a condition. It holds: {_listed(arrays)}.")
+        raise DataError(f"{arrays.file}: no array '{name}' for a condition. Arrays: {_listed(arrays)}.")
     values, who = arrays[name], _named(arrays.file, name)
     if values.ndim == 0 or len(values) != n or 0 in values.shape:
         raise DataError(f"{who}: wanted a condition for each of {n} samples, ({n}, *shape), got {tuple(values.shape)}.")
@@ -181,8 +181,8 @@ def _check_rows(values: Tensor, rows: Tensor, who: str) -> None:
     bad = ~values[:, None].flatten(1).isfinite().all(1)
     if bad.any():
         raise DataError(
-            f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row "
-            f"{int(rows[bad][0])} (counted from 0). Repair or drop that row."
+            f"{who}: wanted finite numbers in float32, got NaN, infinity or too large a number in row "
+            f"{int(rows[bad][0])} (counted from 0). Correct or remove the row."
         )
 
 

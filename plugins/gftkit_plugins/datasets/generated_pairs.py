@@ -54,7 +54,7 @@ class GeneratedPairs:
         file: Path | None = None,
     ) -> None:
         if file is not None and file.suffix != ".safetensors":
-            raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}.")
+            raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}. Rename it.")
         requested = None if conditions is None else read_conditions(conditions)
         request = Request(
             count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=requested
@@ -99,8 +99,8 @@ class GeneratedPairs:
             differs = sorted(key for key in wanted if known.get(key) != wanted[key])
             if differs:
                 raise ConfigError(
-                    f"file: {self._file} holds pairs of another run, or made otherwise ({', '.join(differs)}). Choose "
-                    f"another file, or delete this one."
+                    f"file: {self._file} contains pairs of another run, or made with other options "
+                    f"({', '.join(differs)}). Choose another file, or delete this one."
                 )
             return pairs
         pairs = _generated(sampler, self._size)

@@ -132,7 +132,7 @@ def _guarded(file: Path, read: Callable[[], T]) -> T:
         if "allow_pickle" in reason or "Python objects" in reason or reason.startswith("Weights only load failed"):
             raise DataError(_UNSAFE.format(file=file)) from error
         raise DataError(
-            f"{file}: wanted a whole {file.suffix} file, and this one is damaged, cut off or of another format "
+            f"{file}: wanted a complete {file.suffix} file, and this one is damaged, incomplete or of another format "
             f"({reason}). Write or copy it again."
         ) from error
 

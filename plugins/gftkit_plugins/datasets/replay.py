@@ -57,7 +57,7 @@ class Replay:
         file: Path | None = None,
     ) -> None:
         if not isinstance(target, Dataset):
-            raise ValueError("target: wanted a finite set, and a synthetic one has no end. Say its `count`.")
+            raise ValueError("target: wanted a finite set, and a synthetic one is infinite. Set its `count`.")
         if len(target) == 0:
             raise DataError("target: the data set is empty. Give at least one sample.")
         self._target = target
@@ -73,7 +73,7 @@ class Replay:
         if condition_shapes_of(target) != self._old.condition_shapes:
             raise ConfigError(
                 f"run: wanted samples with the target's conditions {condition_shapes_of(target)}, and {run} gives "
-                f"{self._old.condition_shapes}. Replay a run that knows the same ones."
+                f"{self._old.condition_shapes}. Replay a run with the same conditions."
             )
         self.event_shape = tuple(target.event_shape)
         self.range = None if target.range is None else (float(target.range[0]), float(target.range[1]))
@@ -93,7 +93,9 @@ class Replay:
         new = indices < self._targets
         target = self._target.batch(indices[new] % len(self._target))
         if target.x0 is not None:
-            raise DataError("target: its samples have partners of their own, and generated ones would have none.")
+            raise DataError(
+                "target: its samples have fixed partners, and generated ones have none. Use another data set."
+            )
         old = self._old.batch(indices[~new] - self._targets)
         unscaled = Scaling(self.range).unscale(Scaling(self._old.range).scale(old.x1))
         conditions = {

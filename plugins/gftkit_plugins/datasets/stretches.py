@@ -47,8 +47,8 @@ class Stretches:
                 got = os.preadv(handle, [memoryview(stretch)[done:]], offset + done)
                 if got == 0:
                     raise DataError(
-                        f"{self.files[number]}: wanted {size} bytes from byte {offset} on, and the file ends before. "
-                        f"It was changed since the run started: restore it, and resume."
+                        f"{self.files[number]}: wanted {size} bytes from byte {offset} on, and the file is shorter. "
+                        f"It has changed since the run started. Restore it, and resume."
                     )
                 done += got
         except OSError as error:

@@ -56,7 +56,7 @@ class Gaussian:
                 f"mean: wanted one number, or {size} for event_shape {list(self.event_shape)}, got {len(mean)}."
             )
         if std is not None and covariance is not None:
-            raise ValueError("std and covariance both set the spread: give one of them.")
+            raise ValueError("std and covariance both set the spread. Give one of them.")
         self.mean = torch.tensor(mean, dtype=torch.float64).expand(size)
         self.std = 1.0 if std is None else std
         self.covariance = None if covariance is None else _covariance(covariance, size)
@@ -111,7 +111,7 @@ class GaussianMixture:
         radius: Positive | None = None,
     ) -> None:
         if means is not None and radius is not None:
-            raise ValueError("radius belongs to the default circle: give it or means.")
+            raise ValueError("radius is an option of the default circle. Give radius or means, not both.")
         if means is None:
             angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
             self.means = (2.0 if radius is None else radius) * torch.stack([angles.cos(), angles.sin()], 1)

@@ -48,8 +48,8 @@ class Conditioning(nn.Module):
         super().__init__()
         if conditional and classes is None:
             raise ValueError(
-                "conditional: true wants class labels, and the data have no labels. "
-                "Use data with labels, or conditional: false."
+                "conditional: true requires class labels, and the data have none. Use data with labels, or "
+                "conditional: false."
             )
         octaves = torch.linspace(0, _OCTAVES, FEATURES // 2, dtype=torch.float64)
         frequencies = (math.pi * 2**octaves).to(torch.get_default_dtype())
@@ -70,7 +70,9 @@ class Conditioning(nn.Module):
         if self.embedding is not None:
             features = features + self._class(self.embedding, t, label)
         elif label is not None:
-            raise ValueError("label: this drift isn't told it. Leave it out, or make it with conditional: true.")
+            raise ValueError(
+                "label: this drift doesn't use labels. Leave it out, or make the drift with conditional: true."
+            )
         if set(conditions) != set(self.named):
             raise ValueError(
                 f"wanted the conditions {sorted(self.named)}, got {sorted(conditions)}. Give those that the drift "
@@ -116,8 +118,8 @@ class Named(nn.Module):
         super().__init__()
         if len(shape) > 2 or 0 in shape:
             raise ValueError(
-                f"conditions: '{name}' has shape {shape}: wanted () for a number, (d,) for a vector or (tokens, d) for "
-                f"a sequence. Flatten it, or bring a network of your own."
+                f"conditions: '{name}' has shape {shape}: wanted () for a number, (d,) for a vector or (tokens, d) "
+                f"for a sequence. Flatten it, or use your own network."
             )
         self.name, self.shape = name, shape
         into = shape[-1] if shape else 1
@@ -143,7 +145,7 @@ class Named(nn.Module):
 def _shape(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     if name not in shapes:
         raise ValueError(
-            f"conditions: the data have no '{name}' (they have: {', '.join(shapes) or 'none'}). Name it in the data's "
+            f"conditions: the data have no '{name}' (they have: {', '.join(shapes) or 'none'}). Add it to the data's "
             f"`conditions`, or leave it out."
         )
     return tuple(shapes[name])

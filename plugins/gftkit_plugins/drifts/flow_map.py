@@ -62,7 +62,7 @@ class FlowMap(nn.Module):
         self.notes = tuple(getattr(drift, "notes", ()))
         modules = {name: module for name, module in drift.named_modules() if name}
         if into is not None and into not in modules:
-            raise ValueError(f"into: this network has no module '{into}'. It has {', '.join(modules)}.")
+            raise ValueError(f"into: this network has no module '{into}'. Modules: {', '.join(modules)}.")
         self.into = EMBEDS_TIME if into is None and EMBEDS_TIME in modules else into
         size = math.prod(event_shape)
         if self.into is not None:
@@ -111,5 +111,8 @@ def _width(drift: nn.Module, into: str, event_shape: tuple[int, ...], conditions
     output = seen[0] if seen else None
     if not isinstance(output, Tensor) or output.ndim != 2:
         came = "nothing" if output is None else f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else output
-        raise ValueError(f"into: wanted a module whose output is (batch, d), and that of '{into}' is {came}.")
+        raise ValueError(
+            f"into: wanted a module whose output is (batch, d), and the output of '{into}' is {came}. Choose another "
+            f"module."
+        )
     return output.shape[1]

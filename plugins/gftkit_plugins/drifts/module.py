@@ -83,12 +83,12 @@ def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
     if not isinstance(saved, dict) or "_class_name" not in saved:
         raise WeightsError(
             f"{folder}: wanted a weights file, or a folder of diffusers with {DIFFUSERS_CONFIG} and "
-            f"diffusion_pytorch_model.safetensors. Of a pipeline give the folder of its network, such as unet/."
+            f"diffusion_pytorch_model.safetensors. For a pipeline, give the folder of its network, such as unet/."
         )
     if target.rpartition(":")[2] != saved["_class_name"]:
         raise ConfigError(
-            f"drift.target: {config} is of the class {saved['_class_name']}, and the target is '{target}'. "
-            f"Wanted `target: diffusers:{saved['_class_name']}`."
+            f"drift.target: {config} describes the class {saved['_class_name']}, and the target is '{target}'. Use "
+            f"`target: diffusers:{saved['_class_name']}`."
         )
     return {key: value for key, value in saved.items() if not key.startswith("_")}
 

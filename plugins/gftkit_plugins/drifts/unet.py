@@ -166,7 +166,7 @@ class Attention(nn.Module):
         if rest:
             raise ValueError(
                 f"head_channels: {head_channels} doesn't divide the {channels} channels of a level with attention. "
-                f"Take a divisor of them, or another width."
+                f"Choose a divisor, or another width."
             )
         self.norm = _norm(channels)
         self.to_qkv = nn.Conv1d(channels, 3 * channels, 1, bias=False)
@@ -213,9 +213,9 @@ def _zero(layer: Layer) -> Layer:
 def _check_event_shape(event_shape: tuple[int, ...], levels: int) -> None:
     factor = 2 ** (levels - 1)
     if len(event_shape) != 3:
-        raise ValueError(f"unet wants images (channels, height, width), got events of shape {event_shape}. Use mlp.")
+        raise ValueError(f"unet takes images (channels, height, width), got events of shape {event_shape}. Use mlp.")
     if any(side % factor for side in event_shape[1:]):
         raise ValueError(
-            f"unet with {levels} levels wants height and width divisible by {factor}, got {event_shape[1:]}. "
-            f"Use fewer multipliers, or pad or resize the images."
+            f"unet with {levels} levels requires height and width divisible by {factor}, got {event_shape[1:]}. Use "
+            f"fewer multipliers, or pad or resize the images."
         )

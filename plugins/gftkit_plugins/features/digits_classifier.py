@@ -125,7 +125,7 @@ def _small(x: Tensor) -> Tensor:
     """The images at 8x8."""
     if tuple(x.shape[1:]) not in ((1, 8, 8), (1, 16, 16)):
         raise ValueError(
-            f"digits-classifier wants images of shape (n, 1, 8, 8) or (n, 1, 16, 16), got {tuple(x.shape)}. For other "
+            f"digits-classifier takes images of shape (n, 1, 8, 8) or (n, 1, 16, 16), got {tuple(x.shape)}. For other "
             f"images use efficientnet-lite0 or identity."
         )
     return functional.avg_pool2d(x.float(), x.shape[-1] // 8)

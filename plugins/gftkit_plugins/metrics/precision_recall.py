@@ -67,15 +67,15 @@ class PrecisionRecall(FeatureMetric):
         least = 2 * (self.neighbours + 1)
         if min(len(x), len(y)) < least:
             raise ValueError(
-                f"{self.neighbours} neighbours want at least {least} samples and data, got {min(len(x), len(y))}. "
+                f"{self.neighbours} neighbours require at least {least} samples and data, got {min(len(x), len(y))}. "
                 f"Make more samples, hold out more data, or lower `neighbours`."
             )
         xx, yy, xy = (distances(*pair).float() for pair in ((x, x), (y, y), (x, y)))
         for within, what in ((yy, "data"), (xx, "samples")):
             if not radii(within, self.neighbours).any():
                 raise ValueError(
-                    f"the features of the {what} coincide: no ball about one of them has a radius. Is there only one "
-                    f"class, or one image? Give data that differ, or another feature."
+                    f"the features of the {what} coincide, so no ball has a radius. Is there only one class, or one "
+                    f"image? Use data that differ, or another feature."
                 )
 
         def of(kept_x: Tensor, kept_y: Tensor) -> tuple[float, ...]:

@@ -77,7 +77,7 @@ class Straightness:
         """The mean over the evaluation's first samples."""
         states, times = _of_ode(evaluation, self.steps, "straightness")
         if len(times) < 3:
-            raise ValueError("straightness wants at least 2 steps: one is always straight.")
+            raise ValueError("straightness requires at least 2 steps: one step is always straight. Raise `steps`.")
         return {value_name("straightness", self.steps): _over_samples(straightness(states, times), "straightness")}
 
 
@@ -118,12 +118,17 @@ class KineticEnergy:
 def _of_ode(evaluation: EvaluationView, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:
     """States and times of a flow without noise."""
     if evaluation.stochastic:
-        raise ValueError(f"{metric} is that of a flow without noise: with noise it grows with the number of steps.")
+        raise ValueError(
+            f"{metric} requires a flow without noise: with noise it grows with the number of steps. Use an ODE "
+            f"solver, or leave the metric out."
+        )
     return evaluation.trajectory(steps), evaluation.times(steps)
 
 
 def _over_samples(values: Tensor, metric: str) -> Estimate:
     """The mean of (n,) and its standard error."""
     if len(values) < 2:
-        raise ValueError(f"{metric} wants at least 2 samples for a standard error, got {len(values)}.")
+        raise ValueError(
+            f"{metric} requires at least 2 samples for a standard error, got {len(values)}. Make more samples."
+        )
     return mean_estimate(values)

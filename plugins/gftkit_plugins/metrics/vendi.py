@@ -61,7 +61,7 @@ def _directions(x: Tensor, what: str) -> Tensor:
     """(n, d) -> (n, d) of norm 1."""
     norms = x.norm(dim=1, keepdim=True)
     if not (norms > 0).all():
-        raise ValueError(f"a feature of the {what} is zero and has no direction. Choose another feature.")
+        raise ValueError(f"a feature of the {what} is zero, which has no direction. Choose another feature.")
     return x / norms
 
 

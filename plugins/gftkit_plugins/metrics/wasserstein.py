@@ -75,7 +75,7 @@ def _solvable(n: int, m: int) -> None:
     """Refuse unequal numbers where POT isn't installed."""
     if n != m and importlib.util.find_spec("ot") is None:
         raise ValueError(
-            f"unequal numbers, {n} samples and {m} data, want the package POT. Set evaluate.count to {min(n, m)}, or "
+            f"unequal numbers ({n} samples, {m} data) require the package POT. Set evaluate.count to {min(n, m)}, or "
             f"install it: pip install 'gftkit[transport]'"
         )
 

@@ -15,7 +15,7 @@ def check_installed(package: str) -> None:
         ImportError: where it isn't installed, naming the extra.
     """
     if importlib.util.find_spec(package) is None:
-        raise ImportError(f"it wants the package {package}. Install it with: pip install 'gftkit[solvers]'")
+        raise ImportError(f"the package {package} is required. Install it: pip install 'gftkit[solvers]'")
 
 
 @contextmanager

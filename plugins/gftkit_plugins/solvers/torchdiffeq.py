@@ -82,7 +82,7 @@ class TorchDiffEq:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(f"torchdiffeq's {self.method} solves ODEs only.")
+        raise ConfigError(f"torchdiffeq's {self.method} solves ODEs only. Use an SDE solver.")
 
     def integrate(
         self,
@@ -102,8 +102,8 @@ class TorchDiffEq:
             steps = [later - t for t, later in itertools.pairwise(times)]
             if not all(math.isclose(step, steps[0], rel_tol=1e-6) for step in steps):
                 raise ConfigError(
-                    f"solver torchdiffeq: {self.method} remembers earlier steps and wants equal ones: the uniform "
-                    f"grid. Choose that, or another method."
+                    f"solver torchdiffeq: {self.method} uses earlier steps and requires equal ones. Use the uniform "
+                    f"grid, or another method."
                 )
             yield from self._states(drift, times, x, {"max_order": MULTISTEP[self.method], "max_iters": ITERATIONS})
         else:
@@ -126,7 +126,7 @@ class TorchDiffEq:
         try:
             with explain_failures(
                 ("underflow in dt", "non-finite values in state", "Functional iteration did not converge"),
-                "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
+                "use larger tolerances, more steps, or another solver; if the drift isn't finite, none helps",
             ):
                 return odeint(field, x, at, rtol=self.rtol, atol=self.atol, method=self.method, options=dict(options))
         except DivergenceError as error:

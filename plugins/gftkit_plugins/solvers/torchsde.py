@@ -196,7 +196,7 @@ class TorchSDE:
             try:
                 with explain_failures(
                     ("Hitting minimum allowed step size", "Found nans in the error estimate"),
-                    "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
+                    "use larger tolerances, more steps, or another solver; if the drift isn't finite, none helps",
                 ):
                     states, extra = sdeint(
                         equation,

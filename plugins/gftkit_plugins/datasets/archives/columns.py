@@ -68,7 +68,7 @@ class Column:
         except Exception as error:  # a file that was cut off, or types that don't go together
             raise DataError(
                 f"{self._where}, column '{self.name}': can't be read ({str(error).splitlines()[0]}). The files are "
-                f"damaged or were changed: write them again."
+                f"damaged or have changed. Write them again."
             ) from error
         convert = self._array if self._decoder is None else self._picture
         who = f"{self._where}, column '{self.name}', row"
@@ -91,12 +91,12 @@ class Column:
         if array.dtype.kind not in "fiu" or (self.shape is not None and array.shape != self.shape):
             wanted = "of one shape" if self.shape is None else f"of shape {self.shape}, as in the first row"
             raise DataError(
-                f"{who}: wanted numbers {wanted}, got {array.dtype} of shape {array.shape}. Give every row as many."
+                f"{who}: wanted numbers {wanted}, got {array.dtype} of shape {array.shape}. Give all rows one shape."
             )
         tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
         if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum is quick, and may overflow
             raise DataError(
-                f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number. Repair or "
-                f"drop that row."
+                f"{who}: wanted finite numbers in float32, got NaN, infinity or too large a number. Correct or remove "
+                f"the row."
             )
         return tensor

@@ -69,7 +69,7 @@ class HuggingFace:
         names = list(table.column_names)
         for name in filter(None, (column, labels, *conditions)):
             if name not in names:
-                raise DataError(f"{files}: no column '{name}'. It has: {', '.join(names)}.")
+                raise DataError(f"{files}: no column '{name}'. Columns: {', '.join(names)}.")
         if labels is None and _LABEL in names and _LABEL not in (column, *conditions):
             labels = _LABEL
         column = column or self._only_column(table, (labels, *conditions))
@@ -127,7 +127,7 @@ class HuggingFace:
         if len(able) != 1:
             raise DataError(
                 f"{self._where}: wanted one column of pictures or arrays, found {', '.join(able) or 'none'} among "
-                f"{', '.join(table.column_names)}. Set `column` to the one that is meant."
+                f"{', '.join(table.column_names)}. Set `column` to one of them."
             )
         return able[0]
 
@@ -151,7 +151,7 @@ def _opened(files: Path) -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f"it wants the package datasets: {error}. Install it with: pip install 'gftkit[streaming]'"
+            f"the package datasets is required: {error}. Install it: pip install 'gftkit[streaming]'"
         ) from error
     if (files / "dataset_dict.json").is_file():
         names = ", ".join(sorted(part.name for part in files.iterdir() if part.is_dir()))
@@ -195,7 +195,8 @@ def _check_alike(files: list[Path], columns: list[Any]) -> None:
     for file, own in zip(files, columns, strict=True):
         if own != columns[0]:
             raise DataError(
-                f"{file}: wanted the columns of {files[0].name}, {columns[0]}, got {own}. Write them alike."
+                f"{file}: wanted the columns of {files[0].name}, {columns[0]}, got {own}. Write all files with the "
+                f"same columns."
             )
 
 
@@ -209,6 +210,6 @@ def _guarded(file: Path, read: Any) -> Any:
         cause = error.__cause__ or error
         reason = str(cause).split("\n", 1)[0].rstrip(".") or type(cause).__name__
         raise DataError(
-            f"{file}: can't be read ({reason}). Check its permissions and the space in the cache folder; write a file "
-            f"that is damaged, cut off or of another format again."
+            f"{file}: can't be read ({reason}). Check its permissions and the space in the cache folder. If it is "
+            f"damaged or of another format, write it again."
         ) from error

@@ -99,8 +99,8 @@ def damaged_member_error(who: str, ending: str, error: Exception) -> DataError:
     """The error for a member that doesn't hold what its ending says."""
     reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
     return DataError(
-        f"{who}: wanted a whole .{ending.rpartition('.')[2]} file, and this one is damaged, cut off or of another "
-        f"format ({reason}). Write the shard again, or drop the sample."
+        f"{who}: wanted a complete .{ending.rpartition('.')[2]} file, and this one is damaged, incomplete or of "
+        f"another format ({reason}). Write the shard again, or remove the sample."
     )
 
 
@@ -157,7 +157,7 @@ def _chosen(header: dict[str, Any], who: str) -> tuple[str, tuple[int, ...]]:
     default_names = [name for name in _NAMES if name in header]
     if not default_names and len(header) != 1:
         raise DataError(
-            f"{who}: wanted one array, or one called {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. It holds: "
+            f"{who}: wanted one array, or one named {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. Arrays: "
             f"{', '.join(header) or 'none'}."
         )
     name = (default_names or list(header))[0]

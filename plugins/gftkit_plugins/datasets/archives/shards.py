@@ -91,7 +91,9 @@ class Shards:
         shapes = [first.shape[1:] if pictures else first.shape]
         for number, ending in enumerate(conditions, 1):
             if is_picture(ending):
-                raise DataError(f"conditions: wanted arrays (.npy, .safetensors), got '{ending}'. Name other members.")
+                raise DataError(
+                    f"conditions: wanted arrays (.npy, .safetensors), got '{ending}'. Choose other members."
+                )
             shapes.append(self._read(0, 0, number).shape)
         self.condition_shapes = {name: tuple(shape) for name, shape in zip(self._names, shapes[1:], strict=True)}
         for number, shape in enumerate(shapes):
@@ -130,8 +132,8 @@ class Shards:
             values = values.to(torch.float32)
             if not values.sum().isfinite() and not values.isfinite().all():  # a sum is quick, and may overflow
                 raise DataError(
-                    f"{find_member(self.files[shard], offset)}: wanted finite numbers that float32 can hold, got NaN, "
-                    f"inf or too large a number. Repair or drop that sample."
+                    f"{find_member(self.files[shard], offset)}: wanted finite numbers in float32, got NaN, infinity "
+                    f"or too large a number. Correct or remove the sample."
                 )
         return values
 
@@ -175,7 +177,7 @@ def _fields(first: Path, field: str | None, labels: str | None, key: str, condit
         if endings and len(able) != 1:
             raise DataError(
                 f"{shown}: wanted one picture or array, found {', '.join('.' + ending for ending in endings)}. Set "
-                f"`field` to the ending of the members that are meant."
+                f"`field` to one of these endings."
             )
         field = able[0] if able else "png"  # an empty shard is refused by its index
     for ending in (field, *conditions):

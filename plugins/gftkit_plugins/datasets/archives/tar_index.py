@@ -86,8 +86,8 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         packed = _PACKED.get(start)
         if packed:
             raise DataError(
-                f"{shard}: wanted a plain .tar file, got one packed by {packed}. Samples are read at random from it: "
-                f"unpack it to .tar (pictures hardly shrink)."
+                f"{shard}: wanted a plain .tar file, got one compressed by {packed}. Decompress it, because samples "
+                f"are read in random order."
             )
         if not start:
             raise DataError(f"{shard}: the shard is empty (0 bytes). Write it again, or remove it.")
@@ -115,7 +115,7 @@ def _samples(shard: Path, tar: tarfile.TarFile, stream: IO[bytes]) -> Iterator[S
             yield Sample(key, members, tar)
             members = {}
         if ending.lower() in members:
-            raise DataError(f"{shard}, member '{member.name}': it stands there twice. Remove one.")
+            raise DataError(f"{shard}, member '{member.name}': it occurs twice in its sample. Remove one.")
         key = name
         members[ending.lower()] = member
     _check_end(shard, stream, tar.offset)  # before the last sample: where the shard is cut off, that one isn't whole
@@ -133,8 +133,8 @@ def _check_end(shard: Path, stream: IO[bytes], offset: int) -> None:
     while rest := stream.read(2**20):
         if rest.strip(b"\0"):
             raise DataError(
-                f"{shard}: more follows after the end of the archive at byte {offset}. If shards were joined by `cat`, "
-                f"join them by `tar --concatenate`, or give them one by one."
+                f"{shard}: the archive ends at byte {offset}, and more bytes follow. To join shards use `tar "
+                f"--concatenate`, not `cat`, or give them one by one."
             )
 
 
@@ -146,9 +146,10 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
         for ending in wanted:
             if ending not in sample.members:
                 raise DataError(
-                    f"{shard}, sample '{sample.key}': it has no member .{ending}, only "
-                    f"{', '.join('.' + name for name in sample.members)}. Members of a sample are neighbours with one "
-                    f"name up to the first dot: add what is missing, or name others (`field`, `labels`, `conditions`)."
+                    f"{shard}, sample '{sample.key}': no member .{ending}, only "
+                    f"{', '.join('.' + name for name in sample.members)}. The members of a sample are neighbours "
+                    f"whose names agree up to the first dot. Add what is missing, or choose other members (`field`, "
+                    f"`labels`, `conditions`)."
                 )
         members = [sample.members[ending] for ending in fields.arrays]
         for array_shapes, ending, member in zip(shapes, fields.arrays, members, strict=True):
@@ -204,6 +205,6 @@ def find_member(shard: Path, offset: int) -> str:
 
 def _broken(shard: Path, reason: str) -> DataError:
     return DataError(
-        f"{shard}: wanted a whole .tar file, and this one is damaged, cut off or of another format ({reason}). "
+        f"{shard}: wanted a complete .tar file, and this one is damaged, incomplete or of another format ({reason}). "
         f"Write or copy it again."
     )

@@ -94,4 +94,4 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def _missing(package: str, error: ImportError) -> ImportError:
-    return ImportError(f"it wants the package {package}: {error}. Install it with: pip install 'gftkit[data]'")
+    return ImportError(f"the package {package} is required: {error}. Install it: pip install 'gftkit[data]'")

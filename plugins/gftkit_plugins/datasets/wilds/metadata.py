@@ -8,7 +8,7 @@ from pathlib import Path
 from gftkit.kernel import DataError
 from gftkit_plugins.datasets.stretches import unreadable_file_error
 
-_AGAIN = "The file is damaged or cut off: copy or unpack it again."
+_AGAIN = "The file is damaged or incomplete. Copy or unpack it again."
 
 
 def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -60,7 +60,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     except OSError as error:
         raise unreadable_file_error(file, error) from error
     if not any_row:
-        raise DataError(f"{file}: it has column names, and no row below them. {_AGAIN}")
+        raise DataError(f"{file}: it has column names and no rows. {_AGAIN}")
 
 
 def whole_number(text: str, column: str, limit: int, where: str) -> int:
@@ -91,6 +91,6 @@ def _check_ends(file: Path) -> None:
         raise unreadable_file_error(file, error) from error
     if last != b"\n":
         raise DataError(
-            f"{file}: its last line doesn't end with a line break, as that of a file that was cut off. Copy or unpack "
-            f"it again; if it is whole, add the line break."
+            f"{file}: the last line has no line break, so the file may be incomplete. Copy or unpack it again; if it "
+            f"is complete, add the line break."
         )

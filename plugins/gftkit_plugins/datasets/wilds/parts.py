@@ -64,8 +64,8 @@ class Pictures:
         _, height, width = Decoder(None, "RGB").decode(first, str(first)).shape
         if size is not None and size > min(height, width):
             raise DataError(
-                f"size: wanted at most {min(height, width)}, as many pixels as these pictures have ({first}: {width} x "
-                f"{height}), got {size}. Enlarged pictures hold nothing more."
+                f"size: wanted at most {min(height, width)}, the size of these pictures ({first}: {width} x "
+                f"{height}), got {size}. Choose a smaller size."
             )
         self._decoder = Decoder(size, "RGB")
         self._decoder.first = first.name, (height, width)
@@ -102,7 +102,7 @@ def check_folder(folder: Path, name: str) -> None:
         DataError: saying which folder to give.
     """
     if (folder / name).is_dir():
-        raise DataError(f"{folder}: wanted the data set's own folder. It lies in this one: give {folder / name}.")
+        raise DataError(f"{folder}: wanted the data set's own folder, which is inside this one. Give {folder / name}.")
     if not folder.is_dir():
         came = "a file" if folder.exists() else "nothing there"
         raise DataError(

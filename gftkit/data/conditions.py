@@ -1,4 +1,4 @@
-"""Conditions: what a drift is told beside time and state, taken from the samples of a batch, and left out of some."""
+"""Conditions of a drift beside time and state: taken from the samples of a batch, and left out of some."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.errors import ConfigError, DataError
 
 LABEL = "label"
-"""The condition that is a class: whole numbers, held apart in a batch since couplings pair within each class."""
+"""The condition that is a class: whole numbers, a field of a batch since couplings pair within each class."""
 
 
 def condition_names(drift: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ class Facts:
         classes: number of classes, None without labels.
         range: (low, high) of the data's values, None where they weren't scaled.
         condition_shapes: the named conditions of a sample, each with its shape.
-        paired: whether the data came with partners x0 of their own, so that no coupling was asked.
+        paired: whether the data have fixed partners x0, so that no coupling was used.
     """
 
     event_shape: tuple[int, ...]

@@ -193,7 +193,7 @@ class VisitOrder:
 
 
 MANY = 2**24
-"""Above so many samples no permutation of the whole set is made where a few samples are wanted."""
+"""Above so many samples a few are drawn without a permutation of the whole set."""
 
 
 def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:

@@ -82,7 +82,7 @@ class Drift(Protocol):
     ``null``, condition -> the value that stands for "not given", a number or a tensor that broadcasts to one sample's
     condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
     ``jumps``, whether it is a flow map (default False): ``forward`` then takes ``end``, (batch,), too, and gives the
-    average velocity from t to there; without an end it gives the drift. ``notes``, what to tell the user before a run.
+    average velocity from t to there; without an end it gives the drift. ``notes``, messages for the user before a run.
     A factory may take ``weights``, a file to start from: where the weights come from a run, the kernel gives None.
     """
 
@@ -135,7 +135,7 @@ class StoppingRule(Protocol):
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Take up what the monitors measured at an evaluation, by monitor; the first is at progress 0.
 
-        Of several processes each is told the same. Random numbers aren't drawn here: a resumed run repeats itself.
+        All processes receive the same. Don't draw random numbers here: a resumed run repeats itself.
         """
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -185,7 +185,7 @@ class Solver(Protocol):
 
     ``ode_order``, ``strong_order``, ``weak_order``: declared orders, None where it doesn't solve that. A solver whose
     ``ode_order`` is None solves only SDEs; one whose ``strong_order`` and ``weak_order`` are None only ODEs.
-    Optional: ``evaluations``, drift evaluations in a step (default 1); ``jumps``, whether it asks a flow map (default
+    Optional: ``evaluations``, drift evaluations in a step (default 1); ``jumps``, whether it needs a flow map (default
     False): the field is then called as field(t, x, end), and the orders are those that it has of a velocity.
     """
 

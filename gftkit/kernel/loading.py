@@ -1,4 +1,4 @@
-"""Loading: finds plugins, asks each for its components, and refuses clashes and broken ones."""
+"""Loading: find plugins, collect their components, and refuse clashes and broken ones."""
 
 import inspect
 import os

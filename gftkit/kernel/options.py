@@ -20,7 +20,7 @@ from gftkit.kernel.errors import ConfigError, PluginError, unknown
 from gftkit.kernel.kinds import KIND_OF
 
 SUPPLIED = ("event_shape", "classes", "condition_shapes", "generator")
-"""Options that the kernel supplies where a factory asks for them and the user gives none; and ``path: Path``."""
+"""Options that the kernel supplies where a factory has them and the user gives none; and ``path: Path``."""
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
@@ -85,7 +85,7 @@ class Option:
         """The value, checked against type and range.
 
         Raises:
-            ConfigError: naming the key, what was wanted and what came.
+            ConfigError: with the key, the wanted type and the value.
         """
         return validate(self.annotation, value, where)
 
@@ -94,7 +94,7 @@ def validate(annotation: Any, value: Any, where: str) -> Any:
     """``value`` as ``annotation``: strict about types, except that a list serves as a tuple and a string as a path.
 
     Raises:
-        ConfigError: naming the key ``where``, what was wanted and what came.
+        ConfigError: with the key ``where``, the wanted type and the value.
     """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=_STRICT)

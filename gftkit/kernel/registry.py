@@ -158,8 +158,8 @@ class Registry:
         """``spec`` with every option checked and every default filled in; relative paths start at ``base``.
 
         A bare name stands for a component without options. Options that the kernel supplies are left out unless given.
-        A factory with a class method ``resolve(options)`` completes them: what it reads from files then stands in the
-        run's configuration.
+        A factory with a class method ``resolve(options)`` completes them: what it reads from files is then part of
+        the run's configuration.
 
         Raises:
             UnknownNameError: for an unknown name or option.

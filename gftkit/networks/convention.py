@@ -71,8 +71,8 @@ class Convention:
         output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
         drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
         margin: how near to the end of t where it is 0/0 a noise, score or data is converted to a velocity, in (0, 0.5);
-            nearer than that, the network is asked at the margin. null for 0.05, or 0.02 for data.
-        null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
+            nearer than that, the network is evaluated at the margin. null for 0.05, or 0.02 for data.
+        null: by condition, the number that stands for "not given", such as {label: 1000}; see Guidance.
 
     Raises:
         ConfigError: for a call that can't be read or has no x, a range that isn't one, or a null of another condition.

@@ -28,7 +28,7 @@ class ForeignDrift(nn.Module):
 
     Attributes:
         conditions: the conditions that the network is given.
-        null: what stands for one that isn't given.
+        null: the values that stand for "not given".
 
     Raises:
         ConfigError: for a convention that contradicts the path; in use, for an output that the convention
@@ -278,8 +278,8 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
         )
     if not normal:
         raise ConfigError(
-            "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: gaussian}`, "
-            "or a network that predicts the velocity."
+            "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: "
+            "gaussian}`, or a network that predicts the velocity."
         )
 
 

@@ -52,7 +52,7 @@ def load_foreign_weights(module: nn.Module, path: Path, key: str | None = None) 
         key: which network: its place in the file with dots. By default the one that fits.
 
     Returns:
-        What to tell the user, one sentence each, where several fit.
+        Messages for the user, one sentence each, where several fit.
 
     Raises:
         WeightsError: for a file that is missing, damaged, would execute code, or holds no network that fits, or more

@@ -62,7 +62,7 @@ class Tracker(ABC):
         Args:
             out: the run folder.
             until: what was logged after this step will be logged again.
-            memory: what was kept of this tracker; what a resumed run will want is put there.
+            memory: what was kept of this tracker; what a resumed run needs is put there.
         """
 
 
@@ -192,7 +192,7 @@ class Trackers:
         out: the run folder.
         resumed: whether the folder holds the run already.
         main: whether this is the process that logs; the others have no trackers.
-        warn: told what failed.
+        warn: called with what failed.
 
     Raises:
         ConfigError: for a tracker whose package isn't installed.

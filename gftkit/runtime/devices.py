@@ -29,7 +29,7 @@ FOREIGN = {
     "ACCELERATE_USE_MEGATRON_LM": "leave Megatron-LM out; FSDP shards weights too",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "leave parallelism_config out: batches are shared, or weights sharded by FSDP",
 }
-"""What accelerate would do beside a run's configuration, by the variable that asks for it, and what to do instead."""
+"""Settings of accelerate that would change a run without its configuration, by variable, with what to do instead."""
 
 OFF = ("", "no", "false", "0")
 
@@ -38,8 +38,8 @@ def start_accelerator(device: str) -> Any:
     """The processes and the device of a run: DDP or FSDP as ``torchrun`` or ``accelerate launch`` started it.
 
     Raises:
-        ConfigError: for a device that is unknown or isn't there, fewer GPUs than processes, what the configuration
-            wouldn't tell of, or weights to be sharded where they wouldn't be.
+        ConfigError: for a device that is unknown or isn't there, fewer GPUs than processes, settings of accelerate
+            that the configuration doesn't have, or FSDP where it wouldn't shard.
     """
     from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
     from accelerate.utils import parse_flag_from_env

@@ -126,7 +126,7 @@ def trajectory(
         solver: takes the steps.
         grid: the times.
         x0: the start, (batch, *event).
-        noise: draws the Brownian increments; not asked for an ODE.
+        noise: draws the Brownian increments; not used for an ODE.
 
     Yields:
         (batch, *event) tensors; the memory needed doesn't grow with the number of steps.

@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML reads, wants a dot and a sign in 1.0e+3: `learning_rate: 1e-3` would be text.
+# YAML 1.1, which PyYAML reads, requires a dot and a sign in 1.0e+3: `learning_rate: 1e-3` would be text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$"),

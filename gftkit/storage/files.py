@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from gftkit.kernel.errors import RunError
 
 LOCK = ".lock"
-"""The file in a folder that tells which process is at work in it."""
+"""The file in a folder that names the process that uses it."""
 _PART = ".part"
 """Stands in the name of a file that is being written."""
 _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
@@ -149,7 +149,7 @@ def check_space(folder: Path, needed: int) -> None:
     """Refuse to start where a disk can't hold what will be written.
 
     Raises:
-        RunError: saying how much is wanted and how much is free.
+        RunError: with the space that is needed and that is free.
     """
     with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

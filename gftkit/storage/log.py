@@ -47,7 +47,7 @@ class Log:
         path: the file.
         until: lines of later steps, and of a run's end, are dropped: they will be made again.
         steps: of the run: where averaged weights were measured at that step, that was its end.
-        listen: told each line that is added.
+        listen: called with each line that is added.
     """
 
     def __init__(self, path: Path, until: int, steps: int, listen: Callable[[Mapping[str, Any]], None]) -> None:

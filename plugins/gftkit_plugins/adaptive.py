@@ -28,7 +28,7 @@ class Adaptive:
 
     The run ends where ``stop`` says so, at whatever temperature it then has.
 
-    With ``evidence: held-out`` the monitor's numbers on held-out pairs are heard, too. By T15 the best retention of
+    With ``evidence: held-out`` the monitor's numbers on held-out pairs count, too. By T15 the best retention of
     the fit is ``E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2``, which is 1 - 1/s with s measured there
     (``held_out_reached``). While that is above 0 by more than two standard errors the temperature isn't cooled below
     it; where it is so far above the retention that the run has, the drift has gone beyond what held-out data bear, and
@@ -38,7 +38,7 @@ class Adaptive:
     Args:
         start: temperature at the start, which is never exceeded.
         stop: the rule that ends the run; null for ``{name: copying}``.
-        evidence: "samples" holds out nothing; "held-out" wants ``evaluate.data``, held out for this choice and not
+        evidence: "samples" holds out nothing; "held-out" needs ``evaluate.data``, held out for this choice and not
             for the final judgement.
 
     Raises:

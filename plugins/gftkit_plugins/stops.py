@@ -11,8 +11,8 @@ class CopyingStop:
 
     The monitor ``memorisation`` measures the distance ratio of samples of the EMA weights: above 1 the samples still
     lie beside the data, 1 is what samples of the data's own law have, below 1 they come to copy. The run ends at the
-    first evaluation where it isn't above 1 by more than ``errors`` of its standard errors, so that the samples can't be
-    told from the law's own by their distances: the discrepancy principle, by which a fit to noisy data ends where its
+    first evaluation where it isn't above 1 by more than ``errors`` of its standard errors, so that distances don't
+    distinguish the samples from the law's own: the discrepancy principle, by which a fit to noisy data ends where its
     misfit is that of the truth. No data are held out.
 
     Args:

@@ -20,7 +20,7 @@ class GeneratedPairs:
     """Pairs of a finished run: x1 is where its flow brings x0. A fine-tune on them is reflow.
 
     Index by index x1 is the sample that ``gft sample`` gives for this seed, and x0 the source sample that it came from.
-    They are kept together: no coupling is asked. So x0 and x1 have the laws of the run's own source and samples, and
+    They stay together: no coupling is used. So x0 and x1 have the laws of the run's own source and samples, and
     the flow that is learned ends in the run's law, along straighter paths. Conditions are those that each was made
     under. Values and their range are those of the run's data.
 
@@ -61,11 +61,11 @@ class GeneratedPairs:
         )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
-        facts, asked = self._sampler.facts, self._sampler.conditions(0, size)
+        facts, conditions_in_turn = self._sampler.facts, self._sampler.conditions(0, size)
         self.event_shape, self.range, self.classes = facts.event_shape, facts.range, facts.classes
-        self.labels: Tensor | None = asked.pop("label", None)
-        self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in asked.items()}
-        self._conditions = asked
+        self.labels: Tensor | None = conditions_in_turn.pop("label", None)
+        self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in conditions_in_turn.items()}
+        self._conditions = conditions_in_turn
         self._pairs: dict[str, Tensor] = {}
 
     def __len__(self) -> int:

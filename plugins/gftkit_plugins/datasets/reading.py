@@ -73,7 +73,7 @@ def _npy(file: Path) -> NamedArrays:
     with file.open("rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise ValueError("it doesn't start as a .npy file does")
-    # "c": changes would stay in memory. torch wants writable arrays, and the file is never written.
+    # "c": changes would stay in memory. torch warns of arrays that it can't write, and the file is never written.
     values = np.load(file, mmap_mode="c", allow_pickle=False)
     return NamedArrays(file, [""], lambda _: values)
 

@@ -18,8 +18,8 @@ class Replay:
 
     A flow that learns them ends in the arithmetic mixture (1 - share) q + share q_pre of the target's law and the run's
     (theory, T17): it keeps the old law beside the new one. The set is finite. It holds every target sample equally
-    often, and as many generated ones as the share wants; so each epoch visits all of them, in one random order, and a
-    batch holds the share up to chance.
+    often, and as many generated ones as the share requires; so each epoch visits all of them, in one random order, and
+    a batch holds the share up to chance.
 
     Values and their range are the target's. Generated samples come with the same place in the range: black stays black.
     Labels and conditions of generated samples are those that they were made under; there are labels where the target

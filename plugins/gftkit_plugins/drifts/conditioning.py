@@ -27,7 +27,7 @@ class Conditioning(nn.Module):
 
     Attributes:
         names: every condition that is used, ``label`` first.
-        null: what stands for "not given", by condition.
+        null: the value that stands for "not given", by condition.
 
     Raises:
         ValueError: for a conditional drift without classes, or a condition that the data don't have.
@@ -63,7 +63,7 @@ class Conditioning(nn.Module):
         """The embedding, in the dtype of the module.
 
         Raises:
-            ValueError: for a condition that is missing, not wanted or of the wrong shape, or a label above ``classes``.
+            ValueError: for a condition that is missing, unknown or of the wrong shape, or a label above ``classes``.
         """
         angle = t[:, None].to(self.frequencies.dtype) * self.frequencies  # (batch, FEATURES / 2)
         features = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -155,7 +155,7 @@ def check_inputs(t: Tensor, x: Tensor, event_shape: tuple[int, ...]) -> None:
     """Refuse a time or state of the wrong shape.
 
     Raises:
-        ValueError: saying what was wanted and what came.
+        ValueError: with the wanted shapes and those that came.
     """
     if x.ndim != 1 + len(event_shape) or x.shape[1:] != event_shape or t.shape != x.shape[:1]:
         wanted = ", ".join(["batch", *map(str, event_shape)])

@@ -32,8 +32,8 @@ class Unet(nn.Module):
         head_channels: channels of an attention head, which divide those of every level with attention; null for one
             head.
         dropout: share of activations dropped in each block while training.
-        conditional: whether the drift is told the class of a sample.
-        conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
+        conditional: whether the drift uses the class of a sample.
+        conditions: which of the data's named conditions it uses: numbers, vectors, or sequences of embeddings, of
             which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:

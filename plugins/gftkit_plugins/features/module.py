@@ -16,7 +16,7 @@ from gftkit_plugins.importing import build_network, import_target
 class Module:
     """A network of your own as a feature: (n, *event), as scaled in training, -> (n, d).
 
-    It runs in evaluation mode on the CPU, and never learns. Scale events inside it, if it wants them otherwise.
+    It runs in evaluation mode on the CPU, and never learns. If it needs events scaled otherwise, scale them inside it.
 
     Args:
         target: ``package.module:Class``, or a function that gives a network. It is looked for in ``folder`` first.

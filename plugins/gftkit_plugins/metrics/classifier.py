@@ -24,7 +24,7 @@ STEPS, LEARNING_RATE, DECAY = 150, 1e-2, 1e-2
 class ClassifierTwoSample(FeatureMetric):
     """Classifier two-sample test (C2ST): held-out accuracy of a network that tells samples from held-out data.
 
-    0.5 is chance: nothing that this network finds distinguishes them. 1 is told apart always. Equal numbers of both
+    0.5 is chance: nothing that this network finds distinguishes them. 1 distinguishes always. Equal numbers of both
     are taken, min(n, m) at random. The network has one hidden layer of ``width`` units (ReLU) on standardised features;
     accuracy is by cross-validation in 5 parts, so each sample is judged once, by a network that hasn't seen it.
 

@@ -18,7 +18,7 @@ class Memorisation(FeatureMetric):
     mean_i min_(y in A) |x_i - y| / mean_i min_(y in B) |x_i - y|: x are the samples, A and B are c training and c
     held-out data, c the smaller of both numbers, each chosen at random where there are more; distances are Euclidean
     between features. If the model knows no training datum better than a held-out one, A and B may be swapped, and the
-    ratio is 1 up to chance. Below 1 samples lie nearer to what was trained on; 0 is a copy of every sample. It wants
+    ratio is 1 up to chance. Below 1 samples lie nearer to what was trained on; 0 is a copy of every sample. It needs
     held-out data of the training data's law: with other data it compares laws.
 
     At most ``evaluate.count`` training data are looked at: of a larger set copies are found in proportion only.

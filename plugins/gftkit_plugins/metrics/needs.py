@@ -84,7 +84,7 @@ class FeatureMetric:
         steps: solver steps of the samples; None for the evaluation's own number.
 
     Attributes:
-        least: samples, and data, that are wanted.
+        least: the least number of samples, and of data.
     """
 
     least = GROUPS

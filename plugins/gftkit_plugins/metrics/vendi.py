@@ -16,7 +16,7 @@ class Vendi(FeatureMetric):
 
     1 where all features point the same way, n where they are orthogonal: an effective number of different samples, of
     whatever quality. It says nothing without the data's own score beside it; both are of min(n, m) samples, as the
-    score grows with the number. A score near the data's is wanted; below it, diversity is lost.
+    score grows with the number. A good score is near the data's; below it, diversity is lost.
 
     Values: ``vendi`` of the samples and ``vendi_reference`` of the data, with ``steps=4`` ``vendi_4_steps`` and so on;
     standard errors by the jackknife (with repeated draws, as in a bootstrap, the score would be lower). 42

@@ -19,7 +19,7 @@ class Wasserstein(FeatureMetric):
     """Exact Wasserstein distance W_p = (min over plans of E|x - y|^p)^(1/p) between samples x and held-out data y.
 
     |.| is the Euclidean norm of the features. Equal numbers are an assignment, which scipy solves; others are a linear
-    programme, which wants POT. It is biased upwards, and in d dimensions the bias falls only as n^(-1/d): in many
+    programme, which needs POT. It is biased upwards, and in d dimensions the bias falls only as n^(-1/d): in many
     dimensions two samples of one law are far apart. Compare equal numbers only, in few dimensions.
 
     Value: ``wasserstein``, or ``wasserstein_4_steps`` for ``steps=4``, in the unit of the features; standard error by

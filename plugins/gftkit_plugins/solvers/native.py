@@ -94,8 +94,8 @@ class RungeKutta4:
 class FlowMap:
     """Jumps by a flow map, x + h u(t, t + h, x): exact for any h where the map is, so that 1 or 2 steps may do.
 
-    It wants a network that is told the end of a jump, such as a student of ``gft distill``. Of one that doesn't heed
-    the end it is Euler's method.
+    It needs a network that takes the end of a jump, such as a student of ``gft distill``. With one that ignores the
+    end it is Euler's method.
 
     Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, arXiv:2406.07507.
 

@@ -43,7 +43,7 @@ class TorchDiffEq:
     """A solver of torchdiffeq, by the name that it has there. ODEs only.
 
     euler, midpoint, heun2, heun3 and rk4 take the grid's steps. explicit_adams, implicit_adams and its older name
-    fixed_adams do too, remember earlier ones, and want equal steps; they are kept at order 4. adaptive_heun, bosh3,
+    fixed_adams do too, use earlier ones, and need equal steps; they are kept at order 4. adaptive_heun, bosh3,
     dopri5, dopri8 and fehlberg2 choose their own steps, and the grid's times are those that they meet: their error
     falls in proportion to the tolerances, and their steps are common to 64 samples.
 

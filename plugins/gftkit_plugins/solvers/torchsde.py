@@ -46,7 +46,7 @@ class Equation:
         diffusion: g.
         shape: of the states, (batch, *event).
         calculus: "ito" or "stratonovich".
-        diagonal: whether g is given as a vector, which reversible_heun wants.
+        diagonal: whether g is given as a vector, as reversible_heun needs it.
     """
 
     def __init__(

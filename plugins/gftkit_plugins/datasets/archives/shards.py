@@ -34,7 +34,7 @@ class Shards:
             picture or array of the first sample.
         labels: ending of the members with the class, a whole number as text or in JSON; by default ``cls``, where the
             first sample has one.
-        label_key: where the class stands in a JSON object.
+        label_key: the key of the class in a JSON object.
         conditions: endings of further arrays, such as ``text.npy``: given to the drift as the condition ``text``.
         size: side of the square that every picture is cut (centrally) and resized to, bicubic and antialiased. Without
             it all pictures must have one size.

@@ -29,7 +29,7 @@ class Fields:
     Attributes:
         arrays: of the sample itself, then of its conditions.
         labels: of the member with the class, or None.
-        label_key: where the class stands in a JSON object.
+        label_key: the key of the class in a JSON object.
     """
 
     arrays: tuple[str, ...]

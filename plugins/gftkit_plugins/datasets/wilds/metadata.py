@@ -16,7 +16,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
     Args:
         file: with a line break at the end of every line, the last one too.
-        columns: their names, in the order in which their values are wanted.
+        columns: their names, in the order of the values to give.
 
     Raises:
         DataError: for a file that is missing, empty, cut off or no such table, columns that it doesn't have, and a row

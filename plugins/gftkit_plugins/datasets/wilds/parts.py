@@ -120,7 +120,7 @@ def select_rows(
         entries: every row.
         split: its name, or "all", which has the rows of no split, too.
         domains: by option which values are wanted, None for all; in the order of ``Entry.domains``.
-        file: where the rows stand, for messages.
+        file: the metadata file, for messages.
 
     Raises:
         DataError: for a domain of which there is no row, listing those that there are, and where no row is left.

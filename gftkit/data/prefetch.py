@@ -11,7 +11,7 @@ from gftkit.data.pairing import Pairs
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import GftkitError
 
-AHEAD = 2
+SETS_AHEAD = 2
 """Sets of pairs that each worker keeps ready."""
 
 
@@ -47,7 +47,7 @@ def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, pin: boo
         sampler=numbers,
         num_workers=workers,
         multiprocessing_context="fork",  # pairs hold functions, which no other start hands on
-        prefetch_factor=AHEAD,
+        prefetch_factor=SETS_AHEAD,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),  # else one number of torch's global generator would be used up
     )

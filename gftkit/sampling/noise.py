@@ -11,7 +11,7 @@ from gftkit.runtime.randomness import stream
 
 BLOCK = 64
 """Consecutive indices that share a generator."""
-AHEAD = 4096
+NUMBERS_AHEAD = 4096
 """Numbers of a block that are drawn at once, at most, where a step needs fewer."""
 
 
@@ -88,7 +88,7 @@ class ByBlock:
         """The next numbers: several steps' at once where events are small, for a draw costs more than its numbers."""
         if not self._drawn_ahead:
             block = (BLOCK, *x.shape[1:])
-            steps = max(1, AHEAD // (BLOCK * x[0].numel()))
+            steps = max(1, NUMBERS_AHEAD // (BLOCK * x[0].numel()))
             drawn = [
                 torch.randn(steps, *block, generator=each, device=x.device, dtype=x.dtype) for each in self._generators
             ]

@@ -11,7 +11,7 @@ import numpy as np
 WINDOW = 5
 """Evaluations in a window of ``instant_variance``."""
 
-LEFT_OUT = 0.2
+BURN_IN = 0.2
 """Share of the steps, from the start, that ``instant_variance`` leaves out."""
 
 
@@ -53,7 +53,7 @@ def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
     return float(round(spearmanr(steps, values).statistic, 12))
 
 
-def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = LEFT_OUT) -> float:
+def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = BURN_IN) -> float:
     """The mean variance over sliding windows of 5 evaluations, after the first fifth of the steps.
 
     In each window the least-squares line is removed, and the squares of what is left are divided by 5 - 2. nan where

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from gftkit.estimation.jackknife import GROUPS
 from gftkit.kernel.contracts import Estimate
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """Share of all samples whose interval is to hold what they estimate."""
 
 
@@ -48,7 +48,9 @@ def percentiles(replicates: Tensor) -> tuple[float, float]:
         >>> [round(end) for end in percentiles(torch.arange(1001.0))]
         [25, 975]
     """
-    low, high = replicates.double().quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
+    low, high = replicates.double().quantile(
+        torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
+    )
     return float(low), float(high)
 
 
@@ -72,7 +74,7 @@ def proportion(share: float, stderr: float, count: int) -> Estimate:
     """
     spread = share * (1 - share)
     n = count if spread <= 0 or stderr <= 0 else min(count, max(1.0, spread / stderr**2))
-    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(LEVEL, dtype=torch.float64)))
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(CONFIDENCE, dtype=torch.float64)))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(max(0.0, spread) / n + z**2 / (4 * n**2))
     return Estimate(share, stderr, (max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))))
@@ -95,5 +97,5 @@ def log_normal(estimate: Estimate, groups: int = GROUPS) -> Estimate:
 
     if not (estimate.value > 0 and math.isfinite(estimate.stderr)):
         return estimate
-    factor = math.exp(float(stdtrit(groups - 1, (1 + LEVEL) / 2)) * estimate.stderr / estimate.value)
+    factor = math.exp(float(stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * estimate.stderr / estimate.value)
     return Estimate(estimate.value, estimate.stderr, (estimate.value / factor, estimate.value * factor))

@@ -15,7 +15,7 @@ from gftkit.storage.documents import parse_section
 
 Positive = Annotated[float, Field(gt=0)]
 
-MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
+END_MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
 """How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
 
 There a network's error is divided by alpha, or sigma. What the margins cost and spare is in ``docs/guide/networks.md``.
@@ -155,7 +155,7 @@ class Convention:
     @property
     def end_margin(self) -> float:
         """The margin in use; 0 for a velocity or drift."""
-        return MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
+        return END_MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
 
     @property
     def rescaled(self) -> bool:

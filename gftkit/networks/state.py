@@ -10,14 +10,14 @@ from gftkit.kernel.errors import WeightsError
 from gftkit.runtime.sharding import shard_like
 from gftkit.storage.tensors import State
 
-SHOWN = 8
+LISTED_AT_MOST = 8
 """How many of a long list an error shows."""
 
 
 def shortened(lines: Sequence[str]) -> str:
     """The first lines of a long list, each on a line of its own, and how many more there are."""
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+    more = [f"and {len(lines) - LISTED_AT_MOST} more"] if len(lines) > LISTED_AT_MOST else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED_AT_MOST], *more])
 
 
 def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
@@ -46,7 +46,7 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
         )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}. Use another file.")
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:LISTED_AT_MOST])}. Use another file.")
     # All is checked before the first tensor is copied: a network with half of its weights is worse than none.
     own = module.state_dict()
     module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})

@@ -321,7 +321,7 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     values = {key: value for key, value in line.items() if key not in ("step", "kind", "weights", "monitor")}
     return {
         re.sub(r"[^\w/. -]", "_", name): value  # what every tracker takes
-        for name, value in flat(values, prefix, "/").items()
+        for name, value in flatten(values, prefix, "/").items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
 
@@ -335,14 +335,14 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for name, value in flat(config, "", ".").items()
+        for name, value in flatten(config, "", ".").items()
     }
 
 
-def flat(values: Mapping[str, Any], prefix: str, separator: str) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str, separator: str) -> dict[str, Any]:
     """A mapping of mappings as one, keys joined."""
     joined: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{separator}{key}" if prefix else key
-        joined |= flat(value, name, separator) if isinstance(value, Mapping) else {name: value}
+        joined |= flatten(value, name, separator) if isinstance(value, Mapping) else {name: value}
     return joined

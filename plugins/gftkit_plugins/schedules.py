@@ -11,7 +11,7 @@ from pydantic import Field
 import gftkit
 
 Temperature = Annotated[float, Field(ge=0)]
-Progress = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Schedule(ABC):
@@ -47,7 +47,7 @@ class Exponential(_Schedule):
         (2.0, 0.0)
     """
 
-    def __init__(self, start: Temperature = 4.0, rate: Temperature = 6.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, rate: Temperature = 6.0, zero_from: Share = 0.9) -> None:
         self.start, self.rate, self.zero_from = start, rate, zero_from
 
     def _warm(self, progress: float) -> float:
@@ -67,7 +67,7 @@ class Linear(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, zero_from: Share = 0.9) -> None:
         self.start, self.zero_from = start, zero_from
 
     def _warm(self, progress: float) -> float:
@@ -87,7 +87,7 @@ class Cosine(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, zero_from: Share = 0.9) -> None:
         self.start, self.zero_from = start, zero_from
 
     def _warm(self, progress: float) -> float:
@@ -108,7 +108,7 @@ class Inverse(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, rate: Temperature = 40.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, rate: Temperature = 40.0, zero_from: Share = 0.9) -> None:
         self.start, self.rate, self.zero_from = start, rate, zero_from
 
     def _warm(self, progress: float) -> float:

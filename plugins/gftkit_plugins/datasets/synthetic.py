@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from gftkit.kernel import Batch
 
 Positive = Annotated[float, Field(gt=0)]
-Row = Annotated[list[float], Field(min_length=1)]
+Numbers = Annotated[list[float], Field(min_length=1)]
 EventShape = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 
 _SYMMETRY = 1e-9
@@ -105,7 +105,7 @@ class GaussianMixture:
 
     def __init__(
         self,
-        means: Annotated[list[Row], Field(min_length=1)] | None = None,
+        means: Annotated[list[Numbers], Field(min_length=1)] | None = None,
         std: Positive = 0.2,
         weights: Annotated[list[Positive], Field(min_length=1)] | None = None,
         radius: Positive | None = None,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets.reading import NamedArrays, read_arrays
-from gftkit_plugins.datasets.rows import Rows
+from gftkit_plugins.datasets.rows import NpyRows
 
 _SAMPLES = ("x1", "samples", "data")
 _LABEL, _PARTNER = "label", "x0"
@@ -58,7 +58,7 @@ class Arrays:
         arrays = read_arrays(file)
         key = _samples_key(arrays, key, labels, conditions)
         self._file, self._key = file, key
-        self._x1: Tensor | Rows = arrays[key]
+        self._x1: Tensor | NpyRows = arrays[key]
         shape = tuple(self._x1.shape)
         who = _named(file, key)
         if len(shape) == 1:
@@ -72,7 +72,7 @@ class Arrays:
         if self.blocks is None:
             _check_finite(self._x1, who)
         elif file.suffix.lower() == ".npy":
-            self._x1 = Rows.open(file) or self._x1
+            self._x1 = NpyRows.open(file) or self._x1
         self._x0 = arrays[_PARTNER] if _PARTNER in arrays and key != _PARTNER else None
         if self._x0 is not None:
             who = _named(file, _PARTNER)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gftkit_plugins.datasets.stretches import Stretches
 
 
-class Rows:
+class NpyRows:
     """The array of an .npy file, read row by row where rows are asked for.
 
     Args:

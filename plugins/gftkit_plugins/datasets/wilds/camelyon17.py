@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
-from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
+from gftkit_plugins.datasets.wilds.metadata import read_rows, whole_number
 from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "center", "split")
@@ -66,7 +66,7 @@ def camelyon17(
 
 
 def _entries(file: Path) -> Iterator[Entry]:
-    for number, (patient, node, x, y, tumor, center, split) in enumerate(rows(file, _COLUMNS)):
+    for number, (patient, node, x, y, tumor, center, split) in enumerate(read_rows(file, _COLUMNS)):
         where = f"{file}, row {number}"
         hospital = whole_number(center, "center", _MOST, where)
         if split not in _OF_ROW and hospital not in _OF_CENTER:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
-from gftkit_plugins.datasets.wilds.metadata import rows
+from gftkit_plugins.datasets.wilds.metadata import read_rows
 from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("split", "category", "country_code", "timestamp")
@@ -80,7 +80,7 @@ def fmow(
     file = folder / "rgb_metadata.csv"
     region_of = None
     if regions is not None:
-        pairs = rows(folder / "country_code_mapping.csv", ("alpha-3", "region"))
+        pairs = read_rows(folder / "country_code_mapping.csv", ("alpha-3", "region"))
         region_of = {code: region or _OTHER for code, region in pairs}
     names, labels = select_rows(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
     cure = "Unpack the archive again. Don't delete rows: a picture is named by the number of its row."
@@ -89,7 +89,7 @@ def fmow(
 
 def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:
     numbers = {category: number for number, category in enumerate(CATEGORIES)}
-    for row, (stated, category, country, timestamp) in enumerate(rows(file, _COLUMNS)):
+    for row, (stated, category, country, timestamp) in enumerate(read_rows(file, _COLUMNS)):
         if stated == _SEQUESTERED:
             continue
         where = f"{file}, row {row}"

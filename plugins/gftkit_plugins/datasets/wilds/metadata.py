@@ -11,7 +11,7 @@ from gftkit_plugins.datasets.stretches import unreadable_file_error
 _AGAIN = "The file is damaged or incomplete. Copy or unpack it again."
 
 
-def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The values of some columns, row by row, as they stand in the file; other columns are passed over.
 
     Args:
@@ -26,7 +26,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(f"{folder}/metadata.csv").write_text(",patient,tumor\\n0,004,1\\n1,021,0\\n")
-        ...     list(rows(Path(f"{folder}/metadata.csv"), ("tumor", "patient")))
+        ...     list(read_rows(Path(f"{folder}/metadata.csv"), ("tumor", "patient")))
         [('1', '004'), ('0', '021')]
     """
     _check_ends(file)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gftkit.kernel import DataError, Dataset
-from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
+from gftkit_plugins.datasets.wilds.metadata import read_rows, whole_number
 from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site", "sirna_id")
@@ -67,7 +67,7 @@ def rxrx1(
 
 
 def _entries(file: Path) -> Iterator[Entry]:
-    for number, (cell_type, split, experiment, plate, well, site, sirna) in enumerate(rows(file, _COLUMNS)):
+    for number, (cell_type, split, experiment, plate, well, site, sirna) in enumerate(read_rows(file, _COLUMNS)):
         where = f"{file}, row {number}"
         if split not in _SPLITS:
             raise DataError(

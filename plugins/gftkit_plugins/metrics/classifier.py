@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gftkit.estimation import proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
 
 FOLDS = 5
@@ -56,7 +56,7 @@ class ClassifierTwoSample(FeatureMetric):
     """
 
     def __init__(
-        self, feature: Feature | None = None, width: Annotated[int, Field(gt=0)] = 20, steps: Steps = None
+        self, feature: Feature | None = None, width: Annotated[int, Field(gt=0)] = 20, steps: SolverSteps = None
     ) -> None:
         super().__init__(feature, steps)
         self.width = width

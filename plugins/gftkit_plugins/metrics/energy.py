@@ -7,7 +7,7 @@ from torch import Generator
 
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import check_enough
 from gftkit_plugins.metrics.pairs import discrepancy
 
@@ -41,7 +41,7 @@ class Energy:
         True
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
     def check(self, scope: Scope) -> None:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import GROUPS
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
 from gftkit_plugins.metrics.pairs import discrepancy
 
@@ -56,7 +56,7 @@ class KernelDistance(FeatureMetric):
         feature: Feature | None = None,
         subset: Annotated[int, Field(ge=20)] | None = None,
         subsets: Annotated[int, Field(gt=1)] = SUBSETS,
-        steps: Steps = None,
+        steps: SolverSteps = None,
     ) -> None:
         super().__init__(feature, steps)
         self.subset, self.subsets = subset, subsets

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import CachedFeatures, FeatureMetric, distances
 
 
@@ -49,7 +49,7 @@ class Memorisation(FeatureMetric):
         0.0
     """
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, steps: SolverSteps = None) -> None:
         super().__init__(feature, steps)
         self._of_training = CachedFeatures(feature)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-Steps = Annotated[int, Field(gt=0)] | None
+SolverSteps = Annotated[int, Field(gt=0)] | None
 """Solver steps, or None for the evaluation's own number."""
 
 

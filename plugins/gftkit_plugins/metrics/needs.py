@@ -6,7 +6,7 @@ from torch import Tensor
 from gftkit.estimation import GROUPS
 from gftkit.evaluation import Scope
 from gftkit.kernel import EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps
+from gftkit_plugins.metrics.naming import SolverSteps
 
 
 def check_enough(scope: Scope, least: int = GROUPS) -> None:
@@ -89,7 +89,7 @@ class FeatureMetric:
 
     least = GROUPS
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, steps: SolverSteps = None) -> None:
         self.feature, self.steps = feature, steps
         self._of_data = CachedFeatures(feature)
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import GROUPS, jackknife_estimates, proportion
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric, distances
 
 
@@ -55,7 +55,7 @@ class PrecisionRecall(FeatureMetric):
     """
 
     def __init__(
-        self, feature: Feature | None = None, neighbours: Annotated[int, Field(gt=0)] = 5, steps: Steps = None
+        self, feature: Feature | None = None, neighbours: Annotated[int, Field(gt=0)] = 5, steps: SolverSteps = None
     ) -> None:
         super().__init__(feature, steps)
         self.neighbours = neighbours

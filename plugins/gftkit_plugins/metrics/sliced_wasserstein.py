@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
 
 
@@ -51,7 +51,7 @@ class SlicedWasserstein(FeatureMetric):
         feature: Feature | None = None,
         p: Literal[1, 2] = 2,
         projections: Annotated[int, Field(gt=0)] = 200,
-        steps: Steps = None,
+        steps: SolverSteps = None,
     ) -> None:
         super().__init__(feature, steps)
         self.p, self.projections = p, projections

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from gftkit.geometry import energies, lengths, straightness
 from gftkit.kernel import Estimate, EvaluationView
 from gftkit.theory import mean_estimate
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 
 
 class PathLength:
@@ -35,7 +35,7 @@ class PathLength:
         Estimate(value=6.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
@@ -70,7 +70,7 @@ class Straightness:
         Estimate(value=4.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
@@ -106,7 +106,7 @@ class KineticEnergy:
         Estimate(value=20.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002

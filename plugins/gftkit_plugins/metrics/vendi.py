@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from gftkit.estimation import jackknife_estimate
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
 
 
@@ -42,7 +42,7 @@ class Vendi(FeatureMetric):
         (1.0, 4.0)
     """
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, steps: SolverSteps = None) -> None:
         super().__init__(feature, steps)
         self._reference: tuple[Tensor, int, Estimate] | None = None  # the data's features, how many, and their score
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from gftkit.estimation import jackknife_estimate
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView, Feature
-from gftkit_plugins.metrics.naming import Steps, value_name
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
 
 
@@ -49,7 +49,7 @@ class Wasserstein(FeatureMetric):
         (5.0, True)
     """
 
-    def __init__(self, feature: Feature | None = None, p: Literal[1, 2] = 2, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, p: Literal[1, 2] = 2, steps: SolverSteps = None) -> None:
         super().__init__(feature, steps)
         self.p = p
 

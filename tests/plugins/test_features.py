@@ -115,7 +115,7 @@ def test_another_recipe_has_another_file():
 
 def test_classifier_works_without_a_cache_that_can_be_written(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
-    untrained = digits_classifier.build_network(SHORT).state_dict()
+    untrained = digits_classifier.build_classifier(SHORT).state_dict()
     monkeypatch.setattr(digits_classifier, "train", lambda recipe: untrained)
     monkeypatch.setenv("GFTKIT_CACHE", str(tmp_path / "file"))
     assert REGISTRY.create("feature", "digits-classifier")(images(2)).shape == (2, 64)

@@ -56,7 +56,7 @@ class DigitsClassifier:
         from gftkit_plugins.datasets.cache import cached
 
         recipe = Recipe()
-        self._network = build_network(recipe)
+        self._network = build_classifier(recipe)
         self._network.load_state_dict(cached(recipe.name, lambda: train(recipe)))
         self._network.eval().requires_grad_(False)
 
@@ -69,7 +69,7 @@ class DigitsClassifier:
         return self._network(_small(x)).argmax(1)
 
 
-def build_network(recipe: Recipe) -> nn.Sequential:
+def build_classifier(recipe: Recipe) -> nn.Sequential:
     """The untrained classifier, (n, 1, 8, 8) -> (n, 10) logits; its weights don't depend on or touch global state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
@@ -94,7 +94,7 @@ def train(recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
-    net = build_network(recipe)
+    net = build_classifier(recipe)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

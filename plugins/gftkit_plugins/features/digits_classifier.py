@@ -57,7 +57,7 @@ class DigitsClassifier:
 
         recipe = Recipe()
         self._network = build_classifier(recipe)
-        self._network.load_state_dict(cached(recipe.name, lambda: train(recipe)))
+        self._network.load_state_dict(cached(recipe.name, lambda: train_classifier(recipe)))
         self._network.eval().requires_grad_(False)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def build_classifier(recipe: Recipe) -> nn.Sequential:
         return nn.Sequential(*layers).float()
 
 
-def train(recipe: Recipe) -> dict[str, Tensor]:
+def train_classifier(recipe: Recipe) -> dict[str, Tensor]:
     """The trained weights. Deterministic on one machine; global random state is left as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums don't depend on the number of cores, and so small a network gains little from them

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SIZE = 64
+FEATURES = 64
 """Number of features."""
 
 
@@ -77,8 +77,8 @@ def build_classifier(recipe: Recipe) -> nn.Sequential:
             nn.Conv2d(1, 24, 3, padding=1), nn.SiLU(),
             nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.SiLU(),  # 4x4
             nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(),
-            nn.Flatten(), nn.Dropout(recipe.dropout), nn.Linear(48 * 16, SIZE), nn.SiLU(),
-            nn.Linear(SIZE, 10),
+            nn.Flatten(), nn.Dropout(recipe.dropout), nn.Linear(48 * 16, FEATURES), nn.SiLU(),
+            nn.Linear(FEATURES, 10),
         )  # fmt: skip
         return nn.Sequential(*layers).float()
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIZE = 224
+IMAGE_SIDE = 224
 """Side in pixels of the images that the network was trained on."""
 
 _BATCH = 10
@@ -63,6 +63,8 @@ class EfficientNetLite0:
 
 def _prepared(x: Tensor) -> Tensor:
     """(n, 1 or 3, h, w) in [-1, 1] -> (n, 3, 224, 224), normalised."""
-    large = functional.interpolate(x.float(), size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+    large = functional.interpolate(
+        x.float(), size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", antialias=True, align_corners=False
+    )
     normalised = ((large + 1) * 127.5 - 127) / 128
     return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

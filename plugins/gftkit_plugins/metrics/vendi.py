@@ -51,9 +51,9 @@ class Vendi(FeatureMetric):
         x, y = self.vectors(evaluation)
         count = min(len(x), len(y))
         # The samples first: whether the data's score is kept already, both see the same random numbers.
-        own = jackknife_estimate(score, [_directions(x[:count], "samples")], generator)
+        own = jackknife_estimate(vendi_score, [_directions(x[:count], "samples")], generator)
         if self._reference is None or self._reference[0] is not y or self._reference[1] != count:
-            self._reference = y, count, jackknife_estimate(score, [_directions(y[:count], "data")], generator)
+            self._reference = y, count, jackknife_estimate(vendi_score, [_directions(y[:count], "data")], generator)
         return {value_name("vendi", self.steps): own, value_name("vendi_reference", self.steps): self._reference[2]}
 
 
@@ -65,7 +65,7 @@ def _directions(x: Tensor, what: str) -> Tensor:
     return x / norms
 
 
-def score(directions: Tensor) -> float:
+def vendi_score(directions: Tensor) -> float:
     """(n, d) of norm 1 -> the Vendi score; K/n has the eigenvalues of the smaller of its two Gram matrices."""
     n, d = directions.shape
     gram = directions.T @ directions if d < n else directions @ directions.T

@@ -54,7 +54,7 @@ class Exponential(_Schedule):
         return self.start * math.exp(-self.rate * progress)
 
 
-class Linear(_Schedule):
+class LinearCooling(_Schedule):
     """Linear cooling: start (1 - s/zero_from), then exactly 0.
 
     Args:
@@ -198,7 +198,7 @@ def gftkit_schedules() -> dict[str, type]:
         "cosine": Cosine,
         "exponential": Exponential,
         "inverse": Inverse,
-        "linear": Linear,
+        "linear": LinearCooling,
         "recorded": Recorded,
         "stepwise": Stepwise,
         "zero": Zero,

@@ -74,7 +74,7 @@ class LinearCooling(_Schedule):
         return self.start * (1 - progress / self.zero_from)
 
 
-class Cosine(_Schedule):
+class CosineCooling(_Schedule):
     """Cosine cooling: (start/2)(1 + cos(pi s/zero_from)), then exactly 0.
 
     Args:
@@ -195,7 +195,7 @@ def gftkit_schedules() -> dict[str, type]:
     return {
         "adaptive": Adaptive,
         "constant": Constant,
-        "cosine": Cosine,
+        "cosine": CosineCooling,
         "exponential": Exponential,
         "inverse": Inverse,
         "linear": LinearCooling,

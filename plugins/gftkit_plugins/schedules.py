@@ -145,7 +145,7 @@ class Stepwise:
         return self.temperatures[bisect.bisect_right(self._starts, progress) - 1]
 
 
-class Constant:
+class ConstantTemperature:
     """One temperature for the whole run: the optimum keeps a share beta/(1 + beta) of the pretrained drift.
 
     Args:
@@ -165,7 +165,7 @@ class Constant:
         return self.value
 
 
-class Zero(Constant):
+class Zero(ConstantTemperature):
     """Temperature 0 throughout: plain flow matching fine-tuning, without an anchor.
 
     Example:
@@ -194,7 +194,7 @@ def gftkit_schedules() -> dict[str, type]:
 
     return {
         "adaptive": Adaptive,
-        "constant": Constant,
+        "constant": ConstantTemperature,
         "cosine": CosineCooling,
         "exponential": Exponential,
         "inverse": Inverse,

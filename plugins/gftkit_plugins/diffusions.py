@@ -12,7 +12,7 @@ import gftkit
 Scale = Annotated[float, Field(ge=0)]
 
 
-class Constant:
+class ConstantNoise:
     """g(t) = scale.
 
     Args:
@@ -99,4 +99,4 @@ class Sine:
 @gftkit.hookimpl
 def gftkit_diffusions() -> dict[str, type]:
     """The built-in noise scales."""
-    return {"constant": Constant, "linear": LinearNoise, "sine": Sine, "sqrt-linear": SqrtLinear}
+    return {"constant": ConstantNoise, "linear": LinearNoise, "sine": Sine, "sqrt-linear": SqrtLinear}

@@ -14,7 +14,7 @@ from gftkit_plugins.importing import build_network, import_target
 DIFFUSERS_CONFIG = "config.json"
 
 
-class Module(ForeignDrift):
+class ModuleDrift(ForeignDrift):
     """A network of your own or of another library, by the name of its class, with its weights and its convention.
 
     The network takes what its convention says and gives what it says: see the guide, "Your own network". Its parameters

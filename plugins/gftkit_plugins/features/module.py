@@ -13,7 +13,7 @@ from gftkit.storage import read_tensors
 from gftkit_plugins.importing import build_network, import_target
 
 
-class Module:
+class ModuleFeature:
     """A network of your own as a feature: (n, *event), as scaled in training, -> (n, d).
 
     It runs in evaluation mode on the CPU, and never learns. If it needs events scaled otherwise, scale them inside it.

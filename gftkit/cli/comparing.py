@@ -42,10 +42,10 @@ def compare(
     from gftkit.kernel.errors import ConfigError, StudyError
     from gftkit.kernel.loading import load
     from gftkit.networks.state import shortened
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.runtime.extras import missing
     from gftkit.runtime.progress import StudyProgress
-    from gftkit.storage.documents import finite
+    from gftkit.storage.documents import nan_to_none
     from gftkit.study.plan import plan
     from gftkit.study.reporting import page, summary, write_tables
     from gftkit.study.running import Outcome, finished, run_study
@@ -57,7 +57,7 @@ def compare(
         raise ConfigError("--report-only and --dry-run are two things. Give one of them.")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a study starts processes of its own (--workers). Start it without torchrun or accelerate.")
-    device_of(device)
+    resolve_device(device)
     registry = load()
     made = plan(study, out or Path("runs") / study.stem, registry)
     rows = finished(made, registry)
@@ -87,7 +87,7 @@ def compare(
         raise StudyError(f"{made.out}: no cell is finished, so there is nothing to report. Leave --report-only out.")
     write_tables(made, outcome.rows, outcome.failed)
     if as_json:
-        print(json.dumps(finite(summary(made, outcome.rows, outcome.failed)), indent=2))
+        print(json.dumps(nan_to_none(summary(made, outcome.rows, outcome.failed)), indent=2))
     else:
         held = [row for of in outcome.rows.values() for row in of if row["metric"] == made.study.metric]
         for coupling in dict.fromkeys(row["coupling"] for row in held):

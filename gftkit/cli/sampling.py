@@ -105,14 +105,14 @@ def evaluate(
     Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
     """
     from gftkit.api import Run
-    from gftkit.recording.html import estimates
-    from gftkit.runtime.environment import device_of
+    from gftkit.recording.html import estimate_rows
+    from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], weights_of(weights), device_of(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], weights_of(weights), resolve_device(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        table(["metric", "value"], estimates(values))
+        table(["metric", "value"], estimate_rows(values))
 
 
 def export(

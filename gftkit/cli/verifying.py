@@ -49,7 +49,7 @@ def verify(
     Examples: gft verify --claim 'T04*' --html report.html; gft verify --run runs/gft
     """
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
     from gftkit.runtime.extras import require
     from gftkit.storage.documents import write_json
     from gftkit.verify import runner as verification
@@ -71,7 +71,7 @@ def verify(
             raise ConfigError("--run checks a finished run, not claims: it goes with --json only.")
         _verify_run(run, json_file, on_stdout)
         return
-    place = device_of(device)
+    place = resolve_device(device)
     chosen = select(collect(load()), profile, claim, component)  # type: ignore[arg-type]
     if markdown:
         print(verification.markdown(chosen))

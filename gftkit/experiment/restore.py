@@ -11,7 +11,7 @@ from gftkit.experiment.building import adapt, build_drift
 from gftkit.experiment.networks import starting_networks
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import RunError
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.state import load_weights
 from gftkit.runs.folder import ADAPTER, RunFolder, Weights
 from gftkit.runtime.randomness import stream
@@ -44,7 +44,7 @@ def trained_drift(
     return drift.eval().requires_grad_(False).to(device), hashed
 
 
-def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> Adapted:
+def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> AdaptedDrift:
     """The drift with its adapters in the pretrained network: raw ones of the last checkpoint, or their averages.
 
     Raises:

@@ -47,14 +47,14 @@ def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]
     """Pictures of the states, (times, n, *event), in order, each (rows, columns, 3) of uint8.
 
     Images are a grid, each in black and white's values ``span`` or those of the last state; other events as
-    ``pictures.samples`` draws them, on axes that hold all states.
+    ``pictures.sample_picture`` draws them, on axes that hold all states.
     """
     chosen = torch.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().long()
     states, last = states[chosen].float(), states[-1].float()
     span = span or (float(last.min()), float(last.max()))
     if pictures.is_image(last.shape[1:]):
         scale = max(1, 32 // last.shape[-1])
-        sheets = [pictures.grid(state, span) for state in states]
+        sheets = [pictures.image_grid(state, span) for state in states]
         return [sheet.repeat(scale, axis=0).repeat(scale, axis=1) for sheet in sheets]
     return _drawn(states, span)
 

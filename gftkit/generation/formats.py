@@ -72,16 +72,16 @@ def write_samples(
 
         write_atomically(path, write)
     elif pictures.is_image(shape[1:]):
-        pictures.write_image(path, pictures.grid(samples, span), max(1, 32 // shape[-1]))
+        pictures.write_image(path, pictures.image_grid(samples, span), max(1, 32 // shape[-1]))
     else:
-        pictures.write_png(path, pictures.samples({"samples": samples}, span))
+        pictures.write_png(path, pictures.sample_picture({"samples": samples}, span))
 
 
 def _write_images(folder: Path, parts: Iterable[Tensor], span: tuple[float, float]) -> None:
     index = 0
     for part in parts:
         for image in part:
-            pictures.write_image(folder / f"{index:06d}.png", pictures.grid(image[None], span))
+            pictures.write_image(folder / f"{index:06d}.png", pictures.image_grid(image[None], span))
             index += 1
     for path in folder.glob("*.png"):
         if re.fullmatch(r"\d{6,}", path.stem) and int(path.stem) >= index:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gftkit.geometry.motion import Motion
 from gftkit.geometry.time_grid import Fit
-from gftkit.recording.pictures import COLOURS, new_figure, png, tidy
+from gftkit.recording.pictures import COLOURS, figure_png, new_figure, tidy
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:
@@ -28,7 +28,7 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
     _plain(right.xaxis, steps)
     for axis in (left, right):
         tidy(axis)
-    return png(figure)
+    return figure_png(figure)
 
 
 def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
@@ -57,7 +57,7 @@ def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
         axis.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
     right.legend(frameon=False, fontsize=6)
-    return png(figure)
+    return figure_png(figure)
 
 
 def _plain(axis: Any, ticks: Sequence[float]) -> None:

@@ -17,7 +17,7 @@ from gftkit.kernel.options import validate
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.noise import BLOCK
 from gftkit.storage.documents import read_yaml, write_text
-from gftkit.theory.gap import mean, root
+from gftkit.theory.gap import mean_estimate, root_estimate
 
 Times = tuple[float, ...]
 WORTH = 1e-3
@@ -214,7 +214,17 @@ def fit(
         gain = _difference_of_roots(uniform, fitted)
         better = gain.value > max(2 * gain.stderr, WORTH * float(uniform.mean().sqrt()))
         kept, name = (times, "fitted") if better else (equal, "uniform")
-        found.append(Fit(steps, kept, name, times, root(mean(uniform)), root(mean(fitted)), gain))
+        found.append(
+            Fit(
+                steps,
+                kept,
+                name,
+                times,
+                root_estimate(mean_estimate(uniform)),
+                root_estimate(mean_estimate(fitted)),
+                gain,
+            )
+        )
     return found
 
 
@@ -223,7 +233,7 @@ def _difference_of_roots(one: Tensor, other: Tensor) -> Estimate:
     roots = [float(values.mean().sqrt()) for values in (one, other)]
     if min(roots) == 0:
         return Estimate(roots[0] - roots[1], 0.0)
-    return Estimate(roots[0] - roots[1], mean(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
+    return Estimate(roots[0] - roots[1], mean_estimate(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
 
 
 def fit_run(

@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import RunFolder, Weights
-from gftkit.sampling.integrate import bind, generate, grid_of
+from gftkit.sampling.integrate import bind_conditions, generate, grid_of
 from gftkit.theory import flow
 
 FINE_STEPS = 100
@@ -79,7 +79,7 @@ class Flow:
         states = self._integrate(self.registry.create("solver", "rk4"), steps, whole=True)
         times = grid_of(self.path, steps).times
         given = {name: values.to(self.device) for name, values in self.conditions.items()}
-        field = bind(self.drift, **given)
+        field = bind_conditions(self.drift, **given)
         with torch.no_grad():
             velocities = [field(t, x.to(self.device)).cpu() for t, x in zip(times, states, strict=True)]
         return Trajectory(times, states.double(), torch.stack(velocities).double())
@@ -88,8 +88,8 @@ class Flow:
         self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
     ) -> Tensor:
         noise = torch.Generator(self.device)  # not asked: there is none
-        given = (self.drift, self.path, solver, steps, self.x0, noise, self.conditions)
-        return generate(*given, whole=whole, spacing=spacing)
+        given = (self.drift, self.path, solver, steps, self.x0, noise)
+        return generate(*given, conditions=self.conditions, whole=whole, spacing=spacing)
 
 
 def flow_of(

@@ -26,11 +26,11 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
-    """Whether events are drawn as images: (channels, height, width) with 1 or 3 channels."""
+    """True for events that are drawn as images: (channels, height, width) with 1 or 3 channels."""
     return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 
-def grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
+def image_grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
     """Images side by side, (n, c, h, w) -> (rows, columns, 3) of uint8; ``span`` is black and white's values."""
     low, high = span or (float(images.min()), float(images.max()))
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -66,7 +66,7 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
+def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
     """Samples of several models side by side, as PNG: one panel for each name, all of one event shape.
 
     Images as a grid; events of one number as histograms, of two as points, of shape (channels, length) as curves, and
@@ -83,7 +83,7 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
         axis.set_title(name, fontsize=11)
         draw_events(axis, values, span, plane, colour, count)
-    return png(figure)
+    return figure_png(figure)
 
 
 def draw_events(
@@ -94,7 +94,7 @@ def draw_events(
     colour: str = COLOURS[0],
     count: int = 36,
 ) -> None:
-    """Draw (n, *event) as ``samples`` does.
+    """Draw (n, *event) as ``sample_picture`` does.
 
     Args:
         axis: of matplotlib.
@@ -106,7 +106,7 @@ def draw_events(
     """
     event = values.shape[1:]
     if is_image(event):
-        axis.imshow(grid(values[:count], span), interpolation="nearest")
+        axis.imshow(image_grid(values[:count], span), interpolation="nearest")
         axis.set_axis_off()
     elif math.prod(event) == 1:
         axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)
@@ -134,7 +134,7 @@ def components(values: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.linalg.svd(flat - centre, full_matrices=False).Vh[:2].T
 
 
-def curves(
+def curve_picture(
     named: Mapping[str, Curve], label: str, temperatures: Mapping[str, Curve] | None = None, logarithmic: bool = False
 ) -> bytes:
     """Curves against the step, as PNG, with the temperature on an axis of its own below."""
@@ -160,10 +160,10 @@ def curves(
     axes[-1].set_xlabel("step")
     for axis in axes:
         tidy(axis)
-    return png(figure)
+    return figure_png(figure)
 
 
-def measurements(
+def measurement_picture(
     lines: Mapping[str, Curve], others: Mapping[str, Curve], axes: tuple[str, str], scales: tuple[str, str]
 ) -> bytes:
     """Measured points beside what the theory says, as PNG.
@@ -184,7 +184,7 @@ def measurements(
     axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scales[0], yscale=scales[1])
     tidy(axis)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return png(figure)
+    return figure_png(figure)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Panel:
     span: tuple[float, float] | None = None
 
 
-def stacked(panels: Sequence[Panel]) -> bytes:
+def panel_picture(panels: Sequence[Panel]) -> bytes:
     """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
     figure = new_figure(7.2, 2.5 * len(panels) + 0.4)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -238,7 +238,7 @@ def stacked(panels: Sequence[Panel]) -> bytes:
         axis.legend(frameon=False, fontsize=8, loc="best")
         tidy(axis)
     axes[-1].set_xlabel("step")
-    return png(figure)
+    return figure_png(figure)
 
 
 def _draw(axis: Any, name: str, trace: Trace) -> None:
@@ -271,7 +271,7 @@ def tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def png(figure: "Figure") -> bytes:
+def figure_png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

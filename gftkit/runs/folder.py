@@ -15,7 +15,7 @@ from gftkit.kernel.registry import Registry, Resolved
 from gftkit.networks.adapters import Adapters
 from gftkit.runs import checkpoint
 from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train, without_weights
-from gftkit.storage.documents import read_json, read_yaml, section, write_text
+from gftkit.storage.documents import parse_section, read_json, read_yaml, write_text
 from gftkit.storage.log import read_log
 from gftkit.storage.tensors import State, TensorFile, read_notes, read_tensor_file, write_tensors
 
@@ -162,14 +162,14 @@ def restore(values: Mapping[str, Any]) -> Config:
     return Config(
         kind="finetune" if values.get("schedule") else "distill" if pretrained else "pretrain",
         **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
-        train=section(Train, values["train"], "train"),
-        evaluate=section(Evaluate, values["evaluate"], "evaluate"),
+        train=parse_section(Train, values["train"], "train"),
+        evaluate=parse_section(Evaluate, values["evaluate"], "evaluate"),
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
-        objective=section(Objective, values["objective"], "objective"),
+        objective=parse_section(Objective, values["objective"], "objective"),
         anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
         track=values.get("track", []),
-        adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
+        adapters=parse_section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
         stop=values.get("stop"),
     )
 

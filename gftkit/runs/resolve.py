@@ -31,7 +31,7 @@ from gftkit.runs.schema import (
     Train,
 )
 from gftkit.sampling.scheme import resolve_scheme
-from gftkit.storage.documents import read_yaml, section
+from gftkit.storage.documents import parse_section, read_yaml
 from gftkit.theory import flow
 
 
@@ -84,8 +84,8 @@ def resolve_config(
     specs = _inherited_specs(raw, start.specs, registry, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
-    adapters = section(Adapters, named(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
-    train = _with_defaults(section(Train, raw.get("train", {}), "train"))
+    adapters = parse_section(Adapters, named(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
+    train = _with_defaults(parse_section(Train, raw.get("train", {}), "train"))
     finetune = kind == "finetune"
     config = Config(
         kind=kind,
@@ -97,7 +97,7 @@ def resolve_config(
         seed=_seed(raw.get("seed", 0)),
         pretrained=start.pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if finetune else None,
-        objective=section(Objective, raw.get("objective", {}), "objective"),
+        objective=parse_section(Objective, raw.get("objective", {}), "objective"),
         anchor=lineage.resolve_anchor(
             raw.get("anchor"),
             start.pretrained,
@@ -255,7 +255,7 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     """The section ``evaluate`` with every component checked and every default filled in."""
     if isinstance(raw, Mapping):
         raw = {**raw, **{key: named(raw[key]) for key in ("data", "solver") if key in raw}}
-    found = section(Evaluate, raw, "evaluate")
+    found = parse_section(Evaluate, raw, "evaluate")
 
     def metrics(key: str, given: Iterable[Any]) -> list[Any]:
         return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(given)]
@@ -292,7 +292,7 @@ def _track(raw: Mapping[str, Any], base: Path) -> list[Spec]:
 
 def tracker(spec: Mapping[str, Any], where: str) -> Tracker:
     """The options of a tracker from ``{name: ..., **options}``."""
-    return section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
+    return parse_section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
@@ -314,7 +314,9 @@ def _check_weight(weight: str) -> None:
     from gftkit.theory import expression  # loads sympy, which few runs need
 
     try:
-        values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+        values = expression.compile_formula(expression.parse_formula(weight))(
+            torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        )
     except ValueError as error:
         raise ConfigError(f"objective.weight: {error}") from None
     if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):

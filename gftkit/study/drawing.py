@@ -34,7 +34,7 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
         pictures.tidy(axis)
     axes[0].set_ylabel(metric)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return pictures.png(figure)
+    return pictures.figure_png(figure)
 
 
 def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
@@ -67,7 +67,7 @@ def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     axes[-1].legend(frameon=False, fontsize=8, title="samples", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return pictures.png(figure)
+    return pictures.figure_png(figure)
 
 
 def _name_ticks(axis: Any, sizes: Sequence[int]) -> None:

@@ -138,7 +138,7 @@ def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section
     positive = all(value > 0 for _, values in named.values() for value in values)
     coupling, size, seed = place
     caption = f"Raw weights, coupling {coupling}, {size} samples, seed {seed}. Below, the temperature."
-    picture = pictures.curves(named, plan.study.metric, cooling, logarithmic=positive)
+    picture = pictures.curve_picture(named, plan.study.metric, cooling, logarithmic=positive)
     return {"curves": Section(f"{plan.study.metric} along one run of each method", picture=picture, caption=caption)}
 
 

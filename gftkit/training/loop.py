@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gftkit.data.prefetch import ahead
+from gftkit.data.prefetch import prefetch
 from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
@@ -56,7 +56,7 @@ class Loop:
         self.experiment, self.config, self.registry = experiment, experiment.config, registry
         self.out, self.progress = out, progress
         self.accelerator, self.main = accelerator, accelerator.is_main_process
-        if experiment.networks.adapted is not None and devices.shards(accelerator):
+        if experiment.networks.adapted is not None and devices.is_sharded(accelerator):
             raise ConfigError(
                 "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
@@ -64,7 +64,7 @@ class Loop:
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
         # Steps shard the drift in place: what it is measured by needs a copy from before.
-        sharded = devices.shards(accelerator)
+        sharded = devices.is_sharded(accelerator)
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
         make = Distillation if self.config.kind == "distill" else Steps
         self.steps = make(experiment, accelerator)
@@ -106,7 +106,7 @@ class Loop:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, lines)
             train, pin = self.config.train, self.accelerator.device.type == "cuda"
-            pairs = ahead(self.steps.pairs, first, train.steps, train.workers, pin)
+            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin)
             with self.progress.running(first), pairs as self.steps.batches:
                 self._train(first, time.perf_counter() - seconds, log, clock)
         finally:
@@ -122,7 +122,7 @@ class Loop:
             self.progress.warn(warning)
         if self.anchor is not None:
             what = "Teacher" if self.config.kind == "distill" else "Anchor"
-            self.progress.say(f"{what}: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+            self.progress.say(f"{what}: {self.anchor.kind}, hash {short_hash(self.anchor.hash)}.")
         if self.experiment.networks.adapted is not None:
             counts = self.experiment.networks.adapted.describe()
             self.progress.say(

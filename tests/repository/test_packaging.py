@@ -109,7 +109,12 @@ def test_a_wheel_holds_the_packages_and_nothing_else(wheel):
     assert read(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_text()
     for absent in (template, "gftkit/py.typed", "gftkit_plugins/__init__.py"):
         assert faults(names - {absent}) == {absent}  # the check sees what isn't there
-    for stray in ("tests/conftest.py", "gftkit/test_cli.py", "gftkit_tests/verification/test_every_claim.py", "recipes/demo.py"):
+    for stray in (
+        "tests/conftest.py",
+        "gftkit/test_cli.py",
+        "gftkit_tests/verification/test_every_claim.py",
+        "recipes/demo.py",
+    ):
         assert faults(names | {stray}) == {stray}
 
 
@@ -125,7 +130,13 @@ def test_entry_points_name_modules_of_the_wheel(wheel):
 def test_a_source_distribution_makes_the_same_wheel_and_holds_the_tests(wheel, sdist, tmp_path):
     assert code_of(build("wheel", tmp_path / "dist", sdist)) == code_of(wheel)
     tools = "constraints.txt", "Makefile", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md", ".github/workflows/ci.yml"
-    tests = "tests/conftest.py", "tests/example_plugin", "tests/verification/test_every_claim.py", "docs/index.md", "recipes/demo"
+    tests = (
+        "tests/conftest.py",
+        "tests/example_plugin",
+        "tests/verification/test_every_claim.py",
+        "docs/index.md",
+        "recipes/demo",
+    )
     for path in (*tools, *tests):
         assert (sdist / path).exists(), path
     assert not [name for name in (".git", ".venv", "runs", "site") if (sdist / name).exists()]

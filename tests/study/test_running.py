@@ -409,7 +409,7 @@ def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path)
     base = {**BASE, "data": {"name": "arrays", "file": "few.npy"}}
     message = refused("compare", write_study(base=base), "--out", "out", "--workers", "1")
     assert "groups: 30 samples of base.data" in message
-    assert "30 samples wanted, 25 are left" in message
+    assert "30 samples wanted, 25 available" in message
 
 
 def test_files_and_folders_that_are_not_there_are_told(refused, write_study, tmp_path):

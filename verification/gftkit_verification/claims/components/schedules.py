@@ -11,7 +11,7 @@ from torch import Generator
 from gftkit.kernel.contracts import Schedule
 from gftkit.kernel.registry import Registry
 from gftkit.theory.objective import retention
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.verify.claims import Measurement, exact
 from gftkit.verify.declaration import claim_for_each
 from gftkit_verification.testbeds.components import components, each_registered
@@ -69,7 +69,7 @@ def _rising(schedule: Schedule) -> dict[str, Temperature]:
 
 @claim_for_each(
     each_registered(
-        "schedule", where=lambda schedule: not listens(schedule)
+        "schedule", where=lambda schedule: not has_feedback(schedule)
     ),  # with feedback it may rise, to its start
     "schedule-never-rises-{name}",
     statement="The temperature of schedule {name} never rises.",

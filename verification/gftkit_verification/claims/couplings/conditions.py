@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling, Sampler
 from gftkit.verify import claim, exact, registered, statistical
 from gftkit_verification.claims.couplings.pairs import Pairing
@@ -77,7 +77,7 @@ def standard_normal(n: int, generator: Generator) -> Tensor:
 def run_pairs(build: Callable[..., Pairs], data: Sampler, coupling: Coupling, seed: int, **options: Any) -> Pairs:
     """The pairs of a run, from a normal source."""
     return build(
-        order=Order(Samples(data, "data"), seed),
+        order=VisitOrder(Samples(data, "data"), seed),
         source=standard_normal,
         coupling=coupling,
         pairing_batch=SIZE,

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Coupling
 from gftkit.verify import Measurement, claim, claim_for_each, exact, registered, statistical
 from gftkit_verification.oracles import affine
@@ -209,7 +209,7 @@ def cross_covariance(coupling: Coupling, generator: Generator) -> float:
     seed = draw_seed(generator)
     data = GaussianData(draw_flow(2, cpu_generator(generator)))
     pairs = Pairs(
-        order=Order(Samples(data, "data"), seed),
+        order=VisitOrder(Samples(data, "data"), seed),
         source=data.source,
         coupling=coupling,
         batch_size=SIZE,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.networks.anchor import AdaptersOffAnchor, FrozenAnchor
 from gftkit.theory import objective
 from gftkit.theory.objective import blended_loss
@@ -120,12 +120,12 @@ class Adaptable(nn.Module):
         return out
 
 
-def left_on(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def left_on(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """The network in evaluation mode, its adapters on."""
     return torch.no_grad()(adapted.drift.eval())
 
 
-def off_in_training_mode(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def off_in_training_mode(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """Adapters off, and the network in the mode that it is in."""
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def off_in_training_mode(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG00
     return drift
 
 
-def left_off(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def left_off(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """Adapters off, in evaluation mode, and both stay so."""
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ def left_off(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
     return drift
 
 
-def mode_left(adapted: Adapted, hashed: str) -> Drift:
+def mode_left(adapted: AdaptedDrift, hashed: str) -> Drift:
     """Adapters off and on again, and the network stays in evaluation mode."""
     anchor = AdaptersOffAnchor(adapted, hashed)
 
@@ -186,7 +186,7 @@ def mode_left(adapted: Adapted, hashed: str) -> Drift:
     ),
     requires="peft",
 )
-def adapter_gradient_at_optimum(make: Callable[[Adapted, str], Drift], generator: Generator) -> float:
+def adapter_gradient_at_optimum(make: Callable[[AdaptedDrift, str], Drift], generator: Generator) -> float:
     """The same where adapters of the same network are trained; and whether modes and values are as they should be."""
     worst, generator = 0.0, cpu_generator(generator)
     for d in DIMENSIONS:
@@ -195,7 +195,7 @@ def adapter_gradient_at_optimum(make: Callable[[Adapted, str], Drift], generator
         target = Adaptable(goal).eval()(t, x).detach()
         for beta in TEMPERATURES:
             drift = Adaptable(pretrained)
-            adapted = Adapted(drift, Adapters(rank=d), lambda: drift(t, x), generator)  # noqa: B023
+            adapted = AdaptedDrift(drift, Adapters(rank=d), lambda: drift(t, x), generator)  # noqa: B023
             anchor = make(adapted, "")
             layer = drift.layer
             first, second = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))

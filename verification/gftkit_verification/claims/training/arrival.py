@@ -168,5 +168,5 @@ def difference_of_distances(subject: Nearest, generator: Generator) -> Measureme
     points = torch.randn(DRAWS, SAMPLES + DATA, 3, generator=cpu_generator(generator), dtype=torch.float64)
     samples, data = points[:, :SAMPLES], points[:, SAMPLES:]
     of_samples, of_data = subject(torch.cdist(samples, data), torch.cdist(data, data))
-    difference = statistics.mean(of_samples - of_data)
+    difference = statistics.mean_estimate(of_samples - of_data)
     return Measurement(difference.value / difference.stderr)

@@ -7,9 +7,9 @@ from typing import Any
 
 from gftkit.kernel.contracts import Estimate
 from gftkit.runs.folder import RunFolder
-from gftkit.theory.gap import mean
+from gftkit.theory.gap import mean_estimate
 from gftkit.theory.objective import retention
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit_verification.monitors.theory.document import (
     Point,
     closed_square_by_batch,
@@ -99,7 +99,7 @@ def check_schedule(evidence: Evidence) -> str | None:
     """
     run = evidence.run
     schedule, steps = run.registry.build("schedule", run.config.schedule or {}), run.config.train.steps
-    feedback = listens(schedule)
+    feedback = has_feedback(schedule)
     training_lines = [line for line in run.history() if line["kind"] == "train"]
     before = math.inf
     for line in sorted([*evidence.points, *training_lines], key=lambda line: line["step"]):
@@ -176,9 +176,9 @@ def check_overshoot(evidence: Evidence) -> str | None:
     closed, exact = closed_square_by_batch(evidence.points[-1]), evidence.exact_gap_squared
     for point in evidence.points[1:]:
         score, progress, share = score_of(point, "T"), progress_by_batch(point), 1 - point["retention"] + NEAR
-        beyond = [mean(progress - share * closed)]
+        beyond = [mean_estimate(progress - share * closed)]
         if exact is not None:  # this doesn't rely on the run's own end, which may have a temperature that isn't its own
-            along = mean(progress)
+            along = mean_estimate(progress)
             beyond.append(Estimate(along.value - share * exact.value, along.stderr + share * exact.stderr))
         if score is not None and score > bound and any(excess.value > bound * excess.stderr for excess in beyond):
             left = point["remaining"] if exact is None else 1 - float(progress.mean()) / exact.value

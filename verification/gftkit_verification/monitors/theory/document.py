@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel.contracts import Estimate
-from gftkit.storage.documents import finite
-from gftkit.theory.gap import ratio, root
+from gftkit.storage.documents import nan_to_none
+from gftkit.theory.gap import ratio_estimate, root_estimate
 from gftkit.theory.predictions import drift_error
 
 Point = Mapping[str, Any]
@@ -31,7 +31,7 @@ def build_document(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not lines:
         return {"setting": {}, "gap": None, "points": []}
     first, last = lines[0], lines[-1]
-    reachable = root(estimate_of(last, "gap_squared_by_loss"))
+    reachable = root_estimate(estimate_of(last, "gap_squared_by_loss"))
     gap = estimate_of(first, "gap") if first.get("gap") is not None else reachable
     floor = math.sqrt(max(gap.value**2 - reachable.value**2, 0.0))
     points = []
@@ -41,7 +41,7 @@ def build_document(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         point["predicted_drift_error"] = rho * gap.value
         point["predicted_drift_error_with_floor"] = drift_error(rho, reachable.value, floor)
         point["predicted_distance_from_pretrained"] = (1 - rho) * reachable.value
-        closed = ratio(progress_by_batch(line), closed_square_by_batch(last))
+        closed = ratio_estimate(progress_by_batch(line), closed_square_by_batch(last))
         point["remaining"], point["remaining_stderr"] = 1 - closed.value, closed.stderr
         points.append(point)
     document = {
@@ -50,7 +50,7 @@ def build_document(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reachable_gap": {"value": reachable.value, "stderr": reachable.stderr},
         "points": points,
     }
-    return dict(finite(document))
+    return dict(nan_to_none(document))
 
 
 def estimate_of(point: Point, key: str) -> Estimate:

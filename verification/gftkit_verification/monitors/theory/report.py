@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number
+from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit_verification.monitors.theory.document import Point, score_of
 
@@ -32,25 +32,27 @@ def build_sections(document: Mapping[str, Any]) -> list[Section]:
         "|Delta|^2, which are unbiased where T is near 0."
     )
     return [
-        Section("Theory", text, _rows(points[-1], exact), pictures.stacked(list(_panels(document, exact))), caption)
+        Section(
+            "Theory", text, _rows(points[-1], exact), pictures.panel_picture(list(_panels(document, exact))), caption
+        )
     ]
 
 
 def format_measurement(point: Point, key: str) -> str:
     """A measurement with its standard error, as text."""
-    return number(point.get(key), point.get(f"{key}_stderr"))
+    return format_number(point.get(key), point.get(f"{key}_stderr"))
 
 
 def _rows(last: Point, exact: bool) -> list[tuple[str, ...]]:
     """The table: the last evaluation beside its predictions."""
     rows: list[tuple[str, ...]] = [
         ("at the end", "measured", "predicted"),
-        ("share of the gap left", format_measurement(last, "remaining"), number(last["retention"])),
+        ("share of the gap left", format_measurement(last, "remaining"), format_number(last["retention"])),
         ("share of the way to the optimum", format_measurement(last, "reached"), "1"),
         ("T", format_measurement(last, "T"), "0"),
     ]
     if exact:
-        predicted = number(last["predicted_drift_error"])
+        predicted = format_number(last["predicted_drift_error"])
         rows.append(("drift error |b - b_tgt|", format_measurement(last, "drift_error"), predicted))
         distance = format_measurement(last, "distance_to_optimum")
         rows.append(("distance to the optimum |b - b_beta|", distance, "0"))

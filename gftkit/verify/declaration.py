@@ -2,6 +2,22 @@
 
 A declaration is read when a module is imported; a ``Claim`` is made of it when claims are asked for, since what it
 measures may be a component of the registry. There is no list to keep: ``claims_of`` looks through a package.
+
+Example:
+    >>> from gftkit.theory.objective import retention
+    >>> from gftkit.verify import exact
+    >>> @claim(
+    ...     "mine-retention",
+    ...     statement="rho (1 + beta) = beta.",
+    ...     reference="theory, section 0",
+    ...     subject=retention,
+    ...     bound=exact(1e-12),
+    ...     mutants={"1/(1 + beta)": lambda beta: 1 / (1 + beta), "beta": lambda beta: beta},
+    ... )
+    ... def retained_share(share, generator):
+    ...     return max(abs(share(beta) * (1 + beta) - beta) for beta in (0.1, 1.0, 10.0))
+    >>> retained_share(retention, None) < 1e-12
+    True
 """
 
 import inspect
@@ -66,51 +82,25 @@ def claim(
     uses: Mapping[str, Any] | None = None,
     requires: str = "",
 ) -> Callable[[Measure], Measure]:
-    """Declare a claim on its measurement, which stays the function that it is.
+    """Declare a claim on its measurement, which stays the function that it is. The other arguments are ``Claim``'s.
 
     Args:
-        name: as of ``Claim``, and so are the others where nothing else is said.
-        statement: one sentence, with the formula.
-        reference: where it is derived.
         subject: what is measured; may be ``registered``.
-        bound: ``exact``, ``order`` or ``statistical``.
         mutants: name -> a wrong subject, which may be ``registered``; or a function of the subject that gives them.
-        conditions: under what the statement is measured.
-        component: "kind:name" where the claim is about one component.
-        profile: "quick" or "full".
-        seeds: how many problems are drawn.
-        axes: labels of the picture's axes.
-        scales: of the axes.
         uses: further keyword arguments of the measurement; values may be ``registered``, or ``REGISTRY``.
         requires: a package without which the claim is left out.
-
-    Example:
-        >>> from gftkit.theory.objective import retention
-        >>> from gftkit.verify import exact
-        >>> @claim(
-        ...     "mine-retention",
-        ...     statement="rho (1 + beta) = beta.",
-        ...     reference="theory, section 0",
-        ...     subject=retention,
-        ...     bound=exact(1e-12),
-        ...     mutants={"1/(1 + beta)": lambda beta: 1 / (1 + beta), "beta": lambda beta: beta},
-        ... )
-        ... def retained_share(share, generator):
-        ...     return max(abs(share(beta) * (1 + beta) - beta) for beta in (0.1, 1.0, 10.0))
-        >>> retained_share(retention, None) < 1e-12
-        True
     """
 
     def make(measure: Measure, registry: Registry) -> Iterator[Claim]:
-        measured = _resolve(subject, registry)
+        resolved = _resolve(subject, registry)
         yield Claim(
             name=name,
             statement=statement,
             reference=reference,
-            subject=measured,
+            subject=resolved,
             measure=_with(measure, uses, registry),
             bound=bound,
-            mutants=_resolve_values(mutants(measured) if callable(mutants) else mutants, registry),
+            mutants=_resolve_values(mutants(resolved) if callable(mutants) else mutants, registry),
             conditions=conditions,
             component=component,
             profile=profile,
@@ -147,19 +137,9 @@ def claim_for_each(
         items: registry -> (name, item) pairs; gives nothing where there is nothing to claim.
         name: of the claims; ``{name}`` is the item's, as in every text here: "solver-ode-order-{name}".
         statement: or a function of the item, as in ``conditions`` and ``component``.
-        reference: where it is derived.
-        bound: ``exact``, ``order`` or ``statistical``.
         mutants: name -> a wrong subject; or a function of the item that gives them.
         subject: item -> what is measured; by default the item itself.
-        conditions: under what the statement is measured.
-        component: "solver:{name}".
-        profile: "quick" or "full".
-        seeds: how many problems are drawn.
-        axes: labels of the picture's axes.
-        scales: of the axes.
-        uses: as for ``claim``.
         item_as: the measurement's keyword argument that takes the item; "" where it needs none.
-        requires: a package without which the claims are left out.
     """
 
     def make(measure: Measure, registry: Registry) -> Iterator[Claim]:
@@ -232,10 +212,10 @@ def _declare(
             f"looking through modules. Define the measurement at the top level, and let `uses` hand on what it needs."
         )
 
-    def made(registry: Registry) -> Iterable[Claim]:
+    def claims(registry: Registry) -> Iterable[Claim]:
         return () if requires and find_spec(requires) is None else make(measure, registry)
 
-    vars(measure).setdefault(_DECLARED, []).append((name, made))
+    vars(measure).setdefault(_DECLARED, []).append((name, claims))
     return measure
 
 

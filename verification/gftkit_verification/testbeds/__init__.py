@@ -3,7 +3,11 @@
 ``symbolic`` isn't imported here: it loads sympy, which only proofs need.
 """
 
-from gftkit_verification.testbeds.brownian import Changed as Changed, Known as Known, units as units
+from gftkit_verification.testbeds.brownian import (
+    ScaledPath as ScaledPath,
+    TabulatedPath as TabulatedPath,
+    unit_paths as unit_paths,
+)
 from gftkit_verification.testbeds.components import (
     broken_components as broken_components,
     components as components,

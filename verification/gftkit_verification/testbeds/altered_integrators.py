@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import BrownianPath, Diffusion, Field, Integrator
-from gftkit_verification.testbeds.brownian import Changed
+from gftkit_verification.testbeds.brownian import ScaledPath
 
 Run = Callable[[Integrator, Field, Diffusion | None, Sequence[float], Tensor, BrownianPath | None], Iterator[Tensor]]
 """A solver's integration, with the solver itself in front."""
@@ -55,7 +55,9 @@ def own_run(
 
 def scaled_path(scale: Callable[[float, float], float]) -> Run:
     """The path's increments multiplied by scale(s, t)."""
-    return lambda s, b, g, times, x, path: s.integrate(b, g, times, x, None if path is None else Changed(path, scale))
+    return lambda s, b, g, times, x, path: s.integrate(
+        b, g, times, x, None if path is None else ScaledPath(path, scale)
+    )
 
 
 def changed_diffusion(change: Callable[[Diffusion], Diffusion]) -> Run:

@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import BrownianPath
 
 
 @dataclass(frozen=True)
-class Known:
+class TabulatedPath:
     """A Brownian path on [0, 1] of which increments and integrals over equal intervals are given.
 
     Attributes:
@@ -37,7 +37,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ScaledPath:
     """A path whose increments and integrals over [s, t] are multiplied by ``scale(s, t)``.
 
     Attributes:
@@ -55,7 +55,7 @@ class Changed:
         return tuple(factor * part for part in values) if return_U else factor * values
 
 
-def units(steps: int, d: int) -> Known:
+def unit_paths(steps: int, d: int) -> TabulatedPath:
     """Unit vectors for the two independent normal numbers that make W and U of each step: (steps, 2 steps d, d).
 
     A state that is affine in the path has a covariance: the sum of its rows' outer products.
@@ -68,4 +68,4 @@ def units(steps: int, d: int) -> Known:
         increments[k, 0, k] = h**0.5 * torch.eye(d, dtype=torch.float64)
         integrals[k, 0, k] = h / 2 * increments[k, 0, k]
         integrals[k, 1, k] = (h**3 / 12) ** 0.5 * torch.eye(d, dtype=torch.float64)
-    return Known(increments.reshape(steps, -1, d), integrals.reshape(steps, -1, d))
+    return TabulatedPath(increments.reshape(steps, -1, d), integrals.reshape(steps, -1, d))

@@ -30,7 +30,7 @@ WEIGHTS: Mapping[str, Callable[[Any], Any]] = {
 """Of the conditional score in the drift: wrong ones."""
 
 
-def swapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def swap_ends(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of (path, t, x0, x1, noise) that takes x0 for x1."""
     return lambda path, t, x0, x1, noise: function(path, t, x1, x0, noise)
 
@@ -59,8 +59,8 @@ class Flow:
     def slips(self) -> dict[str, "Flow"]:
         """Likely slips: of every path, and of one with noise."""
         slips = {
-            "pair swapped in the sample": replace(self, sample=swapped(flow.sample)),
-            "pair swapped in the drift": replace(self, drift=swapped(flow.drift)),
+            "pair swapped in the sample": replace(self, sample=swap_ends(flow.sample)),
+            "pair swapped in the drift": replace(self, drift=swap_ends(flow.drift)),
             "drift's sign": replace(self, drift=lambda *arguments: -1 * flow.drift(*arguments)),
             "noise without score": replace(
                 self, diffusion=lambda path, t: flow.diffusion(path, t) + torch.ones_like(t)

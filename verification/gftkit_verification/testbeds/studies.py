@@ -68,22 +68,24 @@ class Study:
         self.problem = functools.lru_cache(8)(self._problem)
         self.network = functools.lru_cache(64)(self._network)
 
-    def _problem(self, d: int, coupling: CouplingName, seed: int, device: torch.device) -> "Problem":
+    def _problem(self, d: int, coupling: CouplingName, seed: int, device: torch.device) -> "NetworkProblem":
         """A random target, and a network trained on another target of the same source at temperature 0."""
         generator = stream(seed, "problem", d, coupling)
         target = draw_flow(d, generator, coupling)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed(generator))
             drift = self.registry.create("drift", "mlp", event_shape=[d], width=WIDTH, depth=DEPTH)
-        before = Problem(retarget(target, generator), drift, draw_seed(generator), device)
+        before = NetworkProblem(retarget(target, generator), drift, draw_seed(generator), device)
         loop = self.loop(before, build_loop, 0.0, PRETRAINING)
         return replace(before, target=target, pretrained=_trained(loop), seed=draw_seed(generator))
 
-    def _network(self, problem: "Problem", build: LoopBuilder, temperature: float, steps: int = STEPS) -> nn.Module:
+    def _network(
+        self, problem: "NetworkProblem", build: LoopBuilder, temperature: float, steps: int = STEPS
+    ) -> nn.Module:
         """The pretrained network fine-tuned at a constant temperature."""
         return _trained(self.loop(problem, build, temperature, replace(FINETUNING, steps=steps)))
 
-    def loop(self, problem: "Problem", build: LoopBuilder, schedule: Schedule | float, train: Train) -> Steps:
+    def loop(self, problem: "NetworkProblem", build: LoopBuilder, schedule: Schedule | float, train: Train) -> Steps:
         """The fine-tune's loop; of equal random numbers for every schedule."""
         data, drift = GaussianData(problem.target), copy.deepcopy(problem.pretrained)
         coupling = self.registry.create("coupling", "independent")  # not used where the data bring optimal pairs
@@ -115,7 +117,7 @@ def _trained(loop: Steps) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class NetworkProblem:
     """A fine-tune of a network.
 
     Attributes:
@@ -143,7 +145,7 @@ class States:
     """The target flow's drift, from the oracle."""
 
 
-def draw_states(problem: Problem, path: Path, n: int, generator: Generator) -> States:
+def draw_states(problem: NetworkProblem, path: Path, n: int, generator: Generator) -> States:
     """n points of a target's linear path; the generator is on the CPU."""
     x0, x1 = problem.target.pairs(n, generator)
     t = flow.t_end(path) * torch.rand(n, generator=generator, dtype=torch.float64)
@@ -184,7 +186,7 @@ def compare_with_power(
     return abs(slope - power), max(abs(one / other - 1) for one, other in zip(measured, predicted, strict=True))
 
 
-def worst_of(distances: Sequence[tuple[float, float]], lines: Mapping[str, Line]) -> Measurement:
+def worst_comparison(distances: Sequence[tuple[float, float]], lines: Mapping[str, Line]) -> Measurement:
     """The largest distance of slopes and ratios over problems."""
     slope, ratio = (max(values) for values in zip(*distances, strict=True))
     return Measurement(max(slope, ratio), lines, f"slope off by {slope:.2g}, worst ratio by {ratio:.2g}")

@@ -12,6 +12,7 @@ from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import exact
 from gftkit.verify.declaration import claim, registered
+from gftkit_verification.testbeds.differences import relative_difference
 from gftkit_verification.testbeds.flow_maps import DIMENSION, BareLinearPath, ExactFlowMap, FlowMapFamily, Jumper
 from gftkit_verification.testbeds.moments import cpu_generator
 
@@ -32,10 +33,6 @@ def _draw_problem(generator: Generator) -> Problem:
     t, end = torch.rand(2, COUNT, generator=generator, dtype=torch.float64).sort(0).values
     x = 2 * torch.randn(COUNT, DIMENSION, generator=generator, dtype=torch.float64)
     return truth, 0.95 * t, 0.05 + 0.95 * end, x, torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
-
-
-def _relative_error(value: Tensor, expected: Tensor) -> float:
-    return float((value - expected).abs().max() / expected.abs().max())
 
 
 # --- jumps ------------------------------------------------------------------------------------------------------------
@@ -61,7 +58,7 @@ def semigroup(subject: Jumping, generator: Generator) -> float:
     between = t + 0.3 * (end - t)
     once = subject(truth, t, end, x)
     twice = subject(truth, between, end, subject(truth, t, between, x))
-    return max(_relative_error(twice, once), _relative_error(once, truth.landing(t, end, x)))
+    return max(relative_difference(twice, once), relative_difference(once, truth.landing(t, end, x)))
 
 
 @claim(
@@ -86,7 +83,7 @@ def sampled_jumps(solver: Any, generator: Generator) -> float:
     zeros = torch.zeros(COUNT, dtype=torch.float64)
     end, path = truth.landing(zeros, zeros + 1, x0), BareLinearPath()
     ends = (integrate.generate(truth, path, solver, steps, x0, generator, batch_size=16) for steps in JUMPS)
-    return max(_relative_error(x1, end) for x1 in ends)
+    return max(relative_difference(x1, end) for x1 in ends)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -156,7 +153,7 @@ def loss_values(subject: Loss, generator: Generator) -> float:
         expected = squared_norm((b + 2 * c * length) * k - (slope @ moved)[..., 0])
         parameters = torch.tensor([0.0, b, c, 0.0], dtype=torch.float64)
         loss = subject(FlowMapFamily(truth, k, parameters), truth.teacher, t, end, x)
-        errors.append(_relative_error(loss, expected))
+        errors.append(relative_difference(loss, expected))
     return max(errors)
 
 
@@ -187,7 +184,7 @@ def gradient(subject: Loss, generator: Generator) -> float:
     residual = (b + 2 * c * length) * k - (truth.flow.affine(end)[0] @ moved)[..., 0]
     expected = torch.stack([(2 * residual * k).sum(1).mean(), (4 * residual * length * k).sum(1).mean()])
     at = torch.tensor([0.0, b, c, 0.0], dtype=torch.float64)
-    return _relative_error(_gradient(subject, problem, at)[1:3], expected)
+    return relative_difference(_gradient(subject, problem, at)[1:3], expected)
 
 
 @claim(

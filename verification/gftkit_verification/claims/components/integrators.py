@@ -24,7 +24,7 @@ from gftkit_verification.testbeds.altered_integrators import (
     own_run,
     scaled_path,
 )
-from gftkit_verification.testbeds.brownian import units
+from gftkit_verification.testbeds.brownian import unit_paths
 from gftkit_verification.testbeds.components import components, each_registered
 from gftkit_verification.testbeds.convergence import (
     ODE_STEPS,
@@ -111,7 +111,7 @@ def integrator_ode_order(solver: Integrator, generator: Generator) -> Measuremen
     seeds=1,
     axes=AXES,
 )
-def strong_order(solver: Integrator, generator: Generator) -> Measurement:
+def integrator_strong_order(solver: Integrator, generator: Generator) -> Measurement:
     """The strong order, along one of the solver's own Brownian paths, on which every number of steps is run."""
     generator = cpu_generator(generator)
     problem = Forced(generator)
@@ -143,7 +143,7 @@ def strong_order(solver: Integrator, generator: Generator) -> Measurement:
     seeds=1,
     axes=AXES,
 )
-def weak_order(solver: Integrator, generator: Generator) -> Measurement:
+def integrator_weak_order(solver: Integrator, generator: Generator) -> Measurement:
     """The weak order, without sampling: of an affine equation the chain's mean and covariance are computed.
 
     The states are affine in the start, in every increment and in every integral. One run on unit vectors gives all
@@ -153,7 +153,7 @@ def weak_order(solver: Integrator, generator: Generator) -> Measurement:
     def chain(equation: Equation, steps: int, start: Law, generator: Generator) -> Law:
         mean, cov = start
         d = len(mean)
-        path = units(steps, d)
+        path = unit_paths(steps, d)
         x0 = torch.zeros(1 + d, d, dtype=torch.float64)
         x0[1:] = torch.eye(d, dtype=torch.float64)
         x0 = torch.cat([x0, torch.zeros(path.increments.shape[1:], dtype=torch.float64)])
@@ -195,7 +195,7 @@ def _states(equation: Equation, solver: Integrator, steps: int, x0: Tensor, gene
     component="solver:{name}",
     seeds=1,
 )
-def noise_variance(solver: Integrator, generator: Generator) -> float:
+def integrator_noise_variance(solver: Integrator, generator: Generator) -> float:
     """Standard errors of the variance of Brownian motions that the sampler made, on two grids."""
     generator = cpu_generator(generator)
     total = 0.0

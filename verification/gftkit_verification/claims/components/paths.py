@@ -14,7 +14,7 @@ from gftkit.verify.claims import exact
 from gftkit.verify.declaration import claim_for_each
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.testbeds.moments import DIMENSIONS, cpu_generator
-from gftkit_verification.testbeds.path_functions import Flow, Settings, path_settings, swapped
+from gftkit_verification.testbeds.path_functions import Flow, Settings, path_settings, swap_ends
 from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow
 
 STEP = 5e-4
@@ -64,7 +64,7 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
 def _end_slips(settings: Settings) -> dict[str, Flow]:
     shipped = Flow(settings.paths)
     return {
-        "pair swapped": replace(shipped, sample=swapped(flow.sample)),
+        "pair swapped": replace(shipped, sample=swap_ends(flow.sample)),
         "stops early": replace(shipped, sample=lambda path, t, *pair: flow.sample(path, 0.999 * t, *pair)),
         "noise left": replace(shipped, sample=lambda path, t, *pair: flow.sample(path, t, *pair) + t[:, None] / 99),
         "g < 0": replace(shipped, diffusion=lambda path, t: -torch.ones_like(t) - flow.diffusion(path, t)),

@@ -58,7 +58,7 @@ SUMS = {name: scored(weight) for name, weight in WEIGHTS.items()} | {
     mutants=SUMS,
     conditions="sigma, alpha, gamma > 0 and g are undefined functions of t; one coordinate; derivatives by the kernel.",
 )
-def transport(drift: Callable[..., Any]) -> Iterator[Any]:
+def transport_residual(drift: Callable[..., Any]) -> Iterator[Any]:
     """The residual of the Fokker-Planck equation, as a rate of log p."""
     path, x = _AnyPath(), sympy.Symbol("x", real=True)
     sigma, alpha, gamma, g = path.functions
@@ -121,7 +121,7 @@ def symbolic_paths(registry: Registry) -> Iterator[tuple[str, Settings]]:
     conditions=lambda settings: f"{len(settings.paths)} sets of options; one coordinate; t in (0, 1).",
     component="path:{name}",
 )
-def drift_as_derivative(shipped: Flow) -> Iterator[Any]:
+def drift_residual(shipped: Flow) -> Iterator[Any]:
     """The drift less the sample's derivative and the score's part."""
     return _residuals_of_drift(shipped)
 

@@ -64,7 +64,7 @@ class Added:
     squares: Tensor
 
 
-def added_noise(
+def measure_added_noise(
     make: LoopBuilder, registry: Registry, form: Form, share: AnchorShare, beta: float, generator: Generator
 ) -> Added:
     """The change of the gradients by sharing, in a loop whose weights rest."""
@@ -178,7 +178,7 @@ MISCOUNTED = {
 )
 def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> float:
     """The standardised mean of what sharing adds to the gradients."""
-    together = torch.cat([added_noise(make, registry, *case, generator).white for case in CASES], 1)
+    together = torch.cat([measure_added_noise(make, registry, *case, generator).white for case in CASES], 1)
     return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
 
@@ -200,7 +200,7 @@ def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Re
 )
 def size_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> Measurement:
     """The standardised mean square of what sharing adds to the gradients, less its prediction."""
-    added = [added_noise(make, registry, *case, generator) for case in CASES]
+    added = [measure_added_noise(make, registry, *case, generator) for case in CASES]
     shares, theory = [each.share for each in added], [1 / each.share - 1 for each in added]
     measured = [scale * float(each.squares.mean()) for scale, each in zip(theory, added, strict=True)]
     lines = {"measured": (shares, measured), "n/k - 1": (shares, theory)}

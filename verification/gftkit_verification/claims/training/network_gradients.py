@@ -23,7 +23,7 @@ from gftkit_verification.testbeds.studies import (
     SHORT,
     TEMPERATURES,
     TRAINED,
-    Problem,
+    NetworkProblem,
     States,
     Study,
     draw_states,
@@ -76,7 +76,7 @@ def difference_of_gradients(subject: Losses, generator: Generator, *, study: Stu
     return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
 
-def _gradient(subject: Losses, drift: nn.Module, problem: Problem, at: States) -> Tensor:
+def _gradient(subject: Losses, drift: nn.Module, problem: NetworkProblem, at: States) -> Tensor:
     """Both forms at every temperature, in units of the noise that they have there, 1 - rho."""
     output = drift(at.t, at.x)
     b, anchor = output.detach().requires_grad_(True), problem.pretrained(at.t, at.x)

@@ -40,7 +40,7 @@ from gftkit_verification.testbeds.studies import (
     linear_study,
     norm,
     take_steps,
-    worst_of,
+    worst_comparison,
 )
 
 STAGES = (4.0, 1.0, 0.3, 0.0)
@@ -93,7 +93,7 @@ def drift_difference(subject: Prediction, generator: Generator, *, study: Study)
         distances.append(compare_with_power(subject.temperatures, lengths, predicted, 1.0))
         distances.append((0.0, max(abs(one / other - 1) for one, other in zip(along, predicted, strict=True))))
         lines = lines or {"measured": (subject.temperatures, lengths), "theory": (subject.temperatures, predicted)}
-    return worst_of(distances, lines)
+    return worst_comparison(distances, lines)
 
 
 # --- T7 ---------------------------------------------------------------------------------------------------------------
@@ -161,7 +161,9 @@ def _held_out_networks(registry: Registry) -> Callable[..., HeldOut]:
     axes=("temperature", "drift error"),
     uses={"held_out": FromRegistry(_held_out_networks)},
 )
-def distance_from_range(subject: Inexact, generator: Generator, *, held_out: Callable[..., HeldOut]) -> Measurement:
+def distance_from_error_range(
+    subject: Inexact, generator: Generator, *, held_out: Callable[..., HeldOut]
+) -> Measurement:
     """The distance of the drift error from its range, relative to the range's end."""
     seed, worst = draw_seed(generator), -math.inf
     lines: dict[str, Line] = {}

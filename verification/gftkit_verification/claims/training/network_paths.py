@@ -26,7 +26,7 @@ from gftkit_verification.testbeds.studies import (
     Prediction,
     Study,
     compare_with_power,
-    worst_of,
+    worst_comparison,
 )
 
 PATHS, PATH_STEPS = 500, 40
@@ -84,4 +84,4 @@ def path_divergence(subject: Prediction, generator: Generator, *, study: Study) 
         predicted = [subject.predicted(rho_of(beta), pretrained) for beta in subject.temperatures]
         distances.append(compare_with_power(subject.temperatures, measured, predicted, 2.0))
         lines = lines or {"measured": (subject.temperatures, measured), "theory": (subject.temperatures, predicted)}
-    return worst_of(distances, lines)
+    return worst_comparison(distances, lines)

@@ -13,6 +13,7 @@ from gftkit.theory.objective import blend, blended_loss, penalty_loss, retention
 from gftkit.verify.claims import Measurement, exact, statistical
 from gftkit.verify.declaration import REGISTRY, claim
 from gftkit_verification.testbeds import slips
+from gftkit_verification.testbeds.differences import relative_difference
 from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
 from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
 from gftkit_verification.testbeds.problems import random_covariance
@@ -54,10 +55,6 @@ def _sgd_problems(generator: Generator) -> Iterator[tuple[Regressions, float]]:
         yield problem, 0.7 / float(problem.features.trace() + 2 * torch.linalg.eigvalsh(problem.features)[-1])
 
 
-def _relative_error(value: Tensor, expected: Tensor) -> float:
-    return float((value - expected).abs().max() / expected.abs().max())
-
-
 def _without_trace(moment: Tensor, features: Tensor, eta: float, rho: float) -> Tensor:
     return second_moment(moment, features, eta, rho) - eta**2 * (features @ moment).trace() * features
 
@@ -90,7 +87,9 @@ def recursion_error(subject: Sgd, generator: Generator) -> float:
         moment = eta * random_covariance(len(problem.features), generator)
         for beta in TEMPERATURES:
             after = averaged_step(subject.loss, moment, problem, eta, beta)
-            worst = max(worst, _relative_error(after, subject.moment(moment, problem.features, eta, retention(beta))))
+            worst = max(
+                worst, relative_difference(after, subject.moment(moment, problem.features, eta, retention(beta)))
+            )
     return worst
 
 
@@ -125,7 +124,7 @@ def stationarity_error(subject: Sgd, generator: Generator) -> Measurement:
             rest = subject.rest(problem.features, eta, retention(beta))
             after = averaged_step(subject.loss, rest, problem, eta, beta)
             expected = (1 - retention(beta)) ** 2 * plain
-            worst = max(worst, _relative_error(after, rest), _relative_error(after, expected))
+            worst = max(worst, relative_difference(after, rest), relative_difference(after, expected))
             measured.append(float(after.trace()))
             theory.append(float(expected.trace()))
         lines = {"measured": (TEMPERATURES, measured), "theory": (TEMPERATURES, theory)}
@@ -170,7 +169,7 @@ def interpolation_error(make: LoopBuilder, generator: Generator, *, registry: Re
         return torch.stack(ways)
 
     plain = moved(0.0)
-    return max(_relative_error(moved(beta), (1 - retention(beta)) * plain) for beta in TEMPERATURES)
+    return max(relative_difference(moved(beta), (1 - retention(beta)) * plain) for beta in TEMPERATURES)
 
 
 @claim(

@@ -57,7 +57,7 @@ class Stochastic:
     component="solver:euler-maruyama",
     uses={"registry": REGISTRY},
 )
-def chain_moments(subject: Stochastic, generator: Generator, *, registry: Registry) -> float:
+def bridge_moments_error(subject: Stochastic, generator: Generator, *, registry: Registry) -> float:
     """Standard errors of the states' moments from those of the Euler-Maruyama chain: half way, at t_end and at 1."""
     generator = cpu_generator(generator)
     steps, delta, scale, n = 12, 0.1, 1.6 + 0.4 * float(torch.rand(1, generator=generator)), 8000

@@ -29,7 +29,7 @@ FALSE_ALARM = 1e-7
 """The probability that a true statistical claim exceeds its bound, for one seed."""
 
 MARGINS: Mapping[Kind, float] = {"exact": 1000.0, "order": 3.0, "statistical": 3.0}
-"""By how much a mutant must exceed the bound."""
+"""The factor by which a mutant must exceed the bound."""
 
 
 @dataclass(frozen=True)

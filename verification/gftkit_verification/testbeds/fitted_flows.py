@@ -28,7 +28,7 @@ STEPS = {False: 6, True: 120}
 
 @dataclass(frozen=True)
 class FlowFit:
-    """How a drift is trained and sampled.
+    """Components by which a drift is trained and sampled.
 
     Attributes:
         registry: gives what else the loop needs.

@@ -29,7 +29,7 @@ THREE_COUPLINGS = f"normal laws, d = {DIMENSIONS}; no, the optimal and a random 
 
 @dataclass(frozen=True)
 class Conditional:
-    """What the loop regresses: conditional velocities at samples; and the optimal map between normal laws."""
+    """The functions that the loop regresses, conditional velocities at samples; and the optimal map of normal laws."""
 
     sample: Function = flow.sample
     velocity: Function = flow.velocity
@@ -122,7 +122,7 @@ def transport_violation(subject: Conditional, generator: Generator, *, paths: li
     uses={"path": registered("path", "linear")},
 )
 def energy_violation(subject: Conditional, generator: Generator, *, path: Path) -> float:
-    """How far the optimal coupling's int E|v_t|^2 dt is from W2^2, and others' below it; relative."""
+    """The largest relative error of W2^2 as the optimal coupling's int E|v_t|^2 dt, and as a lower bound of others'."""
     generator = cpu_generator(generator)
     t, weight = gauss_legendre(48)
     worst = 0.0
@@ -161,7 +161,7 @@ def energy_violation(subject: Conditional, generator: Generator, *, path: Path) 
     uses={"solver": registered("solver", "rk4")},
 )
 def blend_of_couplings(blend: affine.Blend, generator: Generator, *, solver: Solver) -> float:
-    """How far the blend is from the target where the couplings agree; and 1 where they don't and it still hits q."""
+    """The blend's distance from the target where the couplings agree; 1 where they don't and it still hits q."""
     generator = cpu_generator(generator)
     independent = draw_flow(2, generator)
     laws = independent.mean0, independent.cov0, independent.mean1, independent.cov1

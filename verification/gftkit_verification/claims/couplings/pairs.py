@@ -38,7 +38,7 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Pairing:
-    """What the loop pairs by: a coupling, and the kernel's function that asks it."""
+    """A coupling, and the kernel's function that asks it: the loop pairs by both."""
 
     coupling: Coupling
     pair: Callable[..., Tensor] = pairing.pair
@@ -166,7 +166,7 @@ def batch_costs(coupling: Coupling, x0: Tensor, x1: Tensor, n: int, generator: G
     seeds=2,
 )
 def cost_violation(coupling: Coupling, generator: Generator) -> Measurement:
-    """By how much the cost rises with the batch size, or leaves its bounds, relative; 0 where it doesn't."""
+    """The relative rise of the cost with the batch size, or its distance outside its bounds; 0 where there is none."""
     generator = cpu_generator(generator)
     gaussian = draw_flow(2, generator)
     x0, x1 = gaussian.pairs(POINTS, generator)

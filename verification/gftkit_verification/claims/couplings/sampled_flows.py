@@ -34,7 +34,7 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of trajectories."""
+    """The measures of trajectories."""
 
     energies: Callable[[Tensor, Sequence[float]], Tensor] = geometry.energies
     straightness: Callable[[Tensor, Sequence[float]], Tensor] = geometry.straightness
@@ -96,7 +96,7 @@ def energy_violation(measures: Measures, generator: Generator, *, solver: Solver
             return flow.velocity(t, x)  # noqa: B023
 
         states = Equation(drift).states(solver, STEPS, flow.starts(POINTS, generator), generator)
-        shuffle = torch.randperm(POINTS, generator=generator)  # the measure isn't told which end is whose
+        shuffle = torch.randperm(POINTS, generator=generator)  # which end is whose must not matter
         energy = float(measures.energies(states, times).mean())
         straightness = float(measures.straightness(states, times).mean())
         least = measures.transport(states[0], states[-1][shuffle])
@@ -169,7 +169,7 @@ def coupled_fits(registry: Registry) -> Iterator[tuple[str, FlowFit]]:
     seeds=1,
 )
 def trained_transport(fit: FlowFit, generator: Generator) -> Measurement:
-    """How far the samples are from q, or the kinetic energy from between W2^2 and the independent coupling's."""
+    """The samples' distance from q, or the kinetic energy's from between W2^2 and the independent coupling's."""
     gaussian = distant_normals(cpu_generator(generator))
     drift = fit.trained_drift(LinearModel(2, DEGREE), gaussian, TRAINING, generator)
     states = fit.states(drift, gaussian, generator)

@@ -37,7 +37,7 @@ from gftkit_verification.testbeds.objective_functions import (
 SCALE = 0.8
 """Noise scale of the bridge."""
 DELTA = 0.001
-"""What the bridge's training leaves out before t = 1."""
+"""The last part of the time, which the bridge's training leaves out."""
 
 BRIDGE = registered("path", "brownian-bridge", scale=SCALE, delta=DELTA)
 
@@ -202,7 +202,7 @@ def loss_by_decade(
     uses={"path": BRIDGE, "scale": SCALE},
 )
 def divergence(functions: ObjectiveFunctions, generator: Generator, *, path: Path, scale: float) -> Measurement:
-    """How much C - L grows with every decade of delta, on [0, 1 - delta]: d scale^2 log 10, without end."""
+    """The growth of C - L on [0, 1 - delta] with every decade of delta, off d scale^2 log 10: it has no end."""
     decades = range(1, 7)
     worst = 0.0
     lines: dict[str, Line] = {}

@@ -28,7 +28,7 @@ from gftkit_verification.testbeds.objective_functions import (
 from gftkit_verification.testbeds.problems import random_covariance
 
 LEAST_KL = 1e-3
-"""What the KL of the blend's law from the geometric mixture must reach where Delta depends on x."""
+"""The KL of the blend's law from the geometric mixture that must be reached where Delta depends on x."""
 
 
 def log_density(drift: AffineDrift, g: float, start: Law, walk: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def noise_at_optimum(loss: Loss, generator: Generator, *, path: Path) -> Measure
 
 
 def added_noise(linear: Linear) -> Iterator[float]:
-    """What a b_pre outside of the class adds to the gradient's variance at b_beta, for each temperature."""
+    """The part of the gradient's variance at b_beta that a b_pre outside of the class adds, for each temperature."""
     goals = torch.cat([linear.problem.label, linear.problem.anchor], 1)
     fitted = linear.phi @ torch.linalg.lstsq(linear.phi, goals).solution
     residual, misfit = (fitted - goals).tensor_split(2, 1)
@@ -121,7 +121,7 @@ def doubled_penalty(drift: Tensor, target: Tensor, anchor: Tensor, temperature: 
     uses={"path": registered("path", "linear")},
 )
 def growth_at_limit(loss: Loss, generator: Generator, *, path: Path) -> float:
-    """How far gradient descent's growth along the steepest direction is from |1 - lr curvature|^steps, relative."""
+    """The relative error of |1 - lr curvature|^steps as gradient descent's growth along the steepest direction."""
     generator = cpu_generator(generator)
     worst = 0.0
     for linear in draw_linear_problems(path, generator):

@@ -23,7 +23,7 @@ from gftkit_verification.testbeds.objective_functions import BLENDS, replace_eac
 from gftkit_verification.testbeds.problems import random_covariance
 
 EARLY = 1e-6
-"""Where the SDEs with g^2 = 2/k start: at 0 their noise is infinite. They forget the start as t/EARLY grows."""
+"""The start of the SDEs with g^2 = 2/k: at 0 their noise is infinite. They forget the start as t/EARLY grows."""
 
 Rates = Callable[[Path, Tensor], tuple[Tensor, Tensor, Tensor]]
 Clock = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -32,7 +32,7 @@ Clock = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Velocities:
-    """What a velocity and its SDE are made of, and the blend."""
+    """The functions of a velocity and its SDE, and the blend."""
 
     rates: Rates = flow.rates
     score: Callable[[Path, Tensor, Tensor, Tensor, Coupling], Tensor] = flow.score
@@ -186,7 +186,7 @@ def clocked_drift(flow_to: FlowFromStandard, functions: Velocities, clock: Clock
     uses={"paths": FromRegistry(affine_paths)},
 )
 def terminal_kl_excess(functions: Velocities, generator: Generator, *, paths: list[Path]) -> Measurement:
-    """By how much KL(q || p_1^beta) is above rho^2 KL(q || q_pre), p^beta by the SDE with g^2 = 2/k."""
+    """The relative excess of KL(q || p_1^beta) over rho^2 KL(q || q_pre), p^beta by the SDE with g^2 = 2/k."""
     worst, generator = 0.0, cpu_generator(generator)
     lines: dict[str, Line] = {}
     for path in paths:

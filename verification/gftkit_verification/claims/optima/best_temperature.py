@@ -24,7 +24,7 @@ AXES = ("temperature", "E|b - b_tgt|^2")
 
 @dataclass(frozen=True)
 class Best:
-    """How a fit at a temperature comes about, and what is predicted of its error."""
+    """The blend that is a fit at a temperature, and the predictions of its error and of the best temperature."""
 
     blend: Callable[[Tensor, Tensor, float], Tensor] = blend
     error: Callable[[float, float, float], float] = error_with_noise

@@ -1,4 +1,4 @@
-"""How far the optimum of a temperature, and a drift near it, is from the target's drift: T4 and T7 on closed forms."""
+"""The drift error of a temperature's optimum, and of a drift near it: T4 and T7 on closed forms."""
 
 import math
 from dataclasses import replace

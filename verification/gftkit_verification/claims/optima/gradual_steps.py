@@ -53,7 +53,7 @@ def step_lengths(
 
 
 def detour(problem: FineTune, functions: ObjectiveFunctions, beta: float) -> float:
-    """By how much the way from b_pre to b_tgt over b_beta is longer than the gap, relative to it."""
+    """The length of the way from b_pre to b_tgt over b_beta beyond the gap, relative to it."""
     optimum = functions.blend(problem.b_tgt, problem.b_pre, beta)
     return (problem.norm(optimum - problem.b_pre) + problem.norm(optimum - problem.b_tgt)) / problem.gap - 1
 

@@ -175,7 +175,7 @@ class Fits:
 def compare_fits(
     make: LoopBuilder, registry: Registry, d: int, generator: Generator, device: torch.device
 ) -> tuple[Tensor, Measurement]:
-    """What the fits are off the prediction, (RUNS, k), and what the report shows of them."""
+    """The fits' differences from the prediction, (RUNS, k), and the report's lines."""
     drawn = draw_regressions(d, generator, RUNS)
     gap = GAP * drawn.gap / drawn.gap.norm()
     problem = replace(drawn, features=torch.eye(d, dtype=torch.float64), pretrained=drawn.target + gap)

@@ -9,8 +9,7 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Path
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
-from gftkit.verify import Measurement, claim, exact, order, registered
-from gftkit.verify.claims import Line
+from gftkit.verify import Line, Measurement, claim, exact, order, registered
 from gftkit_verification.testbeds.differences import relative_difference, relative_error
 from gftkit_verification.testbeds.moments import (
     TEMPERATURES,

@@ -9,8 +9,7 @@ from torch import Generator, Tensor
 from torch.special import ndtr
 
 from gftkit.kernel.contracts import Path
-from gftkit.verify import FromRegistry, Measurement, claim, exact, order, registered
-from gftkit.verify.claims import Line
+from gftkit.verify import FromRegistry, Line, Measurement, claim, exact, order, registered
 from gftkit_verification.claims.objective.velocity_gap import affine_paths
 from gftkit_verification.oracles.affine import blend_drifts, bures_wasserstein, collocate, gaussian_kl, squared_gap
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, GaussianFlow

@@ -12,8 +12,7 @@ from gftkit.kernel.contracts import Coupling, Path
 from gftkit.kernel.registry import Registry
 from gftkit.theory import flow, objective, predictions
 from gftkit.theory.objective import squared_norm
-from gftkit.verify import FromRegistry, Measurement, claim, exact, registered
-from gftkit.verify.claims import Line
+from gftkit.verify import FromRegistry, Line, Measurement, claim, exact, registered
 from gftkit_verification.oracles.affine import NODES, Blend, blend_drifts, collocate, gaussian_kl
 from gftkit_verification.oracles.gaussian import Affine, GaussianFlow
 from gftkit_verification.testbeds.components import components

@@ -8,8 +8,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Path
 from gftkit.theory import objective
-from gftkit.verify import Measurement, claim, exact, order, registered
-from gftkit.verify.claims import Line
+from gftkit.verify import Line, Measurement, claim, exact, order, registered
 from gftkit_verification.oracles import affine
 from gftkit_verification.testbeds.differences import log_slopes, relative_error
 from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, draw_fine_tunes, rho_of

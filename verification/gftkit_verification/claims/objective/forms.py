@@ -11,8 +11,8 @@ from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.verify import Measurement, claim, exact, order, registered
 from gftkit.verify.claims import Line
-from gftkit_verification.testbeds.differences import relative_difference, relative_error
-from gftkit_verification.testbeds.moments import (
+from gftkit_verification.testbeds.measuring.differences import relative_difference, relative_error
+from gftkit_verification.testbeds.problems.moments import (
     TEMPERATURES,
     FineTune,
     cpu_generator,
@@ -20,7 +20,7 @@ from gftkit_verification.testbeds.moments import (
     gauss_legendre,
     sigma_points,
 )
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.slips.objective import (
     CONDITIONS,
     GOALS,
     OBJECTIVE,

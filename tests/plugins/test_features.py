@@ -103,7 +103,7 @@ def test_classifier_training_is_deterministic_and_leaves_global_state(cache):
 
 def test_classifier_weights_come_from_the_cache(classifier, cache, monkeypatch):
     assert (cache / f"{digits_classifier.Recipe().name}.safetensors").is_file()
-    monkeypatch.setattr(digits_classifier, "train", lambda recipe: pytest.fail("trained again"))
+    monkeypatch.setattr(digits_classifier, "train_classifier", lambda recipe: pytest.fail("trained again"))
     again = REGISTRY.create("feature", "digits-classifier")
     assert torch.equal(again(images(4)), classifier(images(4)))
 
@@ -116,7 +116,7 @@ def test_another_recipe_has_another_file():
 def test_classifier_works_without_a_cache_that_can_be_written(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     untrained = digits_classifier.build_classifier(SHORT).state_dict()
-    monkeypatch.setattr(digits_classifier, "train", lambda recipe: untrained)
+    monkeypatch.setattr(digits_classifier, "train_classifier", lambda recipe: untrained)
     monkeypatch.setenv("GFTKIT_CACHE", str(tmp_path / "file"))
     assert REGISTRY.create("feature", "digits-classifier")(images(2)).shape == (2, 64)
 

@@ -1,4 +1,4 @@
-"""Rows of an .npy file that is too large to hold."""
+"""NpyRows of an .npy file that is too large to hold."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class NpyRows:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.save(f"{folder}/a.npy", np.arange(6).reshape(3, 2))
-        ...     Rows.open(Path(f"{folder}/a.npy"))[torch.tensor([2, 0])]
+        ...     NpyRows.open(Path(f"{folder}/a.npy"))[torch.tensor([2, 0])]
         tensor([[4, 5],
                 [0, 1]])
     """
@@ -33,7 +33,7 @@ class NpyRows:
         self._file = Stretches([file])
 
     @classmethod
-    def open(cls, file: Path) -> "Rows | None":
+    def open(cls, file: Path) -> "NpyRows | None":
         """The rows of a file, or None where they don't lie one after the other (Fortran order)."""
         mapped = np.load(file, mmap_mode="r", allow_pickle=False)
         if not mapped.flags["C_CONTIGUOUS"]:

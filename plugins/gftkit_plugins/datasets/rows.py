@@ -1,4 +1,4 @@
-"""NpyRows of an .npy file that is too large to hold."""
+"""Rows of an .npy file that is too large to hold."""
 
 from pathlib import Path
 

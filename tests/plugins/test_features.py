@@ -136,10 +136,10 @@ def test_photograph_features_are_pooled_and_take_grey_as_three_equal_channels(ph
 
 
 def test_photograph_features_see_the_range_that_the_network_was_trained_on():
-    ends = efficientnet._prepared(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1))
+    ends = efficientnet._prepare(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1))
     assert ends.shape == (2, 3, 224, 224)
     assert ends.flatten(1).unique().tolist() == [(0 - 127) / 128, (255 - 127) / 128]
-    sizes = efficientnet._prepared(functional.interpolate(images(1, side=4), size=(300, 200)))
+    sizes = efficientnet._prepare(functional.interpolate(images(1, side=4), size=(300, 200)))
     assert sizes.shape == (1, 3, 224, 224)
 
 

@@ -214,8 +214,8 @@ def test_saved_folders_are_refused(refused, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"x": [[1.0]]}, {"column": "y"}, r"no column 'y'\. It has: x"),
-        ({"x": [[1.0]]}, {"labels": "y"}, r"no column 'y'\. It has: x"),
+        ({"x": [[1.0]]}, {"column": "y"}, r"no column 'y'\. Columns: x"),
+        ({"x": [[1.0]]}, {"labels": "y"}, r"no column 'y'\. Columns: x"),
         (
             {"x": [[1.0]], "y": [[1.0]]},
             {},

@@ -162,7 +162,7 @@ class ForeignDrift(nn.Module):
 
     def _one_by_one(self, time: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output where it takes one time for the whole batch: in one call if all are equal."""
-        if bool((time == time[:1]).all()):
+        if bool((time == time[:1]).all()):  # a sampler's steps; training draws a time for each sample
             return self._call(time[0], x, conditions)
         each = (slice(i, i + 1) for i in range(len(x)))
         return torch.cat([self._call(time[i][0], x[i], {k: v[i] for k, v in conditions.items()}) for i in each])

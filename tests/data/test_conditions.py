@@ -261,7 +261,7 @@ class Careless:
             {"conditions": torch.tensor([[0.0], [0.0], [float("nan")]])},
             "sample 2 contains NaN or infinity, in its cond",
         ),
-        ({"name": "d"}, "wanted the conditions \\['c'\\].*got \\['d'\\]"),
+        ({"name": "d"}, "wanted the conditions in .*\\['c'\\].*got \\['d'\\]"),
         ({"label": torch.full((3,), 2)}, "wanted labels from 0 to 1, got 2 to 2"),
         ({"label": torch.full((3,), -1)}, "wanted labels from 0 to 1, got -1"),
         ({"label": torch.zeros(3)}, "wanted labels of shape \\(3,\\) and type int64"),

@@ -195,4 +195,4 @@ def _describe_array(file: Path, key: str) -> str:
 
 
 def _list_names(arrays: NamedArrays) -> str:
-    return ", ".join(name or "one array without a name" for name in arrays) or "no array"
+    return ", ".join(name or "one array without a name" for name in arrays) or "none"

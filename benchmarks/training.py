@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops import build_loop
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""
@@ -69,15 +69,15 @@ def gft(
     **train: Any,
 ) -> Steps:
     """gftkit's own training steps; ``schedule`` None is plain flow matching."""
-    made = trial(
-        REGISTRY,
-        network(spec, event_shape),
-        Noise(event_shape),
-        lambda n, generator: torch.randn(n, *event_shape, generator=generator),
-        REGISTRY.create("path", "linear"),
-        REGISTRY.create("coupling", coupling),
-        0.0 if schedule is None else schedule,
-        Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
+    made = build_loop(
+        registry=REGISTRY,
+        drift=network(spec, event_shape),
+        data=Noise(event_shape),
+        source=lambda n, generator: torch.randn(n, *event_shape, generator=generator),
+        path=REGISTRY.create("path", "linear"),
+        coupling=REGISTRY.create("coupling", coupling),
+        schedule=0.0 if schedule is None else schedule,
+        train=Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
         seed=0,
         device=device,
         anchor_share=share,

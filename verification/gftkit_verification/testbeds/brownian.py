@@ -1,4 +1,4 @@
-"""Brownian paths that a claim makes for a library's solver, and wrong ones."""
+"""Brownian paths of known increments for the solvers of libraries, and wrong ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import BrownianPath
 
 
 @dataclass(frozen=True)
-class Known:
+class TabulatedPath:
     """A Brownian path on [0, 1] of which increments and integrals over equal intervals are given.
 
     Attributes:
@@ -27,7 +27,7 @@ class Known:
         count = len(self.increments)
         first, last = round(s * count), round(t * count)
         if max(abs(s * count - first), abs(t * count - last)) > 1e-6:
-            raise ValueError(f"this path is known at multiples of 1/{count}, and was asked for {s:g} to {t:g}.")
+            raise ValueError(f"this path is known at multiples of 1/{count} only, got {s:g} to {t:g}.")
         parts = self.increments[first:last]
         increment = parts.sum(0)
         if not return_U:
@@ -37,7 +37,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ScaledPath:
     """A path whose increments and integrals over [s, t] are multiplied by ``scale(s, t)``.
 
     Attributes:
@@ -49,13 +49,13 @@ class Changed:
     scale: Callable[[float, float], float]
 
     def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
-        """As of the path, multiplied."""
-        found = self.path(s, t, return_U=return_U)
+        """The path's, multiplied."""
+        values = self.path(s, t, return_U=return_U)
         factor = self.scale(s, t)
-        return tuple(factor * part for part in found) if return_U else factor * found
+        return tuple(factor * part for part in values) if return_U else factor * values
 
 
-def units(steps: int, d: int) -> Known:
+def unit_paths(steps: int, d: int) -> TabulatedPath:
     """Unit vectors for the two independent normal numbers that make W and U of each step: (steps, 2 steps d, d).
 
     A state that is affine in the path has a covariance: the sum of its rows' outer products.
@@ -68,4 +68,4 @@ def units(steps: int, d: int) -> Known:
         increments[k, 0, k] = h**0.5 * torch.eye(d, dtype=torch.float64)
         integrals[k, 0, k] = h / 2 * increments[k, 0, k]
         integrals[k, 1, k] = (h**3 / 12) ** 0.5 * torch.eye(d, dtype=torch.float64)
-    return Known(increments.reshape(steps, -1, d), integrals.reshape(steps, -1, d))
+    return TabulatedPath(increments.reshape(steps, -1, d), integrals.reshape(steps, -1, d))

@@ -1,4 +1,4 @@
-"""Equations of exact solution, and the sampler's states for them: what a solver's orders are measured on."""
+"""Equations of known solution, on which the orders of solvers are measured through the sampler."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ DIMENSION = 3
 
 @dataclass(frozen=True)
 class Equation:
-    """What the sampler is asked to solve: a drift, and a path of the given noise scale.
+    """An equation for the sampler: a drift, and a path of the given noise scale.
 
     Attributes:
         drift: b(t, x).
@@ -30,7 +30,7 @@ class Equation:
     t_end: float = 1.0
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a path; sampling doesn't ask for them."""
+        """Coefficients of the linear path; sampling doesn't use them."""
         return 1 - t, t, torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
@@ -40,10 +40,10 @@ class Equation:
     def states(self, solver: Solver | Integrator, steps: int, x0: Tensor, generator: Generator) -> Tensor:
         """The sampler's states at times 0, 1/steps, ..., 1: (steps + 1, n, d).
 
-        What comes last is what a user gets as the state at 1: where the sampler stops early, it is repeated.
+        The last is what a user gets as the state at 1: where the sampler stops early, it is repeated.
         """
-        found = integrate.generate(self.drift, self, solver, steps, x0, generator, batch_size=len(x0), whole=True)
-        return found[torch.arange(steps + 1).clamp(max=len(found) - 1)]
+        states = integrate.generate(self.drift, self, solver, steps, x0, generator, batch_size=len(x0), whole=True)
+        return states[torch.arange(steps + 1).clamp(max=len(states) - 1)]
 
 
 class Mixed:
@@ -105,11 +105,11 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What a Brownian path does in each of some equal steps, as far as it is known: (steps, n, ...).
+class StepIntegrals:
+    """Integrals along a Brownian path over equal steps, as far as it is known: (steps, n, ...).
 
     Attributes:
-        added: E[int exp(A (t_k+1 - s)) g(s) dW_s | path], what the noise adds to a linear equation.
+        added: E[int exp(A (t_k+1 - s)) g(s) dW_s | path], the effect of the noise on a linear equation.
         first: int (W_s - W_t_k) ds, of the last component but one.
         second: int (W_s - W_t_k)^2 ds, of the same.
     """
@@ -123,8 +123,9 @@ class Forced:
     """dX = (f' + A (X - f)) dt + g dW, one more component with dP = c P dt + g dW, and dQ = k (P/g)^2 dt + g dW.
 
     With f = m + a sin(t + p) and g = exp(c t), so P = g (P_0 + W). A Brownian path's increments don't determine X and
-    Q, nor do they with the integrals U = int (W_u - W_s) du over their intervals: strong orders up to 1.5 show. What
-    they tell of X and Q is known. Q's drift isn't linear: without it a scheme of strong order 1.5 has order 2.
+    Q, not even with the integrals U = int (W_u - W_s) du over their intervals: strong orders up to 1.5 show. The
+    conditional means of X and Q given them are known. Q's drift isn't linear: without it a scheme of strong order 1.5
+    has order 2.
     """
 
     DIMENSION = DIMENSION + 2
@@ -154,8 +155,8 @@ class Forced:
         moved[:, -1:] += self.bend * (x[:, -2:-1] / self.scale(t)) ** 2
         return moved
 
-    def known(self, steps: int, increments: Tensor, integrals: Tensor | None = None) -> Steps:
-        """What the path does in each of ``steps`` steps.
+    def known(self, steps: int, increments: Tensor, integrals: Tensor | None = None) -> StepIntegrals:
+        """The path's integrals over each of ``steps`` steps, as far as increments and integrals determine them.
 
         Args:
             steps: how many, a divisor of the number of increments.
@@ -165,9 +166,8 @@ class Forced:
         fine, parts = len(increments), len(increments) // steps
         length = 1 / fine
         tilt = torch.zeros_like(increments) if integrals is None else integrals / length - increments / 2
-        # Gauss's points on one interval; the integrand is smooth.
-        found = np.polynomial.legendre.leggauss(6)
-        shares, weights = torch.from_numpy((found[0] + 1) / 2), torch.from_numpy(found[1] / 2)
+        nodes, node_weights = np.polynomial.legendre.leggauss(6)  # on one interval; the integrand is smooth
+        shares, weights = torch.from_numpy((nodes + 1) / 2), torch.from_numpy(node_weights / 2)
         kernels = torch.linalg.matrix_exp(self.slope * (length * (1 - shares))[:, None, None]) * weights[:, None, None]
         starts = torch.arange(fine, dtype=torch.float64)[:, None] * length
         scaled = self.scale(starts + length * shares)[..., None, None] * kernels
@@ -179,32 +179,32 @@ class Forced:
         second = length * (w**2 / 3 + w * bent + 1.2 * bent**2) + length**2 * spread
         one = torch.linalg.matrix_exp(self.slope * length)
         into = (steps, parts, *increments.shape[1:])
-        total, seen = torch.zeros_like(added.reshape(into)[:, 0]), torch.zeros(into[0], into[2], dtype=torch.float64)
-        whole_first, whole_second = torch.zeros_like(seen), torch.zeros_like(seen)
+        total, path = torch.zeros_like(added.reshape(into)[:, 0]), torch.zeros(into[0], into[2], dtype=torch.float64)
+        whole_first, whole_second = torch.zeros_like(path), torch.zeros_like(path)
         for k in range(parts):
             total = total @ one.mT + added.reshape(into)[:, k]
             here, square = first.reshape(into[:3])[:, k], second.reshape(into[:3])[:, k]
-            whole_second = whole_second + length * seen**2 + 2 * seen * here + square
-            whole_first = whole_first + length * seen + here
-            seen = seen + w.reshape(into[:3])[:, k]
-        return Steps(total, whole_first, whole_second)
+            whole_second = whole_second + length * path**2 + 2 * path * here + square
+            whole_first = whole_first + length * path + here
+            path = path + w.reshape(into[:3])[:, k]
+        return StepIntegrals(total, whole_first, whole_second)
 
-    def errors(self, states: Tensor, known: Steps) -> tuple[float, float]:
+    def errors(self, states: Tensor, path: StepIntegrals) -> tuple[float, float]:
         """Root mean squares over samples of the error at t = 1, and of the largest of one step."""
-        steps = len(known.added)
+        steps = len(path.added)
         times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:, None, None]
         one = torch.linalg.matrix_exp(self.slope / steps)
         y = states - self._centre(times)
-        single = y[1:] - self._step(y[:-1], times[:-1, :, 0], known, one, steps)
+        single = y[1:] - self._step(y[:-1], times[:-1, :, 0], path, one, steps)
         whole = y[0]
         for k in range(steps):
-            part = Steps(known.added[k], known.first[k], known.second[k])
+            part = StepIntegrals(path.added[k], path.first[k], path.second[k])
             whole = self._step(whole, times[k, :, 0], part, one, steps)
         return float((y[-1] - whole).square().mean().sqrt()), float(single.square().mean((1, 2)).sqrt().max())
 
-    def _step(self, y: Tensor, t: Tensor, known: Steps, one: Tensor, steps: int) -> Tensor:
+    def _step(self, y: Tensor, t: Tensor, path: StepIntegrals, one: Tensor, steps: int) -> Tensor:
         """X - f after a step from y at t; ``one`` is exp(A/steps)."""
-        moved = y @ one.mT + known.added
+        moved = y @ one.mT + path.added
         p = y[..., -2] / self.scale(t)
-        moved[..., -1] += self.bend * (p**2 / steps + 2 * p * known.first + known.second)
+        moved[..., -1] += self.bend * (p**2 / steps + 2 * p * path.first + path.second)
         return moved

@@ -13,7 +13,7 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow, retargeted
+from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
 
 DIMENSIONS = (2, 3, 5)
 
@@ -24,7 +24,7 @@ NODES = 4
 
 
 @dataclass(frozen=True)
-class States:
+class SigmaPoints:
     """Pairs, noise and times whose weighted sums are the integral over t of expectations, for quadratic functions.
 
     Attributes:
@@ -42,13 +42,13 @@ class States:
     noise: Tensor
 
 
-def legendre(nodes: int, end: float = 1.0) -> tuple[Tensor, Tensor]:
+def gauss_legendre(nodes: int, end: float = 1.0) -> tuple[Tensor, Tensor]:
     """Times in (0, end) and weights of Gauss-Legendre quadrature over [0, end]."""
     at, weights = np.polynomial.legendre.leggauss(nodes)
     return torch.from_numpy(end * (at + 1) / 2), torch.from_numpy(end * weights / 2)
 
 
-def states(gaussian: GaussianFlow, times: Tensor, weights: Tensor) -> States:
+def sigma_points(gaussian: GaussianFlow, times: Tensor, weights: Tensor) -> SigmaPoints:
     """The 6 d points m +- sqrt(3 d) L_k at every time, with m the mean of (x0, x1, noise) and L L^T its covariance.
 
     Their mean and covariance are exactly those of the law, so the mean of every polynomial of degree two is exact.
@@ -66,7 +66,7 @@ def states(gaussian: GaussianFlow, times: Tensor, weights: Tensor) -> States:
     mean = torch.cat([gaussian.mean0, gaussian.mean1, torch.zeros(d, dtype=torch.float64)])
     points = (mean + torch.cat([root, -root])).repeat(len(times), 1)
     x0, x1, noise = points[:, :d], points[:, d : 2 * d], points[:, 2 * d :]
-    return States(times.repeat_interleave(6 * d), weights.repeat_interleave(6 * d) / (6 * d), x0, x1, noise)
+    return SigmaPoints(times.repeat_interleave(6 * d), weights.repeat_interleave(6 * d) / (6 * d), x0, x1, noise)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class FineTune:
     seed: int = 0
 
     @cached_property
-    def states(self) -> States:
-        """At the nodes of a quadrature in t over [0, 1]; over [0, t_end] where the path ends training before 1."""
-        return states(self.target, *legendre(NODES, flow.t_end(self.path)))
+    def states(self) -> SigmaPoints:
+        """States at the nodes of a quadrature in t over [0, t_end], where the path's training ends."""
+        return sigma_points(self.target, *gauss_legendre(NODES, flow.t_end(self.path)))
 
     @property
     def weight(self) -> Tensor:
@@ -141,18 +141,18 @@ class FineTune:
         return drift * (self.gap / self.norm(drift))
 
 
-def fine_tunes(path: Path, generator: Generator, dimensions: tuple[int, ...] = DIMENSIONS) -> Iterator[FineTune]:
+def draw_fine_tunes(path: Path, generator: Generator, dimensions: tuple[int, ...] = DIMENSIONS) -> Iterator[FineTune]:
     """A random one of each dimension and coupling, on the CPU."""
-    generator = on_cpu(generator)
+    generator = cpu_generator(generator)
     for d in dimensions:
         for coupling in COUPLINGS:
-            target = drawn_flow(d, generator, coupling)
-            yield FineTune(path, target, retargeted(target, generator), seed_of(generator))
+            target = draw_flow(d, generator, coupling)
+            yield FineTune(path, target, retarget(target, generator), draw_seed(generator))
 
 
-def on_cpu(generator: Generator) -> Generator:
+def cpu_generator(generator: Generator) -> Generator:
     """A generator on the CPU, seeded by the given one: closed forms are measured there."""
-    return torch.Generator().manual_seed(seed_of(generator))
+    return torch.Generator().manual_seed(draw_seed(generator))
 
 
 def rho_of(beta: float) -> float:
@@ -160,6 +160,6 @@ def rho_of(beta: float) -> float:
     return beta / (1 + beta)
 
 
-def seed_of(generator: Generator) -> int:
+def draw_seed(generator: Generator) -> int:
     """A seed, drawn."""
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))

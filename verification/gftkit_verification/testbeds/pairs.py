@@ -1,4 +1,4 @@
-"""Laws of pairs (x0, x1) with known moments, costs and labels: what couplings are measured on."""
+"""Laws of pairs (x0, x1) with known moments, costs and labels, on which couplings are measured."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Batch, Path
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
-from gftkit_verification.testbeds.problems import drawn_flow
+from gftkit_verification.testbeds.problems import draw_flow
 
 Function = Callable[[Path, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A function of gftkit.theory.flow: (path, t, x0, x1, noise) -> a value for each pair."""
@@ -36,11 +36,11 @@ class Joint:
         """The derivative of ``at`` in t, (k, 4d, d), by autograd."""
         with torch.enable_grad():
             times = self._times(t).requires_grad_()
-            (found,) = torch.autograd.grad(self._of(function, path, times).sum(), times)
-        return found.reshape(len(t), *self.points()[0].shape)
+            (rates,) = torch.autograd.grad(self._of(function, path, times).sum(), times)
+        return rates.reshape(len(t), *self.points()[0].shape)
 
     def _times(self, t: Tensor) -> Tensor:
-        """Each time once for every number: each is an event by itself, and so has a derivative of its own."""
+        """Each time once for every number: each is an event by itself, so that autograd gives each its derivative."""
         return t.repeat_interleave(self.points()[0].numel())
 
     def _of(self, function: Function, path: Path, times: Tensor) -> Tensor:
@@ -53,15 +53,15 @@ def covariance(x: Tensor, y: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)).mT @ (y - y.mean(1, keepdim=True)) / x.shape[1]
 
 
-def regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def affine_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(A, c) of the affine regression A x + c of y on x: (k, n, d), (k, n, d) -> (k, d, d), (k, d)."""
     slope = torch.linalg.solve(covariance(x, x), covariance(y, x), left=False)
     return slope, y.mean(1) - (slope @ x.mean(1)[..., None])[..., 0]
 
 
-def joints(d: int, generator: Generator, optimal: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Joint]:
+def draw_joints(d: int, generator: Generator, optimal: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Joint]:
     """Three couplings of two random normal laws: independent, optimal, and a random one."""
-    gaussian = drawn_flow(d, generator)
+    gaussian = draw_flow(d, generator)
     noise = torch.randn(d, d, generator=generator, dtype=torch.float64)
     contraction = 0.9 * noise / torch.linalg.matrix_norm(noise, 2)
     crosses = {

@@ -15,7 +15,7 @@ def random_covariance(d: int, generator: Generator) -> Tensor:
     return root @ root.mT / d + 0.2 * torch.eye(d, dtype=torch.float64, device=generator.device)
 
 
-def drawn_flow(d: int, generator: Generator, coupling: CouplingName = "independent") -> GaussianFlow:
+def draw_flow(d: int, generator: Generator, coupling: CouplingName = "independent") -> GaussianFlow:
     """The flow between two random normal laws of dimension d."""
     mean0, mean1 = torch.randn(2, d, generator=generator, dtype=torch.float64, device=generator.device)
     return GaussianFlow(mean0, random_covariance(d, generator), mean1, random_covariance(d, generator), coupling)
@@ -23,10 +23,10 @@ def drawn_flow(d: int, generator: Generator, coupling: CouplingName = "independe
 
 def random_flow(seed: int, d: int, coupling: CouplingName = "independent") -> GaussianFlow:
     """``drawn_flow`` by a seed."""
-    return drawn_flow(d, torch.Generator().manual_seed(seed), coupling)
+    return draw_flow(d, torch.Generator().manual_seed(seed), coupling)
 
 
-def retargeted(flow: GaussianFlow, generator: Generator) -> GaussianFlow:
+def retarget(flow: GaussianFlow, generator: Generator) -> GaussianFlow:
     """A flow from the same source to another random target: the pretrained one, where ``flow`` is the target's."""
     d = len(flow.mean0)
     mean1 = torch.randn(d, generator=generator, dtype=torch.float64, device=generator.device)

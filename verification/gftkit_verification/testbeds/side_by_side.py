@@ -13,13 +13,13 @@ from gftkit.runs.schema import Train
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import square_root
 from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.slips import Trial
+from gftkit_verification.testbeds.slips import LoopBuilder
 
 
 class RegressionPath:
     """The state is x0 and the conditional drift x1: the loop then regresses x1 on x0.
 
-    What the theory says of stochastic gradients (T9, T13 to T15) asks nothing else of a path.
+    The theory of stochastic gradients (T9, T13 to T15) needs nothing else of a path.
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,8 +93,9 @@ class Regressions:
 
     def loop(
         self,
-        make: Trial,
+        make: LoopBuilder,
         registry: Registry,
+        *,
         schedule: Schedule | float,
         seed: int,
         rate: float,
@@ -111,18 +112,16 @@ class Regressions:
         """
         count = self.replicas * len(self.features)
         options = dict(optimizer or {"name": "sgd"})
-        train = Train(steps, batch_size, rate * count / 2, options, clip=None, ema=0.9)
-        drift = SideBySide(self.pretrained, self.replicas)
         return make(
-            registry,
-            drift,
-            data or self,
-            lambda n, generator: torch.zeros(n, *self.event_shape),  # noqa: ARG005 - the data bring x0
-            RegressionPath(),
-            registry.create("coupling", "independent"),
-            schedule,
-            train,
-            seed,
+            registry=registry,
+            drift=SideBySide(self.pretrained, self.replicas),
+            data=data or self,
+            source=lambda n, generator: torch.zeros(n, *self.event_shape),  # noqa: ARG005 - the data bring x0
+            path=RegressionPath(),
+            coupling=registry.create("coupling", "independent"),
+            schedule=schedule,
+            train=Train(steps, batch_size, rate * count / 2, options, clip=None, ema=0.9),
+            seed=seed,
             device=device,
         )
 
@@ -148,7 +147,7 @@ class Finite:
         return self._batch[indices]
 
 
-def drawn_regressions(d: int, generator: Generator, replicas: int = 1, sigma: float = 1.0) -> Regressions:
+def draw_regressions(d: int, generator: Generator, replicas: int = 1, sigma: float = 1.0) -> Regressions:
     """A random problem whose features have variance 1 on average."""
     features = random_covariance(d, generator)
     target, pretrained = torch.randn(2, d, d, generator=generator, dtype=torch.float64)

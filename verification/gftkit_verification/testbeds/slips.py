@@ -7,13 +7,11 @@ from torch import Tensor
 
 from gftkit.theory.objective import blended_loss, retention, squared_norm
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops import LoopBuilder as LoopBuilder
+from gftkit_verification.testbeds.loops import build_loop
 
 Loss = Callable[..., Tensor]
-"""(drift, target, anchor, temperature) -> (batch,), as ``gftkit.theory.objective.blended_loss``."""
-
-Trial = Callable[..., Steps]
-"""As ``trials.trial``."""
+"""(drift, target, anchor, temperature) -> (batch,), like ``gftkit.theory.objective.blended_loss``."""
 
 
 def swapped(drift: Tensor, target: Tensor, anchor: Tensor, temperature: float) -> Tensor:
@@ -46,29 +44,29 @@ def doubled(drift: Tensor, target: Tensor, anchor: Tensor, temperature: float) -
     return 2 * blended_loss(drift, target, anchor, temperature)
 
 
-def penalty_form(*args: Any, **options: Any) -> Steps:
+def penalty_form(**options: Any) -> Steps:
     """The loop with the penalty form, where the blended one is meant."""
-    return trial(*args, **{**options, "form": "penalty"})
+    return build_loop(**{**options, "form": "penalty"})
 
 
-def sharing_anchor(*args: Any, **options: Any) -> Steps:
+def sharing_anchor(**options: Any) -> Steps:
     """The loop with an anchor that follows the weights that are trained."""
-    loop = trial(*args, **options)
+    loop = build_loop(**options)
     loop.anchor = lambda t, x: loop.drift(t, x).detach()  # type: ignore[assignment]
     return loop
 
 
-def rho_for_beta(*args: Any, **options: Any) -> Steps:
+def rho_for_beta(**options: Any) -> Steps:
     """The loop at the temperature rho."""
-    loop = trial(*args, **options)
-    given = loop.temperature
-    loop.temperature = lambda step: retention(given(step))  # type: ignore[method-assign]
+    loop = build_loop(**options)
+    temperature = loop.temperature
+    loop.temperature = lambda step: retention(temperature(step))  # type: ignore[method-assign]
     return loop
 
 
-def never_cooling(*args: Any, **options: Any) -> Steps:
+def never_cooling(**options: Any) -> Steps:
     """The loop at its first temperature throughout: stale progress."""
-    loop = trial(*args, **options)
+    loop = build_loop(**options)
     first = loop.temperature(0)
     loop.temperature = lambda step: first  # type: ignore[method-assign]  # noqa: ARG005
     return loop

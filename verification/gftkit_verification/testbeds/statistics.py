@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 
-def student(samples: Tensor, expected: float = 0.0) -> float:
+def student_t(samples: Tensor, expected: float = 0.0) -> float:
     """(mean - expected) in standard errors, over independent samples (n,): Student's t with n - 1 degrees of freedom.
 
     Raises:
@@ -13,7 +13,7 @@ def student(samples: Tensor, expected: float = 0.0) -> float:
 
     Example:
         >>> import torch
-        >>> round(student(torch.tensor([1.0, 2.0, 3.0]), 0.0), 4)
+        >>> round(student_t(torch.tensor([1.0, 2.0, 3.0]), 0.0), 4)
         3.4641
     """
     if samples.ndim != 1 or len(samples) < 2:
@@ -25,7 +25,7 @@ def student(samples: Tensor, expected: float = 0.0) -> float:
     return apart / error
 
 
-def cross_fitted(samples: Tensor, expected: Tensor) -> float:
+def cross_fitted_t(samples: Tensor, expected: Tensor) -> float:
     """One standardised error for a whole vector: independent samples (n, k) against their expected mean (k,).
 
     The first half of the samples chooses the direction in which its mean lies off, the second half is tested along it:
@@ -39,10 +39,10 @@ def cross_fitted(samples: Tensor, expected: Tensor) -> float:
         raise ValueError(f"wanted at least four samples, (n, k), got {tuple(samples.shape)}.")
     apart = samples.double() - expected.double()
     half = len(samples) // 2
-    return student(apart[half:] @ apart[:half].mean(0))
+    return student_t(apart[half:] @ apart[:half].mean(0))
 
 
-def evened(samples: Tensor) -> Tensor:
+def equalise_columns(samples: Tensor) -> Tensor:
     """Samples (n, k) of mean 0, each column in units of its standard deviation, for ``cross_fitted`` against 0.
 
     The deviations are those of the half that chooses the direction, so that the test stays exact. Columns of very

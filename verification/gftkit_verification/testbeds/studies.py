@@ -1,10 +1,12 @@
-"""Networks trained by the shipped loop between random normal laws, and the points at which they are compared."""
+"""Networks trained by the shipped loop between random normal laws, and comparisons of them with predictions."""
 
 import copy
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -16,16 +18,41 @@ from gftkit.runtime.randomness import stream
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.training.steps import Steps
+from gftkit.verify.claims import Line, Measurement
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.testbeds.moments import seed_of
-from gftkit_verification.testbeds.problems import GaussianData, drawn_flow, retargeted
-from gftkit_verification.testbeds.trials import Build, trial
+from gftkit_verification.testbeds.altered_loops import at_temperature, shared_weights, tampered
+from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
+from gftkit_verification.testbeds.moments import draw_seed, rho_of
+from gftkit_verification.testbeds.problems import GaussianData, draw_flow, retarget
 
 WIDTH, DEPTH, BATCH = 48, 2, 256
 PRETRAINING = Train(steps=400, batch_size=BATCH, learning_rate=5e-3, decay="cosine", clip=None)
 STEPS = 300
 """Of a fine-tune."""
 FINETUNING = replace(PRETRAINING, steps=STEPS)
+
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 30.0)
+FEW = (0.03, 0.3, 5.0)
+"""For the mutants that train networks of their own."""
+
+PROBLEMS: tuple[tuple[int, CouplingName], ...] = ((2, "independent"), (4, "optimal-transport"))
+"""Dimension and coupling."""
+STATES = 4000
+"""Points (t, x) at which networks are compared."""
+SHORT = 100
+"""Steps of an inexact fine-tune."""
+
+TRAINED = (
+    f"mlp of {DEPTH} x {WIDTH} units, pretrained and then fine-tuned by the shipped loop with Adam, batches of "
+    f"{BATCH}, between random normal laws"
+)
+CONSTANT = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}"
+TWO = "dimension 2 with independent and 4 with optimal coupling"
+"""Parts of the conditions of claims."""
+
+INVERSE = at_temperature(lambda beta: 1 / beta)
+SHARED = tampered("anchor", shared_weights)
+"""Loops with a slip."""
 
 
 class Study:
@@ -41,29 +68,39 @@ class Study:
         self.problem = functools.lru_cache(8)(self._problem)
         self.network = functools.lru_cache(64)(self._network)
 
-    def _problem(self, d: int, coupling: CouplingName, seed: int, device: torch.device) -> "Problem":
+    def _problem(self, d: int, coupling: CouplingName, seed: int, device: torch.device) -> "NetworkProblem":
         """A random target, and a network trained on another target of the same source at temperature 0."""
         generator = stream(seed, "problem", d, coupling)
-        target = drawn_flow(d, generator, coupling)
+        target = draw_flow(d, generator, coupling)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(generator))
+            torch.manual_seed(draw_seed(generator))
             drift = self.registry.create("drift", "mlp", event_shape=[d], width=WIDTH, depth=DEPTH)
-        before = Problem(retargeted(target, generator), drift, seed_of(generator), device)
-        loop = self.loop(before, trial, 0.0, PRETRAINING)
-        return replace(before, target=target, pretrained=_trained(loop), seed=seed_of(generator))
+        before = NetworkProblem(retarget(target, generator), drift, draw_seed(generator), device)
+        loop = self.loop(before, build_loop, 0.0, PRETRAINING)
+        return replace(before, target=target, pretrained=_trained(loop), seed=draw_seed(generator))
 
-    def _network(self, problem: "Problem", build: Build, temperature: float, steps: int = STEPS) -> nn.Module:
+    def _network(
+        self, problem: "NetworkProblem", build: LoopBuilder, temperature: float, steps: int = STEPS
+    ) -> nn.Module:
         """The pretrained network fine-tuned at a constant temperature."""
         return _trained(self.loop(problem, build, temperature, replace(FINETUNING, steps=steps)))
 
-    def loop(self, problem: "Problem", build: Build, schedule: Schedule | float, train: Train) -> Steps:
+    def loop(self, problem: "NetworkProblem", build: LoopBuilder, schedule: Schedule | float, train: Train) -> Steps:
         """The fine-tune's loop; of equal random numbers for every schedule."""
         data, drift = GaussianData(problem.target), copy.deepcopy(problem.pretrained)
-        coupling = self.registry.create("coupling", "independent")  # not asked where the data bring optimal pairs
+        coupling = self.registry.create("coupling", "independent")  # not used where the data bring optimal pairs
         return build(
-            self.registry, drift, data, data.source, self.path, coupling, schedule, train, problem.seed,
+            registry=self.registry,
+            drift=drift,
+            data=data,
+            source=data.source,
+            path=self.path,
+            coupling=coupling,
+            schedule=schedule,
+            train=train,
+            seed=problem.seed,
             device=problem.device.type,
-        )  # fmt: skip
+        )
 
 
 def take_steps(loop: Steps, steps: Iterable[int]) -> None:
@@ -80,7 +117,7 @@ def _trained(loop: Steps) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class NetworkProblem:
     """A fine-tune of a network.
 
     Attributes:
@@ -98,7 +135,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class States:
-    """t uniform on [0, t_end], pairs, and what follows from them, in float32 on the networks' device."""
+    """t uniform on [0, t_end], states and drifts of random pairs, in float32 on the networks' device."""
 
     t: Tensor
     x: Tensor
@@ -108,7 +145,7 @@ class States:
     """The target flow's drift, from the oracle."""
 
 
-def states(problem: Problem, path: Path, n: int, generator: Generator) -> States:
+def draw_states(problem: NetworkProblem, path: Path, n: int, generator: Generator) -> States:
     """n points of a target's linear path; the generator is on the CPU."""
     x0, x1 = problem.target.pairs(n, generator)
     t = flow.t_end(path) * torch.rand(n, generator=generator, dtype=torch.float64)
@@ -120,3 +157,36 @@ def states(problem: Problem, path: Path, n: int, generator: Generator) -> States
 def norm(drift: Tensor) -> float:
     """|b|_w over states, (n, d)."""
     return float(squared_norm(drift).mean().sqrt())
+
+
+def linear_study(registry: Registry) -> Study:
+    """Networks on the linear path."""
+    return Study(registry, registry.create("path", "linear"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction about fine-tuned networks, and the loop that trains them."""
+
+    predicted: Callable[..., Any]
+    build: LoopBuilder = build_loop
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """TEMPERATURES, and FEW for a mutant: it trains networks of its own."""
+        return TEMPERATURES if self.build is build_loop else FEW
+
+
+def compare_with_power(
+    temperatures: Sequence[float], measured: Sequence[float], predicted: Sequence[float], power: float
+) -> tuple[float, float]:
+    """The distances of the slope of log measured on log rho from ``power``, and of the worst ratio from 1."""
+    rhos = [rho_of(beta) for beta in temperatures]
+    slope = float(np.polyfit(np.log(rhos), np.log(measured), 1)[0])
+    return abs(slope - power), max(abs(one / other - 1) for one, other in zip(measured, predicted, strict=True))
+
+
+def worst_comparison(distances: Sequence[tuple[float, float]], lines: Mapping[str, Line]) -> Measurement:
+    """The largest distance of slopes and ratios over problems."""
+    slope, ratio = (max(values) for values in zip(*distances, strict=True))
+    return Measurement(max(slope, ratio), lines, f"slope off by {slope:.2g}, worst ratio by {ratio:.2g}")

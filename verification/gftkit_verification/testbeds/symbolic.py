@@ -1,4 +1,4 @@
-"""Symbolic values that go through the kernel's own functions, so that what is proved is the shipped code."""
+"""Symbolic values in the place of tensors: proofs are about the shipped functions themselves."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -19,7 +19,7 @@ class NotSymbolicError(TypeError):
 
 
 def number(value: Any) -> Any:
-    """A number as sympy has it exactly: a float as the fraction, or fraction of pi, that rounds to it.
+    """A number as an exact expression: of a float the fraction, or the fraction of pi, that rounds to it.
 
     Example:
         >>> number(0.1), number(-pi / 2)
@@ -34,12 +34,13 @@ def number(value: Any) -> Any:
     return sympy.Rational(value) if abs(value) < float("inf") else sympy.sympify(value)
 
 
-def _values(given: Any) -> np.ndarray:
-    if isinstance(given, Symbolic):
-        return given.values
-    if isinstance(given, Tensor):
-        return np.vectorize(number, otypes=[object])(np.array(given.tolist(), dtype=object))
-    return np.array(number(given), dtype=object)
+def _values(operand: Any) -> np.ndarray:
+    """The expressions of a Symbolic, a tensor or a number."""
+    if isinstance(operand, Symbolic):
+        return operand.values
+    if isinstance(operand, Tensor):
+        return np.vectorize(number, otypes=[object])(np.array(operand.tolist(), dtype=object))
+    return np.array(number(operand), dtype=object)
 
 
 def _operator(operation: Callable[..., Any], swapped: bool = False) -> Callable[..., "Symbolic"]:
@@ -53,7 +54,7 @@ def _operator(operation: Callable[..., Any], swapped: bool = False) -> Callable[
 class Symbolic:
     """An array of sympy expressions in a tensor's place: operators, broadcasting and the torch functions below.
 
-    ``torch.autograd.grad`` is the derivative by a symbol. A duck, not a tensor: what isn't here raises.
+    ``torch.autograd.grad`` is the derivative by a symbol. It isn't a tensor: a function that isn't here raises.
 
     Args:
         values: expressions, nested as the array's shape has it: (batch,) times, (batch, *event) states.
@@ -85,28 +86,28 @@ class Symbolic:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As a tensor's."""
+        """The shape of the array."""
         return self.values.shape
 
     @property
     def ndim(self) -> int:
-        """As a tensor's."""
+        """The number of dimensions."""
         return self.values.ndim
 
     def reshape(self, *shape: int) -> "Symbolic":
-        """As a tensor's."""
+        """These expressions in another shape."""
         return Symbolic(self.values.reshape(shape))
 
     def flatten(self, start: int = 0) -> "Symbolic":
-        """As a tensor's."""
+        """These expressions with all dimensions from ``start`` on in one."""
         return self.reshape(*self.shape[:start], -1)
 
     def square(self) -> "Symbolic":
-        """As a tensor's."""
+        """The square of each expression."""
         return self**2
 
     def sum(self, dim: int | None = None) -> "Symbolic":
-        """As a tensor's."""
+        """The sum over a dimension, or over everything."""
         return Symbolic(self.values.sum(axis=dim))
 
     def item(self) -> Any:
@@ -145,7 +146,7 @@ class Symbolic:
         if name in _ELEMENTWISE and len(args) == 1:
             return cls(np.vectorize(_ELEMENTWISE[name], otypes=[object])(_values(args[0])))
         raise NotSymbolicError(
-            f"torch's '{name}' isn't known to Symbolic, so nothing is proved about what calls it. "
+            f"torch's '{name}' isn't known to Symbolic, so nothing can be proved about its callers. "
             f"Add it to gftkit_verification.testbeds.symbolic."
         )
 

@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.loops import build_loop
+from gftkit_verification.testbeds.loops.shipped import build_loop
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""

@@ -19,8 +19,8 @@ from gftkit.verify.declaration import claims_of
 from gftkit_plugins.solvers import torchdiffeq, torchsde
 from gftkit_verification.claims.components import integrators
 from gftkit_verification.claims.components.solvers import ode_order
-from gftkit_verification.testbeds.altered_integrators import AlteredIntegrator, own_run
-from gftkit_verification.testbeds.brownian import unit_paths
+from gftkit_verification.testbeds.problems.brownian import unit_paths
+from gftkit_verification.testbeds.slips.integrators import AlteredIntegrator, own_run
 
 REGISTRY = gftkit.load()
 ORDER = 0.35

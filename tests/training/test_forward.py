@@ -15,7 +15,7 @@ from gftkit.runs.schema import Train
 from gftkit.training.descent import OVERFLOWS, Descent
 from gftkit.training.forward import Forward, recompute_activations
 from gftkit.training.optimizer import optimizer_of
-from gftkit_verification.testbeds import loops
+from gftkit_verification.testbeds.loops import shipped as loops
 
 CPU = torch.device("cpu")
 EVENT = (1, 8, 8)

@@ -20,7 +20,7 @@ from gftkit_verification.oracles.affine import (
     path_kl,
 )
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.problems import random_covariance, random_flow
+from gftkit_verification.testbeds.problems.flows import random_covariance, random_flow
 
 RELATIVE = 1e-8  # what the oracles promise
 BETAS = (0.01, 0.1, 1.0, 10.0)

@@ -8,8 +8,8 @@ from gftkit.api import Run
 from gftkit.experiment.building import build_source
 from gftkit.theory import flow
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.loops import LinearModel, build_loop, fit_regression
-from gftkit_verification.testbeds.problems import COUPLINGS, random_flow
+from gftkit_verification.testbeds.loops.shipped import LinearModel, build_loop, fit_regression
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, random_flow
 
 PAIRS = 200_000
 STANDARD_ERRORS = 5.0

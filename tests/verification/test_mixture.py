@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.problems import random_covariance, random_flow
+from gftkit_verification.testbeds.problems.flows import random_covariance, random_flow
 
 ROUND_OFF = 1e-9
 D = 2

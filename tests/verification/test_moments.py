@@ -5,8 +5,8 @@ import torch
 
 import gftkit
 from gftkit_verification.oracles import affine
-from gftkit_verification.testbeds.moments import draw_fine_tunes, gauss_legendre, sigma_points
-from gftkit_verification.testbeds.problems import COUPLINGS, random_flow
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, random_flow
+from gftkit_verification.testbeds.problems.moments import draw_fine_tunes, gauss_legendre, sigma_points
 
 ROUND_OFF = 1e-12
 

@@ -14,7 +14,7 @@ from gftkit.verify.claims import check
 from gftkit.verify.declaration import claims_of
 from gftkit_verification.claims.components import paths
 from gftkit_verification.claims.proofs import paths as path_proofs
-from gftkit_verification.testbeds.symbolic import NotSymbolicError, Symbolic, number
+from gftkit_verification.testbeds.measuring.symbolic import NotSymbolicError, Symbolic, number
 
 ROUND_OFF = 1e-12
 FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "abs", "square", "neg", "reciprocal")

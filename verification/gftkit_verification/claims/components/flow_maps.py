@@ -12,9 +12,15 @@ from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import exact
 from gftkit.verify.declaration import claim, registered
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.flow_maps import DIMENSION, BareLinearPath, ExactFlowMap, FlowMapFamily, Jumper
-from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.problems.flow_maps import (
+    DIMENSION,
+    BareLinearPath,
+    ExactFlowMap,
+    FlowMapFamily,
+    Jumper,
+)
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 COUNT = 40
 JUMPS = (1, 2, 5)

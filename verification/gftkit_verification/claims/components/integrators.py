@@ -15,18 +15,8 @@ from gftkit.sampling.noise import BLOCK, FromGenerator
 from gftkit.verify.claims import Measurement, order, statistical
 from gftkit.verify.declaration import claim_for_each
 from gftkit_verification.claims.components.solvers import AXES, ode_order
-from gftkit_verification.testbeds.altered_integrators import (
-    HIGHER_SLIPS,
-    NOISE_SLIPS,
-    SLIPS,
-    AlteredIntegrator,
-    Run,
-    own_run,
-    scaled_path,
-)
-from gftkit_verification.testbeds.brownian import unit_paths
 from gftkit_verification.testbeds.components import components, each_registered
-from gftkit_verification.testbeds.convergence import (
+from gftkit_verification.testbeds.measuring.convergence import (
     ODE_STEPS,
     SDE_STEPS,
     STRONG_TOLERANCE,
@@ -38,8 +28,18 @@ from gftkit_verification.testbeds.convergence import (
     no_drift,
     solution_errors,
 )
-from gftkit_verification.testbeds.equations import DIMENSION, Equation, Forced, Mixed
-from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems.brownian import unit_paths
+from gftkit_verification.testbeds.problems.equations import DIMENSION, Equation, Forced, Mixed
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips.integrators import (
+    HIGHER_SLIPS,
+    NOISE_SLIPS,
+    SLIPS,
+    AlteredIntegrator,
+    Run,
+    own_run,
+    scaled_path,
+)
 
 FINE = 64
 """Intervals on which the Brownian path of a strong order is known."""

@@ -13,9 +13,9 @@ from gftkit.theory import flow
 from gftkit.verify.claims import exact
 from gftkit.verify.declaration import claim_for_each
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.moments import DIMENSIONS, cpu_generator
-from gftkit_verification.testbeds.path_functions import Flow, Settings, path_settings, swap_ends
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow
+from gftkit_verification.testbeds.problems.moments import DIMENSIONS, cpu_generator
+from gftkit_verification.testbeds.slips.paths import Flow, Settings, path_settings, swap_ends
 
 STEP = 5e-4
 """Of the differences in t: their error is STEP^6/140 times a seventh derivative."""

@@ -12,19 +12,8 @@ from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
 from gftkit.verify.claims import Measurement, order, statistical
 from gftkit.verify.declaration import claim_for_each
-from gftkit_verification.testbeds.altered_solvers import (
-    HIGHER_SLIPS,
-    NOISE_SLIPS,
-    SLIPS,
-    AlteredSolver,
-    Step,
-    own_step,
-    replayed,
-    same_noise,
-    scaled_noise,
-)
 from gftkit_verification.testbeds.components import each_registered
-from gftkit_verification.testbeds.convergence import (
+from gftkit_verification.testbeds.measuring.convergence import (
     ODE_STEPS,
     SDE_STEPS,
     STRONG_TOLERANCE,
@@ -36,8 +25,19 @@ from gftkit_verification.testbeds.convergence import (
     no_drift,
     solution_errors,
 )
-from gftkit_verification.testbeds.equations import DIMENSION, Equation, Forced, Mixed
-from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems.equations import DIMENSION, Equation, Forced, Mixed
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips.solvers import (
+    HIGHER_SLIPS,
+    NOISE_SLIPS,
+    SLIPS,
+    AlteredSolver,
+    Step,
+    own_step,
+    replayed,
+    same_noise,
+    scaled_noise,
+)
 
 FINER = 4
 """How much finer the Brownian path is known than the finest steps of a strong order."""

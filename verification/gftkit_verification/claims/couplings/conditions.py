@@ -14,10 +14,10 @@ from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling, Sampler
 from gftkit.verify import claim, exact, registered, statistical
 from gftkit_verification.claims.couplings.pairs import Pairing
-from gftkit_verification.testbeds.altered_couplings import Assigned, by_first_coordinate, least_assignment
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.pairs import TwoClasses
-from gftkit_verification.testbeds.statistics import cross_fitted_t
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems.pairs import TwoClasses
+from gftkit_verification.testbeds.slips.couplings import Assigned, by_first_coordinate, least_assignment
 
 NAME = "conditional-optimal-transport"
 LIMIT = 1e6

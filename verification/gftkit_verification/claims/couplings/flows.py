@@ -16,10 +16,10 @@ from gftkit.verify import FromRegistry, claim, exact, registered
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import cpu_generator, gauss_legendre
-from gftkit_verification.testbeds.pairs import Function, Joint, affine_regression, covariance, draw_joints
-from gftkit_verification.testbeds.problems import draw_flow
+from gftkit_verification.testbeds.problems.equations import Equation
+from gftkit_verification.testbeds.problems.flows import draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator, gauss_legendre
+from gftkit_verification.testbeds.problems.pairs import Function, Joint, affine_regression, covariance, draw_joints
 
 DIMENSIONS = (2, 5)
 MISS = 1e-5

@@ -13,7 +13,12 @@ from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Coupling
 from gftkit.verify import Measurement, claim, claim_for_each, exact, registered, statistical
 from gftkit_verification.oracles import affine
-from gftkit_verification.testbeds.altered_couplings import (
+from gftkit_verification.testbeds.components import each_registered
+from gftkit_verification.testbeds.measuring.statistics import student_t
+from gftkit_verification.testbeds.problems.flows import GaussianData, draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.problems.pairs import independent_cost, lower_bound
+from gftkit_verification.testbeds.slips.couplings import (
     Assigned,
     Reordered,
     by_norm,
@@ -23,11 +28,6 @@ from gftkit_verification.testbeds.altered_couplings import (
     one_twice,
     with_replacement,
 )
-from gftkit_verification.testbeds.components import each_registered
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.pairs import independent_cost, lower_bound
-from gftkit_verification.testbeds.problems import GaussianData, draw_flow
-from gftkit_verification.testbeds.statistics import student_t
 
 POINTS = 128
 BATCHES = 128

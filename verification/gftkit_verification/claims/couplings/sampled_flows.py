@@ -14,13 +14,13 @@ from gftkit.kernel.registry import Registry
 from gftkit.verify import Measurement, claim, claim_for_each, exact, order, registered
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.altered_solvers import SLIPS, AlteredSolver
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.fitted_flows import DEGREE, LINEAR, FlowFit, distance_to_target, distant_normals
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow
+from gftkit_verification.testbeds.loops.fitted_flows import DEGREE, LINEAR, FlowFit, distance_to_target, distant_normals
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.problems.equations import Equation
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips.solvers import SLIPS, AlteredSolver
 
 STEPS = 24
 POINTS = 40

@@ -15,8 +15,9 @@ from gftkit.verify.claims import Line, Measurement, exact, order
 from gftkit.verify.declaration import FromRegistry, claim, registered
 from gftkit_verification.oracles.gaussian import bures_map
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.altered_solvers import SLIPS, AlteredSolver
-from gftkit_verification.testbeds.euler_error import (
+from gftkit_verification.testbeds.loops.fitted_flows import DEGREE, LINEAR, FlowFit
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.euler_error import (
     FINE,
     AffineGrid,
     Derivatives,
@@ -31,10 +32,9 @@ from gftkit_verification.testbeds.euler_error import (
     predict_acceleration,
     without_rate,
 )
-from gftkit_verification.testbeds.fitted_flows import DEGREE, LINEAR, FlowFit
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, random_covariance, retarget
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, random_covariance, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.slips.solvers import SLIPS, AlteredSolver
 
 STEPS = (6, 12, 24)
 TEMPERATURES = (0.0, 0.5, 3.0)

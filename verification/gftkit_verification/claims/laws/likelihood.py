@@ -14,10 +14,10 @@ from gftkit.kernel.contracts import Drift, Path, Solver
 from gftkit.verify.claims import Measurement, order, statistical
 from gftkit.verify.declaration import claim, registered
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, random_covariance
-from gftkit_verification.testbeds.statistics import student_t
+from gftkit_verification.testbeds.measuring.statistics import student_t
+from gftkit_verification.testbeds.problems.equations import Equation
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, random_covariance
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 STEPS = (8, 16)
 TOLERANCE = 1.2

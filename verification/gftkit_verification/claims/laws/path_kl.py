@@ -6,7 +6,9 @@ from gftkit.kernel.contracts import Path
 from gftkit.verify.claims import Line, Measurement, exact, order
 from gftkit.verify.declaration import claim, registered
 from gftkit_verification.oracles.affine import blend_drifts, gaussian_kl, path_kl
-from gftkit_verification.testbeds.blend_laws import (
+from gftkit_verification.testbeds.measuring.differences import log_slopes, relative_error
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.slips.blend_laws import (
     CONDITIONS,
     POWERS,
     SHIPPED,
@@ -17,9 +19,7 @@ from gftkit_verification.testbeds.blend_laws import (
     end_of,
     start_of,
 )
-from gftkit_verification.testbeds.differences import log_slopes, relative_error
-from gftkit_verification.testbeds.moments import TEMPERATURES, draw_fine_tunes, rho_of
-from gftkit_verification.testbeds.objective_functions import BLENDS, replace_each
+from gftkit_verification.testbeds.slips.objective import BLENDS, replace_each
 
 
 @claim(

@@ -21,7 +21,16 @@ from gftkit_verification.oracles.affine import (
     squared_gap,
 )
 from gftkit_verification.oracles.gaussian import Affine
-from gftkit_verification.testbeds.blend_laws import (
+from gftkit_verification.testbeds.measuring.differences import log_slopes, relative_error
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import (
+    TEMPERATURES,
+    cpu_generator,
+    draw_fine_tunes,
+    gauss_legendre,
+    rho_of,
+)
+from gftkit_verification.testbeds.slips.blend_laws import (
     CONDITIONS,
     POWERS,
     SHIPPED,
@@ -33,16 +42,7 @@ from gftkit_verification.testbeds.blend_laws import (
     end_of,
     start_of,
 )
-from gftkit_verification.testbeds.differences import log_slopes, relative_error
-from gftkit_verification.testbeds.moments import (
-    TEMPERATURES,
-    cpu_generator,
-    draw_fine_tunes,
-    gauss_legendre,
-    rho_of,
-)
-from gftkit_verification.testbeds.objective_functions import BLENDS, replace_each
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.slips.objective import BLENDS, replace_each
 
 COLD = (1e-4, 2e-4)
 """Temperatures where a terminal error is its first-order response."""

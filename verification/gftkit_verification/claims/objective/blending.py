@@ -11,9 +11,9 @@ from gftkit.sampling import integrate
 from gftkit.verify import claim, order, registered
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
-from gftkit_verification.testbeds.equations import Equation
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.equations import Equation
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 TEMPERATURES = (0.3, 3.0, 30.0)
 STEPS = 12

@@ -10,8 +10,8 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit.verify import Line, Measurement, claim, exact, order, registered
-from gftkit_verification.testbeds.differences import relative_difference, relative_error
-from gftkit_verification.testbeds.moments import (
+from gftkit_verification.testbeds.measuring.differences import relative_difference, relative_error
+from gftkit_verification.testbeds.problems.moments import (
     TEMPERATURES,
     FineTune,
     cpu_generator,
@@ -19,7 +19,7 @@ from gftkit_verification.testbeds.moments import (
     gauss_legendre,
     sigma_points,
 )
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.slips.objective import (
     CONDITIONS,
     GOALS,
     OBJECTIVE,

@@ -7,9 +7,8 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Path
 from gftkit.theory.objective import blended_loss, penalty_loss, retention, squared_norm
 from gftkit.verify import Measurement, claim, exact, registered
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.gradients import (
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.measuring.gradients import (
     AXES,
     DIMENSIONS,
     LABEL_SLIPS,
@@ -27,9 +26,10 @@ from gftkit_verification.testbeds.gradients import (
     network,
     outputs,
 )
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import draw_flow
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.problems.flows import draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 CONDITIONS = "Gaussian flows, d = 2, 3, 5, both couplings; a network of one hidden layer; beta 0.01 to 30."
 

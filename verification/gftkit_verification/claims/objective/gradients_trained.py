@@ -15,10 +15,11 @@ from gftkit.theory.predictions import label_noise
 from gftkit.training.steps import Steps
 from gftkit.verify import REGISTRY, Measurement, claim, exact, registered, statistical
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.differences import relative_difference, relative_error
-from gftkit_verification.testbeds.fine_tunes import FineTunes
-from gftkit_verification.testbeds.gradients import (
+from gftkit_verification.testbeds.loops.fine_tunes import FineTunes
+from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, build_loop, step_gradient
+from gftkit_verification.testbeds.loops.side_by_side import Regressions, draw_regressions, weight_of
+from gftkit_verification.testbeds.measuring.differences import relative_difference, relative_error
+from gftkit_verification.testbeds.measuring.gradients import (
     AXES,
     LABEL_SLIPS,
     TEMPERATURES,
@@ -28,12 +29,10 @@ from gftkit_verification.testbeds.gradients import (
     draw_problem,
     draw_weight,
 )
-from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
-from gftkit_verification.testbeds.side_by_side import Regressions, draw_regressions, weight_of
-from gftkit_verification.testbeds.slips import LoopBuilder
-from gftkit_verification.testbeds.statistics import cross_fitted_t
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.slips import losses as slips
 
 TRAINED = "Gaussian flow, d = 2, independent coupling; drift `mlp`, 2 x 32, trained by the loop; beta 0.01 to 30."
 

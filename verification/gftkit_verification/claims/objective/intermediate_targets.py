@@ -14,17 +14,25 @@ from gftkit_verification.claims.objective.velocity_gap import affine_paths
 from gftkit_verification.oracles.affine import blend_drifts, bures_wasserstein, collocate, gaussian_kl, squared_gap
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.blend_laws import CONDITIONS, TOO_CLOSE, G, Law, chain_law, drifts_of, start_of
-from gftkit_verification.testbeds.differences import log_slopes, relative_difference
-from gftkit_verification.testbeds.moments import TEMPERATURES, cpu_generator, draw_fine_tunes, rho_of
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.measuring.differences import log_slopes, relative_difference
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, cpu_generator, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.slips.blend_laws import (
+    CONDITIONS,
+    TOO_CLOSE,
+    G,
+    Law,
+    chain_law,
+    drifts_of,
+    start_of,
+)
+from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
     OBJECTIVE,
     SIGN,
     ObjectiveFunctions,
     objective_slips,
 )
-from gftkit_verification.testbeds.problems import random_covariance
 
 LEAST_KL = 1e-3
 """The KL of the blend's law from the geometric mixture that must be reached where Delta depends on x."""

@@ -11,11 +11,17 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory.objective import blended_loss, penalty_loss, retention, squared_norm
 from gftkit.theory.predictions import label_noise
 from gftkit.verify import Measurement, claim, exact, registered
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.differences import relative_error
-from gftkit_verification.testbeds.gradients import AXES, LOSS_SLIPS, TEMPERATURES, Linear, draw_linear_problems
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.measuring.differences import relative_error
+from gftkit_verification.testbeds.measuring.gradients import (
+    AXES,
+    LOSS_SLIPS,
+    TEMPERATURES,
+    Linear,
+    draw_linear_problems,
+)
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 CONDITIONS = "W phi, phi = (1, t, x, t x); Gaussian flows, d = 2, 3, 5, both couplings; 60 samples as the population."
 STEPS = 4

@@ -6,9 +6,9 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Path
 from gftkit.theory import objective
 from gftkit.verify import claim, exact, registered
-from gftkit_verification.testbeds.differences import relative_difference, relative_error
-from gftkit_verification.testbeds.moments import FineTune, cpu_generator
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.measuring.differences import relative_difference, relative_error
+from gftkit_verification.testbeds.problems.moments import FineTune, cpu_generator
+from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
     CONDITIONS,
     GOALS,

@@ -11,8 +11,8 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory.objective import penalty_loss, retention, shared_loss, squared_norm
 from gftkit.theory.predictions import sharing_noise
 from gftkit.verify import claim, exact, registered
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.gradients import (
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.measuring.gradients import (
     Problem,
     draw_problems,
     draw_weights,
@@ -20,7 +20,7 @@ from gftkit_verification.testbeds.gradients import (
     network,
     outputs,
 )
-from gftkit_verification.testbeds.moments import cpu_generator
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 SharedLoss = Callable[..., Tensor]
 """(drift, target, anchor, chosen, share, temperature, weight=) -> (batch,), as ``gftkit.theory.shared_loss``."""

@@ -16,10 +16,16 @@ from gftkit.verify import FromRegistry, Line, Measurement, claim, exact, registe
 from gftkit_verification.oracles.affine import NODES, Blend, blend_drifts, collocate, gaussian_kl
 from gftkit_verification.oracles.gaussian import Affine, GaussianFlow
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.differences import relative_error
-from gftkit_verification.testbeds.moments import TEMPERATURES, cpu_generator, gauss_legendre, rho_of, sigma_points
-from gftkit_verification.testbeds.objective_functions import BLENDS, replace_each
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.measuring.differences import relative_error
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import (
+    TEMPERATURES,
+    cpu_generator,
+    gauss_legendre,
+    rho_of,
+    sigma_points,
+)
+from gftkit_verification.testbeds.slips.objective import BLENDS, replace_each
 
 EARLY = 1e-6
 """The start of the SDEs with g^2 = 2/k: at 0 their noise is infinite. They forget the start as t/EARLY grows."""

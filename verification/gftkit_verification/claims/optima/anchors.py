@@ -7,10 +7,10 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import objective
 from gftkit.theory.objective import penalty_loss
 from gftkit.verify import claim, exact, registered
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import TEMPERATURES, draw_fine_tunes, rho_of
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
     CONDITIONS,
     GOALS,

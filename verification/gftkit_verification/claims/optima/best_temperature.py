@@ -12,10 +12,10 @@ from gftkit.theory import flow as paths
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.theory.predictions import best_temperature, error_with_noise
 from gftkit.verify import Measurement, claim, exact, registered
-from gftkit_verification.testbeds.differences import relative_error
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
-from gftkit_verification.testbeds.sgd import TEMPERATURES
+from gftkit_verification.testbeds.measuring.differences import relative_error
+from gftkit_verification.testbeds.measuring.sgd import TEMPERATURES
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 DIMENSIONS = (2, 3, 5)
 CONDITIONS = "50 states of Gaussian flows as the population, d = 2, 3, 5, both couplings; beta 0.01 to 30."

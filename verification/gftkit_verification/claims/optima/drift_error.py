@@ -10,9 +10,9 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import objective
 from gftkit.verify import Line, Measurement, claim, exact, order, registered
 from gftkit_verification.oracles import affine
-from gftkit_verification.testbeds.differences import log_slopes, relative_error
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, draw_fine_tunes, rho_of
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.measuring.differences import log_slopes, relative_error
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, FineTune, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
     CONDITIONS,
     GOALS,

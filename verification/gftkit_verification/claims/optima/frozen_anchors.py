@@ -11,9 +11,9 @@ from gftkit.networks.anchor import AdaptersOffAnchor, FrozenAnchor
 from gftkit.theory import objective
 from gftkit.theory.objective import blended_loss
 from gftkit.verify import claim, exact
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import DIMENSIONS, TEMPERATURES, cpu_generator
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.problems.moments import DIMENSIONS, TEMPERATURES, cpu_generator
 
 Drift = Callable[[Tensor, Tensor], Tensor]
 MakeAnchor = Callable[[nn.Module], Drift]

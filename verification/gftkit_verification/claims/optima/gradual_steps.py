@@ -9,9 +9,9 @@ from gftkit.kernel.contracts import Path, Schedule
 from gftkit.kernel.registry import Registry
 from gftkit.verify import FromRegistry, claim, exact, registered
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.differences import relative_error
-from gftkit_verification.testbeds.moments import FineTune, draw_fine_tunes, rho_of
-from gftkit_verification.testbeds.objective_functions import (
+from gftkit_verification.testbeds.measuring.differences import relative_error
+from gftkit_verification.testbeds.problems.moments import FineTune, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
     CONDITIONS,
     OBJECTIVE,

@@ -14,12 +14,11 @@ from gftkit.theory.predictions import best_temperature, error_with_noise
 from gftkit.verify import REGISTRY, Measurement, claim, registered, statistical
 from gftkit_verification.oracles.affine import drift_gap
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, GaussianFlow
-from gftkit_verification.testbeds.loops import build_loop
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
-from gftkit_verification.testbeds.sgd import LOOP_SLIPS, TEMPERATURES, standardised_error
-from gftkit_verification.testbeds.side_by_side import Finite, Regressions, draw_regressions, weight_of
-from gftkit_verification.testbeds.slips import LoopBuilder
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder, build_loop
+from gftkit_verification.testbeds.loops.side_by_side import Finite, Regressions, draw_regressions, weight_of
+from gftkit_verification.testbeds.measuring.sgd import LOOP_SLIPS, TEMPERATURES, standardised_error
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
 
 DIMENSIONS = (2, 3, 5)
 PAIRS = 4000

@@ -8,8 +8,8 @@ import sympy
 
 from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
-from gftkit_verification.testbeds.proofs import BETA, PRE, RHO, TGT, G, W, event, only, proof
-from gftkit_verification.testbeds.symbolic import Symbolic
+from gftkit_verification.testbeds.measuring.proofs import BETA, PRE, RHO, TGT, G, W, event, only, proof
+from gftkit_verification.testbeds.measuring.symbolic import Symbolic
 
 B, LABEL = event("b"), event("y")
 WEIGHT: Any = Symbolic([W])

@@ -11,9 +11,9 @@ from torch import Tensor
 from gftkit.kernel.contracts import Path
 from gftkit.kernel.registry import Registry
 from gftkit.theory import flow
-from gftkit_verification.testbeds.path_functions import WEIGHTS, Flow, Settings, path_settings, scored
-from gftkit_verification.testbeds.proofs import G, T, only, proof
-from gftkit_verification.testbeds.symbolic import Symbolic
+from gftkit_verification.testbeds.measuring.proofs import G, T, only, proof
+from gftkit_verification.testbeds.measuring.symbolic import Symbolic
+from gftkit_verification.testbeds.slips.paths import WEIGHTS, Flow, Settings, path_settings, scored
 
 X0, X1, EPS = sympy.symbols("x0 x1 epsilon", real=True)
 PAIR: Any = (Symbolic([T]), Symbolic([[X0]]), Symbolic([[X1]]))

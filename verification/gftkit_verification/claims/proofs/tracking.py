@@ -8,7 +8,7 @@ import sympy
 
 from gftkit.theory import objective
 from gftkit.theory.objective import squared_norm
-from gftkit_verification.testbeds.proofs import BETA, PRE, RHO, TGT, only, proof
+from gftkit_verification.testbeds.measuring.proofs import BETA, PRE, RHO, TGT, only, proof
 
 S, U, RATE = sympy.symbols("s u lambda", positive=True)
 

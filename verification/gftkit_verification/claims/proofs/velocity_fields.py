@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gftkit.theory import flow, objective, predictions
-from gftkit_verification.testbeds.proofs import BETA, RHO, G, T, only, proof
-from gftkit_verification.testbeds.symbolic import Symbolic
+from gftkit_verification.testbeds.measuring.proofs import BETA, RHO, G, T, only, proof
+from gftkit_verification.testbeds.measuring.symbolic import Symbolic
 
 PLACE = sympy.symbols("x y", real=True)
 SMOOTH = "For all smooth fields in two dimensions: undefined functions of (t, x, y)."

@@ -17,15 +17,14 @@ from gftkit.theory.predictions import sharing_noise
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Measurement, exact, statistical
 from gftkit.verify.declaration import REGISTRY, claim
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.altered_loops import tampered
-from gftkit_verification.testbeds.fine_tunes import FineTunes
-from gftkit_verification.testbeds.gradients import draw_weight
-from gftkit_verification.testbeds.loops import LinearModel, build_loop, step_gradient
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed, rho_of
-from gftkit_verification.testbeds.problems import draw_flow
-from gftkit_verification.testbeds.slips import LoopBuilder
-from gftkit_verification.testbeds.statistics import cross_fitted_t, student_t
+from gftkit_verification.testbeds.loops.fine_tunes import FineTunes
+from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, build_loop, step_gradient
+from gftkit_verification.testbeds.measuring.gradients import draw_weight
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t, student_t
+from gftkit_verification.testbeds.problems.flows import draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed, rho_of
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.loops import tampered
 
 Choice = tuple[Tensor | None, float]
 """The chosen samples and their share, as the loop draws them."""

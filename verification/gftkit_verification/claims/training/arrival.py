@@ -16,7 +16,7 @@ from gftkit.verify.declaration import REGISTRY, claim
 from gftkit_verification.monitors import memorisation
 from gftkit_verification.monitors.memorisation.monitor import BATCHES
 from gftkit_verification.oracles.empirical import EmpiricalFlow
-from gftkit_verification.testbeds.moments import TEMPERATURES, cpu_generator
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, cpu_generator
 
 POINTS, STATES = 7, 16 * BATCHES
 """Data of the memorising drift, and states at which it is compared."""

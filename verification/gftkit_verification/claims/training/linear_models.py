@@ -16,7 +16,11 @@ from gftkit.training.steps import Steps
 from gftkit.verify.claims import Measurement, exact, statistical
 from gftkit.verify.declaration import REGISTRY, claim, registered
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.testbeds.altered_loops import (
+from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.slips.loops import (
     Backwards,
     Noiseless,
     SwappedEnds,
@@ -29,10 +33,6 @@ from gftkit_verification.testbeds.altered_loops import (
     tampered,
     upper_half,
 )
-from gftkit_verification.testbeds.loops import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
-from gftkit_verification.testbeds.statistics import cross_fitted_t
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 5.0, 30.0)
 BATCH, STEPS = 512, 60

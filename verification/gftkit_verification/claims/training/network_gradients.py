@@ -13,11 +13,7 @@ from gftkit.theory import objective
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import statistical
 from gftkit.verify.declaration import FromRegistry, claim
-from gftkit_verification.testbeds.loops import build_loop
-from gftkit_verification.testbeds.moments import draw_seed, rho_of
-from gftkit_verification.testbeds.problems import COUPLINGS
-from gftkit_verification.testbeds.statistics import cross_fitted_t
-from gftkit_verification.testbeds.studies import (
+from gftkit_verification.testbeds.loops.networks import (
     BATCH,
     CONSTANT,
     SHORT,
@@ -29,6 +25,10 @@ from gftkit_verification.testbeds.studies import (
     draw_states,
     linear_study,
 )
+from gftkit_verification.testbeds.loops.shipped import build_loop
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
+from gftkit_verification.testbeds.problems.flows import COUPLINGS
+from gftkit_verification.testbeds.problems.moments import draw_seed, rho_of
 
 BATCHES = 40
 """Independent batches of gradients."""

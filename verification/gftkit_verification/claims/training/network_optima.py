@@ -18,15 +18,10 @@ from gftkit.training.steps import Steps
 from gftkit.verify.claims import Line, Measurement, order
 from gftkit.verify.declaration import FromRegistry, claim
 from gftkit_verification.oracles.gaussian import CouplingName
-from gftkit_verification.testbeds.altered_loops import at_temperature, tampered
-from gftkit_verification.testbeds.loops import build_loop
-from gftkit_verification.testbeds.moments import draw_seed, rho_of
-from gftkit_verification.testbeds.studies import (
+from gftkit_verification.testbeds.loops.networks import (
     BATCH,
     CONSTANT,
-    INVERSE,
     PROBLEMS,
-    SHARED,
     SHORT,
     STATES,
     STEPS,
@@ -42,6 +37,9 @@ from gftkit_verification.testbeds.studies import (
     take_steps,
     worst_comparison,
 )
+from gftkit_verification.testbeds.loops.shipped import build_loop
+from gftkit_verification.testbeds.problems.moments import draw_seed, rho_of
+from gftkit_verification.testbeds.slips.loops import INVERSE_TEMPERATURE, SHARED_WEIGHTS, at_temperature, tampered
 
 STAGES = (4.0, 1.0, 0.3, 0.0)
 STAGE = 400
@@ -62,8 +60,8 @@ HELD_OUT = 100_000
     subject=Prediction(predictions.drift_error),
     bound=order(0.05),
     mutants={
-        "1/(1 + beta) for beta/(1 + beta)": Prediction(predictions.drift_error, INVERSE),
-        "anchor that shares the weights": Prediction(predictions.drift_error, SHARED),
+        "1/(1 + beta) for beta/(1 + beta)": Prediction(predictions.drift_error, INVERSE_TEMPERATURE),
+        "anchor that shares the weights": Prediction(predictions.drift_error, SHARED_WEIGHTS),
         "rho for beta": Prediction(predictions.drift_error, at_temperature(rho_of)),
         "rho^2 for rho": Prediction(lambda rho, gap: predictions.drift_error(rho**2, gap)),
     },
@@ -212,7 +210,7 @@ def _resetting(loop: Steps) -> Callable[[int], float]:
     subject=Prediction(predictions.step_between_optima),
     bound=order(0.1),
     mutants={
-        "anchor that shares the weights": Prediction(predictions.step_between_optima, SHARED),
+        "anchor that shares the weights": Prediction(predictions.step_between_optima, SHARED_WEIGHTS),
         "anchor reset at each stage": Prediction(predictions.step_between_optima, tampered("temperature", _resetting)),
         "squared retentions": Prediction(
             lambda before, after, gap: predictions.step_between_optima(before**2, after**2, gap)

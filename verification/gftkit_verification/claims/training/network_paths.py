@@ -13,13 +13,9 @@ from gftkit.theory import predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.verify.claims import Line, Measurement, order
 from gftkit.verify.declaration import FromRegistry, claim
-from gftkit_verification.testbeds.loops import build_loop
-from gftkit_verification.testbeds.moments import draw_seed, rho_of
-from gftkit_verification.testbeds.studies import (
+from gftkit_verification.testbeds.loops.networks import (
     CONSTANT,
-    INVERSE,
     PROBLEMS,
-    SHARED,
     STEPS,
     TRAINED,
     TWO,
@@ -28,6 +24,9 @@ from gftkit_verification.testbeds.studies import (
     compare_with_power,
     worst_comparison,
 )
+from gftkit_verification.testbeds.loops.shipped import build_loop
+from gftkit_verification.testbeds.problems.moments import draw_seed, rho_of
+from gftkit_verification.testbeds.slips.loops import INVERSE_TEMPERATURE, SHARED_WEIGHTS
 
 PATHS, PATH_STEPS = 500, 40
 """Of a simulation."""
@@ -48,8 +47,8 @@ def _bridge_study(registry: Registry) -> Study:
     subject=Prediction(predictions.path_kl),
     bound=order(0.1),
     mutants={
-        "1/(1 + beta) for beta/(1 + beta)": Prediction(predictions.path_kl, INVERSE),
-        "anchor that shares the weights": Prediction(predictions.path_kl, SHARED),
+        "1/(1 + beta) for beta/(1 + beta)": Prediction(predictions.path_kl, INVERSE_TEMPERATURE),
+        "anchor that shares the weights": Prediction(predictions.path_kl, SHARED_WEIGHTS),
         "rho for rho^2": Prediction(lambda rho, pretrained: rho * pretrained),
     },
     conditions=f"{TRAINED}; Brownian bridge of scale {SCALE} up to t = {1 - DELTA}, {TWO}; {CONSTANT}; {STEPS} "

@@ -12,12 +12,10 @@ from gftkit.kernel.registry import Registry
 from gftkit.theory.objective import blend, blended_loss, penalty_loss, retention
 from gftkit.verify.claims import Measurement, exact, statistical
 from gftkit.verify.declaration import REGISTRY, claim
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.sgd import (
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder, build_loop
+from gftkit_verification.testbeds.loops.side_by_side import Regressions, draw_regressions, weight_of
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.measuring.sgd import (
     LOOP_SLIPS,
     SIGMA,
     TEMPERATURES,
@@ -26,8 +24,10 @@ from gftkit_verification.testbeds.sgd import (
     standardised_error,
     stationary,
 )
-from gftkit_verification.testbeds.side_by_side import Regressions, draw_regressions, weight_of
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 LOSS_SLIPS = {
     "target and anchor swapped": slips.swapped,

@@ -11,10 +11,9 @@ from gftkit.kernel.registry import Registry
 from gftkit.theory.objective import blended_loss, penalty_loss, retention
 from gftkit.verify.claims import Measurement, exact, order
 from gftkit.verify.declaration import FromRegistry, claim, claim_for_each, registered
-from gftkit_verification.testbeds import slips
 from gftkit_verification.testbeds.components import components, each_registered
-from gftkit_verification.testbeds.loops import Constant
-from gftkit_verification.testbeds.modes import (
+from gftkit_verification.testbeds.loops.shipped import Constant
+from gftkit_verification.testbeds.measuring.modes import (
     MODES,
     RisingSchedule,
     SlowSchedule,
@@ -23,8 +22,9 @@ from gftkit_verification.testbeds.modes import (
     draw_rates,
     predicted_share,
 )
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 STEPS = 60
 """Of gradient flow."""

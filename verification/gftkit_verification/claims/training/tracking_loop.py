@@ -13,12 +13,12 @@ from gftkit.verify.claims import Line, Measurement, statistical
 from gftkit.verify.declaration import REGISTRY, claim, registered
 from gftkit_verification.claims.training.tracking import AXES, LINEAR
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.loops import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import COUPLINGS, GaussianData, draw_flow, retarget
-from gftkit_verification.testbeds.side_by_side import weight_of
-from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
+from gftkit_verification.testbeds.loops.side_by_side import weight_of
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
+from gftkit_verification.testbeds.slips import losses as slips
 
 REPLICAS, LEARNING = 32, 40
 """Runs of the loop, and their steps."""

@@ -14,13 +14,13 @@ from gftkit.theory import predictions
 from gftkit.verify.claims import Measurement, order, statistical
 from gftkit.verify.declaration import REGISTRY, FromRegistry, claim, registered
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
-from gftkit_verification.testbeds.altered_solvers import NOISE_SLIPS, SLIPS, AlteredSolver
-from gftkit_verification.testbeds.bridges import Bridge, Closed, PairDrift
-from gftkit_verification.testbeds.fitted_flows import STEPS, FlowFit, distance_to_target, distant_normals
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import draw_flow
-from gftkit_verification.testbeds.statistics import cross_fitted_t
+from gftkit_verification.testbeds.loops.fitted_flows import STEPS, FlowFit, distance_to_target, distant_normals
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
+from gftkit_verification.testbeds.problems.bridges import Bridge, Closed, PairDrift
+from gftkit_verification.testbeds.problems.flows import draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips.solvers import NOISE_SLIPS, SLIPS, AlteredSolver
 
 TRAIN = Train(steps=1500, batch_size=256, learning_rate=0.15, decay="cosine", clip=None)
 """Longer than for paths without noise, whose labels have less of it."""

@@ -18,13 +18,13 @@ from gftkit.verify.declaration import FromRegistry, claim_for_each, registered
 from gftkit_verification.oracles.affine import bures_wasserstein
 from gftkit_verification.oracles.gaussian import GaussianFlow
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.chosen_noise import SLIPS, Sampling, UnitNoise, no_noise, without_closing_step
 from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.fitted_flows import DEGREE, LINEAR, FlowFit
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.loops.fitted_flows import DEGREE, LINEAR, FlowFit
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.slips.noise import SLIPS, Sampling, UnitNoise, no_noise, without_closing_step
 
 CHAINS = (16, 32)
 """Steps of the chains whose moments are computed; both give the limit up to O(h^3), where g is smooth."""

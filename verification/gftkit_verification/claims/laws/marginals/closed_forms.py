@@ -15,10 +15,10 @@ from gftkit.verify.declaration import REGISTRY, claim, registered
 from gftkit_verification.oracles.affine import Blend, blend_drifts, bures_wasserstein, collocate
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift, Diffusion, scale_column
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.blend_laws import CONDITIONS, G, start_of
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, cpu_generator, draw_fine_tunes
-from gftkit_verification.testbeds.objective_functions import replace_each
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, FineTune, cpu_generator, draw_fine_tunes
+from gftkit_verification.testbeds.slips.blend_laws import CONDITIONS, G, start_of
+from gftkit_verification.testbeds.slips.objective import replace_each
 
 
 @dataclass(frozen=True)

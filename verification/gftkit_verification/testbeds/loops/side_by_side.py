@@ -12,8 +12,8 @@ from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import Train
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import square_root
-from gftkit_verification.testbeds.problems import random_covariance
-from gftkit_verification.testbeds.slips import LoopBuilder
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder
+from gftkit_verification.testbeds.problems.flows import random_covariance
 
 
 class RegressionPath:

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.verify.claims import Measurement
-from gftkit_verification.testbeds.equations import DIMENSION, Equation, Mixed, Scaled
-from gftkit_verification.testbeds.moments import cpu_generator
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.problems.equations import DIMENSION, Equation, Mixed, Scaled
+from gftkit_verification.testbeds.problems.flows import random_covariance
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
 ODE_STEPS = (10, 20, 40)
 SDE_STEPS = (8, 16, 32)

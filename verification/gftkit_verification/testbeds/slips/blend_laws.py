@@ -11,8 +11,8 @@ from torch import Tensor
 from gftkit.theory import objective, predictions
 from gftkit_verification.oracles.affine import Blend
 from gftkit_verification.oracles.gaussian import AffineDrift, Diffusion
-from gftkit_verification.testbeds.moments import TEMPERATURES, FineTune, rho_of
-from gftkit_verification.testbeds.objective_functions import BLENDS, keep_share
+from gftkit_verification.testbeds.problems.moments import TEMPERATURES, FineTune, rho_of
+from gftkit_verification.testbeds.slips.objective import BLENDS, keep_share
 
 G = 0.8
 """Noise scale of the SDEs."""

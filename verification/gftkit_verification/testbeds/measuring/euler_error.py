@@ -11,7 +11,7 @@ from gftkit.sampling import integrate
 from gftkit.theory import objective, predictions
 from gftkit.verify.claims import Line
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.equations import Equation
+from gftkit_verification.testbeds.problems.equations import Equation
 
 FINE = 12
 """Runge-Kutta steps of a reference."""

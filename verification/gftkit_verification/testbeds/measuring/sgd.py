@@ -8,10 +8,10 @@ from torch import Tensor
 
 from gftkit.theory.objective import blend
 from gftkit_verification.oracles.gaussian import square_root
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.side_by_side import Regressions
-from gftkit_verification.testbeds.slips import Loss
-from gftkit_verification.testbeds.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.loops.side_by_side import Regressions
+from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t, equalise_columns
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SIGMA = 0.7

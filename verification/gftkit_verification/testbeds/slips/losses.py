@@ -7,8 +7,7 @@ from torch import Tensor
 
 from gftkit.theory.objective import blended_loss, retention, squared_norm
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.loops import LoopBuilder as LoopBuilder
-from gftkit_verification.testbeds.loops import build_loop
+from gftkit_verification.testbeds.loops.shipped import build_loop
 
 Loss = Callable[..., Tensor]
 """(drift, target, anchor, temperature) -> (batch,), like ``gftkit.theory.objective.blended_loss``."""

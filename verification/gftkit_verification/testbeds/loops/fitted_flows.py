@@ -13,9 +13,9 @@ from gftkit.sampling import integrate
 from gftkit.theory import flow
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.loops import build_loop
-from gftkit_verification.testbeds.moments import cpu_generator, draw_seed
-from gftkit_verification.testbeds.problems import GaussianData, draw_flow
+from gftkit_verification.testbeds.loops.shipped import build_loop
+from gftkit_verification.testbeds.problems.flows import GaussianData, draw_flow
+from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed
 
 LINEAR = Train(steps=600, batch_size=128, learning_rate=0.15, decay="cosine", clip=None)
 """Of a model that is linear in its parameters."""

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Drift, Integrator, Solver
 from gftkit.sampling import integrate
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.problems.flows import random_covariance
 
 DIMENSION = 3
 

@@ -12,7 +12,7 @@ from torch import Generator
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Measurement, exact
 from gftkit.verify.declaration import claim, claim_for_each
-from gftkit_verification.testbeds.symbolic import Symbolic
+from gftkit_verification.testbeds.measuring.symbolic import Symbolic
 
 POINTS, DIGITS = 3, 30
 """Random points, and digits there, at which a residual is evaluated before algebra is tried."""

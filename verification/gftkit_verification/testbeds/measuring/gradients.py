@@ -13,11 +13,11 @@ from gftkit.theory.objective import blended_loss, penalty_loss, retention
 from gftkit.theory.predictions import label_noise
 from gftkit.verify.claims import Measurement
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds import slips
-from gftkit_verification.testbeds.differences import relative_difference
-from gftkit_verification.testbeds.loops import LinearModel
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.loops.shipped import LinearModel
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.slips import losses as slips
+from gftkit_verification.testbeds.slips.losses import Loss
 
 TEMPERATURES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DIMENSIONS = (2, 3, 5)

@@ -147,7 +147,7 @@ class Symbolic:
             return cls(np.vectorize(_ELEMENTWISE[name], otypes=[object])(_values(args[0])))
         raise NotSymbolicError(
             f"torch's '{name}' isn't known to Symbolic, so nothing can be proved about its callers. "
-            f"Add it to gftkit_verification.testbeds.symbolic."
+            f"Add it to gftkit_verification.testbeds.measuring.symbolic."
         )
 
 

@@ -20,10 +20,9 @@ from gftkit.theory.objective import squared_norm
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Line, Measurement
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
-from gftkit_verification.testbeds.altered_loops import at_temperature, shared_weights, tampered
-from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
-from gftkit_verification.testbeds.moments import draw_seed, rho_of
-from gftkit_verification.testbeds.problems import GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder, build_loop
+from gftkit_verification.testbeds.problems.flows import GaussianData, draw_flow, retarget
+from gftkit_verification.testbeds.problems.moments import draw_seed, rho_of
 
 WIDTH, DEPTH, BATCH = 48, 2, 256
 PRETRAINING = Train(steps=400, batch_size=BATCH, learning_rate=5e-3, decay="cosine", clip=None)
@@ -49,10 +48,6 @@ TRAINED = (
 CONSTANT = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}"
 TWO = "dimension 2 with independent and 4 with optimal coupling"
 """Parts of the conditions of claims."""
-
-INVERSE = at_temperature(lambda beta: 1 / beta)
-SHARED = tampered("anchor", shared_weights)
-"""Loops with a slip."""
 
 
 class Study:

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Diffusion, Jump
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.problems.flows import random_covariance
 
 DIMENSION = 3
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Schedule
 from gftkit.theory.objective import retention
-from gftkit_verification.testbeds.slips import Loss
+from gftkit_verification.testbeds.slips.losses import Loss
 
 MODES = 4
 

@@ -11,8 +11,8 @@ from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import Train
 from gftkit.training.steps import Steps
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.problems import GaussianData
-from gftkit_verification.testbeds.slips import LoopBuilder
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder
+from gftkit_verification.testbeds.problems.flows import GaussianData
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import flow, objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit_verification.oracles.affine import Blend
-from gftkit_verification.testbeds.moments import DIMENSIONS, TEMPERATURES, FineTune, draw_fine_tunes, rho_of
+from gftkit_verification.testbeds.problems.moments import DIMENSIONS, TEMPERATURES, FineTune, draw_fine_tunes, rho_of
 
 CONDITIONS = (
     f"Gaussian problems of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; linear path; "

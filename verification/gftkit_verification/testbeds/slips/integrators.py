@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import BrownianPath, Diffusion, Field, Integrator
-from gftkit_verification.testbeds.brownian import ScaledPath
+from gftkit_verification.testbeds.problems.brownian import ScaledPath
 
 Run = Callable[[Integrator, Field, Diffusion | None, Sequence[float], Tensor, BrownianPath | None], Iterator[Tensor]]
 """A solver's integration, with the solver itself in front."""

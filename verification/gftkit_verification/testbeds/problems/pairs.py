@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Batch, Path
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map, square_root
-from gftkit_verification.testbeds.problems import draw_flow
+from gftkit_verification.testbeds.problems.flows import draw_flow
 
 Function = Callable[[Path, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A function of gftkit.theory.flow: (path, t, x0, x1, noise) -> a value for each pair."""

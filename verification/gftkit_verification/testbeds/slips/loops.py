@@ -10,7 +10,7 @@ from gftkit.runs.schema import Config
 from gftkit.theory import flow
 from gftkit.theory.objective import Form
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.loops import LoopBuilder, build_loop
+from gftkit_verification.testbeds.loops.shipped import LoopBuilder, build_loop
 
 
 def tampered(name: str, value: Callable[[Steps], Any], form: Form | None = None) -> LoopBuilder:
@@ -117,3 +117,10 @@ def faster(loop: Steps, factor: float) -> Config:
 def shared_weights(loop: Steps) -> Callable[[Tensor, Tensor], Tensor]:
     """An anchor of the weights that are trained."""
     return lambda t, x: loop.drift(t, x).detach()
+
+
+INVERSE_TEMPERATURE = at_temperature(lambda beta: 1 / beta)
+"""The loop with 1/(1 + beta) for beta/(1 + beta)."""
+
+SHARED_WEIGHTS = tampered("anchor", shared_weights)
+"""The loop with an anchor that shares the weights."""

@@ -13,7 +13,7 @@ from gftkit.kernel.contracts import Path
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
-from gftkit_verification.testbeds.problems import COUPLINGS, draw_flow, retarget
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
 
 DIMENSIONS = (2, 3, 5)
 

@@ -77,7 +77,7 @@ def sample(
         label=label,
         weights=weights_of(weights),
         guidance=guidance,
-        given=None if conditions is None else read_conditions(conditions),
+        conditions=None if conditions is None else read_conditions(conditions),
         temperature=temperature,
         precision=cast("Precision", precision),
         batch_size=batch_size,

@@ -42,7 +42,7 @@ class Request:
     label: int | None = None
     weights: Weights = "ema"
     guidance: float | None = None
-    given: Mapping[str, Tensor] | None = None
+    conditions: Mapping[str, Tensor] | None = None
     temperature: float = 0.0
     precision: Precision = "float32"
     batch_size: int = BATCH_SIZE
@@ -123,7 +123,7 @@ class Sampler:
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(
-            drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
+            drift, request.conditions, request.label, self.facts.classes, self.facts.condition_shapes
         )
         self._source = build_source(config.source, self.facts.event_shape, registry)
         self._run, self._request, self._spec, self._scale, self._sampled = run, request, spec, scale, sampled

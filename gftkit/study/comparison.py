@@ -117,7 +117,7 @@ def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
         return run.samples(count, seed)[0]
     path = run.registry.build("path", run.config.path)
     untrained = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
-    return run.samples(count, seed, given=conditions.of(untrained, like))[0]
+    return run.samples(count, seed, conditions=conditions.of(untrained, like))[0]
 
 
 def _lead(config: Config) -> str:

@@ -144,7 +144,7 @@ def trained(tmp_path_factory):
 
 def error_of_means(run, given, told=None, **options):
     """The largest distance of the mean of samples under each of 4 conditions from 2 c."""
-    x1, _ = run.samples(4 * 500, given={"c": given if told is None else told}, **options)
+    x1, _ = run.samples(4 * 500, conditions={"c": given if told is None else told}, **options)
     return float((x1.reshape(500, 4, 2).mean(0) - 2 * given).norm(dim=1).max())
 
 
@@ -155,16 +155,16 @@ def test_a_trained_conditional_model_has_the_right_conditional_means(trained):
     assert error_of_means(trained, corners, guidance=0.0) > 5 * SETTLED
     assert error_of_means(trained, corners, told=corners.roll(1, 0)) > 5 * SETTLED
     # Guidance overstates the condition: samples lie farther out.
-    far = trained.samples(2000, given={"c": corners}, guidance=2.0)[0].reshape(500, 4, 2).mean(0)
-    usual = trained.samples(2000, given={"c": corners})[0].reshape(500, 4, 2).mean(0)
+    far = trained.samples(2000, conditions={"c": corners}, guidance=2.0)[0].reshape(500, 4, 2).mean(0)
+    usual = trained.samples(2000, conditions={"c": corners})[0].reshape(500, 4, 2).mean(0)
     assert ((far * corners).sum(1) > (usual * corners).sum(1) + 0.05).all()
 
 
 def test_samples_are_written_with_the_conditions_they_were_made_under(trained, tmp_path):
     c = torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
-    x1, given = trained.samples(5, given={"c": c.double()})
+    x1, given = trained.samples(5, conditions={"c": c.double()})
     assert torch.equal(given["c"], c[[0, 1, 2, 0, 1]])
-    assert torch.equal(x1, trained.samples(5, given={"c": c})[0])
+    assert torch.equal(x1, trained.samples(5, conditions={"c": c})[0])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_samples_are_written_with_the_conditions_they_were_made_under(trained, t
 )
 def test_conditions_that_do_not_fit_are_refused(trained, given, message):
     with pytest.raises(ConfigError, match=message):
-        trained.samples(3, given=given)
+        trained.samples(3, conditions=given)
 
 
 def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():

@@ -59,7 +59,9 @@ class GeneratedPairs:
         if file is not None and file.suffix != ".safetensors":
             raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}.")
         given = None if conditions is None else read_conditions(conditions)
-        request = Request(count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=given)
+        request = Request(
+            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, conditions=given
+        )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
         facts, asked = self._sampler.facts, self._sampler.conditions(0, size)

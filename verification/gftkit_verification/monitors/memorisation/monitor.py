@@ -131,11 +131,11 @@ class Memorisation:
             guided(state.ema, state.config.evaluate.guidance),
             state.path,
             state.evaluation.scheme,
-            state.source,
-            self._training,
-            self.count,
-            stream(state.seed, NAME, "samples").initial_seed(),
-            state.device,
+            source=state.source,
+            reference=self._training,
+            count=self.count,
+            seed=stream(state.seed, NAME, "samples").initial_seed(),
+            device=state.device,
         )
         return evaluation.samples()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gftkit.data import conditions
 from gftkit.experiment.building import build_drift
-from gftkit.experiment.networks import Builder
+from gftkit.experiment.networks import NetworkBuilder
 from gftkit.experiment.restore import adapted_drift, trained_drift
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError, RunError
@@ -137,8 +137,8 @@ def networks(run: RunFolder, weights: Weights, device: torch.device | str) -> tu
     path = run.registry.build("path", run.config.path)
     source = run.config.pretrained
     parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
-    builder = Builder(run.config, run.registry, path)
-    anchor, _ = builder.anchor(builder.own(facts, parent), facts, parent)
+    builder = NetworkBuilder(run.config, run.registry, path)
+    anchor, _ = builder.anchor(builder.starting_drift(facts, parent), facts, parent)
     assert anchor is not None  # only adapters-off has none of its own
     if anchor.hash != hashed:
         raise RunError(

@@ -30,7 +30,7 @@ CLOCK = "seconds.jsonl"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, finished or not."""
+    """True for the folder of a run, finished or not."""
     return (folder / CONFIG).is_file()
 
 
@@ -40,7 +40,7 @@ class RunFolder:
     Networks and samples are made from it by ``gftkit.experiment.restore`` and ``gftkit.generation``.
 
     Args:
-        folder: where it is.
+        folder: its path.
         config: the run's configuration.
         registry: the components that the configuration names.
     """
@@ -58,20 +58,20 @@ class RunFolder:
         """
         folder = Path(folder)
         if folder.is_file():
-            raise RunError(f"{folder} is a file: wanted the run folder that holds it, {folder.parent}.")
+            raise RunError(f"{folder} is a file: wanted the run folder that contains it, {folder.parent}.")
         if not is_run(folder):
             raise RunError(
-                f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
+                f"{folder} is no run folder: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
             )
-        return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+        return cls(folder, config_from_dict(read_yaml(folder / CONFIG)), registry or load())
 
     @property
     def finished(self) -> bool:
-        """Whether the run went to its end."""
+        """True where the run has its final weights, which are written last."""
         return (self.folder / MODEL).is_file()
 
     def steps(self) -> int:
-        """Steps that a finished run took: fewer than were asked for where a rule stopped it."""
+        """Steps that a finished run took: fewer than ``train.steps`` where a rule stopped it."""
         return int(read_json(self.folder / SUMMARY)["steps"])
 
     def history(self) -> list[dict[str, Any]]:
@@ -113,12 +113,12 @@ class RunFolder:
         """
         newest, _ = checkpoint.latest(self.folder / CHECKPOINTS)
         if newest is None:
-            raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
+            raise RunError(f"{self.folder}: no checkpoint is left, so there are no raw weights. Use the EMA weights.")
         return newest
 
     def _check_finished(self) -> None:
         if not self.finished:
-            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Go on with it by --resume.")
+            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Continue it with --resume.")
 
     def _checked(self, notes: dict[str, Any]) -> dict[str, Any]:
         if "event_shape" not in notes:
@@ -126,13 +126,17 @@ class RunFolder:
         return notes
 
 
-def restore(values: Mapping[str, Any]) -> Config:
-    """The configuration that a run wrote. Everything is in it: nothing is inherited, no other file is read.
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """The configuration of a run from the values that it wrote, the inverse of ``Config.to_dict``.
+
+    Everything is in them: nothing is inherited, and no other file is read.
 
     Raises:
         ConfigError: where a key is missing or damaged.
     """
-    missing = [key for key in KEYS if key not in {*values, "track", "stop"}]
+    # A key without a value isn't written, and of those that every kind of run has only `stop` may be without one.
+    required = [*(key for key in KEYS if key != "stop"), *(["anchor"] if values.get("schedule") else [])]
+    missing = [key for key in required if key not in values]
     if missing:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
@@ -144,8 +148,8 @@ def restore(values: Mapping[str, Any]) -> Config:
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
         objective=section(Objective, values["objective"], "objective"),
-        anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
-        track=values.get("track", []),
+        anchor=values.get("anchor"),
+        track=values["track"],
         adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
         stop=values.get("stop"),
     )

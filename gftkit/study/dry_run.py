@@ -115,7 +115,7 @@ def _tried(
                 f"{experiment.facts.event_shape}. Resize or crop them (image sets take `size`)."
             )
         drift = experiment.networks.drift.to(accelerator.device)
-        anchor: Any = FrozenAnchor(drift, lineage.made_of(config.drift, experiment.facts, registry))
+        anchor: Any = FrozenAnchor(drift, lineage.describe_drift(config.drift, experiment.facts, registry))
         networks = replace(experiment.networks, anchor=anchor.to(accelerator.device))
         watched = replace(experiment, networks=networks)
         took = []

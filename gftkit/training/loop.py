@@ -19,7 +19,7 @@ from gftkit.networks.anchor import short
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
-from gftkit.runs.resolve import tracker
+from gftkit.runs.resolve import tracker_options
 from gftkit.runtime import devices
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import write_json
@@ -60,7 +60,7 @@ class Loop:
                 "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
             )
-        tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
+        tracked = {spec["name"]: tracker_options(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
         # Steps shard the drift in place: what it is measured by needs a copy from before.
         sharded = devices.shards(accelerator)

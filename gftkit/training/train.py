@@ -11,7 +11,7 @@ from gftkit.experiment.build import build
 from gftkit.kernel.errors import GftkitError, RunError
 from gftkit.kernel.loading import load
 from gftkit.kernel.registry import Registry
-from gftkit.runs.folder import CHECKPOINTS, CONFIG, LOG, MODEL, RunFolder, is_run, restore
+from gftkit.runs.folder import CHECKPOINTS, CONFIG, LOG, MODEL, RunFolder, config_from_dict, is_run
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import Config, Kind
 from gftkit.runtime.devices import accelerator_of, cuda_devices, warnings_of
@@ -76,7 +76,7 @@ def changes(folder: Path, config: Config, registry: Registry) -> list[str]:
         one, other = before.to_dict(), config.to_dict()
         return sorted(key for key in {*one, *other} - {"track"} if one.get(key) != other.get(key))
 
-    before = restore(read_yaml(folder / CONFIG))
+    before = config_from_dict(read_yaml(folder / CONFIG))
     changed = between(before)
     if changed:
         with suppress(GftkitError):

@@ -604,9 +604,9 @@ def test_adapters_belong_to_the_weights_that_they_were_trained_on(source, tuned,
     run.drift("raw")
     tensors, notes = read_tensors(moved / "model.safetensors")
     write_tensors(moved / "model.safetensors", {name: 1.5 * held for name, held in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"holds adapters for .*moved, and the weights there have changed"):
+    with pytest.raises(RunError, match=r"contains adapters for .*moved, and the weights there have changed"):
         gftkit.finetune(config, broken, registry=registry, resume=True)
-    with pytest.raises(RunError, match="use the EMA weights, which are kept merged"):
+    with pytest.raises(RunError, match="use the EMA weights, which are stored with the adapters merged in"):
         run.drift("raw")
     run.drift()
 

@@ -90,7 +90,7 @@ def test_the_hash_does_not_depend_on_the_folder_and_does_on_the_event_shape(firs
     assert one == other == read_notes(first / "model.safetensors")["anchor"]
     facts = made(tuning(pretrained), registry).facts
     spec = gftkit.Run.open(pretrained).config.drift
-    assert lineage.made_of(spec, facts, registry)["event_shape"] == [2]
+    assert lineage.describe_drift(spec, facts, registry)["event_shape"] == [2]
 
 
 # What the anchor is

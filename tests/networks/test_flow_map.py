@@ -256,8 +256,8 @@ def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetun
     assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
     assert "train.compile" in distilling(train={"compile": True})
-    assert "a fine-tune would spoil" in finetuning(pretrained=str(student))
-    assert "only `gft distill` trains" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
+    assert "fine-tuning would break its flow map" in finetuning(pretrained=str(student))
+    assert "only `gft distill` can train" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
     jumping = {"every": 20, "count": 32, "solver": {"name": "flow-map", "steps": 2}}
     assert "this drift is a velocity" in pretraining(evaluate=jumping)
 
@@ -266,7 +266,7 @@ def test_an_sde_has_no_flow_map(distilling, run_copy):
     config = yaml.safe_load((run_copy / "config.yaml").read_text())
     config["path"] = {"name": "brownian-bridge"}
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "carries a state to a law and not to a state" in distilling(pretrained=str(run_copy))
+    assert "so its end isn't a function of its start" in distilling(pretrained=str(run_copy))
 
 
 def test_another_teacher_isn_t_gone_on_with(student, pretrained, run_copy, tmp_path, refused, write_config):

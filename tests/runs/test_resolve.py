@@ -12,7 +12,7 @@ from gftkit.api import Run
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, DataError, UnknownNameError
 from gftkit.kernel.options import plain
-from gftkit.runs.folder import restore
+from gftkit.runs.folder import config_from_dict
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_config
 from gftkit.storage.documents import parse_yaml, read_yaml
@@ -336,7 +336,7 @@ def test_a_fine_tune_on_another_path_is_refused_with_the_reason(resolve, registr
     finetune_config["path"] = path
     if path["name"] == "brownian-bridge":
         finetune_config["evaluate"]["solver"]["name"] = "euler-maruyama"
-    with pytest.raises(ConfigError, match=f"differs from the pretrained run's .* in {parts}. Its anchor is the drift"):
+    with pytest.raises(ConfigError, match=f"differs from the pretrained run's .* in {parts}. The anchor is the drift"):
         build(resolve(finetune_config), registry)
 
 
@@ -367,7 +367,7 @@ def test_a_configuration_survives_its_file(resolve, pretrain_config, finetune_co
     pretrain_config["evaluate"]["metrics"] = [{"name": "frechet", "feature": {"name": "identity"}}, "energy"]
     for given in (pretrain_config, finetune_config):
         config = resolve(given)
-        read_back = restore(yaml.safe_load(yaml.safe_dump(config.to_dict())))
+        read_back = config_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())))
         assert read_back.to_dict() == config.to_dict()
         assert read_back.kind == config.kind
         assert resolve(config.to_dict()).to_dict() == config.to_dict()

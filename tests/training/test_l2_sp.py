@@ -101,7 +101,7 @@ def test_other_weights_to_be_pulled_to_are_refused(finetune_config, run_copy, pr
 
 
 def test_a_pull_without_a_place_to_go_is_refused(finetune_config, pretrain_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"objective.l2_sp: pulls a fine-tune"):
+    with pytest.raises(ConfigError, match=r"objective.l2_sp: only a fine-tune has pretrained weights"):
         gftkit.pretrain({**pretrain_config, "objective": {"l2_sp": 1.0}}, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"objective.l2_sp: pulls all weights .* adapters"):
         tuned(finetune_config, tmp_path / "run", 1.0, adapters={"name": "lora", "rank": 2})

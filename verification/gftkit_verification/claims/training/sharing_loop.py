@@ -108,7 +108,7 @@ def drawn(change: Callable[[Steps, int, Tensor, float], Choice]) -> Trial:
     """The loop with another choice: a function of the loop, the step, and what was chosen, with its share."""
 
     def value(loop: Steps) -> Callable[[int, float], Choice]:
-        given = loop._chosen
+        given = loop._anchor_subset
 
         def chosen(step: int, beta: float) -> Choice:
             found, share = given(step, beta)
@@ -116,7 +116,7 @@ def drawn(change: Callable[[Steps, int, Tensor, float], Choice]) -> Trial:
 
         return chosen
 
-    return tampered("_chosen", value)
+    return tampered("_anchor_subset", value)
 
 
 def _latest(loop: Steps, step: int, chosen: Tensor, share: float) -> Choice:

@@ -20,7 +20,7 @@ from gftkit.runs.schema import Config, without_weights
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.log import curve, names
-from gftkit.training.verdict import sections_of
+from gftkit.training.verdict import run_sections
 
 
 def compare(
@@ -73,7 +73,7 @@ def compare(
     pictures.write_png(out / "curve.png", drawn)
     sections = _sections(summary, metric, threshold, sheet, drawn)
     for name, run in runs.items():
-        sections += sections_of(run, name)
+        sections += run_sections(run, name)
     write_report(out / "report.html", title, _lead(first.config), sections)
     return summary
 

@@ -15,17 +15,17 @@ from gftkit.networks.anchor import short
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimates, write_report
 from gftkit.storage.log import curve, names
-from gftkit.training.verdict import sections as monitored
+from gftkit.training.verdict import monitor_sections
 
 
 def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
     """Samples of a drift beside real data, as PNG."""
     scaling = Scaling(experiment.facts.range)
-    made = {
+    panels = {
         "samples": scaling.unscale(evaluation.samples()),
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
-    return pictures.samples(made, experiment.facts.range)
+    return pictures.samples(panels, experiment.facts.range)
 
 
 def write_run_report(
@@ -67,7 +67,7 @@ def write_run_report(
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )
-    sections += monitored(experiment.measurement.monitors, lines)
+    sections += monitor_sections(experiment.measurement.monitors, lines)
     sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
     titles = {"pretrain": "Pretraining", "distill": "Distillation"}
     title = titles.get(config.kind) or f"Fine-tuning, schedule {(config.schedule or {})['name']}"

@@ -19,7 +19,7 @@ from gftkit.runs import checkpoint
 from gftkit.study.comparison import compare
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
-from gftkit.training.verdict import sections_of, verify_run
+from gftkit.training.verdict import run_sections, verify_run
 from gftkit_verification.monitors.probes import why_no_oracle
 from gftkit_verification.monitors.theory.following import CHECKS
 from gftkit_verification.monitors.theory.monitor import Theory
@@ -245,7 +245,7 @@ def test_where_the_oracle_does_not_apply_it_is_said_why(tune, config, changes, w
     run = tune(config, train={"steps": 3, "batch_size": 8}, **changes)
     assert setting(run)["oracle"] == why
     assert "drift_error" not in points(run)[-1]
-    (part,) = sections_of(run, "run")
+    (part,) = run_sections(run, "run")
     assert why in part.text
     assert any(why in line for line in verdict(run).lines)
 
@@ -361,7 +361,7 @@ def test_what_can_not_be_verified_is_said(copied, pretrained, registry, tune, co
 
 
 def test_the_report_shows_the_picture_and_why(finished):
-    (part,) = sections_of(finished, "gft")
+    (part,) = run_sections(finished, "gft")
     assert part.title == "gft: Theory"
     assert part.picture.startswith(b"\x89PNG")
     rows = {row[0] for row in part.table}

@@ -149,7 +149,7 @@ def test_a_folder_without_a_run(refused, tmp_path):
 def test_a_folder_that_holds_a_run_is_left_alone(refused, run_copy, write_config, pretrain_config):
     before = snapshot(run_copy)
     message = refused("pretrain", write_config(pretrain_config), "--out", run_copy)
-    assert "already holds a run" in message
+    assert "already contains a run" in message
     assert "--out" in message
     assert snapshot(run_copy) == before
     config = write_config({**pretrain_config, "seed": 2})

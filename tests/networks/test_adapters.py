@@ -645,7 +645,7 @@ def test_adapters_belong_to_a_fine_tune(source, registry):
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
     monkeypatch.setattr(devices, "shards", lambda _: True)
-    with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
+    with pytest.raises(ConfigError, match="adapters: require whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
 
 

@@ -331,7 +331,7 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
 
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, *given, **named: Backward.apply(forward(self, *given, **named)))
-    with pytest.raises(ConfigError, match="wants a network that has derivatives in forward mode"):
+    with pytest.raises(ConfigError, match="requires a network with derivatives in forward mode"):
         gftkit.distill({**SHORT, "pretrained": str(pretrained)}, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 

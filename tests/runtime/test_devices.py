@@ -399,4 +399,4 @@ def test_processes_that_see_different_things_are_refused(undisturbed, tuning, tm
     several.run(several.refused, [tuning, other], outs, r"differ in the configuration: .*'count': 40.*'count': 30")
     for out, step in zip(outs, (8, 4), strict=True):
         stop(undisturbed("two"), out, step)
-    several.run(several.refused, [tuning] * 2, outs, r"the step to go on from.* 0 has 8, process 1 has 4", True)
+    several.run(several.refused, [tuning] * 2, outs, r"the step to resume from.* 0 has 8, process 1 has 4", True)

@@ -355,7 +355,7 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"baseline": "plan"}, "unknown method at baseline: 'plan'. Did you mean 'plain'?"),
         ({"pretrained": "runs/none"}, "one of the two"),
         ({"pretrain": None}, "wanted `pretrained: RUN`"),
-        ({"pretrain": None, "pretrained": "nowhere"}, "holds no run"),
+        ({"pretrain": None, "pretrained": "nowhere"}, "is no run folder"),
         ({"gropus": []}, "unknown option of the study: 'gropus'. Did you mean 'groups'?"),
         ({"groups": []}, "groups: wanted"),
         ({"groups": [{"methods": ["plain"], "sizes": [20]}]}, "groups[0]: seeds is missing: "),

@@ -170,7 +170,7 @@ def test_samples_are_written_with_the_conditions_they_were_made_under(trained, t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r"this drift is given 'c', got none\. Give exactly these"),
+        (None, r"this drift is given 'c', got none\. Give exactly those"),
         ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"given 'c', got 'c', 'd'"),
         ({"c": torch.zeros(2, 3)}, r"wanted 'c' of shape \('n', 2\), as in training, got \(2, 3\)"),
         ({"c": torch.zeros(0, 2)}, "at least one"),
@@ -188,14 +188,14 @@ def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     drift.conditions = ("label",)
 
     def ask(drift, count, *told):
-        return asking.in_turn(asking.conditions(drift, *told), 0, count)
+        return asking.conditions_at(asking.parse_condition_request(drift, *told), 0, count)
 
     assert ask(drift, 5, None, None, 3, {})["label"].tolist() == [0, 1, 2, 0, 1]
     assert ask(drift, 2, None, 2, 3, {})["label"].tolist() == [2, 2]
     assert ask(drift, 3, {"label": torch.tensor([2, 0], dtype=torch.int32)}, None, 3, {})["label"].tolist() == [2, 0, 2]
     with pytest.raises(ConfigError, match="wanted 0 to 2, got 3"):
         ask(drift, 2, {"label": torch.tensor([0, 3])}, None, 3, {})
-    with pytest.raises(ConfigError, match="given twice"):
+    with pytest.raises(ConfigError, match="got two, by --label and by --conditions"):
         ask(drift, 2, {"label": torch.tensor([0])}, 1, 3, {})
     with pytest.raises(ConfigError, match="whole numbers"):
         ask(drift, 2, {"label": torch.tensor([0.0])}, None, 3, {})
@@ -203,7 +203,7 @@ def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     both = ask(drift, 3, {"age": torch.tensor([1.0, 2.0])}, 1, 3, {"age": ()})
     assert both["label"].tolist() == [1, 1, 1]
     assert both["age"].tolist() == [1, 2, 1]
-    with pytest.raises(ConfigError, match="as many rows"):
+    with pytest.raises(ConfigError, match="the same number of rows"):
         ask(drift, 3, {"age": torch.zeros(2), "label": torch.zeros(3, dtype=torch.int64)}, None, 3, {"age": ()})
     drift.conditions = ()
     assert ask(drift, 3, None, None, None, {}) == {}
@@ -249,7 +249,7 @@ def test_the_command_line_samples_under_conditions_and_guidance(gft, write_confi
         assert not numpy.allclose(one["samples"], other["samples"])
     refused = gft("sample", "run", "--out", "none.npz")
     assert refused.code == 2
-    assert "Give exactly these" in refused.err
+    assert "Give exactly those" in refused.err
     run["train"]["condition_dropout"] = 0.0
     refused = gft("pretrain", write_config(run), "--out", "other")
     assert refused.code == 2

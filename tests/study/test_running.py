@@ -317,7 +317,7 @@ def test_runs_of_another_study_are_refused(done, registry):
     changed["base"]["train"]["batch_size"] = 4
     other = made.file.with_name("other.yaml")
     other.write_text(yaml.safe_dump(changed))
-    with pytest.raises(RunError, match=r"another study.*\n.*plain/independent/20/0: train"):
+    with pytest.raises(RunError, match=r"other settings than the study.*\n.*plain/independent/20/0: train"):
         finished(plan(other, made.out, registry), registry)
 
 
@@ -361,7 +361,7 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"groups": [{"methods": ["plain"], "sizes": [20]}]}, "groups[0]: seeds is missing: "),
         ({"groups": [{"methods": ["plian"], "sizes": [20], "seeds": [0]}]}, "Did you mean 'plain'?"),
         ({"groups": [{"methods": ["plain"], "sizes": [0], "seeds": [0]}]}, "groups[0].sizes: wanted"),
-        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 stands twice"),
+        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 is listed twice"),
         (
             {"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0], "couplings": ["optimal"]}]},
             "unknown coupling at groups[0].couplings: 'optimal'. Did you mean 'optimal-transport'?",
@@ -398,7 +398,9 @@ def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path)
 
 def test_files_and_folders_that_are_not_there_are_told(refused, write_study, tmp_path):
     assert "there is no such file" in refused("compare", "none.yaml")
-    assert "no cell is called so" in refused("compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run")
+    assert "no cell has such a name" in refused(
+        "compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run"
+    )
     assert "nothing to report" in refused("compare", write_study(), "--out", "out", "--report-only", code=1)
 
 

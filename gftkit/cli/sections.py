@@ -23,14 +23,14 @@ SECTIONS: Mapping[str, Any] = {
     "method": Definition,
     **TRACKERS,
 }
-"""What holds keys of its own, beside the components: parts of a configuration, foreign drifts, trackers, studies."""
+"""The sections with keys, beside the components: of configurations, foreign drifts, trackers and studies."""
 
 
 def keys(section: str | None = None) -> dict[str, Option]:
     """The keys of a section by name; without one those of a whole configuration.
 
     Raises:
-        UnknownNameError: for what is no section.
+        UnknownNameError: for an unknown section.
 
     Example:
         >>> keys("objective")["form"].default

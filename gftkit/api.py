@@ -121,7 +121,7 @@ class TrainOptions(TypedDict, total=False):
         registry: components; by default every installed plugin.
         overrides: settings as ``a.b=c``, which win over the file.
         device: "auto" (the accelerator where there is one), "cpu" or "cuda".
-        resume: go on with an unfinished run of the same configuration.
+        resume: continue an unfinished run of the same configuration.
         quiet: show no progress bar; True by default.
     """
 

@@ -100,7 +100,7 @@ def _run(
 
 
 def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
-    """Write the report of what is finished, and print the tables of the judged metric."""
+    """Write the report of the finished runs, and print the tables of the judged metric."""
     from gftkit.kernel.errors import StudyError
     from gftkit.networks.state import shortened
     from gftkit.storage.documents import finite
@@ -167,7 +167,7 @@ def _list(
         print(json.dumps(listed))
         return
     lines = [[name, f"{each[name]:.0f} s", planned.methods[cell.method].summary] for name, cell in waiting.items()]
-    table(["run", "about", "what it is"], lines)
+    table(["run", "about", "description"], lines)
     print(
         f"{len(planned.cells)} runs, {done} of them finished. The others take about {seconds / 60:.0f} minutes with "
         f"{workers} at once, if these don't slow each other down. Anchors and monitors take further time."

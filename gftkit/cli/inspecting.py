@@ -34,7 +34,7 @@ def inspect(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find the convention of a network: the direction of its time, what it predicts, which of its weights to use.
+    """Find the convention of a network: the direction of its time, its prediction, the weights to use.
 
     Every hypothesis is tried on samples like those that the network was trained on, and ranked by its one-step
     denoising error; the best convention is printed for a configuration. Fields that the configuration's convention

@@ -26,6 +26,6 @@ def keys(
     elif section is not None:
         options_table("key", options)
     else:
-        table(["key", "what it is"], [(option.name, option.help) for option in options])
+        table(["key", "description"], [(option.name, option.help) for option in options])
         print(f"Keys of a section: gft keys {'|'.join(SECTIONS)}")
         print("Options of a component: gft plugins show KIND NAME")

@@ -20,7 +20,9 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the start
 
 def fit_grid(
     run: RunPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write; a picture beside it ends in .png.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="YAML file to write; a picture of the same name ends in .png.")
+    ],
     steps: Annotated[
         list[int] | None, typer.Option(help="Steps of a grid; may be repeated.  (default: 2, 4, 8)")
     ] = None,
@@ -93,7 +95,7 @@ def geometry(
     fine_steps: Fine = 100,
     seed: Seed = 0,
     weights: WeightsName = "ema",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -28,7 +28,7 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
         (component.kind, component.name, component.summary, f"{component.distribution} {component.version}")
         for component in components
     ]
-    table(["kind", "name", "what it is", "from"], rows)
+    table(["kind", "name", "description", "from"], rows)
     for plugin in registry.plugins:
         if plugin.status != "loaded":
             print(f"{plugin.origin} {plugin.status}{': ' + plugin.error if plugin.error else ''}")

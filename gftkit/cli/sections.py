@@ -10,7 +10,7 @@ from gftkit.networks.adapters import Adapters
 from gftkit.networks.convention import Convention
 from gftkit.recording.trackers import TRACKERS
 from gftkit.runs.schema import Config, Evaluate, Objective, Train
-from gftkit.study.plan import Definition, Group, Study
+from gftkit.study.schema import Definition, Group, Study
 
 SECTIONS: Mapping[str, Any] = {
     "train": Train,

@@ -1,4 +1,4 @@
-"""A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
+"""A model under evaluation: samples, trajectories and reference data, each computed when first used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,7 +68,7 @@ class Evaluation:
         self._samples: dict[int, Tensor] = {}
 
     def samples(self, steps: int | None = None) -> Tensor:
-        """(count, *event): generated samples, made once for each number of steps.
+        """(count, *event): generated samples, computed once for each number of steps.
 
         Raises:
             DivergenceError: where a sample is not finite.
@@ -89,7 +89,7 @@ class Evaluation:
 
     @property
     def stochastic(self) -> bool:
-        """True where samples are made by an SDE."""
+        """True where samples follow an SDE."""
         return flow.is_stochastic(self._equation[1])
 
     def conditions(self, count: int) -> dict[str, Tensor]:

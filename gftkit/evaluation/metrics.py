@@ -18,9 +18,9 @@ class Scope:
     """The extent of an evaluation, known before anything is sampled.
 
     Attributes:
-        count: samples that will be made.
-        reference: data that they will be compared with.
-        training: data that the model was trained on and that metrics see.
+        count: number of samples to generate.
+        reference: number of reference samples.
+        training: number of training samples.
         held_out: whether the reference is held out; otherwise it is training data.
         event_shape: of one sample.
         inherits: whether the pretrained run is known, and its data with it.

@@ -61,7 +61,7 @@ class Measurement:
     """The measurements of a run, and the data that they use.
 
     Attributes:
-        scheme: how samples are made.
+        scheme: solver, steps and diffusion of the samples.
         metrics: measured along the run.
         final: measured before the first step and at the end; includes ``metrics``.
         monitors: they observe the run at every evaluation, by name.
@@ -136,7 +136,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         registry: components.
 
     Raises:
-        GftkitError: naming what doesn't fit, before anything is written.
+        GftkitError: for components that don't fit, before anything is written.
     """
     resolution = config if isinstance(config, Resolution) else _resolution_of(config, registry)
     config = resolution.config
@@ -188,7 +188,7 @@ def _resolution_of(config: Config, registry: Registry) -> Resolution:
 
 
 def _build_data(config: Config, training: Samples, parent: RunFolder | None, path: Path, registry: Registry) -> _Data:
-    """The held-out data beside the training data, both checked against the pretrained run."""
+    """Build the held-out data, and check them and the training data against the pretrained run."""
     facts = Facts(training.event_shape, training.classes, training.scaling.range, training.condition_shapes)
     reference = training
     if config.evaluate.data is not None:
@@ -260,7 +260,7 @@ def build_measurement(
         config: the configuration.
         training: the data that the run is trained on.
         reference: the data that samples are compared with.
-        scheme: how samples are made.
+        scheme: solver, steps and diffusion of the samples.
         registry: components.
         parent: the pretrained run, where there is one.
 
@@ -274,6 +274,7 @@ def build_measurement(
     metrics, final = build_metrics(config.evaluate, registry)
     compared = reference.some(count, stream(config.seed, "reference"))
     held_out = config.evaluate.data is not None
+    # A metric refuses here, and not after hours of training, when it is first measured.
     check(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
     inherited = None if parent is None else partial(training_data, parent)
     return Measurement(

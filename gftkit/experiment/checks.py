@@ -28,7 +28,7 @@ FAR_OUTSIDE = 3.0
 def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFolder | None) -> list[str]:
     """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside.
 
-    Also where a new drift would have to learn values far from size 1.
+    Also where a new drift would be trained on values far from size 1.
     """
     if config.kind == "pretrain":
         size = float(training.x1.double().square().mean().sqrt())
@@ -75,7 +75,7 @@ def check_labels(samples: Samples, facts: Facts) -> None:
     """Refuse data whose labels a conditional drift can't use; of a subset only its own labels count.
 
     Raises:
-        DataError: for data without labels, or with a label beyond the classes that the drift was made for.
+        DataError: for data without labels, or with a label beyond the classes of the drift.
     """
     labels = getattr(samples.data, "labels", None)
     needed = samples.classes if labels is None else int(labels.max()) + 1

@@ -42,6 +42,7 @@ def trained_drift(
     """The trained drift, in evaluation mode, and the digest of its weights; raises as ``weights_of``."""
     tensors, weights_digest = weights_of(run, weights)
     path = run.registry.build("path", run.config.path)
+    # The run has the weights: the file that its drift once started from may be gone.
     drift = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
     load_weights(drift, tensors, run.folder)
     return drift.eval().requires_grad_(False).to(device), weights_digest

@@ -1,4 +1,4 @@
-"""Blending at inference: a dial between what a fine-tune learned and what it started from."""
+"""Blending at inference: a dial between the fine-tuned drift and the pretrained one."""
 
 import math
 from pathlib import Path

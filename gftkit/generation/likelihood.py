@@ -49,7 +49,7 @@ def hutchinson(velocity: Tensor, x: Tensor, probes: Tensor) -> Tensor:
     diagonal.
 
     Args:
-        velocity: v, (batch, *event), made from x.
+        velocity: v, (batch, *event), computed from x.
         x: (batch, *event), with its gradient recorded.
         probes: (batch, probes, *event).
 
@@ -83,7 +83,7 @@ def backwards(drift: Drift, shape: tuple[int, ...], probes: Tensor | None, condi
     velocity_at, size = bind(drift, **conditions), math.prod(shape)
 
     def field(t: float, x: Tensor) -> Tensor:
-        with torch.enable_grad():
+        with torch.enable_grad():  # the solver runs without: only the divergence needs gradients
             event = x[:, :size].reshape(-1, *shape).detach().requires_grad_()
             velocity = velocity_at(1 - t, event)
             change = divergence(velocity, event) if probes is None else hutchinson(velocity, event, probes)
@@ -197,7 +197,7 @@ def bits_per_dimension(
     Args:
         log: natural log-densities of scaled events, (n,).
         shape: of one event.
-        span: (low, high) of the data's values, which [-1, 1] stands for; None where they aren't scaled.
+        span: (low, high) of the data's values, which are scaled to [-1, 1]; None where they aren't scaled.
         quantum: the step of data that are whole multiples of it, such as 1 for 0, 1, ..., 255, to which uniform noise
             of that width was added: then the bits bound those of the discrete values from above.
 

@@ -1,4 +1,4 @@
-"""Samples on their way to a file: in parts beside it, so that processes can share the work and resume it."""
+"""Samples on their way to a file, in parts in a folder next to it: processes can share the work and resume it."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ Span = tuple[int, int]
 
 
 class Parts:
-    """The parts of a target, in a folder beside it named after it with ``.parts``. Each is written whole or not at all.
+    """The parts of a target, in the folder ``TARGET.parts`` next to it. Each is written whole or not at all.
 
     Args:
         target: the file or folder of the samples.
@@ -45,7 +45,7 @@ class Parts:
 
     @property
     def writing(self) -> bool:
-        """True where the target was begun: what exists of it may be incomplete."""
+        """True where the target was begun: it may be incomplete."""
         return (self.folder / _WRITING).is_file()
 
     def spans(self) -> list[Span]:
@@ -62,7 +62,7 @@ class Parts:
         before = read_json(self.folder / _JOB)
         if not isinstance(before, dict):
             raise RunError(f"{self.folder / _JOB} is damaged. Start again with --force.")
-        now = json.loads(json.dumps(self._identity))
+        now = json.loads(json.dumps(self._identity))  # as a file gives it back: tuples become lists
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if changed:
             differences = [f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed if key in _SHORT]
@@ -104,6 +104,7 @@ class Parts:
             size: of a batch.
             processes: number of processes that share the work.
         """
+        # Gaps, and not the parts of a plan: an earlier call may have had another batch size or number of processes.
         gaps, at = [], 0
         for first, count in [*self.spans(), (total, 0)]:
             if at < first:

@@ -56,7 +56,7 @@ class Likelihood:
 
 
 EXACT_UP_TO = 64
-"""Dimensions up to which the divergence is exact unless probes are asked for."""
+"""Dimensions up to which the divergence is exact by default."""
 PROBES = 8
 
 

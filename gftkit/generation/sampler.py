@@ -1,4 +1,4 @@
-"""Samples of a finished run by index: the same index gives the same sample, in whatever parts they are made."""
+"""Samples of a finished run by index: the same index gives the same sample, however the work is divided."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -135,7 +135,7 @@ class Sampler:
         config, request = self._run.config, self._request
         times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
         return {
-            "gftkit": versions()["gftkit"],
+            "gftkit": versions()["gftkit"],  # another version may sample differently
             "weights": self.weights_digest,
             "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
             "solver": {**plain(self._spec or {}), "times": digest({"times": times})},
@@ -146,7 +146,7 @@ class Sampler:
             "temperature": request.temperature,
             "anchor": self._sampled.anchor,
             "precision": request.precision,
-            "device": self._device.type,
+            "device": self._device.type,  # CPU and CUDA draw different numbers
         }
 
     @property
@@ -197,7 +197,7 @@ class Sampler:
         return Scaling(self.facts.range).unscale(self.starts(first, count))
 
     def starts(self, first: int, count: int) -> Tensor:
-        """The same source samples, scaled as in training: what the drift is given at t = 0."""
+        """The same source samples, scaled as in training: the drift's states at t = 0."""
         return by_block(self._source, self._seed, first, count)
 
     @property

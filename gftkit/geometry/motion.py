@@ -149,7 +149,7 @@ def cost(
         return errors[steps].value <= tolerance
 
     doubled = [2**k for k in range(MOST_STEPS.bit_length())]
-    reached = [steps for steps in doubled if near(steps)]
+    reached = [steps for steps in doubled if near(steps)]  # all of them: pictures show the whole curve
     each = getattr(built, "evaluations", 1)
     if not reached:
         return Cost(None, None, math.nan, each, errors)

@@ -183,6 +183,7 @@ def energy_over_transport(energy: Tensor, x0: Tensor, x1: Tensor, generator: Gen
 
 def _costs(x0: Tensor, x1: Tensor) -> Tensor:
     """|x0_i - x1_j|^2, (n, n)."""
+    # By differences: the faster matrix product loses the digits of points that are near each other.
     apart = torch.cdist(x0.flatten(1).double(), x1.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
     return apart.square()
 

@@ -215,6 +215,7 @@ class HypothesisTest:
     @torch.no_grad()
     def merged(self, findings: Sequence[Finding]) -> list[Finding]:
         """The findings, without those that are the same function as an earlier one, which lists them as ``same``."""
+        # Equal functions would be rivals that no number of pairs separates.
         pairs = self.pairs(0)
         kept: list[tuple[Finding, Tensor]] = []
         for finding in findings:

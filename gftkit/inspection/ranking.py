@@ -212,6 +212,7 @@ def is_significantly_less(better: Sequence[float], worse: Sequence[float], rival
     )
     n = len(differences)
     mean, spread = float(differences.mean()), float(differences.std())
+    # A mean is infinite where a network gave values that aren't finite: worse than any other, without a test.
     if not math.isfinite(mean):
         return math.isinf(mean) and mean > 0
     bound = stats.t.ppf(1 - FALSE_ALARM / (2 * max(1, rivals)), n - 1)
@@ -222,6 +223,7 @@ def _conventions(attempt: probing.Attempt, coupling: Coupling, bounded: bool) ->
     """The conventions with a call that works, the simplest first; other ranges for data in [-1, 1] only."""
     default = Convention.of(attempt.fields)
     independent = getattr(coupling, "independent", False)
+    # A score determines the velocity for independent pairs only.
     choices: dict[str, Sequence[Any]] = {
         "range": [(-1.0, 1.0), (0.0, 1.0)] if bounded else [default.range],
         "rescales": ["data", "state"],

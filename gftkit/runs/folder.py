@@ -35,9 +35,9 @@ def is_run(folder: Path) -> bool:
 
 
 class RunFolder:
-    """A run folder: its configuration and what was written into it. Made by ``open``.
+    """A run folder: its configuration and the files of its run. Open one by ``open``.
 
-    Networks and samples are made from it by ``gftkit.experiment.restore`` and ``gftkit.generation``.
+    Networks and samples of it are built by ``gftkit.experiment.restore`` and ``gftkit.generation``.
 
     Args:
         folder: its path.
@@ -53,7 +53,7 @@ class RunFolder:
         """The run in a folder.
 
         Raises:
-            RunError: for a folder that holds none.
+            RunError: for a folder without a run.
             ConfigError: where its config.yaml is damaged.
         """
         folder = Path(folder)
@@ -90,6 +90,7 @@ class RunFolder:
             RunError: where the run isn't finished.
             WeightsError: where the file is damaged, or wasn't written by a run.
         """
+        # Without the tensors: facts and anchors are asked for more often than weights, which may be large.
         self._check_finished()
         return self._checked(read_notes(self.folder / MODEL))
 

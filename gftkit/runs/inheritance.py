@@ -31,7 +31,7 @@ class Inheritance(NamedTuple):
 def inheritance_of(
     raw: dict[str, Any], kind: Kind, registry: Registry, base: Path
 ) -> tuple[dict[str, Any], Inheritance]:
-    """The configuration of a run, completed where it is a distillation, and what it inherits.
+    """The configuration of a run, completed where it is a distillation, and its inheritance.
 
     Raises:
         ConfigError: for a start that is missing, or can't be fine-tuned or distilled.
@@ -80,7 +80,7 @@ def resolve_inherited(
 
 
 def _from_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[dict[str, Any], Inheritance]:
-    """The configuration of a distillation, completed by its teacher's, and what it inherits from the teacher."""
+    """The configuration of a distillation, completed by its teacher's, and its inheritance."""
     place = lineage.find_pretrained(raw.get("pretrained"), None, "pretrained", base)
     if place is None or not is_run(place):
         raise ConfigError(f"pretrained: wanted the folder of a finished run to distil, got the file {place}.")

@@ -22,8 +22,8 @@ def find_pretrained(value: Any, drift: Any, key: str, base: Path) -> Path | None
     """A run folder or weights file that a configuration names; None where the drift brings weights of its own.
 
     Args:
-        value: what the configuration says.
-        drift: the drift beside it, as the configuration writes it.
+        value: from the configuration.
+        drift: the drift of the same configuration, as it is written there.
         key: of that value, for errors.
         base: where relative paths start.
 
@@ -62,7 +62,7 @@ def resolve_anchor(
     """The spec of a fine-tune's anchor with every default filled in.
 
     Args:
-        spec: what the configuration says: a name, ``{name: ..., **options}``, or None.
+        spec: from the configuration: a name, ``{name: ..., **options}``, or None.
         pretrained: where the fine-tune starts; None where its drift brings the weights.
         drift: the resolved spec of the fine-tune's own drift.
         adapted: whether adapters are trained.
@@ -73,6 +73,7 @@ def resolve_anchor(
         ConfigError: for a missing anchor that could be either of two drifts, or an option without a valid value.
         UnknownNameError: for an unknown anchor or option.
     """
+    # The default is clear only for the first fine-tune of a chain: later it could be the original drift or the start.
     if spec is None:
         if pretrained is not None and anchor_hashes(pretrained):
             raise ConfigError(_ambiguity(pretrained, drift, adapted, registry))

@@ -44,5 +44,5 @@ def put(raw: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, 
 
 
 def as_spec(value: Any) -> Any:
-    """The spec that a bare name stands for: a component without options; other values as they are."""
+    """The spec of a bare name, which is a component without options; other values as they are."""
     return {"name": value} if isinstance(value, str) else value

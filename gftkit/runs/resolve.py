@@ -32,14 +32,14 @@ from gftkit.storage.documents import read_yaml, section
 
 
 class Resolution(NamedTuple):
-    """A configuration with everything filled in, and what was opened and built to know that.
+    """A configuration with everything filled in, and the run and components that were needed to fill it in.
 
     Attributes:
         config: every default filled in, every path absolute.
         warnings: one sentence each.
         parent: the pretrained run that the configuration starts from, if it does.
         schedule: the component, built once: its `needs` add monitors to the configuration.
-        stop: the stopping rule, likewise.
+        stop: the stopping rule, also built once.
     """
 
     config: Config
@@ -60,10 +60,10 @@ def resolve_config(
 
     Args:
         source: the file, to whose folder relative paths refer; or a mapping.
-        kind: what will be done with it.
+        kind: "pretrain", "finetune" or "distill".
         registry: the components it may name.
         overrides: settings as ``a.b=c``, which win over the file.
-        folder: where the relative paths of a mapping start; by default in the working directory.
+        folder: where the relative paths of a mapping start; by default the working directory.
 
     Raises:
         ConfigError: for a key that is missing or has no valid value.
@@ -136,6 +136,7 @@ def _check_keys(raw: Mapping[str, Any], kind: Kind) -> None:
 
 def _with_needed(config: Config, listeners: Iterable[object], registry: Registry, base: Path) -> Config:
     """The configuration, with the monitors added that its schedule and its stopping rule listen to."""
+    # Into the configuration, and so into config.yaml: a resumed run, and a verdict, build the same monitors.
     present = [spec["name"] for spec in config.monitors]
     needed = list(dict.fromkeys(name for listener in listeners for name in getattr(listener, "needs", ())))
     for name in needed:
@@ -150,7 +151,7 @@ def _with_needed(config: Config, listeners: Iterable[object], registry: Registry
 
 
 def _with_defaults(train: Train) -> Train:
-    """The section with what depends on other keys filled in."""
+    """The section, with the defaults filled in that depend on other keys."""
     pairing_batch = train.pairing_batch or train.batch_size
     if pairing_batch % train.batch_size:
         raise ConfigError(
@@ -158,6 +159,7 @@ def _with_defaults(train: Train) -> Train:
         )
     return replace(
         train,
+        # An average over about the last tenth of a run.
         ema=min(max(1 - 10 / train.steps, 0.9), 0.9999) if train.ema is None else train.ema,
         pairing_batch=pairing_batch,
         checkpoint_every=train.checkpoint_every or max(1, train.steps // 10),
@@ -226,6 +228,7 @@ def _check_weight(weight: str) -> None:
         return
     from gftkit.theory import expression  # loads sympy, which few runs need
 
+    # Inside (0, 1) only: uniform times don't reach 1, where a weight such as 1/(1 - t) is infinite.
     try:
         values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
     except ValueError as error:

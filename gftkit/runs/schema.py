@@ -97,10 +97,10 @@ class Evaluate:
     """Settings of the evaluations of a run.
 
     Args:
-        data: held-out samples, {name: ...}; null measures against the training data.
+        data: held-out samples, {name: ...}; null to compare with the training data.
         every: steps between evaluations; null for a twentieth of the run.
         averaged: evaluate the averaged weights at every evaluation too, not only at the end.
-        count: samples to generate; also the most that are taken of the training and the held-out data.
+        count: samples to generate, and the largest number taken of the training and the held-out data.
         metrics: metrics by name, or {name: ..., **options}.
         ends: further metrics, which are measured only before the first step and, on the averaged weights, at the end.
         solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path.
@@ -132,7 +132,7 @@ class Config:
         coupling: pairs source samples with data samples.
         train: how to train.
         evaluate: how the run is evaluated.
-        monitors: measurements beside the run.
+        monitors: measurements during training.
         seed: of everything random.
         pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
         schedule: the temperature; fine-tuning only.
@@ -167,7 +167,7 @@ class Config:
         return self.pretrained or self.drift.get("weights")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as config.yaml holds them; what doesn't apply is left out."""
+        """Plain values, as in config.yaml; keys without a value are left out."""
         values = {key: value for key, value in asdict(self).items() if key != "kind" and value is not None}
         return plain(values)
 

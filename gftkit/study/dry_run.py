@@ -71,6 +71,7 @@ def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
     for keys in alike.values():
         sizes = [cell.size for cell in plan.cells if (cell.method, cell.coupling) in keys]
         seed = next(cell.seed for cell in plan.cells if (cell.method, cell.coupling) in keys)
+        # As pretrainings: the pretrained run may not exist yet.
         config = _without_pretraining(plan.templates[keys[0]], plan.methods[keys[0][0]])
         paces.append(
             _time_trial(config, sizes, seed, metric=plan.study.metric, shapes=shapes, registry=registry, device=device)
@@ -79,7 +80,7 @@ def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
 
 
 def _without_pretraining(template: Config, method: Method) -> Config:
-    """A template as a pretraining: its data, network and metrics, without what needs a pretrained run."""
+    """A template as a pretraining: its data, network and metrics, without the keys that need a pretrained run."""
     config = replace(template, kind="pretrain", pretrained=None, schedule=None, anchor=None, adapters=None, stop=None)
     data = template.data["target"] if method.replays else template.data
     return replace(config, data=data, objective=replace(template.objective, l2_sp=0.0), monitors=[], track=[])

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from gftkit.api import Run
 from gftkit.kernel.errors import ConfigError, RunError, unknown
@@ -18,76 +16,13 @@ from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
 from gftkit.storage.documents import read_yaml, section
 from gftkit.study.methods import Method, built_in, define_method, with_size_and_seed
-
-Names = Annotated[list[str], Field(min_length=1)]
-Sizes = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+from gftkit.study.schema import Definition, Group, Study, check_base, check_group
 
 CELLS, PRETRAINED = "cells", "pretrained"
 """Folders of a study's runs."""
 
-BASE = ("data", "train", "evaluate", "objective", "monitors", "track", "drift", "source", "path", "anchor")
-"""Keys of a configuration that a study's cells may share."""
-
 NEED_ANCHOR = ("anchor", "monitors", "objective")
 """Keys of ``base`` that need a pretrained drift, which training from scratch doesn't have."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cells of a study: every method with every coupling, size and seed. A cell of several groups counts once.
-
-    Args:
-        methods: built-in methods, or methods defined in ``methods``.
-        sizes: numbers of training samples.
-        seeds: of subset, order, source, times and noise, which are the same in every method.
-        couplings: by name; null for the pretrained run's.
-    """
-
-    methods: Names
-    sizes: Sizes
-    seeds: Seeds
-    couplings: Names | None = None
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A new method: a built-in one with other settings.
-
-    Args:
-        method: the built-in method; null for that of the same name.
-        set: values by keys of the configuration, such as {train.steps: 7500}.
-    """
-
-    method: str | None = None
-    set: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Study:
-    """A comparison of methods.
-
-    Args:
-        metric: the judged metric, by the name of its values; lower is better.
-        groups: cells, a list of {methods, couplings, sizes, seeds}.
-        base: the configuration that every cell shares: data without `count` and `seed`, train, evaluate, and other
-            keys of a fine-tune.
-        pretrained: the run folder that every cell starts from.
-        pretrain: instead of that, the configuration of a pretraining that is run first, or its file. If it has no
-            coupling, one is run for each coupling of the groups.
-        methods: new methods, {NAME: {method: BUILT-IN, set: {A.B: VALUE}}}.
-        baseline: the method that the others are compared with, cell by cell.
-        title: of the report.
-    """
-
-    metric: str
-    groups: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    base: dict[str, Any]
-    pretrained: str | None = None
-    pretrain: str | dict[str, Any] | None = None
-    methods: dict[str, dict[str, Any]] | None = None
-    baseline: str = "plain"
-    title: str | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -189,12 +124,12 @@ def plan(file: Path, out: Path, registry: Registry) -> Plan:
     folder = file.resolve().parent
     study = section(Study, read_yaml(file), "the study")
     groups = [section(Group, group, f"groups[{index}]") for index, group in enumerate(study.groups)]
-    _check_base(study.base)
+    check_base(study.base)
     known = built_in(registry)
     own = {name: section(Definition, written, f"methods.{name}") for name, written in (study.methods or {}).items()}
     methods = {**known, **{name: define_method(name, one.method, one.set or {}, known) for name, one in own.items()}}
     for index, group in enumerate(groups):
-        _check_group(group, f"groups[{index}]", methods, registry)
+        check_group(group, f"groups[{index}]", methods, registry)
     default_coupling, pretrained_of = _pretrained_runs(study, folder, out, registry)
     cells = _cells(groups, default_coupling)
     used = {name: methods[name] for name in methods if name in {cell.method for cell in cells}}
@@ -301,38 +236,3 @@ def _cells(groups: Sequence[Group], default_coupling: str) -> list[Cell]:
                 for coupling in group.couplings or [default_coupling]:
                     cells |= {Cell(method, coupling, size, seed): None for method in group.methods}
     return list(cells)
-
-
-def _check_group(group: Group, where: str, methods: Mapping[str, Method], registry: Registry) -> None:
-    for method in group.methods:
-        if method not in methods:
-            raise unknown(f"method at {where}:", method, methods, "Define new methods in `methods`.")
-    for coupling in group.couplings or ():
-        registry.component("coupling", coupling, f"{where}.couplings")
-    for key in ("methods", "sizes", "seeds", "couplings"):
-        values = getattr(group, key) or []
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise ConfigError(f"{where}.{key}: {twice[0]} is listed twice. Remove one of them.")
-
-
-def _check_base(base: Mapping[str, Any]) -> None:
-    from gftkit.kernel.options import check_known
-    from gftkit.study.methods import OWNED
-
-    for key in base:
-        if key in OWNED:
-            raise ConfigError(f"base: `{key}` is set by the study, from {OWNED[key]}. Leave it out.")
-    for key, method in (("schedule", "a schedule"), ("adapters", "LoRA")):
-        if key in base:
-            raise ConfigError(
-                f"base: `{key}` can't be shared: {method} is a method. Name it in the groups, or define it in "
-                f"`methods`."
-            )
-    check_known(base, BASE, "base")
-    data = base.get("data")
-    if data is None:
-        raise ConfigError("base.data is missing: wanted e.g. `data: {name: digits, split: train}`.")
-    for key in ("count", "seed") if isinstance(data, Mapping) else ():
-        if key in data:
-            raise ConfigError(f"base.data: `{key}` is set by the study, from {OWNED[f'data.{key}']}. Leave it out.")

@@ -49,6 +49,7 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     """
     final, lines = read_json(run.folder / SUMMARY), run.history()
     values = {name: final["ema"][name] for name in names(final["ema"])}
+    # The evaluation at the start is of the pretrained weights: equal in all methods, and no part of their curves.
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
     values |= stability_of(steps, raw, level, run.seconds())
     values |= _best(lines, metric, final["steps"])

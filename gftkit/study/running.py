@@ -96,7 +96,7 @@ def run_study(
     """
     rows = dict(rows)
     failed: dict[Cell, str] = {}
-    with lock_folder(plan.out):
+    with lock_folder(plan.out):  # two studies in one folder would train the same cells
         for start in dict.fromkeys(start.folder for start in plan.starts.values() if start.made):
             config = next(one.config for one in plan.starts.values() if one.folder == start)
             if not (is_run(start) and Run.open(start, registry).finished):

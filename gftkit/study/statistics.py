@@ -69,7 +69,7 @@ class Difference:
 def interval(values: Sequence[float]) -> Interval:
     """The mean of n independent values with its 95 % interval by Student's t: mean ± t_(n-1) s/sqrt(n).
 
-    It holds for values of a normal law, and about for others of which there are many. One value gives none.
+    It is exact for values of a normal law, and approximate for many values of another. One value gives no interval.
 
     Reference: Student (1908), The probable error of a mean, Biometrika 6(1).
 

@@ -39,7 +39,7 @@ def gpus() -> list[str]:
 def environment(worker: int, workers: int, device: str) -> dict[str, str]:
     """The environment of one of several workers: its GPU, and its share of the processor's threads."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
-    variables = {**threads, **os.environ}
+    variables = {**threads, **os.environ}  # the user's own OMP_NUM_THREADS wins
     devices = [] if device == "cpu" else gpus()
     return {**variables, "CUDA_VISIBLE_DEVICES": devices[worker % len(devices)]} if devices else variables
 

@@ -1,4 +1,4 @@
-"""Training: the loop, its steps, and what is recorded beside it."""
+"""Training: the loop, its steps, its evaluations and its records."""
 
 from gftkit.training.state import Draw as Draw, TrainingState as TrainingState
 from gftkit.training.steps import Steps as Steps

@@ -11,7 +11,8 @@ from gftkit.networks.flow_map import lagrangian_loss
 from gftkit.networks.precision import autocast
 from gftkit.runtime.devices import cuda_devices
 from gftkit.runtime.randomness import stream
-from gftkit.training.steps import StepInputs, Steps, trained_weights
+from gftkit.training.forward import StepInputs
+from gftkit.training.steps import Steps, trained_weights
 
 
 class Distillation(Steps):

@@ -44,6 +44,7 @@ class Evaluator:
         networks = self._steps.drift, self._steps.ema
         if not self._sharded:
             return networks
+        # Gathered on every process, even where the result is dropped: a collective call must be made by all.
         states = [sharding.gathered(network.state_dict(), self._main) for network in networks]
         if self._template is None:
             return networks

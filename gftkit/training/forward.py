@@ -1,7 +1,8 @@
-"""Evaluation of the networks in a step: precision, memory format, compilation, recomputed activations."""
+"""The inputs of a step, and the networks evaluated on them: precision, memory format, recomputed activations."""
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,38 @@ from torch.utils.checkpoint import checkpoint
 
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError
+from gftkit.networks.anchor import Anchor
 from gftkit.networks.precision import autocast, widened
 from gftkit.runs.schema import Train
+
+
+@dataclass
+class StepInputs:
+    """The inputs of a step. None depends on the trained weights, so they can be prepared steps ahead.
+
+    Attributes:
+        step: its number.
+        temperature: of the step.
+        anchor: the pretrained drift, None where it isn't needed.
+        anchored_at: indices of this process's pairs at which the anchor is evaluated; None for all.
+        share: of the global batch at which the anchor is evaluated.
+        t: times, (batch,).
+        x: states, (batch, *event).
+        target: b_t(x|z), (batch, *event).
+        conditions: by name, (batch, ...) each.
+        anchored: b_pre at ``anchored_at``, where it was evaluated ahead.
+    """
+
+    step: int
+    temperature: float
+    anchor: Anchor | None
+    anchored_at: Tensor | None
+    share: float
+    t: Tensor
+    x: Tensor
+    target: Tensor
+    conditions: Mapping[str, Tensor]
+    anchored: Tensor | None = None
 
 
 class Forward:
@@ -99,7 +130,7 @@ def recompute_activations(drift: nn.Module) -> None:
     """Let a network's blocks recompute their activations for the gradient instead of storing them.
 
     A network's own ``enable_gradient_checkpointing`` is used where it has one. Otherwise the blocks are the members of
-    its ``nn.ModuleList`` and ``nn.Sequential`` that are made of other modules.
+    its ``nn.ModuleList`` and ``nn.Sequential`` that contain other modules.
 
     Raises:
         ConfigError: for a network without such blocks.
@@ -115,7 +146,7 @@ def recompute_activations(drift: nn.Module) -> None:
     if not blocks:
         raise ConfigError(
             "train.gradient_checkpointing: this network has no blocks (members of an nn.ModuleList or nn.Sequential "
-            "that are made of other modules) to compute again. Leave it out; train.accumulate saves memory too."
+            "that contain other modules) to recompute. Leave it out; train.accumulate saves memory too."
         )
     for block in blocks:
         block.forward = functools.partial(_recomputed, block, block.forward)

@@ -11,7 +11,7 @@ from gftkit.runtime.sharding import local
 class StartingPoint:
     """The gradient of (strength/2) |w - w_start|^2, added to that of the loss: L2-SP.
 
-    The norm is over all weights that are trained. The loss beside it is flow matching's mean over a batch, divided by
+    The norm is over all trained weights. The loss of the data is flow matching's mean over a batch, divided by
     the number of values in an event.
 
     Args:

@@ -29,9 +29,8 @@ from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
 from gftkit.training.evaluator import Evaluator, Line
 from gftkit.training.feedback import Feedback, by_monitor
-from gftkit.training.provenance import describe_environment
 from gftkit.training.resume import ResumeGuard
-from gftkit.training.run_report import write_run_report
+from gftkit.training.run_report import describe_environment, write_run_report
 from gftkit.training.steps import Steps, trained_weights
 
 

@@ -1,4 +1,4 @@
-"""The report and the pictures of a finished run."""
+"""The records of a run for people: its environment, its report, and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,12 @@ from torch import nn
 from gftkit.data.samples import Scaling
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.experiment.build import Experiment
+from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import short
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimates, write_report
+from gftkit.runs.schema import Config
+from gftkit.runtime.environment import describe_machine
 from gftkit.storage.log import curve, names
 from gftkit.training.verdict import monitor_sections
 
@@ -79,3 +82,23 @@ def write_run_report(
         count = len(experiment.networks.anchors)
         lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)
+
+
+def describe_environment(registry: Registry, config: Config, accelerator: Any) -> dict[str, Any]:
+    """The content of environment.json: versions, device, processes, and the plugin of each component."""
+    used = {"drift": config.drift, "path": config.path, "coupling": config.coupling, "schedule": config.schedule}
+    datasets = {"data": config.data, "source": config.source, "evaluate.data": config.evaluate.data}
+    origins = {
+        where: registry.component("dataset" if where in datasets else where, spec["name"]).origin
+        for where, spec in {**used, **datasets}.items()
+        if spec is not None
+    }
+    return {
+        **describe_machine(accelerator.device),
+        "processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
+        "components": {
+            where: {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
+            for where, origin in origins.items()
+        },
+    }

@@ -2,9 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,41 +21,12 @@ from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
 from gftkit.theory.temperature import listens, temperature
 from gftkit.training.descent import Descent
-from gftkit.training.forward import Forward, recompute_activations
+from gftkit.training.forward import Forward, StepInputs, recompute_activations
 from gftkit.training.l2_sp import StartingPoint
 from gftkit.training.optimizer import learning_rate, optimizer_of
 
 AHEAD = 8
 """Most steps whose anchor is evaluated at once; their batches stay in memory meanwhile."""
-
-
-@dataclass
-class StepInputs:
-    """The inputs of a step. None depends on the trained weights, so they can be made before its turn.
-
-    Attributes:
-        step: its number.
-        temperature: of the step.
-        anchor: the pretrained drift, None where it isn't needed.
-        anchored_at: indices of this process's pairs at which the anchor is evaluated; None for all.
-        share: of the global batch at which the anchor is evaluated.
-        t: times, (batch,).
-        x: states, (batch, *event).
-        target: b_t(x|z), (batch, *event).
-        conditions: by name, (batch, ...) each.
-        anchored: b_pre at ``anchored_at``, where it was evaluated ahead.
-    """
-
-    step: int
-    temperature: float
-    anchor: Anchor | None
-    anchored_at: Tensor | None
-    share: float
-    t: Tensor
-    x: Tensor
-    target: Tensor
-    conditions: Mapping[str, Tensor]
-    anchored: Tensor | None = None
 
 
 class Steps:

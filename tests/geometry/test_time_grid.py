@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from gftkit.geometry.time_grid import best_indices, descend, fit, fit_run, local_errors, read_grids
+from gftkit.geometry.grid_search import best_indices, descend, local_errors
+from gftkit.geometry.time_grid import fit, fit_run, read_grids
 from gftkit.geometry.tracing import Flow, flow_of, squared_distances
 from gftkit.kernel.errors import ConfigError, RunError
 

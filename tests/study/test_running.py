@@ -14,7 +14,7 @@ from gftkit.cli.sections import keys
 from gftkit.data.samples import Samples
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.study import plan as planning
+from gftkit.study import schema
 from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
 from gftkit.study.reporting import write_tables
@@ -421,4 +421,4 @@ def test_a_wrong_setting_is_told_with_its_method(write_study, registry, tmp_path
 
 
 def test_the_keys_of_a_study_are_those_that_it_takes():
-    assert set(keys("study")) == set(planning.Study.__dataclass_fields__)
+    assert set(keys("study")) == set(schema.Study.__dataclass_fields__)

@@ -96,9 +96,8 @@ def _resolve_sections(
     adapters = section(Adapters, as_spec(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
     train = _with_defaults(section(Train, raw.get("train", {}), "train"))
     finetune = kind == "finetune"
-    anchor = teacher_spec(inherited)
     if finetune:
-        anchor = lineage.resolve_anchor(
+        anchor: Spec | None = lineage.resolve_anchor(
             raw.get("anchor"),
             inherited.pretrained,
             drift=specs["drift"],
@@ -106,6 +105,8 @@ def _resolve_sections(
             registry=registry,
             base=base,
         )
+    else:
+        anchor = teacher_spec(inherited)
     return Config(
         kind=kind,
         **specs,

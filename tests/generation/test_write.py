@@ -461,7 +461,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flow, refused, tmp
     assert "wanted a finite number >= 0, got nan" in refused(*ask, "--temperature", "nan")
     assert "wanted .gif, .png, .webp, got '.mp4'" in refused(*ask, "--trajectory", "way.mp4")
     assert "jumps by a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
-    assert "this drift is given none" in refused(*ask, "--conditions", "c.npz")
+    assert "this drift takes none" in refused(*ask, "--conditions", "c.npz")
     (tmp_path / "way.gif").write_text("mine")
     assert "way.gif exists" in refused(*ask, "--trajectory", "way.gif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "way.gif"]
@@ -471,7 +471,7 @@ def test_conditions_that_are_not_finite_are_refused():
     drift = torch.nn.Identity()
     drift.conditions = ("age",)
     for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="'age' holds NaN or infinity in row 1"):
+        with pytest.raises(ConfigError, match="'age' contains NaN or infinity in row 1"):
             asking.parse_condition_request(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})
 
 
@@ -496,7 +496,7 @@ def test_an_interruption_says_how_to_go_on(flow, gft, tmp_path, monkeypatch):
 def test_resume_without_parts_starts_anew_and_says_so(flow, gft, tmp_path):
     done = gft("sample", flow.folder, "--count", 3, "--out", "s.npz", "--resume", "--json")
     assert done.code == 0
-    assert "s.npz.parts holds no parts to go on with: starting with the first sample" in done.err
+    assert "s.npz.parts contains no parts to continue: starting with the first sample" in done.err
     assert json.loads(done.out) == {"file": "s.npz", "count": 3, "seed": 0, "evaluations": 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
 

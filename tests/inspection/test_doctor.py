@@ -238,7 +238,7 @@ def test_weights_that_fit_no_hypothesis_are_one_error(gft, case, trained, tmp_pa
     torch.save({"ema": random}, tmp_path / "random.pt")
     done = gft("inspect", case("Torchcfm", weights=str(tmp_path / "random.pt")), "--count", "512")
     assert done.code == 1
-    assert done.err.startswith("Error: No hypothesis fits: the best has a denoising error of")
+    assert done.err.startswith("Error: No hypothesis fits: the lowest denoising error, ")
     assert "linear: " in done.err
     assert "denoising error" in done.out  # the table is there as evidence
     assert "(linear)" in done.out

@@ -639,7 +639,7 @@ def test_options_are_checked(source, registry, adapters, message):
 def test_adapters_belong_to_a_fine_tune(source, registry):
     with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
         resolve_config({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
-    with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
+    with pytest.raises(ConfigError, match="adapters-off requires adapters, and this fine-tune trains all weights"):
         resolve_config(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
 
 

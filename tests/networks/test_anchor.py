@@ -280,7 +280,7 @@ def test_a_run_resumes_on_its_own_anchor_only(pretrained, registry, tmp_path):
     model = other / "model.safetensors"
     tensors, notes = read_tensors(model)
     write_tensors(model, {name: 2 * tensor for name, tensor in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"the anchor \(external\) isn't the one .* have changed") as caught:
+    with pytest.raises(RunError, match=r"the anchor \(external\) has changed since this run started: .* have changed") as caught:
         gftkit.finetune(config, broken, registry=registry, resume=True)
     assert str(other) in str(caught.value)
     write_tensors(model, tensors, notes)
@@ -295,5 +295,5 @@ def test_a_checkpoint_without_its_anchors_is_refused(first, pretrained, registry
     tensors, notes = read_tensors(path)
     del notes["anchors"]
     write_tensors(path, tensors, notes)
-    with pytest.raises(RunError, match=r"the anchor \(frozen\) isn't the one that this run started with"):
+    with pytest.raises(RunError, match=r"the anchor \(frozen\) has changed since this run started"):
         gftkit.finetune(tuning(pretrained), broken, registry=registry, resume=True)

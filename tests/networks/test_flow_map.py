@@ -253,7 +253,7 @@ def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetun
     assert "pretrained is missing" in distilling(pretrained=None)
     assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))
-    assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
+    assert "trains a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
     assert "train.compile" in distilling(train={"compile": True})
     assert "fine-tuning would break its flow map" in finetuning(pretrained=str(student))

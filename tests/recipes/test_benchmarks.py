@@ -110,7 +110,7 @@ def test_unknown_rows_are_refused(training, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training.py", "--only", "128 dimensions"])
     with pytest.raises(SystemExit):
         training.main(training.__doc__, training.rows)
-    assert "no row holds '128 dimensions'; there are: GFT step" in capsys.readouterr().err
+    assert "no row contains '128 dimensions'; there are: GFT step" in capsys.readouterr().err
 
 
 def test_both_sides_of_sampling_call_the_network_as_often(sampling, monkeypatch):

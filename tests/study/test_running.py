@@ -372,7 +372,10 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"base": {key: held for key, held in BASE.items() if key != "data"}}, "base.data is missing"),
         ({"base": {**BASE, "trian": {}}}, "Did you mean 'train'?"),
         ({"base": {**BASE, "train": {"steps": "many"}}}, "train.steps: wanted int, > 0"),
-        ({"methods": {"plain": {"method": "exponential"}}}, "'plain' is a built-in method, and this is another one"),
+        (
+            {"methods": {"plain": {"method": "exponential"}}},
+            "'plain' is a built-in method, and this one changes 'exponential'",
+        ),
         ({"methods": {"mine": {"method": "plian"}}}, "unknown method at methods.mine: 'plian'"),
         ({"methods": {"a/b": {"method": "plain"}}}, "methods.a/b: wanted a name of letters"),
         ({"methods": {"mine": {"method": "plain", "set": {"data.count": 3}}}}, "from `sizes` of the groups"),

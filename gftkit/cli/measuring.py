@@ -1,10 +1,10 @@
 """``gft geometry`` and ``gft fit-grid``: measurements along the trajectories of finished runs."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.console import Console
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
 from gftkit.cli.output import check_absent, table
 from gftkit.cli.sampling import weights_of
+
+if TYPE_CHECKING:
+    from gftkit.geometry.time_grid import Fit
 
 Count = Annotated[int, typer.Option(help="Number of trajectories.")]
 Fine = Annotated[int, typer.Option(help="Runge-Kutta steps of a fine trajectory.")]
@@ -44,7 +47,6 @@ def fit_grid(
     from gftkit.geometry.pictures import fitted_grids
     from gftkit.geometry.time_grid import fit_run, write_grids
     from gftkit.kernel.errors import ConfigError
-    from gftkit.recording.html import number
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.environment import device_of
     from gftkit.storage.documents import finite
@@ -72,6 +74,14 @@ def fit_grid(
         content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
         print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
+    _print_grids(fits)
+    print(f"Written: {out}, {picture}")
+
+
+def _print_grids(fits: "Sequence[Fit]") -> None:
+    """Print the distances and times of fitted grids."""
+    from gftkit.recording.html import number
+
     rows = [
         (
             str(fit.steps),
@@ -82,7 +92,7 @@ def fit_grid(
         for fit in fits
     ]
     table(["steps", "uniform", "fitted", "gain", "kept", "times"], rows)
-    print(f"Distances are root mean squares over the whole event, scaled as in training. Written: {out}, {picture}")
+    print("Distances are root mean squares over the whole event, scaled as in training.")
 
 
 def geometry(

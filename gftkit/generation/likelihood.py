@@ -135,19 +135,13 @@ def log_density(
     _check_flow(path, solver, probes)
     # The steps of the way forth, taken backwards: s = 1 - t runs from the data to the source.
     grid = Grid(tuple(1 - t for t in reversed(grid_of(path, steps, spacing).times)))
-    shape, size = tuple(x1.shape[1:]), math.prod(x1.shape[1:])
     logs, errors, starts = [], [], []
     for first in range(0, len(x1), batch_size):
         batch = slice(first, first + batch_size)
         x = x1[batch].to(device)
         signs = _probes(probes, seed, first, x) if probes else None
         named = {name: values[batch].to(device) for name, values in (conditions or {}).items()}
-        z = torch.cat([x.flatten(1), x.new_zeros(len(x), max(probes, 1))], 1)
-        with torch.no_grad():
-            field = backwards(drift, shape, signs, named)
-            for state in trajectory(field, None, solver, grid, z, Drawn(torch.Generator(device))):
-                z = state
-        x0, change = z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
+        x0, change = _carry_back(drift, solver, grid, x, signs, named)
         logs.append(source(x0).double() + change.mean(1))
         errors.append(_error_of_probes(change) if probes else torch.zeros(len(x0)))
         starts.append(x0)
@@ -174,6 +168,24 @@ def _check_flow(path: Path, solver: Solver | Integrator, probes: int) -> None:
             f"on a path that reaches it."
         )
     check_solver(solver, stochastic=False)
+
+
+def _carry_back(
+    drift: Drift,
+    solver: Solver | Integrator,
+    grid: Grid,
+    x: Tensor,
+    probes: Tensor | None,
+    conditions: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Carry a batch from data to source: x_0, and -int div v dt by each probe, (batch, probes) of float64."""
+    shape, size = tuple(x.shape[1:]), math.prod(x.shape[1:])
+    z = torch.cat([x.flatten(1), x.new_zeros(len(x), 1 if probes is None else probes.shape[1])], 1)
+    with torch.no_grad():
+        field = backwards(drift, shape, probes, conditions)
+        for state in trajectory(field, None, solver, grid, z, Drawn(torch.Generator(x.device))):
+            z = state
+    return z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
 
 
 def _error_of_probes(change: Tensor) -> Tensor:

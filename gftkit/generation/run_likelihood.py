@@ -92,10 +92,7 @@ def likelihood(
             out of range.
     """
     config, facts = run.config, run.facts
-    if count is not None and count < 1:
-        raise ConfigError(f"count: wanted at least 1, got {count}.")
-    if quantum is not None and not 0 < quantum < math.inf:
-        raise ConfigError(f"quantum: wanted a positive step of the data's values, got {quantum}.")
+    _check_options(count, quantum)
     path = run.registry.build("path", config.path)
     scheme = build_scheme(solver or {"name": "rk4"}, path, run.registry)
     if scheme.diffusion is not None:
@@ -103,8 +100,7 @@ def likelihood(
     source = _source_density(run)
     x1, batch = _data(run, data, count or config.evaluate.count, quantum, seed)
     size = math.prod(facts.event_shape)
-    if probes is None:
-        probes = 0 if size <= EXACT_UP_TO else PROBES
+    probes = (0 if size <= EXACT_UP_TO else PROBES) if probes is None else probes
     drift, _ = trained_drift(run, weights, device)
     density = log_density(
         drift,
@@ -124,6 +120,14 @@ def likelihood(
     stretched = 0.0 if facts.range is None else size * math.log((facts.range[1] - facts.range[0]) / 2)
     bits = bits_per_dimension(density.log, facts.event_shape, facts.range, quantum)
     return Likelihood(bits, density.log - stretched, density.stderr, size, probes)
+
+
+def _check_options(count: int | None, quantum: float | None) -> None:
+    """Refuse values out of range."""
+    if count is not None and count < 1:
+        raise ConfigError(f"count: wanted at least 1, got {count}.")
+    if quantum is not None and not 0 < quantum < math.inf:
+        raise ConfigError(f"quantum: wanted a positive step of the data's values, got {quantum}.")
 
 
 def _source_density(run: RunFolder) -> LogDensity:

@@ -48,8 +48,7 @@ def diagnose(
     """Inspect the network of a configuration.
 
     Args:
-        config: a YAML file or a mapping, as of a fine-tune; it needs ``drift`` with weights and ``data``. Fields of
-            its convention are taken as known.
+        config: a YAML file or a mapping, with ``drift``, its weights, and ``data``. Fields of its convention are known.
         registry: components.
         overrides: settings as ``a.b=c``.
         count: pairs to measure on.
@@ -57,35 +56,23 @@ def diagnose(
         device: where the network is evaluated.
         begin: called with the number of steps to come.
         advance: called with the number of steps done.
-        folder: for which files in the settings are named; by default the configuration's.
+        folder: of the configuration that the returned components are for; by default that of ``config``.
 
     Returns:
-        The inspection, and its settings: the drift without its convention, the path, the coupling and, where the
-        configuration has one, the source. Files are named as a configuration in ``folder`` names them.
+        The inspection, and the inspected components, the drift without its convention.
 
     Raises:
-        GftkitError: for bad input.
-        InspectionError: where the network can't be called.
+        GftkitError: for bad input, and a network that can't be called.
     """
     base = config.resolve().parent if isinstance(config, Path) else Path.cwd()
     raw = _read(config, overrides)
-    drift = {"name": "module", **raw["drift"]}
-    known = _known_fields(drift.pop("convention", None))
-    drift_spec = registry.resolve("drift", {**drift, "convention": {"preset": "gftkit"}}, "drift", base)
-    components = {
-        "path": raw.get("path", known.pop("path", None) or DEFAULTS["path"]),
-        "coupling": raw.get("coupling", DEFAULTS["coupling"]),
-        "source": raw.get("source", DEFAULTS["source"]),
-    }
-    kinds = {"source": "dataset"}
-    resolved = {key: registry.resolve(kinds.get(key, key), spec, key, base) for key, spec in components.items()}
+    known = _known_fields(raw["drift"].pop("convention", None))
+    written = {"drift": raw["drift"], **_components(raw, known.pop("path", None))}
+    resolved = _resolve(written, registry, base)
     path: ConditionalPath = registry.build("path", resolved["path"])
     samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
     facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
-    # The new weights are measured too, as the untrained network: they depend on the seed only.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network, candidates = _networks(drift_spec, facts, path, registry)
+    network, candidates = _networks(resolved["drift"], facts, path, registry, seed)
     inspection = inspect(
         network,
         candidates,
@@ -102,10 +89,27 @@ def diagnose(
         begin=begin,
         advance=advance,
     )
-    folder = base if folder is None else folder.resolve()
-    written = {key: spec for key, spec in components.items() if key != "source" or key in raw}
-    settings = {key: _relocated(spec, resolved[key], folder) for key, spec in written.items()}
-    return inspection, {"drift": _relocated(drift, drift_spec, folder), **settings}
+    folder = (folder or base).resolve()
+    return inspection, {
+        key: _relocated(spec, resolved[key], folder) for key, spec in written.items() if key != "source" or key in raw
+    }
+
+
+def _components(raw: Mapping[str, Any], known_path: Any) -> dict[str, Any]:
+    """Path, coupling and source of a configuration, by default those of a fine-tune, or the convention's path."""
+    return {
+        "path": raw.get("path", known_path or DEFAULTS["path"]),
+        "coupling": raw.get("coupling", DEFAULTS["coupling"]),
+        "source": raw.get("source", DEFAULTS["source"]),
+    }
+
+
+def _resolve(written: Mapping[str, Any], registry: Registry, base: Path) -> dict[str, Spec]:
+    """The resolved specs; the drift's has a neutral convention in place of the unknown one."""
+    specs = {**written, "drift": {**written["drift"], "convention": {"preset": "gftkit"}}}
+    return {
+        key: registry.resolve("dataset" if key == "source" else key, spec, key, base) for key, spec in specs.items()
+    }
 
 
 def _read(config: Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _read(config: Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> 
     for key, example in (("drift", "{name: module, target: ..., weights: ...}"), ("data", "{name: arrays, file: ...}")):
         if not isinstance(raw.get(key), Mapping if key == "drift" else (Mapping, str)):
             raise ConfigError(f"{key} is missing: wanted `{key}: {example}`.")
-    return raw
+    return {**raw, "drift": {"name": "module", **raw["drift"]}}
 
 
 def _relocated(written: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -159,22 +163,25 @@ def _known_fields(block: Any) -> dict[str, Any]:
 
 
 def _networks(
-    spec: Spec, facts: Facts, path: ConditionalPath, registry: Registry
+    spec: Spec, facts: Facts, path: ConditionalPath, registry: Registry, seed: int
 ) -> tuple[torch.nn.Module, list[Candidate]]:
     """The network with new weights, and its candidate weights."""
     supplied: dict[str, Any] = {"event_shape": facts.event_shape, "classes": facts.classes, "path": path}
-    fresh = registry.build("drift", {**spec, "weights": None}, **supplied)
-    if not isinstance(fresh, ForeignDrift):
-        raise ConfigError(
-            f"drift: wanted {{name: module, ...}}, whose convention is unknown; '{spec['name']}' has a convention of "
-            f"its own."
-        )
     weights = spec["weights"]
-    if weights is None:
-        raise ConfigError("drift.weights is missing: wanted a weights file to inspect, or a folder of diffusers.")
-    if Path(weights).is_dir():
-        loaded = registry.build("drift", spec, **supplied)
-        return fresh.network, [Candidate("", loaded.network.state_dict())]
+    # The new weights are measured too, as the untrained network: they depend on the seed only.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = registry.build("drift", {**spec, "weights": None}, **supplied)
+        if not isinstance(fresh, ForeignDrift):
+            raise ConfigError(
+                f"drift: wanted {{name: module, ...}}, whose convention is unknown; '{spec['name']}' has a convention "
+                f"of its own."
+            )
+        if weights is None:
+            raise ConfigError("drift.weights is missing: wanted a weights file to inspect, or a folder of diffusers.")
+        if Path(weights).is_dir():
+            loaded = registry.build("drift", spec, **supplied)
+            return fresh.network, [Candidate("", loaded.network.state_dict())]
     return fresh.network, fitting_in(Path(weights), fresh.network.state_dict(), spec["key"])
 
 

@@ -144,30 +144,34 @@ def inspect(
     network = network.to(device).eval()
     fixed = {**(fixed or {}), "path": dict(path_spec) if path_spec else None}
     attempts = probing.attempts(network, facts, fixed, device)
+    working = _working(attempts)
+    size = count // BATCHES
     test = HypothesisTest(
-        network,
-        candidates,
-        data,
-        path=path,
-        source=source,
-        coupling=coupling,
-        size=count // BATCHES,
-        seed=seed,
-        device=device,
+        network, candidates, data, path=path, source=source, coupling=coupling, size=size, seed=seed, device=device
     )
     bounded = float(test.known.abs().max()) <= 1
-    conventions = [each for attempt in _working(attempts) for each in _conventions(attempt, coupling, bounded)]
+    conventions = [each for attempt in working for each in _conventions(attempt, coupling, bounded)]
     findings = [Finding(Hypothesis(candidate.name, each)) for candidate in candidates for each in conventions]
     untrained = [Finding(Hypothesis(UNTRAINED, each)) for each in conventions]
+    kept, best_untrained = _measure(test, findings, untrained, begin, advance)
+    return _conclude(test, findings, kept, best_untrained, attempts)
+
+
+def _measure(
+    test: HypothesisTest,
+    findings: list[Finding],
+    untrained: list[Finding],
+    begin: Callable[[int], None],
+    advance: Callable[[int], None],
+) -> tuple[list[Finding], Finding]:
+    """Measure the findings; returns those that were measured on every batch, and the best of the untrained ones."""
     # Most hypotheses are far off: a few batches drop them, and only the others get all of them.
     begin(_evaluations([*findings, *untrained]) * FIRST)
     test.measure([*findings, *untrained], range(FIRST), advance)
-    kept, untrained = _promising(findings), _ranked(untrained)[:1]
-    begin(_evaluations([*kept, *untrained]) * (BATCHES - FIRST))
-    test.measure([*kept, *untrained], range(FIRST, BATCHES), advance)
-    dropped = [finding for finding in findings if not any(finding is other for other in kept)]
-    ranked = _ranked(test.merged([finding for finding in findings if any(finding is other for other in kept)]))
-    return _conclude(ranked, _ranked(dropped), untrained[0], test, attempts)
+    kept, best_untrained = _promising(findings), _ranked(untrained)[0]
+    begin(_evaluations([*kept, best_untrained]) * (BATCHES - FIRST))
+    test.measure([*kept, best_untrained], range(FIRST, BATCHES), advance)
+    return kept, best_untrained
 
 
 def _check_request(path: Path, count: int) -> None:
@@ -257,13 +261,15 @@ def _ranked(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _conclude(
-    ranked: list[Finding],
-    dropped: list[Finding],
-    untrained: Finding,
     test: HypothesisTest,
+    findings: list[Finding],
+    kept: list[Finding],
+    untrained: Finding,
     attempts: list[probing.Attempt],
 ) -> Inspection:
     """The inspection, with its verdict."""
+    dropped = [finding for finding in findings if not any(finding is other for other in kept)]
+    ranked = _ranked(test.merged([finding for finding in findings if any(finding is other for other in kept)]))
     best, notes = ranked[0], []
     others = ranked[1:]
     rivals = [
@@ -295,7 +301,7 @@ def _conclude(
         notes.append("Some hypotheses give the same drift on these data: their differences don't matter here.")
     verdict = "none" if not fits else "close call" if rivals else "clear"
     return Inspection(
-        findings=[*ranked, *dropped],
+        findings=[*ranked, *_ranked(dropped)],
         rivals=rivals,
         baselines=baselines,
         attempts=attempts,

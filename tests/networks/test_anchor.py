@@ -280,7 +280,9 @@ def test_a_run_resumes_on_its_own_anchor_only(pretrained, registry, tmp_path):
     model = other / "model.safetensors"
     tensors, notes = read_tensors(model)
     write_tensors(model, {name: 2 * tensor for name, tensor in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"the anchor \(external\) has changed since this run started: .* have changed") as caught:
+    with pytest.raises(
+        RunError, match=r"the anchor \(external\) has changed since this run started: .* have changed"
+    ) as caught:
         gftkit.finetune(config, broken, registry=registry, resume=True)
     assert str(other) in str(caught.value)
     write_tensors(model, tensors, notes)

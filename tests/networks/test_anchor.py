@@ -256,7 +256,7 @@ def test_an_external_anchor_is_checked_like_what_is_fine_tuned(pretrained, regis
     refused(shape, ConfigError, r"wanted a drift for samples of shape \(2,\), and .* was trained on \(1, 8, 8\)")
     refused(pretrained, WeightsError, "don't fit the drift", drift={"name": "mlp", "width": 8})
     told = other_run(registry, tmp_path / "told", drift={"name": "mlp", "width": 8, "conditional": True})
-    refused(told, ConfigError, "its drift is given label, and the drift that is trained isn't")
+    refused(told, ConfigError, "its drift takes the condition label, and the trained drift doesn't")
     unfinished = shutil.copytree(pretrained, tmp_path / "unfinished")
     (unfinished / "model.safetensors").unlink()
     refused(unfinished, RunError, "isn't finished")

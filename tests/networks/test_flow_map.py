@@ -344,5 +344,5 @@ def test_several_processes_are_refused(pretrained):
     from gftkit.training.distillation import Distillation
 
     experiment = build(resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
-    with pytest.raises(ConfigError, match="runs in one process, and here are 2"):
+    with pytest.raises(ConfigError, match="runs in one process, got 2"):
         Distillation(experiment, SimpleNamespace(num_processes=2))

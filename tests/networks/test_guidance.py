@@ -170,11 +170,11 @@ def test_samples_are_written_with_the_conditions_they_were_made_under(trained, t
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r"this drift is given 'c', got none\. Give exactly those"),
+        (None, r"this drift takes 'c', got none\. Give exactly those"),
         ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"given 'c', got 'c', 'd'"),
         ({"c": torch.zeros(2, 3)}, r"wanted 'c' of shape \('n', 2\), as in training, got \(2, 3\)"),
         ({"c": torch.zeros(0, 2)}, "at least one"),
-        ({"c": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])}, r"'c' holds NaN or infinity in row 1"),
+        ({"c": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])}, r"'c' contains NaN or infinity in row 1"),
         ({"c": torch.zeros(())}, "at least one"),
     ],
 )

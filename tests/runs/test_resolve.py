@@ -345,7 +345,7 @@ def test_labels_matter_to_a_conditional_drift_only(resolve, registry, pretrain_c
     pretrain_config["drift"]["conditional"] = True
     gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
     finetune_config["pretrained"] = str(tmp_path / "run")
-    with pytest.raises(DataError, match="data: labels up to 7, and the drift knows 2 classes"):
+    with pytest.raises(DataError, match="data: labels up to 7, and the drift has 2 classes"):
         build(resolve(finetune_config), registry)
     with pytest.raises(DataError, match="the data have no labels"):
         build(resolve(finetune_config, "data={name: gaussian, event_shape: [2]}"), registry)

@@ -378,8 +378,8 @@ def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version)
 @pytest.mark.parametrize(
     ("count", "size", "message"),
     [
-        (40, 15, "15 pairs can't be shared by 3 processes in 2 parts .* multiple of 6"),
-        (2, 18, "2 samples for 3 processes. Start at most 2"),
+        (40, 15, "15 pairs can't be divided evenly between 3 processes with 2 parts .* multiple of 6"),
+        (2, 18, "one sample for each of 3 processes, got 2. Start at most 2"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(tuning, tmp_path, registry, count, size, message):

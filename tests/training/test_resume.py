@@ -331,7 +331,7 @@ def test_other_data_are_refused(registry, tmp_path, change):
     gftkit.pretrain(config, out, registry=registry, resume=True)  # of the same ones it goes on
     (out / "model.safetensors").unlink()
     np.save(tmp_path / "x.npy", data + 1 if change == "values" else data[:29])
-    with pytest.raises(RunError, match="the data aren't those that this run started with: 30 samples"):
+    with pytest.raises(RunError, match="the data have changed since this run started: 30 samples"):
         gftkit.pretrain(config, out, registry=registry, resume=True)
 
 

@@ -253,7 +253,7 @@ def test_an_external_anchor_is_checked_like_what_is_fine_tuned(pretrained, regis
     path = other_run(registry, tmp_path / "path", path={"name": "trigonometric"})
     refused(path, ConfigError, r"differs from the anchor\.pretrained run's .* in sigma, alpha")
     shape = other_run(registry, tmp_path / "shape", data={"name": "digits", "count": 20})
-    refused(shape, ConfigError, r"wanted a drift for samples of shape \(2,\), and .* was trained on \(1, 8, 8\)")
+    refused(shape, ConfigError, r"wanted a drift for samples of shape \(2,\), got .*, which was trained on \(1, 8, 8\)")
     refused(pretrained, WeightsError, "don't fit the drift", drift={"name": "mlp", "width": 8})
     told = other_run(registry, tmp_path / "told", drift={"name": "mlp", "width": 8, "conditional": True})
     refused(told, ConfigError, "its drift takes the condition label, and the trained drift doesn't")

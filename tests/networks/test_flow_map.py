@@ -251,7 +251,7 @@ def distilling(write_config, refused, pretrained, tmp_path):
 
 def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetuning, pretraining, tmp_path):
     assert "pretrained is missing" in distilling(pretrained=None)
-    assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
+    assert "got the file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))
     assert "trains a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})

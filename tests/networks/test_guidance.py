@@ -171,7 +171,7 @@ def test_samples_are_written_with_the_conditions_they_were_made_under(trained, t
     ("given", "message"),
     [
         (None, r"this drift takes 'c', got none\. Give exactly those"),
-        ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"given 'c', got 'c', 'd'"),
+        ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"takes 'c', got 'c', 'd'"),
         ({"c": torch.zeros(2, 3)}, r"wanted 'c' of shape \('n', 2\), as in training, got \(2, 3\)"),
         ({"c": torch.zeros(0, 2)}, "at least one"),
         ({"c": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])}, r"'c' contains NaN or infinity in row 1"),

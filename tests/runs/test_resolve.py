@@ -304,7 +304,7 @@ def test_what_a_fine_tune_gives_wins(registry, finetune_config):
 
 def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_config):
     message = (
-        r"drift: the pretrained run's drift 'mlp' is inherited whole, .* got {'width': 32}\. Leave `drift` out, or"
+        r"drift: the pretrained run's drift 'mlp' is inherited as a whole: .* got {'width': 32}\. Leave `drift` out, or"
     )
     with pytest.raises(ConfigError, match=message):
         resolve_config(finetune_config, "finetune", registry, ["drift.width=32"])

@@ -206,7 +206,9 @@ def test_a_run_in_half_precision_stays_near(tune, precision):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tune):
-    with pytest.raises(ConfigError, match=r"12 pairs can't be divided evenly between 1 processes with 5 parts .* multiple of 5"):
+    with pytest.raises(
+        ConfigError, match=r"12 pairs can't be divided evenly between 1 processes with 5 parts .* multiple of 5"
+    ):
         tune(accumulate=5)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gftkit.cli.options import Device, Json
-from gftkit.cli.output import table
+from gftkit.cli.output import table, warn
 
 if TYPE_CHECKING:
     from gftkit.kernel.registry import Registry
@@ -44,7 +44,8 @@ def compare(
     """
     from gftkit.kernel.errors import ConfigError
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import missing
     from gftkit.study.plan import plan
     from gftkit.study.running import Outcome, finished
     from gftkit.study.workers import default_workers
@@ -53,7 +54,7 @@ def compare(
         raise ConfigError("--report-only and --dry-run exclude each other. Give one of them.")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a study starts its own processes (--workers). Start it without torchrun or accelerate.")
-    device_of(device)
+    resolve_device(device)
     registry = load()
     planned = plan(study, out or Path("runs") / study.stem, registry)
     rows = finished(planned, registry)
@@ -61,7 +62,10 @@ def compare(
     count = workers or default_workers()
     if dry_run:
         _list(planned, rows, cells, workers=count, registry=registry, device=device, as_json=as_json)
-    elif report_only:
+        return
+    if sentence := missing("report"):
+        warn(f"report.html and the pictures are left out: {sentence}")
+    if report_only:
         _report(planned, Outcome(rows, {}), as_json)
     else:
         outcome = _run(planned, rows, cells, workers=count, registry=registry, device=device, quiet=as_json)
@@ -103,8 +107,8 @@ def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
     """Write the report of the finished runs, and print the tables of the judged metric."""
     from gftkit.kernel.errors import StudyError
     from gftkit.networks.state import shortened
-    from gftkit.storage.documents import finite
-    from gftkit.study.reporting import REPORT, summary, write_tables
+    from gftkit.storage.documents import nan_to_none
+    from gftkit.study.reporting import page, summary, write_tables
 
     if not outcome.rows and not outcome.failed:
         raise StudyError(
@@ -112,15 +116,15 @@ def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
         )
     write_tables(planned, outcome.rows, outcome.failed)
     if as_json:
-        print(json.dumps(finite(summary(planned, outcome.rows, outcome.failed)), indent=2))
+        print(json.dumps(nan_to_none(summary(planned, outcome.rows, outcome.failed)), indent=2))
     else:
         _print_tables(planned, outcome.rows)
-        print(f"{len(outcome.rows)} of {len(planned.cells)} runs: open {planned.out / REPORT}")
+        print(f"{len(outcome.rows)} of {len(planned.cells)} runs: open {page(planned)}")
     if outcome.failed:
         lines = [f"{cell.name}: {message}" for cell, message in outcome.failed.items()]
         raise StudyError(
             f"{len(lines)} of {len(planned.cells)} runs failed:{shortened(lines)}\nThe others are in "
-            f"{planned.out / REPORT}; run the same command again to retry these."
+            f"{page(planned)}; run the same command again to retry these."
         )
 
 

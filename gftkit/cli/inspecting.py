@@ -47,8 +47,8 @@ def inspect(
     from gftkit.inspection import doctor
     from gftkit.kernel.errors import InspectionError
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite, write_text
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none, write_text
 
     if out is not None:
         check_absent(out, "--out", force)
@@ -64,7 +64,7 @@ def inspect(
                 [*flags, *(overrides or [])],
                 count=count,
                 seed=seed,
-                device=device_of(device),
+                device=resolve_device(device),
                 begin=lambda total: progress.update(task, total=total, completed=0),
                 advance=lambda done: progress.advance(task, done),
                 folder=None if out is None else out.parent,
@@ -72,7 +72,7 @@ def inspect(
     clear = inspection.verdict == "clear"
     block = doctor.block(inspection.best, settings) if clear else None
     if as_json:
-        print(json.dumps(finite({**inspection.to_dict(), "config": block}), indent=2))
+        print(json.dumps(nan_to_none({**inspection.to_dict(), "config": block}), indent=2))
     else:
         table(doctor.HEAD, doctor.rows(inspection))
     words = doctor.conclusion(inspection, settings)

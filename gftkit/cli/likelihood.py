@@ -48,8 +48,8 @@ def likelihood(
     from gftkit.api import Run
     from gftkit.generation.run_likelihood import likelihood as measure
     from gftkit.kernel.errors import ConfigError
-    from gftkit.recording.html import estimates
-    from gftkit.runtime.environment import device_of
+    from gftkit.recording.html import estimate_rows
+    from gftkit.runtime.environment import resolve_device
     from gftkit.sampling.scheme import resolve_scheme
     from gftkit.storage.documents import parse_yaml
     from gftkit.storage.tensors import write_tensors
@@ -74,7 +74,7 @@ def likelihood(
             quantum=quantum,
             seed=seed,
             weights=weights_of(weights),
-            device=device_of(device),
+            device=resolve_device(device),
             advance=lambda done: progress.advance(task, done),
         )
     if out is not None:
@@ -82,4 +82,4 @@ def likelihood(
     if as_json:
         print(json.dumps(measured.to_dict(), indent=2))
     else:
-        table(["measured", "value"], estimates(measured.to_dict()))
+        table(["measured", "value"], estimate_rows(measured.to_dict()))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
-from gftkit.cli.output import check_absent, table
+from gftkit.cli.output import check_absent, table, warn
 from gftkit.cli.sampling import weights_of
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ def fit_grid(
     from gftkit.geometry.pictures import fitted_grids
     from gftkit.geometry.time_grid import fit_run, write_grids
     from gftkit.kernel.errors import ConfigError
-    from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
@@ -65,27 +64,27 @@ def fit_grid(
             fine_steps=fine_steps,
             seed=seed,
             weights=weights_of(weights),
-            device=device_of(device),
+            device=resolve_device(device),
             stage=stage,
         )
     write_grids(out, fits, notes)
-    write_png(picture, fitted_grids(fits))
+    written = [out, *_write_picture(picture, lambda: fitted_grids(fits))]
     if as_json:
-        content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
-        print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
+        content = {"file": str(out), "picture": str(picture) if picture in written else None, "fitted_on": notes}
+        print(json.dumps(nan_to_none({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
     _print_grids(fits)
-    print(f"Written: {out}, {picture}")
+    print(f"Written: {_names(written)}")
 
 
 def _print_grids(fits: "Sequence[Fit]") -> None:
     """Print the distances and times of fitted grids."""
-    from gftkit.recording.html import number
+    from gftkit.recording.html import format_number
 
     rows = [
         (
             str(fit.steps),
-            *(number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
+            *(format_number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
             fit.kept,
             " ".join(f"{t:.3g}" for t in fit.times),
         )
@@ -118,9 +117,8 @@ def geometry(
     from gftkit.geometry.pictures import motions
     from gftkit.geometry.tracing import flow_of
     from gftkit.kernel.errors import RunError
-    from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite, write_json
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none, write_json
 
     files = out / "geometry.json", out / "geometry.png"
     for path in files:
@@ -129,7 +127,7 @@ def geometry(
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    named, place = weights_of(weights), device_of(device)
+    named, place = weights_of(weights), resolve_device(device)
     flows = {
         name: flow_of(Run.open(folder), 0, count, seed=seed, weights=named, device=place)
         for name, folder in zip(names, runs, strict=True)
@@ -145,13 +143,29 @@ def geometry(
     notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
     content = {**notes, "runs": {name: each.to_dict() for name, each in measured.items()}}
     write_json(files[0], content)
-    write_png(files[1], motions(measured, tolerance))
+    written = [files[0], *_write_picture(files[1], lambda: motions(measured, tolerance))]
     if as_json:
-        print(json.dumps(finite(content), indent=2))
+        print(json.dumps(nan_to_none(content), indent=2))
         return
     table(["measure", *measured], motion_table(list(measured.values())))
     print(f"{count} trajectories, scaled as in training; evaluations for a relative error of {tolerance:g} at t = 1.")
-    print(f"Written: {files[0]}, {files[1]}")
+    print(f"Written: {_names(written)}")
+
+
+def _write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
+    """Write a picture and return its path; only warn where it can't be drawn, since the numbers are what counts."""
+    from gftkit.recording.pictures import write_png
+    from gftkit.runtime.extras import missing
+
+    if sentence := missing("report"):
+        warn(f"{path} is left out: {sentence}")
+        return []
+    write_png(path, draw())
+    return [path]
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 @contextmanager

@@ -48,6 +48,11 @@ def check_absent(path: "Path", option: str, force: bool) -> None:
         raise RunError(f"{path} exists. Choose another {option}, or overwrite it with --force.")
 
 
+def warn(text: str) -> None:
+    """Print a warning, on stderr."""
+    Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def options_table(head: str, options: "Iterable[Option]") -> None:
     """Print options with their types, defaults and meaning."""
     rows = [(one.name, one.type_text, one.default_text, one.help.replace("``", "")) for one in options]

@@ -53,15 +53,18 @@ def verify(
     Examples: gft verify --claim 'T04*' --html report.html; gft verify --run runs/gft
     """
     from gftkit.kernel.errors import ConfigError
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import require
     from gftkit.verify import runner
 
     if profile not in ("quick", "full"):
         raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
     on_stdout = json_file is not None and str(json_file) == "-"
     runner.check_targets([None if on_stdout else json_file, html], force)
+    if html is not None:
+        require("report", f"--html {html}")
     if run is None:
-        place = device_of(device)
+        place = resolve_device(device)
         claims = _selected(profile, claim, component)
         if markdown:
             print(runner.markdown(claims))

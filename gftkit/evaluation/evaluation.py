@@ -96,7 +96,7 @@ class Evaluation:
         """The conditions of the first ``count`` samples: those of random reference data."""
         generator = stream(self.seed, "labels")
         indices = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
-        return conditions.of(self.drift, self.reference[indices])
+        return conditions.conditions_of(self.drift, self.reference[indices])
 
     def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""

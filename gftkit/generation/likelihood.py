@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.runtime.randomness import stream
-from gftkit.sampling.integrate import Grid, bind, check_solver, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.integrate import Grid, bind_conditions, check_solver, grid_of, trajectory
+from gftkit.sampling.noise import FromGenerator
 from gftkit.theory import flow
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -80,7 +80,7 @@ def backwards(drift: Drift, shape: tuple[int, ...], probes: Tensor | None, condi
         probes: of the divergence, or None for the exact one.
         conditions: of the samples, by name.
     """
-    velocity_at, size = bind(drift, **conditions), math.prod(shape)
+    velocity_at, size = bind_conditions(drift, **conditions), math.prod(shape)
 
     def field(t: float, x: Tensor) -> Tensor:
         with torch.enable_grad():  # the solver runs without: only the divergence needs gradients
@@ -183,7 +183,7 @@ def _carry_back(
     z = torch.cat([x.flatten(1), x.new_zeros(len(x), 1 if probes is None else probes.shape[1])], 1)
     with torch.no_grad():
         field = backwards(drift, shape, probes, conditions)
-        for state in trajectory(field, None, solver, grid, z, Drawn(torch.Generator(x.device))):
+        for state in trajectory(field, None, solver, grid, z, FromGenerator(torch.Generator(x.device))):
             z = state
     return z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.data.conditions import LABEL, names
+from gftkit.data.conditions import LABEL, condition_names
 from gftkit.kernel.errors import ConfigError
 from gftkit.storage.tensors import read_tensors
 
@@ -55,7 +55,7 @@ def parse_condition_request(
     Raises:
         ConfigError: for a condition that is missing, unknown, of the wrong shape or type, or out of range.
     """
-    wanted, rows = names(drift), dict(requested or {})
+    wanted, rows = condition_names(drift), dict(requested or {})
     if label is not None:
         if LABEL not in wanted:
             raise ConfigError("label: this drift is not conditional on a label. Leave --label out.")

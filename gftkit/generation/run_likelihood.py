@@ -93,7 +93,7 @@ def likelihood(
     """
     config, facts = run.config, run.facts
     _check_options(count, quantum)
-    path = run.registry.build("path", config.path)
+    path = run.path
     scheme = build_scheme(solver or {"name": "rk4"}, path, run.registry)
     if scheme.diffusion is not None:
         raise ConfigError("likelihood: densities are those of the ODE, and solver.diffusion adds noise. Leave it out.")
@@ -111,7 +111,7 @@ def likelihood(
         source,
         probes=probes,
         seed=seed,
-        conditions=conditions.of(drift, batch),
+        conditions=conditions.conditions_of(drift, batch),
         device=device,
         advance=advance,
         spacing=scheme.spacing,
@@ -132,7 +132,7 @@ def _check_options(count: int | None, quantum: float | None) -> None:
 
 def _source_density(run: RunFolder) -> LogDensity:
     """The log-density of a run's source."""
-    spec = run.config.source
+    spec = run.spec("source")
     source = run.registry.build("dataset", spec, "source", event_shape=run.facts.event_shape)
     if not callable(getattr(source, "log_density", None)):
         raise ConfigError(

@@ -10,7 +10,7 @@ from gftkit.generation.parts import Parts, Span
 from gftkit.generation.sampler import Request, Sampler
 from gftkit.kernel.errors import DivergenceError, RunError
 from gftkit.runs.folder import RunFolder
-from gftkit.runtime.devices import Crew, crew_of, emulates_half, warnings_of
+from gftkit.runtime.devices import Crew, emulates_half, launch_warnings, start_crew
 from gftkit.runtime.progress import SamplingProgress
 
 
@@ -59,7 +59,7 @@ def write(
         GftkitError: for any bad input, before anything is sampled.
         DivergenceError: where a sample is not finite.
     """
-    crew = crew_of(device)
+    crew = start_crew(device)
     progress = SamplingProgress(quiet or not crew.main)
     sampler = Sampler(run, request, crew.device)
     parts = Parts(out, sampler.identity)
@@ -69,7 +69,7 @@ def write(
     if trajectory is not None:
         from gftkit.generation.animation import check_animation
 
-        check_animation(trajectory, overwrite)
+        check_animation(trajectory, sampler.facts.event_shape, overwrite)
     resuming = _check_parts(parts, resume=resume, force=force)
     crew.agree({"the requested samples": sampler.identity, "the parts that exist": parts.spans()})
     if crew.main:
@@ -153,7 +153,7 @@ def _finish(sampler: Sampler, parts: Parts, out: Path, trajectory: Path | None) 
 
 def _warnings(crew: Crew, request: Request) -> list[str]:
     """Warnings of the processes and their devices."""
-    warnings = [] if crew.accelerator is None else warnings_of(crew.accelerator, "float32")
+    warnings = [] if crew.accelerator is None else launch_warnings(crew.accelerator, "float32")
     if request.precision != "float32" and emulates_half(crew.device):
         warnings.append(
             f"--precision: this CPU (AVX2) has no instructions for {request.precision}: it takes longer than float32."

@@ -10,14 +10,14 @@ import yaml
 from torch import Tensor
 
 from gftkit.geometry.grid_search import best_indices, descend, local_errors
-from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
+from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flows_of, squared_distances
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import validate
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.noise import BLOCK
 from gftkit.storage.documents import read_yaml, write_text
-from gftkit.theory.gap import mean, root
+from gftkit.theory.gap import mean_estimate, root_estimate
 
 Times = tuple[float, ...]
 WORTH = 1e-3
@@ -134,8 +134,8 @@ def fit(
                 times=kept,
                 kept=name,
                 found=times,
-                uniform=root(mean(uniform)),
-                fitted=root(mean(fitted)),
+                uniform=root_estimate(mean_estimate(uniform)),
+                fitted=root_estimate(mean_estimate(fitted)),
                 gain=gain,
             )
         )
@@ -147,7 +147,7 @@ def _difference_of_roots(one: Tensor, other: Tensor) -> Estimate:
     roots = [float(values.mean().sqrt()) for values in (one, other)]
     if min(roots) == 0:
         return Estimate(roots[0] - roots[1], 0.0)
-    return Estimate(roots[0] - roots[1], mean(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
+    return Estimate(roots[0] - roots[1], mean_estimate(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
 
 
 def fit_run(
@@ -179,9 +179,9 @@ def fit_run(
     if count < 2:
         raise ConfigError(f"count: wanted at least 2, for a standard error, got {count}.")
     first = -(-count // BLOCK) * BLOCK  # the fresh starts begin with the next block of the sampler
-    flows = [flow_of(run, start, count, seed=seed, weights=weights, device=device) for start in (0, first)]
-    fits = fit(flows[0], flows[1], numbers, fine_steps, stage)
-    notes = {"run": str(run.folder), "weights": weights, "hash": flows[0].weights, "solver": "euler"}
+    fitting, fresh = flows_of(run, [0, first], count, seed=seed, weights=weights, device=device)
+    fits = fit(fitting, fresh, numbers, fine_steps, stage)
+    notes = {"run": str(run.folder), "weights": weights, "hash": fitting.weights, "solver": "euler"}
     return fits, {**notes, "count": count, "fine_steps": fine_steps, "seed": seed}
 
 

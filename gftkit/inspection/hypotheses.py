@@ -277,7 +277,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _evaluate(drift: ForeignDrift, pairs: PairBatches) -> Tensor:
-    each = [conditions.of(drift, batch) for batch in pairs.samples]
+    each = [conditions.conditions_of(drift, batch) for batch in pairs.samples]
     joined = {name: torch.cat([batch[name] for batch in each]) for name in each[0]}
     out: Tensor = drift(pairs.t, pairs.x, **joined)
     return out

@@ -10,7 +10,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, is_run
-from gftkit.runs.schema import DEFAULTS, INHERITED, JUMPS, Kind, without_weights
+from gftkit.runs.schema import DEFAULTS, INHERITED, JUMPS, Kind
 from gftkit.theory import flow
 
 
@@ -57,8 +57,7 @@ def inheritance_of(
 
 def _specs_of(parent: RunFolder) -> dict[str, Spec]:
     """The components that a fine-tune or distillation inherits from its pretrained run."""
-    specs = {key: getattr(parent.config, key) for key in INHERITED}
-    return {**specs, "drift": without_weights(specs["drift"])}
+    return {key: parent.spec(key) for key in INHERITED}
 
 
 def resolve_inherited(
@@ -75,7 +74,8 @@ def resolve_inherited(
                 f"{key}: the pretrained run's {key} '{inherited[key]['name']}' is inherited as a whole: single options "
                 f"of it can't be changed, got {dict(spec)!r}. Leave `{key}` out, or give the whole spec with its name."
             )
-        specs[key] = registry.resolve("dataset" if key == "source" else key, spec, key, base)
+        kind = "dataset" if key == "source" else key
+        specs[key] = registry.resolve(kind, spec, key, base)
     return specs
 
 
@@ -87,7 +87,7 @@ def _from_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[
     teacher = RunFolder.open(place, registry)
     if teacher.config.kind == "distill":
         raise ConfigError(f"pretrained: {place} is itself a distillation. Distil its teacher instead.")
-    if flow.is_stochastic(registry.build("path", teacher.config.path)):
+    if flow.is_stochastic(teacher.path):
         raise ConfigError(
             f"pretrained: the flow of {place} is an SDE, so its end isn't a function of its start and there is no flow "
             f"map to learn. Distil a run on a path without noise."

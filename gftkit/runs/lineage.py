@@ -8,7 +8,7 @@ from gftkit.data.description import Facts
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.options import check_known, plain
 from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import identity, short
+from gftkit.networks.anchor import drift_hash, short_hash
 from gftkit.runs.folder import MODEL, RunFolder, is_run
 from gftkit.runs.schema import without_weights
 from gftkit.storage.tensors import digest, read_notes, read_tensors
@@ -119,15 +119,17 @@ def describe_drift(spec: Mapping[str, Any], facts: Facts, registry: Registry) ->
 def _ambiguity(pretrained: Path, drift: Mapping[str, Any], adapted: bool, registry: Registry) -> str:
     """The message for a missing anchor that could be either of two drifts, with the cure for both."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
-    own = identity(digest(tensors), describe_drift(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
+    own = (
+        drift_hash(digest(tensors), describe_drift(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
+    )
     before, original = anchor_hashes(pretrained)[-1], "ORIGINAL"
     if is_run(pretrained):
         parent = RunFolder.open(pretrained, registry).config
         original = str((parent.anchor or {}).get("pretrained") or parent.start)
     return (
         f"anchor is missing, and {pretrained} is itself a fine-tune, so the anchor could be either of two drifts. "
-        f"For the drift that this fine-tune starts from{f' (hash {short(own)})' if own else ''}: "
-        f"`anchor: {OFF if adapted else FROZEN}`. For the anchor of that fine-tune (hash {short(before)}): "
+        f"For the drift that this fine-tune starts from{f' (hash {short_hash(own)})' if own else ''}: "
+        f"`anchor: {OFF if adapted else FROZEN}`. For the anchor of that fine-tune (hash {short_hash(before)}): "
         f"`anchor: {{name: external, pretrained: {original}}}`. With the first, the retention of the original drift "
         f"shrinks with every fine-tune (T18)."
     )

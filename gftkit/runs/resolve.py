@@ -28,7 +28,7 @@ from gftkit.runs.schema import (
     Train,
 )
 from gftkit.sampling.scheme import resolve_scheme
-from gftkit.storage.documents import read_yaml, section
+from gftkit.storage.documents import parse_section, read_yaml
 
 
 class Resolution(NamedTuple):
@@ -83,7 +83,7 @@ def resolve_config(
     schedule: Schedule | None = None if config.schedule is None else registry.build("schedule", config.schedule)
     stop: StoppingRule | None = None if config.stop is None else registry.build("stop", config.stop)
     config = _with_needed(config, (schedule, stop), registry, base)
-    return Resolution(config, _warnings(config, inherited.specs, registry), inherited.parent, schedule, stop)
+    return Resolution(config, _warnings(config, inherited.specs), inherited.parent, schedule, stop)
 
 
 def _resolve_sections(
@@ -93,8 +93,10 @@ def _resolve_sections(
     specs = resolve_inherited(raw, inherited.specs, registry, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
-    adapters = section(Adapters, as_spec(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
-    train = _with_defaults(section(Train, raw.get("train", {}), "train"))
+    adapters = (
+        parse_section(Adapters, as_spec(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
+    )
+    train = _with_defaults(parse_section(Train, raw.get("train", {}), "train"))
     finetune = kind == "finetune"
     if finetune:
         anchor: Spec | None = lineage.resolve_anchor(
@@ -117,7 +119,7 @@ def _resolve_sections(
         seed=_seed(raw.get("seed", 0)),
         pretrained=inherited.pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if finetune else None,
-        objective=section(Objective, raw.get("objective", {}), "objective"),
+        objective=parse_section(Objective, raw.get("objective", {}), "objective"),
         anchor=anchor,
         track=_resolve_trackers(raw, base),
         adapters=adapters,
@@ -143,7 +145,7 @@ def _with_needed(config: Config, listeners: Iterable[object], registry: Registry
     for name in needed:
         if present.count(name) > 1:
             raise ConfigError(
-                f"monitors: '{name}' is listed twice, and the schedule or stopping rule listens to one. Remove one."
+                f"monitors: '{name}' occurs twice, and the schedule or stopping rule listens to one. Remove one."
             )
     missing = [name for name in needed if name not in present]
     return replace(
@@ -171,7 +173,7 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     """The section ``evaluate`` with every component checked and every default filled in."""
     if isinstance(raw, Mapping):
         raw = {**raw, **{key: as_spec(raw[key]) for key in ("data", "solver") if key in raw}}
-    evaluate = section(Evaluate, raw, "evaluate")
+    evaluate = parse_section(Evaluate, raw, "evaluate")
 
     def metrics(key: str, specs: Iterable[Any]) -> list[Any]:
         return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(specs)]
@@ -200,7 +202,7 @@ def _resolve_trackers(raw: Mapping[str, Any], base: Path) -> list[Spec]:
         if name not in TRACKERS:
             raise unknown(f"tracker at {where}:", name, TRACKERS)
         if name in [other["name"] for other in trackers]:
-            raise ConfigError(f"{where}: '{name}' is listed twice. Remove one of them.")
+            raise ConfigError(f"{where}: '{name}' occurs twice. Remove one of them.")
         options = asdict(tracker_options(spec, where))
         trackers.append({"name": name} | {key: base / v if isinstance(v, Path) else v for key, v in options.items()})
     return trackers
@@ -208,7 +210,7 @@ def _resolve_trackers(raw: Mapping[str, Any], base: Path) -> list[Spec]:
 
 def tracker_options(spec: Mapping[str, Any], where: str) -> Tracker:
     """The options of a tracker from ``{name: ..., **options}``."""
-    return section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
+    return parse_section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
@@ -231,7 +233,9 @@ def _check_weight(weight: str) -> None:
 
     # Inside (0, 1) only: uniform times don't reach 1, where a weight such as 1/(1 - t) is infinite.
     try:
-        values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+        values = expression.compile_formula(expression.parse_formula(weight))(
+            torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        )
     except ValueError as error:
         raise ConfigError(f"objective.weight: {error}") from None
     if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):
@@ -255,13 +259,12 @@ def _check_l2_sp(config: Config) -> None:
         )
 
 
-def _warnings(config: Config, inherited: Mapping[str, Spec], registry: Registry) -> list[str]:
+def _warnings(config: Config, inherited: Mapping[str, Spec]) -> list[str]:
     warnings = []
-    for key, kind in (("coupling", "coupling"), ("source", "dataset")):
+    for key in ("coupling", "source"):
         if key not in inherited:
             continue
-        before = registry.resolve(kind, inherited[key], key)  # with defaults of options that it has been given since
-        if plain(before) != plain(getattr(config, key)):
+        if plain(inherited[key]) != plain(getattr(config, key)):
             warnings.append(
                 f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
                 f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."

@@ -87,7 +87,7 @@ def check_group(group: Group, where: str, methods: Mapping[str, Method], registr
         values = getattr(group, key) or []
         twice = [value for value in values if values.count(value) > 1]
         if twice:
-            raise ConfigError(f"{where}.{key}: {twice[0]} is listed twice. Remove one of them.")
+            raise ConfigError(f"{where}.{key}: {twice[0]} occurs twice. Remove one of them.")
 
 
 def check_base(base: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The records of a run for people: its environment, its report, and pictures."""
+"""The report and the pictures of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +11,11 @@ from torch import nn
 from gftkit.data.samples import Scaling
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.experiment.build import Experiment
-from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, estimates, write_report
-from gftkit.runs.schema import Config
-from gftkit.runtime.environment import describe_machine
-from gftkit.storage.log import curve, names
+from gftkit.recording.html import Section, estimate_rows, write_report
+from gftkit.runtime.extras import missing
+from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import monitor_sections
 
 
@@ -28,7 +26,13 @@ def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
         "samples": scaling.unscale(evaluation.samples()),
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
-    return pictures.samples(panels, experiment.facts.range)
+    return pictures.sample_picture(panels, experiment.facts.range)
+
+
+def left_out() -> list[str]:
+    """A warning for a run that will get no report, because of packages that aren't installed."""
+    sentence = missing("report")
+    return [f"report.html and samples.png are left out of this run: {sentence}"] if sentence else []
 
 
 def write_run_report(
@@ -56,17 +60,17 @@ def write_run_report(
                 else "against the training data: nothing was held out."
             )
             + (f" Stopped before step {stopped['of']}: {stopped['reason']}" if stopped else ""),
-            table=[("metric", "value"), *estimates(final["ema"])],
+            table=[("metric", "value"), *estimate_rows(final["ema"])],
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
     ]
-    for name in names(final["ema"]):
+    for name in measured_names(final["ema"]):
         steps, values = curve(lines, name, "evaluation", "raw")
         if len(steps) < 2:  # measured at the ends of the run only
             continue
-        drawn = pictures.curves({name: (steps, values)}, name, temperatures)
+        drawn = pictures.curve_picture({name: (steps, values)}, name, temperatures)
         sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
-    drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
+    drawn = pictures.curve_picture({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )
@@ -78,27 +82,7 @@ def write_run_report(
     lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
     if experiment.networks.anchor is not None:
         what = "Teacher" if config.kind == "distill" else "Anchor"
-        lead += f" {what} {experiment.networks.anchor.kind}, hash {short(experiment.networks.anchor.hash)}"
+        lead += f" {what} {experiment.networks.anchor.kind}, hash {short_hash(experiment.networks.anchor.hash)}"
         count = len(experiment.networks.anchors)
         lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)
-
-
-def describe_environment(registry: Registry, config: Config, accelerator: Any) -> dict[str, Any]:
-    """The content of environment.json: versions, device, processes, and the plugin of each component."""
-    used = {"drift": config.drift, "path": config.path, "coupling": config.coupling, "schedule": config.schedule}
-    datasets = {"data": config.data, "source": config.source, "evaluate.data": config.evaluate.data}
-    origins = {
-        where: registry.component("dataset" if where in datasets else where, spec["name"]).origin
-        for where, spec in {**used, **datasets}.items()
-        if spec is not None
-    }
-    return {
-        **describe_machine(accelerator.device),
-        "processes": accelerator.num_processes,
-        "distributed": accelerator.distributed_type.value,
-        "components": {
-            where: {"plugin": origin.plugin, "distribution": origin.distribution, "version": origin.version}
-            for where, origin in origins.items()
-        },
-    }

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from gftkit.data import conditions
 from gftkit.data.pairing import pair
-from gftkit.data.samples import Samples, Source, permuted
+from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Coupling, Path
 from gftkit.networks.anchor import Anchor
@@ -61,7 +61,7 @@ class TrainingState:
     @property
     def conditional(self) -> bool:
         """True where the drift takes conditions."""
-        return bool(conditions.names(self.drift))
+        return bool(conditions.condition_names(self.drift))
 
     def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
         """Draw fresh pairs, times and noise on training or held-out samples, on ``device``.
@@ -73,11 +73,13 @@ class TrainingState:
             keep: number of the pairs to return; all by default.
         """
         data = self.reference
-        targets = data[permuted(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        targets = (
+            data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        )
         x0 = targets.x0
         if x0 is None:  # otherwise the data set has pairs of its own
             x0 = self.source(count, generator)
-            named = conditions.of(self.drift, targets)
+            named = conditions.conditions_of(self.drift, targets)
             within = named.pop(conditions.LABEL, None) is not None
             x0 = x0[pair(self.coupling, x0, targets.x1, generator, targets.label, within, named)]
         targets, x0 = targets[:keep], x0[:keep]
@@ -92,11 +94,11 @@ class TrainingState:
 
     def _conditions(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The conditions of a batch, with as many left out as in training."""
-        named = conditions.of(self.drift, batch)
+        named = conditions.conditions_of(self.drift, batch)
         share = self.config.train.condition_dropout
         if share == 0:
             return named
-        return conditions.without(self.drift, named, conditions.dropped(len(batch), share, generator))
+        return conditions.without_conditions(self.drift, named, conditions.draw_dropped(len(batch), share, generator))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gftkit import Run
-from gftkit.recording.pictures import samples, write_png
+from gftkit.recording.pictures import sample_picture, write_png
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"
@@ -24,7 +24,7 @@ def main() -> None:
     panels = {
         f"temperature {temperature:g}": run.samples(36, 1, temperature=temperature)[0] for temperature in TEMPERATURES
     }
-    write_png(OUT / "blend.png", samples(panels, run.weights()[1].range))
+    write_png(OUT / "blend.png", sample_picture(panels, run.weights()[1].range))
     table = Table("temperature", *(f"Frechet distance to the {name} data" for name in DATA))
     for temperature in TEMPERATURES:
         values = [run.evaluate([METRICS, data], temperature=temperature) for data in DATA.values()]

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from gftkit.data.blocks import Blocks, blocks_of
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, permuted, source_of
-from gftkit.data.subset import Subset, subset
+from gftkit.data.samples import Samples, VisitOrder, permuted_indices, source_of
+from gftkit.data.subset import Subset, select_subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -50,7 +50,7 @@ def taken(order, first, n):
 
 
 def ordered(*blocks, seed=0, buffer=4):
-    return Order(Samples(Stretched(*blocks), "data"), seed, buffer)
+    return VisitOrder(Samples(Stretched(*blocks), "data"), seed, buffer)
 
 
 @settings(max_examples=50)
@@ -89,7 +89,7 @@ def test_a_reader_stays_within_few_blocks():
     blocks = [set((taken(order, first, 40) // 10).tolist()) for first in range(0, 1000, 40)]
     assert max(map(len, blocks)) <= 5
     assert len(set.union(*blocks)) == 100
-    plain = Order(Samples(Whole(1000), "data"), 0)
+    plain = VisitOrder(Samples(Whole(1000), "data"), 0)
     assert len(set((taken(plain, 0, 40) // 10).tolist())) > 20
 
 
@@ -125,9 +125,9 @@ def test_an_ordinary_set_keeps_its_order():
     """Without blocks the order is one permutation an epoch of the stream 'data': older runs resume exactly."""
     for epoch in (0, 3):
         expected = torch.randperm(30, generator=stream(5, "data", epoch))
-        assert torch.equal(taken(Order(Samples(Whole(30), "data"), 5), 30 * epoch, 30), expected)
+        assert torch.equal(taken(VisitOrder(Samples(Whole(30), "data"), 5), 30 * epoch, 30), expected)
     assert torch.equal(
-        permuted(7, 30, stream(0, "a")),
+        permuted_indices(7, 30, stream(0, "a")),
         torch.randperm(30, generator=stream(0, "a"))[:7],
     )
 
@@ -143,19 +143,19 @@ def test_the_memory_is_that_of_a_window():
 
 def test_a_few_of_many_are_different_and_spread_out():
     size = 2**40
-    few = permuted(5000, size, stream(0, "few"))
+    few = permuted_indices(5000, size, stream(0, "few"))
     assert len(few.unique()) == 5000
     assert abs(float(few.double().mean()) / size - 0.5) < 5 * math.sqrt(1 / 12 / 5000)
-    assert torch.equal(few, permuted(5000, size, stream(0, "few")))
+    assert torch.equal(few, permuted_indices(5000, size, stream(0, "few")))
 
 
 def test_a_few_of_many_draw_again_where_some_coincide(monkeypatch):
     monkeypatch.setattr("gftkit.data.samples.MANY", 10)
     for seed in range(50):
-        few = permuted(8, 16, stream(seed, "few"))
+        few = permuted_indices(8, 16, stream(seed, "few"))
         assert len(few.unique()) == len(few) == 8
         assert 0 <= few.min() <= few.max() < 16
-    counts = torch.cat([permuted(8, 16, stream(seed, "few")) for seed in range(2000)]).bincount(minlength=16)
+    counts = torch.cat([permuted_indices(8, 16, stream(seed, "few")) for seed in range(2000)]).bincount(minlength=16)
     assert (counts - 1000).abs().max() < 5 * math.sqrt(2000 / 4)
 
 
@@ -175,12 +175,12 @@ def test_a_subset_of_a_blocked_set_stays_blocked(sizes, data):
 
 @pytest.mark.parametrize("options", [{"split": "train"}, {"count": 30, "seed": 2}, {"split": "test", "count": 9}])
 def test_the_options_of_a_subset_keep_blocks(options):
-    part = subset(Stretched(*[10] * 10), **options)
+    part = select_subset(Stretched(*[10] * 10), **options)
     assert torch.equal(part.indices, part.indices.sort().values)
     owner = torch.repeat_interleave(torch.arange(len(part.blocks)), part.blocks)
     assert all(len((part.indices[owner == k] // 10).unique()) == 1 for k in range(len(part.blocks)))
-    assert set(part.indices.tolist()) == set(subset(Whole(100), **options).indices.tolist())
-    seen = taken(Order(Samples(part, "data"), 0, 20), 0, len(part))
+    assert set(part.indices.tolist()) == set(select_subset(Whole(100), **options).indices.tolist())
+    seen = taken(VisitOrder(Samples(part, "data"), 0, 20), 0, len(part))
     assert torch.equal(seen.sort().values, part.indices)
 
 
@@ -195,7 +195,7 @@ def test_blocks_that_do_not_add_up_are_refused(blocks):
             self.blocks = blocks
 
     with pytest.raises(PluginError, match=r"data: wanted blocks of at least 1 sample that add up to 5, the size of"):
-        Order(Samples(Wrong(), "data"), 0)
+        VisitOrder(Samples(Wrong(), "data"), 0)
 
 
 # Workers
@@ -218,7 +218,13 @@ class Steps(torch.utils.data.Dataset):
 def pairs_of(samples, registry):
     law = Samples(registry.create("dataset", "gaussian", event_shape=samples.event_shape), "source")
     return Pairs(
-        Order(samples, 0, 8), source_of(law), registry.create("coupling", "independent"), 4, 8, 0, within_labels=False
+        VisitOrder(samples, 0, 8),
+        source_of(law),
+        registry.create("coupling", "independent"),
+        4,
+        8,
+        0,
+        within_labels=False,
     )
 
 

@@ -134,7 +134,9 @@ def test_numbers_that_a_batch_draws_anew_are_seen(flow, monkeypatch, wrong):
     """Wrong twins: the source, or the noise, of a batch is that of the first one."""
     whole = flow.samples(COUNT, 3, NOISY)[0]
     if wrong == "source":
-        monkeypatch.setattr(sampling, "by_block", lambda draw, seed, _, count: noise.by_block(draw, seed, 0, count))
+        monkeypatch.setattr(
+            sampling, "draw_by_block", lambda draw, seed, _, count: noise.draw_by_block(draw, seed, 0, count)
+        )
     else:
         monkeypatch.setattr(sampling, "ByBlock", lambda seed, device, _: noise.ByBlock(seed, device))
     assert apart(Sampler(flow, Request(COUNT, 3, NOISY)).part(64, 50), whole[64:114]) > 0.1
@@ -293,7 +295,7 @@ def test_a_damaged_part_is_made_again_and_said(flow, tmp_path, capfd):
         parts.write(first, sampler.part(first, 64), 2.0)
     damaged = sorted(parts.folder.glob("samples-*"))[1]
     damaged.write_bytes(damaged.read_bytes()[:-20] + b"\xff" * 20)
-    with pytest.raises(WeightsError, match="its content isn't what was written"):
+    with pytest.raises(WeightsError, match="the content doesn't match its digest"):
         list(parts.read())
     bulk.write(flow, request, out, device="cpu", resume=True)
     assert "a damaged part is sampled again" in capfd.readouterr().err
@@ -325,7 +327,7 @@ def test_a_target_that_was_half_written_is_written_again(images, tmp_path):
 
 
 def test_samples_that_are_not_finite_leave_no_parts(flow, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "by_block", lambda *_: torch.full((COUNT, 2), float("nan")))
+    monkeypatch.setattr(sampling, "draw_by_block", lambda *_: torch.full((COUNT, 2), float("nan")))
     with pytest.raises(DivergenceError, match="150 of 150 samples are not finite in the source"):
         bulk.write(flow, Request(COUNT), tmp_path / "s.npz", device="cpu")
     assert not list(tmp_path.iterdir())

@@ -21,14 +21,14 @@ from gftkit.experiment.build import build
 from gftkit.generation.export import export
 from gftkit.kernel.errors import ConfigError, GftkitError, RunError
 from gftkit.networks import adapters
-from gftkit.networks.adapter_layers import DEFAULT, choose
-from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.adapter_layers import DEFAULT, choose_layers
+from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, FrozenAnchor
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import Train
 from gftkit.runtime import devices
-from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.devices import start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import read_json
 from gftkit.storage.tensors import read_notes, read_tensors, write_tensors
@@ -78,7 +78,7 @@ def inputs(count=5):
 
 
 def adapt(drift, options, seed=0):
-    return Adapted(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
+    return AdaptedDrift(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(params=KINDS)
@@ -251,7 +251,7 @@ def test_a_small_layer_gets_the_rank_that_it_allows_at_the_same_factor():
     ],
 )
 def test_layers_are_chosen_by_name(targets, exclude, wanted):
-    assert list(choose(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
+    assert list(choose_layers(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
     adapted = adapt(Small(), Adapters(rank=2, targets=targets, exclude=exclude))
     assert set(adapted.layers) == set(wanted)
 
@@ -263,7 +263,7 @@ def order(name):
 @pytest.mark.parametrize("width", [16, 32])
 def test_at_least_nine_tenths_of_the_unet_lie_in_adapted_layers(registry, width):
     drift = registry.create("drift", "unet", event_shape=[1, 16, 16], width=width)
-    chosen = choose(drift, None, [], DEFAULT)
+    chosen = choose_layers(drift, None, [], DEFAULT)
     held = sum(weight.numel() for layer in chosen.values() for weight in layer.parameters())
     whole = sum(weight.numel() for weight in drift.parameters())
     linear = sum(
@@ -333,7 +333,7 @@ def with_reader(cls):
         (
             Small,
             {"targets": ["norm"]},
-            "norm is a GroupNorm, which can't be adapted here. Wanted Linear, Conv1d, Conv2d",
+            "norm is a GroupNorm, which can't be adapted. Wanted Linear, Conv1d, Conv2d",
         ),
         (Small, {"targets": ["embed"], "name": "loha"}, "embed is a Embedding, which can't be adapted here"),
         (Small, {"exclude": ["firts"]}, "adapters.exclude: 'firts' matches no layer"),
@@ -341,13 +341,17 @@ def with_reader(cls):
         (Small, {"also_train": ["nrom"]}, "also_train: 'nrom' matches no module with parameters"),
         (Small, {"also_train": ["drop"]}, "also_train: 'drop' matches no module with parameters"),
         (Small, {"also_train": ["inner"]}, r"also_train: 'inner' holds inner\.mix, which is adapted"),
-        (Small, {"rank": 10**6}, r"adapters.rank: 1000000 is beyond every layer .* allows 8 \(first\)"),
-        (Small, {"rank": 3, "targets": ["last"]}, r"beyond every layer .* allows 1 \(last\)"),
-        (Small, {"name": "loha", "dora": True}, "adapters.dora: belongs to lora, not to loha"),
+        (
+            Small,
+            {"rank": 10**6},
+            r"adapters.rank: 1000000 is larger than every adapted layer allows; .* allows 8 \(first\)",
+        ),
+        (Small, {"rank": 3, "targets": ["last"]}, r"larger than every adapted layer allows; .* allows 1 \(last\)"),
+        (Small, {"name": "loha", "dora": True}, "adapters.dora: an option of lora, not of loha"),
         (Small, {"name": "lokr", "dropout": 0.1}, "adapters.dropout: belongs to lora"),
         (lambda: changed(norm=nn.BatchNorm2d(8)), {}, "norm keep running statistics"),
         (lambda: changed(norm=nn.Conv2d(8, 8, 3, padding=1, groups=4)), {}, "norm are grouped convolutions"),
-        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm compute another function than the layer"),
+        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm override the forward of their torch layer"),
         (
             lambda: changed(norm=parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))),
             {},
@@ -386,7 +390,7 @@ def test_peft_is_asked_for_where_it_is_missing(monkeypatch):
 def test_names_that_peft_confuses_are_refused():
     drift = Small()
     drift.add_module("xnorm", nn.GroupNorm(2, 8))
-    with pytest.raises(ConfigError, match="peft can't tell xnorm from others by name"):
+    with pytest.raises(ConfigError, match="peft can't distinguish xnorm from other layers by name"):
         adapt(drift, Adapters(rank=2, also_train=["norm"]))
 
 
@@ -447,7 +451,7 @@ def test_training_moves_the_adapters_alone(source, registry):
 
 def run_loop(config, registry):
     experiment = build(resolve_config(config, "finetune", registry)[0], registry)
-    return loop.Loop(experiment, registry, Path(), accelerator_of("cpu"), Progress(6, "finetune", True))
+    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", True))
 
 
 def test_the_default_anchor_is_the_network_with_its_adapters_off(source, registry):
@@ -549,7 +553,7 @@ def test_no_peft_is_needed_to_sample(tuned, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     samples, _ = gftkit.Run.open(tuned).samples(3)
     assert samples.shape == (3, 1, 8, 8)
-    with pytest.raises(ConfigError, match="adapters want the peft library"):
+    with pytest.raises(ConfigError, match="adapters require the package peft"):
         gftkit.Run.open(tuned).drift("raw")
 
 
@@ -644,7 +648,7 @@ def test_adapters_belong_to_a_fine_tune(source, registry):
 
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
-    monkeypatch.setattr(devices, "shards", lambda _: True)
+    monkeypatch.setattr(devices, "is_sharded", lambda _: True)
     with pytest.raises(ConfigError, match="adapters: require whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
 

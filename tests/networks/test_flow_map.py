@@ -66,7 +66,7 @@ def test_the_end_counts_once_it_is_learned_and_without_one_it_is_the_start(name)
     assert not torch.allclose(student(t, x, end=end), student(t, x))
     assert torch.equal(student(t, x, end=t), student(t, x))
     t, end, x, student = t.double(), end.double(), x.double(), student.double()
-    here, slope = flow_map.moving(lambda until: student(t, x, end=until), end)
+    here, slope = flow_map.value_and_derivative(lambda until: student(t, x, end=until), end)
     assert torch.allclose(here, student(t, x, end=end), atol=1e-6)
     (steeper,) = torch.autograd.grad(slope.square().sum(), student.embed[-1].weight, retain_graph=True)
     assert float(steeper.abs().max()) > 0
@@ -215,12 +215,12 @@ def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, 
 def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
     from gftkit.experiment.build import build
     from gftkit.runs.resolve import resolve_config
-    from gftkit.runtime.devices import accelerator_of
+    from gftkit.runtime.devices import start_accelerator
     from gftkit.runtime.randomness import stream
     from gftkit.training.distillation import Distillation
 
     config = resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY).config
-    steps = Distillation(build(config, REGISTRY), accelerator_of("cpu"))
+    steps = Distillation(build(config, REGISTRY), start_accelerator("cpu"))
     t = steps.times(40_000, stream(0, "here"))
     end = steps.ends(0, t)
     assert bool(((t >= 0) & (t <= end) & (end <= 1)).all())

@@ -224,7 +224,7 @@ def test_the_call_is_as_written():
     assert by_position[0] is x
     assert by_position[2] is label
     assert by_name == {}
-    with pytest.raises(ConfigError, match="gives the network 'label', and there is none here"):
+    with pytest.raises(ConfigError, match="uses 'label', which these data don't have"):
         drift(t, x)
 
 
@@ -241,7 +241,7 @@ def test_state_and_time_may_be_given_side_by_side(shape):
     network = Recorder(lambda both: both[:, 1:])
     assert torch.equal(ForeignDrift(network, Convention.of({"call": "cat(t, x)", "time_shape": shape}))(t, x), x)
     assert torch.equal(torch.cat([call[0][0] for call in network.calls]), torch.cat([t[:, None], x], 1))
-    with pytest.raises(ConfigError, match=r"numbers and vectors side by side, got shapes .9, 3, 1., .9,"):
+    with pytest.raises(ConfigError, match=r"takes numbers and vectors, got shapes .9, 3, 1., .9,"):
         ForeignDrift(network, Convention.of({"call": "cat(x, t)"}))(t, x[:, :, None])
 
 
@@ -292,7 +292,7 @@ def test_the_output_is_the_part_that_is_named():
 @pytest.mark.parametrize(
     ("block", "out", "message"),
     [
-        ({}, lambda x: (x, x), "wanted a tensor, got a tuple of 2. Name the part"),
+        ({}, lambda x: (x, x), "wanted a tensor, got a tuple of 2. Set `output` to the part"),
         ({}, lambda x: {"sample": x}, "got a dict with sample"),
         ({"output": "sample"}, lambda x: x, "a tensor of shape .* has no 'sample'"),
         ({"output": 2}, lambda x: (x, x), "a tuple of 2, has no '2'"),
@@ -343,10 +343,10 @@ def test_bad_blocks_are_refused(block, message):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"predicts": "velocity"}, "velocity gives no drift on this path"),
-        ({"predicts": "score"}, "score gives no drift on this path"),
+        ({"predicts": "velocity"}, "velocity doesn't determine the drift on this path"),
+        ({"predicts": "score"}, "score doesn't determine the drift on this path"),
         ({"predicts": "drift", "time": "reversed"}, "g.2 times the score"),
-        ({"predicts": "drift", "range": (0, 1)}, "rescaled on paths without noise only"),
+        ({"predicts": "drift", "range": (0, 1)}, "rescaled only on paths without noise"),
     ],
 )
 def test_a_convention_that_contradicts_a_noisy_path_is_refused(block, message):
@@ -359,7 +359,7 @@ def test_a_convention_that_contradicts_a_noisy_path_is_refused(block, message):
 
 @pytest.mark.parametrize("block", [{"predicts": "noise"}, {"range": (0, 1)}])
 def test_a_conversion_wants_a_path(block):
-    with pytest.raises(ConfigError, match="need the path of the run"):
+    with pytest.raises(ConfigError, match="requires the path of the run"):
         ForeignDrift(Recorder(), Convention.of(block))
 
 
@@ -367,7 +367,7 @@ def test_a_score_wants_independent_pairs_and_a_normal_source():
     score = Convention.of({"predicts": "score"})
     check_score(score, independent=True, normal=True)
     check_score(Convention.of("torchcfm"), independent=False, normal=False)
-    with pytest.raises(ConfigError, match="only where x0 is independent of x1"):
+    with pytest.raises(ConfigError, match="only if x0 is independent of x1"):
         check_score(score, independent=False, normal=True)
     with pytest.raises(ConfigError, match="only for the source"):
         check_score(score, independent=True, normal=False)

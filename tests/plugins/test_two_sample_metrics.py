@@ -16,7 +16,7 @@ import gftkit
 from gftkit.evaluation.metrics import Scope, check
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
-from gftkit.storage.log import names
+from gftkit.storage.log import measured_names
 from gftkit_plugins.metrics.precision_recall import shares
 
 ROUND_OFF = 1e-9
@@ -61,7 +61,7 @@ def test_kernel_distance_over_subsets():
     spread = abs(halves[0].value - halves[1].value)
     assert spread < 0.5 * halves[0].stderr  # the same data: only the choice of subsets differs
     assert abs(halves[0].value - mmd(x, y)) < halves[0].stderr
-    with pytest.raises(ValueError, match="a subset takes 60 samples, got 40"):
+    with pytest.raises(ValueError, match="wanted at least 60 samples for a subset, got 40"):
         measure("kernel-distance", Made(x, y), subset=60)
 
 
@@ -140,7 +140,7 @@ def test_features_that_coincide_are_refused(which):
     made = Made(one, y) if which == "samples" else Made(x, one)
     with pytest.raises(ValueError, match=f"features of the {which} coincide.*one class"):
         measures("precision-recall", made)
-    with pytest.raises(ValueError, match="20 neighbours want at least 42"):
+    with pytest.raises(ValueError, match="20 neighbours require at least 42"):
         measures("precision-recall", Made(x, y), neighbours=20)
 
 
@@ -279,7 +279,7 @@ def test_memorisation_compares_equal_numbers():
 def test_memorisation_wants_held_out_data():
     x, y = pair()
     for made in (Made(x, y, y, held_out=False), Made(x, y)):
-        with pytest.raises(ValueError, match="nothing is held out"):
+        with pytest.raises(ValueError, match="none are held out"):
             measure("memorisation", made)
     with pytest.raises(ValueError, match="copy of a held-out"):
         measure("memorisation", Made(y, y, x))
@@ -342,7 +342,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_sampled(name):
     few = Scope(40, 40, 19, True, (2,), True) if name == "memorisation" else Scope(40, 19, 40, False, (2,), True)
     if name == "forgetting":
         metric, few = REGISTRY.create("metric", name, data={"name": "two-moons", "count": 19}), SCOPE
-    with pytest.raises(ConfigError, match=r"at least 20 .*(19|24)|nothing is held out"):
+    with pytest.raises(ConfigError, match=r"at least 20 .*(19|24)|none are held out"):
         check([("evaluate.metrics[0]", metric)], few)
 
 
@@ -359,7 +359,7 @@ def test_features_of_the_wrong_size_are_refused_at_the_start(name):
 def test_special_refusals_at_the_start(monkeypatch):
     with pytest.raises(ConfigError, match="nothing was pretrained"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "forgetting"))], Scope(40, 40, 40, True, (2,)))
-    with pytest.raises(ConfigError, match="nothing is held out"):
+    with pytest.raises(ConfigError, match="none are held out"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "memorisation"))], Scope(40, 40, 40, False, (2,)))
     with pytest.raises(ConfigError, match="at least 60 samples"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "kernel-distance", subset=60))], SCOPE)
@@ -372,7 +372,7 @@ def test_special_refusals_at_the_start(monkeypatch):
 
 
 def test_names_leave_out_what_belongs_to_another_name():
-    assert names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
+    assert measured_names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
 
 
 # In runs
@@ -387,7 +387,7 @@ def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_pa
     run = gftkit.finetune(finetune_config, tmp_path / "run")
     values = run.evaluate()
     shown = ["precision", "recall", "density", "coverage", "memorisation", "forgetting_energy"]
-    assert names(values) == shown
+    assert measured_names(values) == shown
     line = run.history()[-1]
     assert all(line[name] == values[name] for name in values)
     assert all((f"{name}_low" in values) == (name != "density") for name in shown)
@@ -403,9 +403,9 @@ def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_pa
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("memorisation", "nothing is held out"),
+        ("memorisation", "none are held out"),
         ({"name": "kernel-distance", "subset": 33}, "at least 33 samples, and evaluate.count is 32"),
-        ({"name": "frechet", "feature": {"name": "efficientnet-lite0"}}, "wants images of shape"),
+        ({"name": "frechet", "feature": {"name": "efficientnet-lite0"}}, "takes images of shape"),
         ({"name": "vendi", "feature": {"name": "module", "target": "torch.nn:Identity"}, "steps": 0}, "steps: wanted"),
         ({"name": "vendi", "feature": {"name": "module", "target": "torch.nn:Unflatten"}}, "feature.options"),
         ({"name": "forgetting", "data": {"name": "digits"}}, r"wanted samples of shape \(2,\)"),

@@ -250,10 +250,10 @@ def test_scaled_losses_of_sharded_weights(tuning, tmp_path):
 
 def test_whole_tensors_are_left_as_they_are():
     tensors = {"w": torch.ones(2)}
-    assert sharding.gathered(tensors)["w"] is tensors["w"]
-    assert sharding.gathered(tensors, keep=False) == {}
-    assert sharding.whole(tensors["w"]) is sharding.local(tensors["w"]) is tensors["w"]
-    assert sharding.shared_out(tensors["w"], torch.zeros(2)) is tensors["w"]
+    assert sharding.gather_tensors(tensors)["w"] is tensors["w"]
+    assert sharding.gather_tensors(tensors, keep=False) == {}
+    assert sharding.full_tensor(tensors["w"]) is sharding.local_part(tensors["w"]) is tensors["w"]
+    assert sharding.shard_like(tensors["w"], torch.zeros(2)) is tensors["w"]
 
 
 # Networks
@@ -315,12 +315,12 @@ def test_what_is_told_of_a_launch(monkeypatch):
     one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
     for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
-    assert devices.warnings_of(two, "float32") == []
+    assert "use torchrun" in devices.launch_warnings(one, "float32")[0]
+    assert devices.launch_warnings(two, "float32") == []
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_what_is_told_of_a_launch(monkeypatch):
 )
 def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
+    found = devices.launch_warnings(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
     assert bool(found) == told
 
 
@@ -345,23 +345,23 @@ def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, cap
 def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch):
     for value in ("no", "NO"):
         monkeypatch.setenv(variable, value)
-        assert devices.accelerator_of("cpu").num_processes == 1
+        assert devices.start_accelerator("cpu").num_processes == 1
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
-        devices.accelerator_of("cpu")
+    with pytest.raises(ConfigError, match=f"{variable}=true changes a run without its configuration. Instead, leave"):
+        devices.start_accelerator("cpu")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
-        devices.accelerator_of("cuda")
+    with pytest.raises(ConfigError, match=r"2 processes on this node share 1 GPU"):
+        devices.start_accelerator("cuda")
 
 
 def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"would quietly run NO on 1 process\(es\) of cpu"):
+    with pytest.raises(ConfigError, match=r"accelerate would run NO on 1 process\(es\) of cpu"):
         gftkit.finetune(tuning, tmp_path / "run", registry=registry, device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -369,7 +369,7 @@ def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, m
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version):
-    message = r"would quietly run MULTI_CPU on 2 process\(es\) of cpu"
+    message = r"accelerate would run MULTI_CPU on 2 process\(es\) of cpu"
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version}
     several.run(several.refused, [tuning] * 2, [tmp_path / "run"] * 2, message, **environment)
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,9 @@
 """Studies: what their files may say, which runs come of it, what is kept, and what is reported."""
 
 import json
+import shutil
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.study import schema
 from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
-from gftkit.study.reporting import write_tables
+from gftkit.study.reporting import summary, write_tables
 from gftkit.study.rows import rows_of, threshold
 from gftkit.study.running import finished, run_study
 from gftkit.study.statistics import differences
@@ -298,6 +301,19 @@ def test_tables_and_report_say_what_the_rows_say(done, with_pictures, tmp_path):
     assert "http" not in report.replace("http-equiv", "")  # self-contained
 
 
+def test_without_matplotlib_a_study_has_its_tables(done, monkeypatch, tmp_path):
+    whole, outcome = done
+    made = replace(whole, out=shutil.copytree(whole.out, tmp_path / "out"))
+    for written in [made.out / "report.html", made.out / "table.md", *made.out.glob("*.png")]:
+        written.unlink()
+    assert summary(made, outcome.rows, {})["report"] == str(made.out / "report.html")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_tables(made, outcome.rows, {})
+    assert {path.name for path in made.out.glob("*.*")} >= {"results.json", "table.md"}
+    assert not [*made.out.glob("*.html"), *made.out.glob("*.png")]
+    assert summary(made, outcome.rows, {})["report"] == str(made.out / "table.md")
+
+
 def test_finished_cells_are_kept_and_the_others_run(done, registry):
     made, outcome = done
     gone = Cell("plain", "independent", 20, 1)
@@ -361,7 +377,7 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"groups": [{"methods": ["plain"], "sizes": [20]}]}, "groups[0]: seeds is missing: "),
         ({"groups": [{"methods": ["plian"], "sizes": [20], "seeds": [0]}]}, "Did you mean 'plain'?"),
         ({"groups": [{"methods": ["plain"], "sizes": [0], "seeds": [0]}]}, "groups[0].sizes: wanted"),
-        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 is listed twice"),
+        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 occurs twice"),
         (
             {"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0], "couplings": ["optimal"]}]},
             "unknown coupling at groups[0].couplings: 'optimal'. Did you mean 'optimal-transport'?",
@@ -396,7 +412,7 @@ def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path)
     base = {**BASE, "data": {"name": "arrays", "file": "few.npy"}}
     message = refused("compare", write_study(base=base), "--out", "out", "--workers", "1")
     assert "groups: 30 samples of base.data" in message
-    assert "30 samples wanted, 25 are left" in message
+    assert "30 samples wanted, 25 available" in message
 
 
 def test_files_and_folders_that_are_not_there_are_told(refused, write_study, tmp_path):

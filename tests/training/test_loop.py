@@ -12,7 +12,7 @@ from torch import nn
 import gftkit
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, RunError, WeightsError
-from gftkit.networks.anchor import FrozenAnchor, identity
+from gftkit.networks.anchor import FrozenAnchor, drift_hash
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 from gftkit.storage.tensors import digest, read_tensors, write_tensors
@@ -190,7 +190,7 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
         "drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False, "conditions": []},
         "event_shape": [2],
     }
-    assert seen == [identity(digest(model(tuning["pretrained"])), spec)]
+    assert seen == [drift_hash(digest(model(tuning["pretrained"])), spec)]
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("zero", 0), ("constant", STEPS), ("linear", 22)])
@@ -262,8 +262,8 @@ def registry_with_schedule(function):
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda s: 0.5 - s, "step 13: a temperature is a finite number >= 0, got -0.04"),
-        (lambda s: float("nan") if s > 0.9 else 1.0, "step 22: a temperature is a finite number >= 0, got nan"),
+        (lambda s: 0.5 - s, "step 13: temperature: wanted a finite number >= 0, got -0.04"),
+        (lambda s: float("nan") if s > 0.9 else 1.0, "step 22: temperature: wanted a finite number >= 0, got nan"),
         (lambda s: 1 / (0.5 - s), "step 12: float division by zero"),
         (lambda s: None, "step 0: float\\(\\) argument"),
     ],

@@ -352,7 +352,7 @@ def test_a_folder_that_another_process_is_at_work_in_is_refused(registry, tmp_pa
     command = [sys.executable, "-c", HOLDER, str(out / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=r"another process is at work in it \(process 1 on another\)"):
+        with pytest.raises(RunError, match=r"another process is using this folder \(process 1 on another\)"):
             gftkit.pretrain(MLP, out, registry=registry)
         assert os.listdir(out) == [LOCK]
         other.kill()

@@ -59,7 +59,7 @@ def measure(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, fl
     return values
 
 
-def check(metrics: Metrics, scope: Scope) -> None:
+def check_metrics(metrics: Metrics, scope: Scope) -> None:
     """Ask every metric whether it can measure in this scope; nothing is sampled.
 
     Raises:

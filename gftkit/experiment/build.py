@@ -16,7 +16,7 @@ from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Metrics, Scope, check
+from gftkit.evaluation.metrics import Metrics, Scope, check_metrics
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
 from gftkit.experiment.checks import check_labels, check_same_path, check_student, inherit, scale_warnings
 from gftkit.experiment.networks import NetworkBuilder, Networks
@@ -278,7 +278,7 @@ def build_measurement(
     compared = reference.some(count, stream(config.seed, "reference"))
     held_out = config.evaluate.data is not None
     # A metric refuses here, and not after hours of training, when it is first measured.
-    check(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
+    check_metrics(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
     inherited = None if parent is None else partial(training_data, parent)
     return Measurement(
         scheme=scheme,

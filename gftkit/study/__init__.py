@@ -1,6 +1,6 @@
 """Studies: many runs, compared."""
 
-from gftkit.study.comparison import compare as compare, table as table
+from gftkit.study.comparison import compare_runs as compare_runs, summary_table as summary_table
 from gftkit.study.dry_run import try_out as try_out
 from gftkit.study.plan import Plan as Plan
 from gftkit.study.reporting import REPORT as REPORT, summary as summary, write_tables as write_tables

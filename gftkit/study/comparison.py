@@ -24,7 +24,7 @@ from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import run_sections
 
 
-def compare(
+def compare_runs(
     runs: Mapping[str, Run], out: Path, metric: str, title: str, threshold: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """Compare finished fine-tunes of one pretrained run; write summary.json, samples.png, curve.png and report.html.
@@ -86,7 +86,7 @@ def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
     return curve([line for line in run.history() if line["step"] > 0], metric, "evaluation", "raw")
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
     rows = [
         [key, *(measured_text(of, key) for of in summary.values())]
@@ -107,7 +107,7 @@ def _sample_picture(first: Run, runs: Mapping[str, Run]) -> bytes:
     scaling, count, seed = Scaling(facts.range), 36, first.config.seed
     spec = first.config.evaluate.data or first.config.data
     real = Samples(first.registry.build("dataset", spec, "evaluate.data"), "evaluate.data")
-    assert first.config.pretrained is not None  # checked by compare
+    assert first.config.pretrained is not None  # checked by compare_runs
     reference = real.some(count, stream(seed, "reference"))
     before = Run.open(first.config.pretrained, first.registry)
     in_training_values = Scaling(before.facts.range).scale(_samples_like(before, count, seed, reference))
@@ -147,7 +147,7 @@ def _sections(
             f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
             f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: "
             f"differences within a few standard errors mean nothing.",
-            table=table(summary),
+            table=summary_table(summary),
         ),
         Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),
     ]

@@ -7,7 +7,6 @@ from rich.table import Table
 
 import gftkit
 from gftkit.runs.folder import is_run
-from gftkit.study.comparison import compare
 from gftkit.study.comparison import table as summary_table
 
 HERE = Path(__file__).parent

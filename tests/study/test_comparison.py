@@ -11,7 +11,6 @@ import pytest
 import gftkit
 from gftkit.estimation.stability import first_reaching, instant_variance, largest_setback, spearman
 from gftkit.kernel.errors import ConfigError, MissingPackageError
-from gftkit.study.comparison import compare, table
 
 
 def test_spearman_is_the_correlation_of_ranks():

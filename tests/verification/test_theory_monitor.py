@@ -16,7 +16,6 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import checkpoint
-from gftkit.study.comparison import compare
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
 from gftkit.training.verdict import run_sections, verify_run

@@ -7,7 +7,7 @@ from rich.table import Table
 
 import gftkit
 from gftkit.runs.folder import is_run
-from gftkit.study.comparison import table as summary_table
+from gftkit.study.comparison import compare_runs, summary_table
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"
@@ -22,7 +22,7 @@ def main() -> None:
         console.print(f"[bold]{name}[/bold]: {config.read_text().splitlines()[0].removeprefix('# ')}")
         runs[name] = train(config, OUT / name, resume=is_run(OUT / name), quiet=False)
     del runs["pretrained"]
-    summary = compare(runs, OUT, "frechet", "Gradual Fine-Tuning from MNIST to the UCI digits")
+    summary = compare_runs(runs, OUT, "frechet", "Gradual Fine-Tuning from MNIST to the UCI digits")
     head, *rows = summary_table(summary)
     table = Table(*head)
     for row in rows:

@@ -16,6 +16,7 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import checkpoint
+from gftkit.study.comparison import compare_runs
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
 from gftkit.training.verdict import run_sections, verify_run
@@ -375,7 +376,7 @@ def test_the_report_shows_the_picture_and_why(finished):
 
 
 def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path, with_pictures):
-    compare({"gft": finished}, tmp_path, "path_length", "Title")
+    compare_runs({"gft": finished}, tmp_path, "path_length", "Title")
     assert ">gft: Theory</h2>" in (tmp_path / "report.html").read_text()
 
 

@@ -99,7 +99,7 @@ def check_same_path(path: Path, config: Config, parent: RunFolder, key: str = "p
     """
     if plain(config.path) == plain(parent.config.path):
         return
-    differs = differences(path, parent.path)
+    differs = path_differences(path, parent.path)
     if differs:
         raise ConfigError(
             f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "
@@ -108,7 +108,7 @@ def check_same_path(path: Path, config: Config, parent: RunFolder, key: str = "p
         )
 
 
-def differences(path: Path, other: Path) -> list[str]:
+def path_differences(path: Path, other: Path) -> list[str]:
     """The coefficients in which two paths differ, by name."""
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     one, two = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, other))
@@ -151,7 +151,7 @@ def check_convention(
     if "path" in spec:
         trained.append(("drift.path", spec["path"], drift.path))
     for where, of, other in trained:
-        differs = differences(path, other)
+        differs = path_differences(path, other)
         if differs:
             raise ConfigError(
                 f"{where}: the network was trained on {of}, and the run's path {config.path} differs in "

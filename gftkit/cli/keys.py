@@ -18,9 +18,9 @@ def keys(
     Example: gft keys train
     """
     from gftkit.cli.sections import SECTIONS
-    from gftkit.cli.sections import keys as keys_of
+    from gftkit.cli.sections import section_keys
 
-    options = keys_of(section).values()
+    options = section_keys(section).values()
     if as_json:
         print(json.dumps([option.to_dict() for option in options], indent=2))
     elif section is not None:

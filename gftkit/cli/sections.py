@@ -26,14 +26,14 @@ SECTIONS: Mapping[str, Any] = {
 """The sections with keys, beside the components: of configurations, foreign drifts, trackers and studies."""
 
 
-def keys(section: str | None = None) -> dict[str, Option]:
+def section_keys(section: str | None = None) -> dict[str, Option]:
     """The keys of a section by name; without one those of a whole configuration.
 
     Raises:
         UnknownNameError: for an unknown section.
 
     Example:
-        >>> keys("objective")["form"].default
+        >>> section_keys("objective")["form"].default
         'blended'
     """
     if section is None:

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 import gftkit
 from gftkit.api import Run
-from gftkit.cli.sections import keys
+from gftkit.cli.sections import section_keys
 from gftkit.data.samples import Samples
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, RunError
@@ -440,4 +440,4 @@ def test_a_wrong_setting_is_told_with_its_method(write_study, registry, tmp_path
 
 
 def test_the_keys_of_a_study_are_those_that_it_takes():
-    assert set(keys("study")) == set(schema.Study.__dataclass_fields__)
+    assert set(section_keys("study")) == set(schema.Study.__dataclass_fields__)

@@ -17,7 +17,7 @@ from gftkit.study.answers import answers
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.rows import Row, metrics_of
 from gftkit.study.statistics import differences, spreads
-from gftkit.study.tables import compared, markdown, means
+from gftkit.study.tables import compared, markdown_table, means
 
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 
@@ -71,7 +71,7 @@ def page(plan: Plan) -> Path:
 
 def in_markdown(part: Section) -> str:
     """A section's title, text and table in Markdown."""
-    table = markdown([list(row) for row in part.table]) if part.table else ""
+    table = markdown_table([list(row) for row in part.table]) if part.table else ""
     return "\n\n".join(filter(None, [f"## {part.title}", part.text, table]))
 
 

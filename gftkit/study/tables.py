@@ -54,7 +54,7 @@ def _table(cells: Iterable[tuple[str, int, str]]) -> Table:
     return [["method", *map(str, sizes)], *rows]
 
 
-def markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     """A table in Markdown."""
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
     lines = [head, ["---"] * len(head), *rows]

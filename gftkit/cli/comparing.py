@@ -108,7 +108,7 @@ def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
     from gftkit.kernel.errors import StudyError
     from gftkit.networks.state import shortened
     from gftkit.storage.documents import nan_to_none
-    from gftkit.study.reporting import page, summary, write_tables
+    from gftkit.study.reporting import result_page, study_summary, write_tables
 
     if not outcome.rows and not outcome.failed:
         raise StudyError(
@@ -116,15 +116,15 @@ def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
         )
     write_tables(planned, outcome.rows, outcome.failed)
     if as_json:
-        print(json.dumps(nan_to_none(summary(planned, outcome.rows, outcome.failed)), indent=2))
+        print(json.dumps(nan_to_none(study_summary(planned, outcome.rows, outcome.failed)), indent=2))
     else:
         _print_tables(planned, outcome.rows)
-        print(f"{len(outcome.rows)} of {len(planned.cells)} runs: open {page(planned)}")
+        print(f"{len(outcome.rows)} of {len(planned.cells)} runs: open {result_page(planned)}")
     if outcome.failed:
         lines = [f"{cell.name}: {message}" for cell, message in outcome.failed.items()]
         raise StudyError(
             f"{len(lines)} of {len(planned.cells)} runs failed:{shortened(lines)}\nThe others are in "
-            f"{page(planned)}; run the same command again to retry these."
+            f"{result_page(planned)}; run the same command again to retry these."
         )
 
 

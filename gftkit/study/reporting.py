@@ -64,7 +64,7 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
     write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
 
 
-def page(plan: Plan) -> Path:
+def result_page(plan: Plan) -> Path:
     """The file to read: report.html, or table.md where no report can be written."""
     return plan.out / (TABLE if missing("report") else REPORT)
 
@@ -156,7 +156,7 @@ def _missing(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cel
     return sections
 
 
-def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> dict[str, Any]:
+def study_summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> dict[str, Any]:
     """The output of ``gft compare --json``: counts, and means and differences of the judged metric."""
     results, metric = flat(plan, rows), plan.study.metric
 
@@ -173,5 +173,5 @@ def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell
         "baseline": plan.study.baseline,
         "means": [plain(one) for one in spreads(results) if one.metric == metric],
         "differences": [plain(one) for one in differences(results, plan.study.baseline) if one.metric == metric],
-        "report": str(page(plan)),
+        "report": str(result_page(plan)),
     }

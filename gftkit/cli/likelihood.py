@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
 from gftkit.cli.output import check_absent, table
-from gftkit.cli.sampling import weights_of
+from gftkit.cli.sampling import check_weights
 
 
 def likelihood(
@@ -73,7 +73,7 @@ def likelihood(
             probes=probes,
             quantum=quantum,
             seed=seed,
-            weights=weights_of(weights),
+            weights=check_weights(weights),
             device=resolve_device(device),
             advance=lambda done: progress.advance(task, done),
         )

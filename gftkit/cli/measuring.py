@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
 from gftkit.cli.output import check_absent, table, warn
-from gftkit.cli.sampling import weights_of
+from gftkit.cli.sampling import check_weights
 
 if TYPE_CHECKING:
     from gftkit.geometry.time_grid import Fit
@@ -63,7 +63,7 @@ def fit_grid(
             count=count,
             fine_steps=fine_steps,
             seed=seed,
-            weights=weights_of(weights),
+            weights=check_weights(weights),
             device=resolve_device(device),
             stage=stage,
         )
@@ -127,7 +127,7 @@ def geometry(
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    named, place = weights_of(weights), resolve_device(device)
+    named, place = check_weights(weights), resolve_device(device)
     flows = {
         name: flow_of(Run.open(folder), 0, count, seed=seed, weights=named, device=place)
         for name, folder in zip(names, runs, strict=True)

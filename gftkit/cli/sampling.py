@@ -76,7 +76,7 @@ def sample(
         seed=seed,
         solver=_scheme(opened, solver, steps, grid, diffusion),
         label=label,
-        weights=weights_of(weights),
+        weights=check_weights(weights),
         guidance=guidance,
         conditions=None if conditions is None else read_conditions(conditions),
         temperature=temperature,
@@ -118,7 +118,7 @@ def evaluate(
     from gftkit.recording.html import estimate_rows
     from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], weights_of(weights), resolve_device(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], check_weights(weights), resolve_device(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
@@ -142,7 +142,7 @@ def export(
     from gftkit.api import Run
     from gftkit.generation.export import export as write_export
 
-    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", weights_of(weights), force)
+    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", check_weights(weights), force)
     print_result({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 
@@ -177,7 +177,7 @@ def _scheme(
     return resolve_scheme(scheme, run.registry, "--solver", Path.cwd())
 
 
-def weights_of(name: str) -> Any:
+def check_weights(name: str) -> Any:
     """Check the value of --weights.
 
     Raises:

@@ -17,7 +17,7 @@ from gftkit.training.run_report import picture_of
 from gftkit.training.state import TrainingState
 from gftkit.training.steps import Steps
 
-Line = tuple[str, dict[str, Any]]
+LogLine = tuple[str, dict[str, Any]]
 """A line for the log: its kind and its values. Pictures go to the trackers only."""
 
 
@@ -55,7 +55,7 @@ class Evaluator:
 
     def lines(
         self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]], *, final: bool = False
-    ) -> list[Line]:
+    ) -> list[LogLine]:
         """Measure the drift by the metrics, and with raw weights by every monitor; the run is left as it was.
 
         A collective call: all processes gather the weights, and the main one measures.
@@ -77,7 +77,7 @@ class Evaluator:
             drift.eval()
             evaluation = experiment.evaluation(drift, self._device, history)
             metrics = measurement.final if final else measurement.metrics
-            lines: list[Line] = [
+            lines: list[LogLine] = [
                 ("evaluation", {"weights": weights, **measure(metrics, evaluation, self._config.seed)})
             ]
             if weights == "raw":

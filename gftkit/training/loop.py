@@ -29,7 +29,7 @@ from gftkit.storage.files import check_space, remove_leftovers
 from gftkit.storage.log import Log
 from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
-from gftkit.training.evaluator import Evaluator, Line
+from gftkit.training.evaluator import Evaluator, LogLine
 from gftkit.training.feedback import Feedback, by_monitor
 from gftkit.training.resume import ResumeGuard
 from gftkit.training.run_report import left_out, write_run_report
@@ -183,7 +183,7 @@ class Loop:
             self._add(log, done, self.evaluator.lines(done, "ema", [] if log is None else log.lines))
         self._evaluating += time.perf_counter() - before
 
-    def _hear(self, done: int, lines: Sequence[Line]) -> None:
+    def _hear(self, done: int, lines: Sequence[LogLine]) -> None:
         """Pass the measurements of the main process to schedule and stopping rule on every process."""
         if self.feedback.listeners:
             # All must hear the same: temperatures, and the end of the run, are decided on every process.
@@ -226,7 +226,7 @@ class Loop:
             }
             checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
 
-    def _add(self, log: Log | None, done: int, lines: Sequence[Line]) -> None:
+    def _add(self, log: Log | None, done: int, lines: Sequence[LogLine]) -> None:
         for kind, values in lines:
             if kind == "picture":
                 self.trackers.picture(done, **values)
@@ -258,7 +258,7 @@ class Loop:
         write_model(self.out, weights, experiment.facts, notes)
         self.trackers.release()
 
-    def _summary(self, lines: Sequence[Line], steps: int, seconds: float) -> dict[str, Any]:
+    def _summary(self, lines: Sequence[LogLine], steps: int, seconds: float) -> dict[str, Any]:
         """The content of summary.json."""
         measured = {name: value for name, value in lines[0][1].items() if name != "weights"}
         summary: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}

@@ -36,7 +36,7 @@ PARTS: tuple[Mapping[str, Any], ...] = (*OUTPUTS, *({**part, "drop_channels": Tr
 NEUTRAL = {"predicts": "velocity", "range": (-1.0, 1.0), "latent_scale": 1.0, "latent_shift": 0.0, "path": None}
 """Values of the fields that don't concern the call: a prediction is neither converted nor rescaled."""
 
-BATCHES = (7, 11, 13)
+BATCH_SIZES = (7, 11, 13)
 """Sizes of the batch of noise: one that no side of an event has, so that nothing broadcasts by accident."""
 
 
@@ -97,7 +97,7 @@ def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
 
 def _attempt(network: nn.Module, facts: Facts, fields: Mapping[str, Any], device: torch.device | str) -> Attempt:
     """The first form of the time and part of the output with which a call works."""
-    size = next(size for size in BATCHES if size not in facts.event_shape)
+    size = next(size for size in BATCH_SIZES if size not in facts.event_shape)
     x = torch.randn(size, *facts.event_shape, generator=torch.Generator().manual_seed(0)).to(device)
     first = ""
     for shape in SHAPES:

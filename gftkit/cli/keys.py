@@ -17,8 +17,7 @@ def keys(
 
     Example: gft keys train
     """
-    from gftkit.cli.sections import SECTIONS
-    from gftkit.cli.sections import section_keys
+    from gftkit.cli.sections import SECTIONS, section_keys
 
     options = section_keys(section).values()
     if as_json:

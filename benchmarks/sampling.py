@@ -126,7 +126,9 @@ def against(peer: Peer, solver: str, spec: Mapping[str, Any], event: tuple[int, 
     return sides
 
 
-def _row(solver: str, peer: Peer, peer_name: str, target: float, batch: int, turns: int, images: bool = False) -> Row:
+def _row(
+    solver: str, peer: Peer, peer_name: str, target: float, batch: int, turns: int, *, images: bool = False
+) -> Row:
     spec, event = (UNET, IMAGES) if images else (MLP, PLANE)
     where = "U-Net 1x16x16" if images else "MLP 128x3 in the plane"
     name = f"{STEPS} steps of {solver}: {where}, batch {batch:,}"

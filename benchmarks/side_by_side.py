@@ -36,7 +36,7 @@ class Row:
     """Whether the steps differ and are added up; otherwise their median counts."""
 
 
-def measure(row: Row, device: torch.device, quick: bool) -> dict[str, Any]:
+def measure(row: Row, device: torch.device, *, quick: bool) -> dict[str, Any]:
     """Seconds of a step on both sides, and their ratio."""
     turns, steps = (1, 1) if quick else (row.turns, row.steps)
     spent: tuple[list[float], list[float]] = ([], [])

@@ -86,7 +86,7 @@ def npy(values: np.ndarray[Any, Any]) -> bytes:
     return stream.getvalue()
 
 
-def read(spec: dict[str, Any] | None, keep: bool = False) -> dict[str, float]:
+def read(spec: dict[str, Any] | None, *, keep: bool = False) -> dict[str, float]:
     """One epoch of a data set in the order of training: samples, seconds and this process's peak memory in MB.
 
     Args:
@@ -116,7 +116,7 @@ def peak() -> float:
     raise SystemExit("/proc/self/status has no VmHWM: this benchmark needs Linux.")
 
 
-def in_a_process(spec: dict[str, Any] | None, keep: bool, folder: Path) -> dict[str, float]:
+def in_a_process(spec: dict[str, Any] | None, *, keep: bool, folder: Path) -> dict[str, float]:
     """``read`` in a process of its own, with a cache folder of its own."""
     words = [sys.executable, __file__, "--read", json.dumps(spec), *(["--keep"] if keep else [])]
     # glibc would keep freed blocks of up to 32 MB; how many differs from run to run by more than what is measured.
@@ -128,7 +128,7 @@ def in_a_process(spec: dict[str, Any] | None, keep: bool, folder: Path) -> dict[
     return figures
 
 
-def memory(kind: str, megabytes: int, where: Path | None, keep: bool = False) -> dict[str, Any]:
+def memory(kind: str, megabytes: int, where: Path | None, *, keep: bool = False) -> dict[str, Any]:
     """Peak memory of one epoch over a set of this size.
 
     Raises:

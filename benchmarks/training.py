@@ -127,7 +127,7 @@ def torchcfm_step(spec: dict[str, Any], event_shape: tuple[int, ...], device: to
 def with_workers(steps: Steps, stack: ExitStack) -> Step:
     """The same steps with pairs made ahead by a worker process."""
     pin = steps.device.type == "cuda"
-    steps.batches = stack.enter_context(prefetch(steps.pairs, 0, steps.config.train.steps, 1, pin))
+    steps.batches = stack.enter_context(prefetch(steps.pairs, 0, steps.config.train.steps, 1, pin=pin))
     return steps.take
 
 

@@ -39,7 +39,7 @@ class Run(RunFolder):
         """At most ``count`` samples of its training data, scaled; the same ones for the same ``count``."""
         return restore.training_data(self, count)
 
-    def samples(
+    def samples(  # noqa: PLR0913
         self,
         count: int,
         seed: int = 0,

@@ -89,7 +89,7 @@ def _run(
 
     if all(cell in rows for cell in cells):
         return Outcome(rows, {})
-    progress = StudyProgress(len(cells), sum(cell in rows for cell in cells), quiet)
+    progress = StudyProgress(len(cells), sum(cell in rows for cell in cells), quiet=quiet)
     for warning in planned.warnings:
         progress.warn(warning)
     try_out(planned, registry, device)

@@ -142,7 +142,7 @@ def export(
     from gftkit.api import Run
     from gftkit.generation.export import export as write_export
 
-    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", check_weights(weights), force)
+    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", check_weights(weights), force=force)
     print_result({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 

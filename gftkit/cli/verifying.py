@@ -60,7 +60,7 @@ def verify(
     if profile not in ("quick", "full"):
         raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
     on_stdout = json_file is not None and str(json_file) == "-"
-    runner.check_targets([None if on_stdout else json_file, html], force)
+    runner.check_targets([None if on_stdout else json_file, html], force=force)
     if html is not None:
         require("report", f"--html {html}")
     if run is None:

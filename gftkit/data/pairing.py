@@ -45,6 +45,7 @@ class Pairs:
         batch_size: int,
         pairing_batch: int,
         seed: int,
+        *,
         within_labels: bool,
         process: tuple[int, int] = (0, 1),
         within: Within = "global",
@@ -106,6 +107,7 @@ def pair(
     x1: Tensor,
     generator: torch.Generator,
     label: Tensor | None = None,
+    *,
     within_labels: bool = False,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:

@@ -38,7 +38,7 @@ class Evaluation:
         inherited: draws at most so many samples of the pretrained run's data; None without a pretrained run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         drift: Drift,
         path: Path,
@@ -98,7 +98,7 @@ class Evaluation:
         indices = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
         return conditions.conditions_of(self.drift, self.reference[indices])
 
-    def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
+    def _integrate(self, steps: int, count: int, *, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""
         return generate(
             *self._equation,

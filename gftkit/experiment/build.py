@@ -33,6 +33,7 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
+from gftkit.theory import expression
 from gftkit.theory.temperature import check_schedule
 
 
@@ -154,7 +155,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     notes += _check_conditions(config, networks.drift, data)
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
-    check_unpaired(scheme.diffusion, facts.paired)
+    check_unpaired(scheme.diffusion, paired=facts.paired)
     named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
     if not facts.paired:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
@@ -295,6 +296,4 @@ def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
     """The objective's weight as a function of t; None for one, which costs nothing."""
     if text.strip() == "1":
         return None
-    from gftkit.theory import expression  # loads sympy, which few runs need
-
     return expression.compile_formula(expression.parse_formula(text))

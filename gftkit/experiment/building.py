@@ -116,7 +116,7 @@ def scheme_of(
     scheme = build_scheme(spec, path, registry)
     if scheme.diffusion is not None:
         coupling = coupling or registry.build("coupling", config.coupling)
-        check_known_score(path, coupling, is_standard_normal(config.source, registry), guidance)
+        check_known_score(path, coupling, normal=is_standard_normal(config.source, registry), guidance=guidance)
     scheme.check(path)
     return scheme
 

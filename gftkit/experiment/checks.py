@@ -158,4 +158,4 @@ def check_convention(
                 f"{', '.join(differs)}. Give the run the network's path, or correct the convention."
             )
     normal = is_standard_normal(config.source, registry)
-    check_score(drift.convention, getattr(coupling, "independent", False), normal)
+    check_score(drift.convention, independent=getattr(coupling, "independent", False), normal=normal)

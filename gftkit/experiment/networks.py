@@ -184,7 +184,7 @@ class NetworkBuilder:
         return Networks(start.drift, anchor, anchors, adapted, base), notes
 
 
-def starting_networks(run: RunFolder, facts: Facts, anchor: bool = False) -> tuple[StartingDrift, Anchor | None]:
+def starting_networks(run: RunFolder, facts: Facts, *, anchor: bool = False) -> tuple[StartingDrift, Anchor | None]:
     """The drift of a run with its first weights, as it was when the run began, and its anchor where ``anchor`` is set.
 
     Raises:

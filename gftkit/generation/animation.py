@@ -21,7 +21,7 @@ IMAGES, POINTS = 36, 500
 """Most samples in a picture."""
 
 
-def check_animation(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
+def check_animation(path: Path, event_shape: tuple[int, ...], *, force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:

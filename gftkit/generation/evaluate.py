@@ -45,7 +45,7 @@ def evaluate(
     config, facts = replace(run.config, evaluate=section, monitors=[]), run.facts
     path = run.path
     scheme = scheme_of(config, section.solver, path, registry, section.guidance)
-    check_unpaired(scheme.diffusion, facts.paired)
+    check_unpaired(scheme.diffusion, paired=facts.paired)
     training = reference = samples_of(run, facts.event_shape)
     if section.data is not None:
         held_out = registry.build("dataset", section.data, "evaluate.data")

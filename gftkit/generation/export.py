@@ -15,7 +15,7 @@ Content = Literal["merged", "adapter"]
 
 
 def export(
-    run: RunFolder, out: Path, content: Content = "merged", weights: Weights = "ema", force: bool = False
+    run: RunFolder, out: Path, content: Content = "merged", weights: Weights = "ema", *, force: bool = False
 ) -> list[Path]:
     """Write the weights of a finished run.
 

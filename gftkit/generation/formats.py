@@ -17,7 +17,7 @@ from gftkit.storage.tensors import write_tensors
 SUFFIXES = (".npz", ".safetensors", ".png", "")
 
 
-def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
+def check_target(path: Path, event_shape: tuple[int, ...], *, force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:

@@ -92,7 +92,7 @@ def backwards(drift: Drift, shape: tuple[int, ...], probes: Tensor | None, condi
     return field
 
 
-def log_density(
+def log_density(  # noqa: PLR0913
     drift: Drift,
     path: Path,
     solver: Solver | Integrator,

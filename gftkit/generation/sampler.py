@@ -99,7 +99,7 @@ class Sampler:
         spec = request.solver or config.evaluate.solver
         scale = config.evaluate.guidance if request.guidance is None else request.guidance
         self._scheme = scheme_of(config, spec, self._path, registry, scale)
-        check_unpaired(self._scheme.diffusion, self.facts.paired)
+        check_unpaired(self._scheme.diffusion, paired=self.facts.paired)
         self.size = request.batch_size if request.batch_size < BLOCK else request.batch_size // BLOCK * BLOCK
         self._by_block = isinstance(self._scheme.solver, Integrator)
         if self._by_block and self.size < BLOCK:
@@ -214,7 +214,7 @@ class Sampler:
         return self.part(0, self.count, advance), self.conditions(0, self.count)
 
     def _integrate(
-        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, whole: bool = False
+        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, *, whole: bool = False
     ) -> Tensor:
         def counted(done: int) -> None:
             self.integrated += done

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gftkit.generation.animation import check_animation, most_samples, write_animation
 from gftkit.generation.formats import check_target, write_samples
 from gftkit.generation.parts import Parts, Span
 from gftkit.generation.sampler import Request, Sampler
@@ -60,16 +61,14 @@ def write(
         DivergenceError: where a sample is not finite.
     """
     crew = start_crew(device)
-    progress = SamplingProgress(quiet or not crew.main)
+    progress = SamplingProgress(quiet=quiet or not crew.main)
     sampler = Sampler(run, request, crew.device)
     parts = Parts(out, sampler.identity)
     # A call that was killed while it wrote the target left part of it, which a resumed call overwrites.
     overwrite = force or (resume and parts.writing)
-    check_target(out, sampler.facts.event_shape, overwrite)
+    check_target(out, sampler.facts.event_shape, force=overwrite)
     if trajectory is not None:
-        from gftkit.generation.animation import check_animation
-
-        check_animation(trajectory, sampler.facts.event_shape, overwrite)
+        check_animation(trajectory, sampler.facts.event_shape, force=overwrite)
     resuming = _check_parts(parts, resume=resume, force=force)
     crew.agree({"the requested samples": sampler.identity, "the parts that exist": parts.spans()})
     if crew.main:
@@ -143,8 +142,6 @@ def _finish(sampler: Sampler, parts: Parts, out: Path, trajectory: Path | None) 
     span = sampler.facts.range or (min(each["low"] for _, each in notes), max(each["high"] for _, each in notes))
     write_samples(out, parts.read(), (sampler.count, *sampler.facts.event_shape), conditions, span)
     if trajectory is not None:
-        from gftkit.generation.animation import most_samples, write_animation
-
         states = sampler.states(most_samples(sampler.facts.event_shape))
         write_animation(trajectory, states, sampler.facts.range)
     parts.remove()

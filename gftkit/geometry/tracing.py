@@ -85,7 +85,7 @@ class Flow:
         return Trajectory(times, states.double(), torch.stack(velocities).double())
 
     def _integrate(
-        self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
+        self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, *, whole: bool = False
     ) -> Tensor:
         return generate(
             self.drift,

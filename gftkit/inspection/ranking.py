@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import nn
 
 from gftkit.data.description import Facts
@@ -101,7 +100,7 @@ class Inspection:
         }
 
 
-def inspect(
+def inspect(  # noqa: PLR0913
     network: nn.Module,
     candidates: Sequence[Candidate],
     data: Samples,
@@ -150,7 +149,7 @@ def inspect(
         network, candidates, data, path=path, source=source, coupling=coupling, size=size, seed=seed, device=device
     )
     bounded = float(test.known.abs().max()) <= 1
-    conventions = [each for attempt in working for each in _conventions(attempt, coupling, bounded)]
+    conventions = [each for attempt in working for each in _conventions(attempt, coupling, bounded=bounded)]
     findings = [Finding(Hypothesis(candidate.name, each)) for candidate in candidates for each in conventions]
     untrained = [Finding(Hypothesis(UNTRAINED, each)) for each in conventions]
     kept, best_untrained = _measure(test, findings, untrained, begin, advance)
@@ -210,6 +209,8 @@ def is_significantly_less(better: Sequence[float], worse: Sequence[float], rival
 
     Two-sided, since the better one was chosen by these numbers.
     """
+    from scipy import stats
+
     differences = (
         torch.tensor(worse[: len(better)], dtype=torch.float64)
         - torch.tensor(better, dtype=torch.float64)[: len(worse)]
@@ -223,7 +224,7 @@ def is_significantly_less(better: Sequence[float], worse: Sequence[float], rival
     return mean > bound * spread / math.sqrt(n)
 
 
-def _conventions(attempt: probing.Attempt, coupling: Coupling, bounded: bool) -> Iterator[Convention]:
+def _conventions(attempt: probing.Attempt, coupling: Coupling, *, bounded: bool) -> Iterator[Convention]:
     """The conventions with a call that works, the simplest first; other ranges for data in [-1, 1] only."""
     default = Convention.of(attempt.fields)
     independent = getattr(coupling, "independent", False)

@@ -67,7 +67,9 @@ def matching_names(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")]
 
 
-def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], groups: bool) -> None:
+def check_layers(
+    network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], *, groups: bool
+) -> None:
     """Refuse layers where an adapter would be passed over, or couldn't be merged exactly.
 
     Args:

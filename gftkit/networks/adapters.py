@@ -134,7 +134,7 @@ class AdaptedDrift:
         finally:
             self._switch(modes, off=False)
 
-    def _switch(self, modes: Sequence[bool], off: bool) -> None:
+    def _switch(self, modes: Sequence[bool], *, off: bool) -> None:
         """Set the flags that are read in a forward pass, and nothing else.
 
         peft's ``enable_adapters`` also sets ``requires_grad`` of every adapter, which takes as long as a forward pass.

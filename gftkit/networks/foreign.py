@@ -258,7 +258,7 @@ def check_path(convention: Convention, path: Path | None) -> None:
         )
 
 
-def check_score(convention: Convention, independent: bool, normal: bool) -> None:
+def check_score(convention: Convention, *, independent: bool, normal: bool) -> None:
     """Refuse a score where it doesn't tell the velocity.
 
     Args:

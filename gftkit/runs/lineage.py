@@ -76,7 +76,7 @@ def resolve_anchor(
     # The default is clear only for the first fine-tune of a chain: later it could be the original drift or the start.
     if spec is None:
         if pretrained is not None and anchor_hashes(pretrained):
-            raise ConfigError(_ambiguity(pretrained, drift, adapted, registry))
+            raise ConfigError(_ambiguity(pretrained, drift, adapted=adapted, registry=registry))
         spec = OFF if adapted else FROZEN
     named = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
@@ -116,7 +116,7 @@ def describe_drift(spec: Mapping[str, Any], facts: Facts, registry: Registry) ->
     return {"drift": plain(registry.without_files("drift", spec)), "event_shape": list(facts.event_shape)}
 
 
-def _ambiguity(pretrained: Path, drift: Mapping[str, Any], adapted: bool, registry: Registry) -> str:
+def _ambiguity(pretrained: Path, drift: Mapping[str, Any], *, adapted: bool, registry: Registry) -> str:
     """The message for a missing anchor that could be either of two drifts, with the cure for both."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
     own = (

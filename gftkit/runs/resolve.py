@@ -29,6 +29,7 @@ from gftkit.runs.schema import (
 )
 from gftkit.sampling.scheme import resolve_scheme
 from gftkit.storage.documents import parse_section, read_yaml
+from gftkit.theory import expression
 
 
 class Resolution(NamedTuple):
@@ -229,8 +230,6 @@ def _seed(value: Any) -> int:
 def _check_weight(weight: str) -> None:
     if weight.strip() == "1":
         return
-    from gftkit.theory import expression  # loads sympy, which few runs need
-
     # Inside (0, 1) only: uniform times don't reach 1, where a weight such as 1/(1 - t) is infinite.
     try:
         values = expression.compile_formula(expression.parse_formula(weight))(

@@ -67,7 +67,7 @@ def _check_times(spacing: TimeGrid, steps: int) -> list[float]:
     return times
 
 
-def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
+def check_solver(solver: Solver | Integrator, *, stochastic: bool) -> None:
     """Refuse a solver that doesn't solve this kind of equation.
 
     Raises:
@@ -156,7 +156,7 @@ def trajectory(
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913
     drift: Drift,
     path: Path,
     solver: Solver | Integrator,
@@ -196,7 +196,7 @@ def generate(
     """
     noise = FromGenerator(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
-    check_solver(solver, stochastic)
+    check_solver(solver, stochastic=stochastic)
     check_jumps(solver, drift)
     grid = grid_of(path, steps, spacing)
     diffusion = diffusion_of(path, grid.times) if stochastic else None
@@ -209,13 +209,13 @@ def generate(
         bound = {name: values[rows].to(noise.device) for name, values in (conditions or {}).items()}
         states = partial(trajectory, bind_conditions(drift, **bound), diffusion, solver, grid, x0=start, noise=noise)
         begin = partial(noise.begin, first, len(start)) if stochastic else None
-        parts.append(_integrate(states, begin, grid, whole))
+        parts.append(_integrate(states, begin, grid, whole=whole))
         advance(len(start))
     return torch.cat(parts, dim=1 if whole else 0)
 
 
 def _integrate(
-    states: Callable[[], Iterator[Tensor]], begin: Callable[[], None] | None, grid: Grid, whole: bool
+    states: Callable[[], Iterator[Tensor]], begin: Callable[[], None] | None, grid: Grid, *, whole: bool
 ) -> Tensor:
     """The last state of one batch, or all of them, on the CPU.
 

@@ -57,7 +57,7 @@ T = TypeVar("T")
 class _Loader(yaml.SafeLoader):
     """YAML in which ``1e-3`` is a number and a key may stand once, as in YAML 1.2."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """The mapping, with keys that stand twice refused."""
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = {value for tag, value in keys if tag != "tag:yaml.org,2002:merge" and keys.count((tag, value)) > 1}

@@ -50,7 +50,7 @@ class TensorFile:
     digest: str | None
 
 
-def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
+def read_tensor_file(path: Path, *, ours: bool = False) -> TensorFile:
     """Read a safetensors file; where it has a digest, that is checked.
 
     Args:
@@ -72,9 +72,9 @@ def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
     return TensorFile(tensors, _plain_notes(notes), computed)
 
 
-def read_tensors(path: Path, ours: bool = False) -> tuple[State, dict[str, Any]]:
+def read_tensors(path: Path, *, ours: bool = False) -> tuple[State, dict[str, Any]]:
     """The tensors and metadata of a safetensors file; as ``read_tensor_file``."""
-    file = read_tensor_file(path, ours)
+    file = read_tensor_file(path, ours=ours)
     return file.tensors, file.notes
 
 

@@ -44,7 +44,7 @@ QUESTIONS = (
 )
 
 
-def answer(of: Difference, higher: bool) -> Answer:
+def answer(of: Difference, *, higher: bool) -> Answer:
     """The answer of one paired difference: open where its interval contains 0 or is missing, or it is below 0.1 %.
 
     The interval is that of the difference itself, in the metric's unit.
@@ -75,14 +75,16 @@ def answers(rows: Sequence[Row], judged: str, baseline: str) -> list[tuple[str, 
         here = [one for one in paired if question.matches(one.metric, judged)]
         metrics, methods = _names(one.metric for one in here), _names(one.method for one in here)
         if here:
-            counted = [[_count(here, method, metric, question.higher) for metric in metrics] for method in methods]
+            counted = [
+                [_count(here, method, metric, higher=question.higher) for metric in metrics] for method in methods
+            ]
             lines = [[method, *entries] for method, entries in zip(methods, counted, strict=True)]
             tables.append((question.text, [["better, worse, open", *metrics], *lines]))
     return tables
 
 
-def _count(paired: Sequence[Difference], method: str, metric: str, higher: bool) -> str:
-    outcomes = [answer(one, higher) for one in paired if (one.method, one.metric) == (method, metric)]
+def _count(paired: Sequence[Difference], method: str, metric: str, *, higher: bool) -> str:
+    outcomes = [answer(one, higher=higher) for one in paired if (one.method, one.metric) == (method, metric)]
     kinds: tuple[Answer, ...] = ("better", "worse", "open")
     return ", ".join(str(outcomes.count(kind)) for kind in kinds) if outcomes else "-"
 

@@ -1,5 +1,6 @@
 """A study's file, and the runs that it asks for."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from gftkit.api import Run
 from gftkit.kernel.errors import ConfigError, RunError, unknown
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
-from gftkit.runs.folder import is_run
+from gftkit.runs.folder import is_run, write_config
 from gftkit.runs.overrides import put
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
@@ -148,10 +149,6 @@ def _with_templates(planned: Plan, folder: Path, registry: Registry) -> Plan:
     Configurations are resolved against the folder of a pretrained run. For one that doesn't exist yet, a draft with its
     configuration only stands in, whose path is exchanged afterwards.
     """
-    import tempfile
-
-    from gftkit.runs.folder import write_config
-
     templates: dict[tuple[str, str], Config] = {}
     warnings: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as drafts:

@@ -20,16 +20,16 @@ def means(spreads: Sequence[Spread], metric: str, coupling: str) -> Table:
     )
 
 
-def compared(differences: Sequence[Difference], metric: str, coupling: str, brief: bool = False) -> Table:
+def compared(differences: Sequence[Difference], metric: str, coupling: str, *, brief: bool = False) -> Table:
     """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and the number of pairs.
 
     In brief, for a terminal: in percent alone, where percentages make sense.
     """
     here = [one for one in differences if one.metric == metric and one.coupling == coupling]
-    return _table([(one.method, one.size, _difference(one, brief)) for one in here])
+    return _table([(one.method, one.size, _difference(one, brief=brief)) for one in here])
 
 
-def _difference(one: Difference, brief: bool) -> str:
+def _difference(one: Difference, *, brief: bool) -> str:
     if one.relative is None:
         return f"{_bounded(one.over)} ({one.over.count})"
     relative = f"{_bounded(one.relative, 100)} %"

@@ -30,9 +30,9 @@ class Job:
 
     def run(self, log: Path, registry: Registry | None = None) -> str:
         """Train it to its end, with its output in a log; returns its error, or ""."""
-        from gftkit.kernel.errors import GftkitError
-        from gftkit.runs.folder import is_run
-        from gftkit.training.train import train
+        from gftkit.kernel.errors import GftkitError  # noqa: PLC0415
+        from gftkit.runs.folder import is_run  # noqa: PLC0415
+        from gftkit.training.train import train  # noqa: PLC0415
 
         out = Path(self.out)
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):

@@ -29,7 +29,7 @@ def cores() -> int:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
+    import torch  # noqa: PLC0415
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     indices = [str(index) for index in range(torch.cuda.device_count())]

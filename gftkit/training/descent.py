@@ -117,7 +117,7 @@ class Descent:
             self.scaler.load_state_dict(dict(numbers["scaler"]))
 
 
-def checkpoint_contents(drift: nn.Module, descent: Descent, keep: bool = True) -> tuple[State, dict[str, Any]]:
+def checkpoint_contents(drift: nn.Module, descent: Descent, *, keep: bool = True) -> tuple[State, dict[str, Any]]:
     """The tensors and numbers of a checkpoint; a collective call, of which only processes that ``keep`` get tensors.
 
     Weights that aren't trained, under adapters those of the pretrained network, are left out.
@@ -127,7 +127,7 @@ def checkpoint_contents(drift: nn.Module, descent: Descent, keep: bool = True) -
     tensors = {f"drift.{name}": tensor for name, tensor in drift.state_dict().items() if name not in frozen}
     tensors |= {f"ema.{name}": tensor for name, tensor in descent.averages.tensors().items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
-    return gather_tensors(tensors, keep), numbers
+    return gather_tensors(tensors, keep=keep), numbers
 
 
 def restore_checkpoint(checkpoint: Checkpoint, drift: nn.Module, descent: Descent) -> None:

@@ -45,7 +45,7 @@ class Evaluator:
         if not self._sharded:
             return networks
         # Gathered on every process, even where the result is dropped: a collective call must be made by all.
-        states = [sharding.gather_tensors(network.state_dict(), self._main) for network in networks]
+        states = [sharding.gather_tensors(network.state_dict(), keep=self._main) for network in networks]
         if self._template is None:
             return networks
         raw, averaged = copy.deepcopy(self._template), copy.deepcopy(self._template)

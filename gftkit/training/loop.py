@@ -62,7 +62,7 @@ class Loop:
                 "FSDP: with adapters the optimiser's state is small."
             )
         tracked = {spec["name"]: tracker_options(spec, "track") for spec in self.config.track}
-        self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
+        self.trackers = Trackers(tracked, out, resumed=is_run(out), main=self.main, warn=progress.warn)
         # Steps shard the drift in place, and metrics call whole networks: these are copies of one from before.
         sharded = devices.is_sharded(accelerator)
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
@@ -108,7 +108,7 @@ class Loop:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, lines)
             train, pin = self.config.train, self.accelerator.device.type == "cuda"
-            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin)
+            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin=pin)
             with self.progress.running(first), pairs as self.steps.batches:
                 self._train(first, time.perf_counter() - seconds, log, clock)
         finally:
@@ -164,13 +164,13 @@ class Loop:
                 self._add(log, done, [("train", values)])
                 self.progress.show(values)
             if evaluated:
-                self._evaluate(done, last, started, log, clock)
+                self._evaluate(done, last=last, started=started, log=log, clock=clock)
             if saved or self.feedback.done:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
         self._finish(log, done, time.perf_counter() - started)
 
-    def _evaluate(self, done: int, last: bool, started: float, log: Log | None, clock: Log | None) -> None:
+    def _evaluate(self, done: int, *, last: bool, started: float, log: Log | None, clock: Log | None) -> None:
         """Evaluate after a step, inform the listeners, and count the time apart from the training's."""
         before = time.perf_counter()
         if clock is not None:
@@ -214,7 +214,7 @@ class Loop:
 
     def _save(self, done: int, seconds: float) -> None:
         """Write a checkpoint; a collective call, in which the main process writes."""
-        tensors, numbers = checkpoint_contents(self.steps.drift, self.steps.descent, self.main)
+        tensors, numbers = checkpoint_contents(self.steps.drift, self.steps.descent, keep=self.main)
         if self.main:
             notes = {
                 "seconds": seconds,

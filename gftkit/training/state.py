@@ -63,7 +63,7 @@ class TrainingState:
         """True where the drift takes conditions."""
         return bool(conditions.condition_names(self.drift))
 
-    def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
+    def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":  # noqa: FBT001, FBT002
         """Draw fresh pairs, times and noise on training or held-out samples, on ``device``.
 
         Args:
@@ -81,7 +81,9 @@ class TrainingState:
             x0 = self.source(count, generator)
             named = conditions.conditions_of(self.drift, targets)
             within = named.pop(conditions.LABEL, None) is not None
-            x0 = x0[pair(self.coupling, x0, targets.x1, generator, targets.label, within, named)]
+            x0 = x0[
+                pair(self.coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
+            ]
         targets, x0 = targets[:keep], x0[:keep]
         t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
         noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None

@@ -116,7 +116,7 @@ class Steps:
         loss = torch.zeros((), device=self.device)
         size = len(inputs.t) // train.accumulate
         for first in range(0, len(inputs.t), size):
-            with self._in_step(first + size == len(inputs.t)):
+            with self._in_step(last=first + size == len(inputs.t)):
                 mean = self._losses(inputs, slice(first, first + size)).mean() / inputs.x[0].numel() / train.accumulate
                 self.descent.backward(mean)
             loss += mean.detach()
@@ -249,7 +249,7 @@ class Steps:
         # The shared loss is of the penalty form, whose gradient is 1 + temperature times the blended form's.
         return losses if form == "penalty" else losses / (1 + temperature)
 
-    def _in_step(self, last: bool) -> AbstractContextManager[Any]:
+    def _in_step(self, *, last: bool) -> AbstractContextManager[Any]:
         """Let processes exchange gradients once a step, with its last part: earlier parts only add to them."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 

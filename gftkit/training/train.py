@@ -28,6 +28,7 @@ def train(
     registry: Registry | None = None,
     overrides: Sequence[str] = (),
     device: str = "auto",
+    *,
     resume: bool = False,
     quiet: bool = True,
 ) -> RunFolder:
@@ -51,7 +52,7 @@ def train(
     out = Path(out)
     resolution = resolve_config(source, kind, registry, overrides)
     config, warnings = resolution.config, [*resolution.warnings]
-    _check_folder(out, config, resume, registry)
+    _check_folder(out, config, resume=resume, registry=registry)
     if resume and (out / MODEL).is_file():
         return RunFolder(out, config, registry)
     accelerator = start_accelerator(device)
@@ -59,10 +60,12 @@ def train(
     # New weights and dropout are drawn from torch's global generator; the caller's state comes back at the end.
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(resolution, registry)
-        progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)
+        progress = Progress(config.train.steps, kind, quiet=quiet or not accelerator.is_main_process)
         with lock_folder(out) if accelerator.is_main_process else nullcontext():
             if accelerator.is_main_process:
-                _check_folder(out, config, resume, registry)  # again: another run may have begun before the lock
+                _check_folder(
+                    out, config, resume=resume, registry=registry
+                )  # again: another run may have begun before the lock
             Loop(experiment, registry, out, accelerator, progress).run(warnings)
     return RunFolder(out, config, registry)
 
@@ -85,7 +88,7 @@ def changes(folder: Path, config: Config, registry: Registry) -> list[str]:
     return changed
 
 
-def _check_folder(out: Path, config: Config, resume: bool, registry: Registry) -> None:
+def _check_folder(out: Path, config: Config, *, resume: bool, registry: Registry) -> None:
     if resume:
         if not is_run(out):
             raise RunError(f"{out} contains no run to resume. Leave --resume out to start one.")

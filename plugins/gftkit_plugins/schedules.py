@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
+from gftkit_plugins.adaptive import Adaptive
+from gftkit_plugins.recorded import Recorded
 
 Temperature = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -179,19 +181,8 @@ class Zero(ConstantTemperature):
 
 
 @gftkit.hookimpl
-def gftkit_stops() -> dict[str, type]:
-    """The built-in rules that end a run; of them the schedule ``adaptive`` ends its own."""
-    from gftkit_plugins.stops import CopyingStop
-
-    return {"copying": CopyingStop}
-
-
-@gftkit.hookimpl
 def gftkit_schedules() -> dict[str, type]:
     """The built-in schedules."""
-    from gftkit_plugins.adaptive import Adaptive
-    from gftkit_plugins.recorded import Recorded
-
     return {
         "adaptive": Adaptive,
         "constant": ConstantTemperature,

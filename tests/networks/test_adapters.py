@@ -451,7 +451,7 @@ def test_training_moves_the_adapters_alone(source, registry):
 
 def run_loop(config, registry):
     experiment = build(resolve_config(config, "finetune", registry)[0], registry)
-    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", True))
+    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", quiet=True))
 
 
 def test_the_default_anchor_is_the_network_with_its_adapters_off(source, registry):

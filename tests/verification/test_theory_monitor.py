@@ -174,7 +174,7 @@ def loop_of(run, monitors):
         run.registry,
         run.folder,
         start_accelerator("cpu"),
-        Progress(run.config.train.steps, "finetune", True),
+        Progress(run.config.train.steps, "finetune", quiet=True),
     )
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from gftkit.generation import Request, Sampler, read_conditions
@@ -110,9 +112,6 @@ class GeneratedPairs:
 
 def _generate(sampler: Sampler, count: int) -> dict[str, Tensor]:
     """x0 and x1, (count, *event) each, in the data's values."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     console = Console(stderr=True)
     ends, starts = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

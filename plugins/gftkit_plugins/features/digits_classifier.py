@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gftkit.data import select_subset
+from gftkit_plugins.datasets.cache import cached
+from gftkit_plugins.datasets.images.packaged import digits, mnist5k
+
 FEATURES = 64
 """Number of features."""
 
@@ -53,8 +57,6 @@ class DigitsClassifier:
     """
 
     def __init__(self) -> None:
-        from gftkit_plugins.datasets.cache import cached
-
         recipe = Recipe()
         self._network = build_classifier(recipe)
         self._network.load_state_dict(cached(recipe.name, lambda: train_classifier(recipe)))
@@ -111,9 +113,6 @@ def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def training_data() -> tuple[Tensor, Tensor]:
     """(n, 1, 8, 8) in [-1, 1] and (n,): mnist5k at 8x8, then the training split of digits."""
-    from gftkit.data import select_subset
-    from gftkit_plugins.datasets.images.packaged import digits, mnist5k
-
     parts = [(mnist5k(size=8), 255), (select_subset(digits(), split="train"), 16)]
     batches = [(data.batch(torch.arange(len(data))), high) for data, high in parts]
     images = [batch.x1 * (2 / high) - 1 for batch, high in batches]

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from gftkit.kernel import DataError
@@ -66,8 +67,6 @@ def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) 
     try:
         if ending.endswith("npy"):
             return _npy(data)
-        from safetensors.torch import load
-
         name, _ = _choose_array(_safetensors_header(io.BytesIO(data), len(data)), who)
         return load(bytes(data))[name]
     except DataError:

@@ -43,10 +43,11 @@ def compare(
     from gftkit.kernel.loading import load
     from gftkit.networks.state import shortened
     from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import missing
     from gftkit.runtime.progress import StudyProgress
     from gftkit.storage.documents import nan_to_none
     from gftkit.study.plan import plan
-    from gftkit.study.reporting import REPORT, summary, write_tables
+    from gftkit.study.reporting import page, summary, write_tables
     from gftkit.study.running import Outcome, finished, run_study
     from gftkit.study.statistics import differences, spreads
     from gftkit.study.tables import compared, means
@@ -66,6 +67,8 @@ def compare(
         _list(made, len(rows), [cell.name for cell in chosen if cell not in rows], count, registry, device, as_json)
         return
     progress = StudyProgress(len(chosen), sum(cell in rows for cell in chosen), as_json)
+    if sentence := missing("report"):
+        progress.warn(f"report.html and the pictures are left out: {sentence}")
     outcome = Outcome(rows, {})
     if not report_only and any(cell not in rows for cell in chosen):
         from gftkit.study.dry_run import try_out
@@ -94,11 +97,11 @@ def compare(
             if len(found) > 1:
                 print(f"minus that of {made.study.baseline}, pair by pair, with 95 % intervals")
                 _print(found)
-        print(f"{len(outcome.rows)} of {len(made.cells)} runs: open {made.out / REPORT}")
+        print(f"{len(outcome.rows)} of {len(made.cells)} runs: open {page(made)}")
     if outcome.failed:
         lines = [f"{cell.name}: {message}" for cell, message in outcome.failed.items()]
         raise StudyError(
-            f"{len(lines)} of {len(made.cells)} runs failed:{shortened(lines)}\nThe others are in {made.out / REPORT}; "
+            f"{len(lines)} of {len(made.cells)} runs failed:{shortened(lines)}\nThe others are in {page(made)}; "
             f"the same command tries these again."
         )
 

@@ -164,7 +164,7 @@ def _scheme(
     elif usual and not diffusion:
         made |= {key: value for key, value in usual.items() if key not in made}
     else:
-        made |= default_solver(run.registry.build("path", run.config.path), made.get("diffusion"))
+        made |= default_solver(run.path, made.get("diffusion"))
     made |= {} if steps is None else {"steps": steps}
     return resolve_scheme(made, run.registry, "--solver", Path.cwd())
 

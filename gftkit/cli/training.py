@@ -105,4 +105,6 @@ def _train(
             print(
                 f"Stopped after step {summary['steps']} of {summary['stopped']['of']}: {summary['stopped']['reason']}"
             )
-    answer({"run": str(folder), **summary}, f"Run in {folder}: open {folder / 'report.html'}", as_json)
+    report = folder / "report.html"
+    place = f"Run in {folder}: open {report}" if report.is_file() else f"Run in {folder}"
+    answer({"run": str(folder), **summary}, place, as_json)

@@ -50,6 +50,7 @@ def verify(
     """
     from gftkit.kernel.loading import load
     from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import require
     from gftkit.storage.documents import write_json
     from gftkit.verify import runner as verification
     from gftkit.verify.claims import select
@@ -60,6 +61,8 @@ def verify(
 
         raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
     on_stdout = json_file is not None and str(json_file) == "-"
+    if html is not None:
+        require("report", f"--html {html}")
     verification.check_targets([None if on_stdout else json_file, html], force)
     if run is not None:
         if claim or component or html or markdown:

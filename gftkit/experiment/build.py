@@ -23,6 +23,7 @@ from gftkit.experiment.networks import Builder, Networks
 from gftkit.experiment.restore import training_data
 from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
 from gftkit.networks.flow_map import check_jumps
 from gftkit.networks.guidance import check_guidance, with_guidance
@@ -141,12 +142,14 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     resolution = config if isinstance(config, Resolution) else _opened(config, registry)
     config = resolution.config
     training = Samples(registry.build("dataset", config.data, "data"), "data")
-    path: Path = registry.build("path", config.path)
+    parent = resolution.parent
+    inherits = parent is not None and plain(parent.config.path) == plain(config.path)
+    path: Path = parent.path if parent is not None and inherits else registry.build("path", config.path)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, training.event_shape, registry)
     guidance = config.evaluate.guidance
     scheme = scheme_of(config, config.evaluate.solver, path, registry, guidance, coupling)
-    data = _build_data(config, training, resolution.parent, path, registry)
+    data = _build_data(config, training, parent, path, registry)
     networks, notes = _build_networks(config, data, path, coupling, scheme, registry)
     notes += _check_conditions(config, networks.drift, data)
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)

@@ -1,7 +1,7 @@
 """The drift of a run with the weights that it starts from, and the anchor of a fine-tune."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 
@@ -179,9 +179,16 @@ class Builder:
         return Networks(start.drift, anchor, anchors, adapted, base), notes
 
 
-def starting_drift(config: Config, facts: Facts, registry: Registry) -> Start:
-    """The drift of a configuration with the weights that it starts from, as it was when its run began."""
-    source = config.pretrained
-    parent = RunFolder.open(source, registry) if source is not None and is_run(source) else None
-    path: Path = registry.build("path", config.path)
-    return Builder(config, registry, path).own(facts, parent)
+def starting_networks(run: RunFolder, facts: Facts, anchor: bool = False) -> tuple[Start, Anchor | None]:
+    """The drift of a run with the weights that it started from, and its anchor where that is asked for.
+
+    Raises:
+        ConfigError: where the anchor doesn't fit the drift, since files have changed.
+    """
+    source = run.config.pretrained
+    parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
+    drift = run.config.drift if run.config.drift.get("weights") else run.spec("drift")
+    config = replace(run.config, drift=drift, coupling=run.spec("coupling"))
+    builder = Builder(config, run.registry, run.path)
+    start = builder.own(facts, parent)
+    return start, builder.anchor(start, facts, parent)[0] if anchor else None

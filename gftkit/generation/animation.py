@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.recording import pictures
+from gftkit.runtime.extras import require
 from gftkit.storage.files import write_atomically
 
 FORMATS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
@@ -23,17 +21,20 @@ IMAGES, POINTS = 36, 500
 """How many samples are shown, at most."""
 
 
-def check_animation(path: Path, force: bool) -> None:
+def check_animation(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:
         ConfigError: for an unknown suffix.
         RunError: where something stands there and ``force`` is not set.
+        MissingPackageError: where matplotlib is wanted, and isn't installed.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(f"--trajectory {path}: wanted {', '.join(FORMATS)}, got '{path.suffix}'.")
     if path.exists() and not force:
         raise RunError(f"{path} exists. Choose another --trajectory, or overwrite it with --force.")
+    if not pictures.is_image(event_shape):
+        require("report", f"--trajectory {path}")
 
 
 def shown(event_shape: tuple[int, ...]) -> int:
@@ -59,6 +60,9 @@ def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]
 
 
 def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4, 4), dpi=90)  # no layout that moves the axes from frame to frame
     canvas, axis = FigureCanvasAgg(figure), figure.subplots()
     components = pictures.components(states[-1])
@@ -86,6 +90,8 @@ def write_animation(path: Path, states: Tensor, span: tuple[float, float] | None
         states: from the source to data.
         span: black and white's values; by default those of the last state.
     """
+    from PIL import Image
+
     first, *rest = (Image.fromarray(frame) for frame in frames(states, span))
     times = [FRAME] * len(rest) + [LAST]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gftkit.data import conditions
 from gftkit.experiment.building import build_drift
-from gftkit.experiment.networks import Builder
+from gftkit.experiment.networks import starting_networks
 from gftkit.experiment.restore import adapted_drift, trained_drift
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError, RunError
@@ -17,7 +17,6 @@ from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short_hash
 from gftkit.networks.precision import Precision, in_precision
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, Weights, is_run
-from gftkit.runs.schema import without_weights
 from gftkit.storage.tensors import digest
 from gftkit.theory.objective import blend
 
@@ -111,8 +110,7 @@ def _check_guided(run: RunFolder, guidance: float) -> None:
     if guidance == 1 or source is None or not is_run(Path(source)):
         return
     before = RunFolder.open(source, run.registry)
-    path = before.registry.build("path", before.config.path)
-    untrained = build_drift(without_weights(before.config.drift), before.facts, before.registry, path)
+    untrained = build_drift(before.spec("drift"), before.facts, before.registry, before.path)
     if conditions.condition_nulls(untrained) and before.config.train.condition_dropout == 0:
         raise ConfigError(
             f"temperature: under guidance ({guidance:g}) the anchor is asked without its conditions too, and {source} "
@@ -134,11 +132,7 @@ def networks(run: RunFolder, weights: Weights, device: torch.device | str) -> tu
         adapted.drift.requires_grad_(False).to(device)
         merged = run.averages().digest if weights == "ema" else digest(adapted.merged())
         return (adapted.drift, AdaptersOffAnchor(adapted, hashed)), str(merged)
-    path = run.registry.build("path", run.config.path)
-    source = run.config.pretrained
-    parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
-    builder = Builder(run.config, run.registry, path)
-    anchor, _ = builder.anchor(builder.own(facts, parent), facts, parent)
+    _, anchor = starting_networks(run, facts, anchor=True)
     assert anchor is not None  # only adapters-off has none of its own
     if anchor.hash != hashed:
         raise RunError(

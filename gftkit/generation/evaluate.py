@@ -43,7 +43,7 @@ def evaluate(
     registry = run.registry
     section = resolve_evaluate(raw["evaluate"], run.config.train, registry, Path.cwd())
     config, facts = replace(run.config, evaluate=section, monitors=[]), run.facts
-    path = registry.build("path", config.path)
+    path = run.path
     scheme = scheme_of(config, section.solver, path, registry, section.guidance)
     check_unpaired(scheme.diffusion, facts.paired)
     training = reference = samples_of(run, facts.event_shape)
@@ -61,7 +61,7 @@ def evaluate(
         with_guidance(sampled.drift, section.guidance),
         path,
         scheme,
-        build_source(config.source, facts.event_shape, registry),
+        build_source(run.spec("source"), facts.event_shape, registry),
         measurement.reference,
         section.count,
         seed=config.seed if seed is None else seed,

@@ -287,11 +287,11 @@ def likelihood(
         raise ConfigError(f"count: wanted at least 1, got {count}.")
     if quantum is not None and not 0 < quantum < math.inf:
         raise ConfigError(f"quantum: wanted a positive step of the data's values, got {quantum}.")
-    path = registry.build("path", config.path)
+    path = run.path
     scheme = build_scheme(solver or {"name": "rk4"}, path, registry)
     if scheme.diffusion is not None:
         raise ConfigError("likelihood: densities are those of the ODE, and solver.diffusion adds noise. Leave it out.")
-    source = registry.build("dataset", config.source, "source", event_shape=facts.event_shape)
+    source = registry.build("dataset", run.spec("source"), "source", event_shape=facts.event_shape)
     if not callable(getattr(source, "log_density", None)):
         raise ConfigError(
             f"likelihood: source '{config.source['name']}' tells no density (it has no log_density). Densities are "

@@ -95,7 +95,7 @@ class Sampler:
         config, registry = run.config, run.registry
         self.facts = run.facts
         self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
-        self._path = registry.build("path", config.path)
+        self._path = run.path
         spec = request.solver or config.evaluate.solver
         scale = config.evaluate.guidance if request.guidance is None else request.guidance
         self._scheme = scheme_of(config, spec, self._path, registry, scale)
@@ -125,7 +125,7 @@ class Sampler:
         self._rows = asking.conditions(
             drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
         )
-        self._source = build_source(config.source, self.facts.event_shape, registry)
+        self._source = build_source(run.spec("source"), self.facts.event_shape, registry)
         self._run, self._request, self._spec, self._scale, self._sampled = run, request, spec, scale, sampled
 
     @cached_property

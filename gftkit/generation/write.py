@@ -67,7 +67,7 @@ def write(
     if trajectory is not None:
         from gftkit.generation.animation import check_animation
 
-        check_animation(trajectory, force or begun)
+        check_animation(trajectory, sampler.facts.event_shape, force or begun)
     going_on = bool(parts) and (resume or not force)
     if going_on and not resume:
         raise RunError(

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
+from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flows_of, squared_distances
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import validate
@@ -264,9 +264,9 @@ def fit_run(
     if count < 2:
         raise ConfigError(f"count: wanted at least 2, for a standard error, got {count}.")
     first = -(-count // BLOCK) * BLOCK
-    flows = [flow_of(run, start, count, seed, weights, device) for start in (0, first)]
-    fits = fit(flows[0], flows[1], numbers, fine_steps, stage)
-    notes = {"run": str(run.folder), "weights": weights, "hash": flows[0].weights, "solver": "euler"}
+    fitting, fresh = flows_of(run, [0, first], count, seed, weights, device)
+    fits = fit(fitting, fresh, numbers, fine_steps, stage)
+    notes = {"run": str(run.folder), "weights": weights, "hash": fitting.weights, "solver": "euler"}
     return fits, {**notes, "count": count, "fine_steps": fine_steps, "seed": seed}
 
 

@@ -1,6 +1,6 @@
 """The ODE of a run, traced finely from starts of a seed: what few steps of a solver are measured against."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,10 +97,25 @@ def flow_of(
 ) -> Flow:
     """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
 
+    Raises as ``flows_of``.
+    """
+    return flows_of(run, [first], count, seed, weights, device)[0]
+
+
+def flows_of(
+    run: RunFolder,
+    firsts: Sequence[int],
+    count: int,
+    seed: int = 0,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+) -> list[Flow]:
+    """One flow with several sets of starts; its weights are read once.
+
     Args:
         run: a finished run.
-        first: a multiple of 64.
-        count: how many.
+        firsts: the index of the first sample of each set, a multiple of 64.
+        count: samples in a set.
         seed: of the starts.
         weights: "ema" or "raw".
         device: where to evaluate the drift.
@@ -108,11 +123,21 @@ def flow_of(
     Raises:
         GftkitError: see ``sampling.Sampler``; ConfigError for a flow with noise.
     """
-    path = run.registry.build("path", run.config.path)
+    path = run.path
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
-    sampler = Sampler(run, Request(count=first + count, seed=seed, solver=solver, weights=weights), device)
-    x0, conditions = sampler.starts(first, count), sampler.conditions(first, count)
-    return Flow(sampler.drift, path, x0, conditions, run.registry, torch.device(device), sampler.weights_digest)
+    sampler = Sampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
+    return [
+        Flow(
+            sampler.drift,
+            path,
+            sampler.starts(first, count),
+            sampler.conditions(first, count),
+            run.registry,
+            device=torch.device(device),
+            weights=sampler.weights_digest,
+        )
+        for first in firsts
+    ]
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

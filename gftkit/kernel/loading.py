@@ -147,10 +147,8 @@ def _wrappers_of(manager: pluggy.PluginManager, loaded: Iterable[tuple[Origin, o
         for origin, plugin in loaded:
             for wrap in _caller(manager, plugin, hook)():
                 if kind in wrappers:
-                    raise PluginError(
-                        f"{hook} is implemented twice: by {wrappers[kind].origin} and by {origin}. Block one of them "
-                        f"({BLOCK_VARIABLE}=NAME)."
-                    )
+                    both = f"by {wrappers[kind].origin} and by {origin}"
+                    raise PluginError(f"{hook} is implemented twice: {both}. Block one: {BLOCK_VARIABLE}=NAME.")
                 _, *options = options_of(wrap, f"{hook} of {origin}").values()
                 added = {option.name: replace(option, supplied=False) for option in options}
                 wrappers[kind] = Wrapper(wrap, added, origin)

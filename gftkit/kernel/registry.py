@@ -82,7 +82,7 @@ class Wrapper:
 
 
 class Resolved(dict[str, Any]):
-    """A spec that was resolved: every option is checked and filled in, and ``Registry.build`` takes it as it is."""
+    """A spec that was resolved: every option is checked and filled in, and it isn't resolved again."""
 
 
 class Registry:
@@ -165,6 +165,8 @@ class Registry:
             UnknownNameError: for an unknown name or option.
             ConfigError: for an option that is missing, of the wrong type or out of range.
         """
+        if isinstance(spec, Resolved):
+            return spec
         where = where or kind
         spec = {"name": spec} if isinstance(spec, str) else spec
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
@@ -210,15 +212,13 @@ class Registry:
     ) -> Any:
         """A component from ``{name: ..., **options}``; ``supplied`` goes to factories that ask for it.
 
-        A ``Resolved`` spec isn't checked again.
-
         Raises:
             UnknownNameError: for an unknown name or option.
             ConfigError: for an option that is missing, of the wrong type, out of range, or refused by the factory.
             PluginError: where the factory's result doesn't meet its kind's contract.
         """
         where = where or kind
-        resolved = spec if isinstance(spec, Resolved) else self.resolve(kind, spec, where, base)
+        resolved = self.resolve(kind, spec, where, base)
         component = self.component(kind, resolved["name"])
         options = {key: value for key, value in resolved.items() if key != "name"}
         for option in component.options.values():

@@ -7,8 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from gftkit.runtime.extras import require
 from gftkit.storage.documents import write_text
 from gftkit.storage.log import measured_names
 
@@ -26,7 +25,14 @@ class Section:
 
 
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write a self-contained HTML report, whole or not at all."""
+    """Write a self-contained HTML report, whole or not at all.
+
+    Raises:
+        MissingPackageError: where Jinja2 isn't installed.
+    """
+    require("report", str(path))
+    import jinja2
+
     template = files("gftkit.recording").joinpath("report.html").read_text(encoding="utf-8")
     parts = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
     # Escaped, because titles and tables hold names from configurations; strict, so that a misspelt field is an error.

@@ -1,22 +1,24 @@
-"""Pictures of samples and curves. Drawn with matplotlib's figures, without its global state."""
+"""Pictures of samples and curves. Drawn with matplotlib's figures, without its global state.
+
+matplotlib and Pillow are loaded with the first picture: a run that draws nothing needs neither.
+"""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import ScalarFormatter
-from PIL import Image
 from torch import Tensor
 
+from gftkit.runtime.extras import require
 from gftkit.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e7d5b", "#7a5195", "#8a8a8a", "#3fa7a3", "#b0724a", "#d87fb0", "#404040")
 TEMPERATURE_COLOUR = "#c98b1b"
@@ -45,9 +47,23 @@ def image_grid(images: Tensor, span: tuple[float, float] | None, columns: int | 
 
 def write_image(path: Path, image: np.ndarray, scale: int = 1) -> None:
     """Write (rows, columns, 3) of uint8 as PNG, each pixel ``scale`` times larger."""
+    from PIL import Image
+
     picture = Image.fromarray(image)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, with a layout that leaves room for labels.
+
+    Raises:
+        MissingPackageError: where matplotlib isn't installed.
+    """
+    require("report", "a picture")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
@@ -60,7 +76,8 @@ def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | Non
     (event,) = shapes
     last = list(panels.values())[-1]
     span = span or (float(last.min()), float(last.max()))  # one scale of grey for all panels
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = new_figure(3.1 * len(panels), 3.4)
+    figure.set_layout_engine("constrained", wspace=0.06)
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
     plane = components(last)
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
@@ -122,7 +139,7 @@ def curve_picture(
 ) -> bytes:
     """Curves against the step, as PNG, with the temperature on an axis of its own below."""
     temperatures = {name: curve for name, curve in (temperatures or {}).items() if any(curve[1])}
-    figure = Figure(figsize=(7.2, 4.6 if temperatures else 3.4), layout="constrained")
+    figure = new_figure(7.2, 4.6 if temperatures else 3.4)
     ratios = [3, 1] if temperatures else [1]
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     colours = dict(zip({**named, **temperatures}, _cycle(len({**named, **temperatures})), strict=True))
@@ -130,6 +147,8 @@ def curve_picture(
         axes[0].plot(steps, values, label=name, color=colours[name], marker=".", markersize=4, linewidth=1.4)
     axes[0].set_ylabel(label)
     if logarithmic:
+        from matplotlib.ticker import ScalarFormatter
+
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_formatter(ScalarFormatter())
         axes[0].yaxis.set_minor_formatter(ScalarFormatter())
@@ -155,7 +174,7 @@ def measurement_picture(
         axes: labels, x and y.
         scales: "log" or "linear" for each axis.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = new_figure(7.2, 4.2)
     axis = figure.subplots()
     for (name, curve), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
         style = {"marker": "o", "linestyle": "", "zorder": 3} if name == "measured" else {"linewidth": 1.6}
@@ -206,7 +225,7 @@ class Panel:
 
 def panel_picture(panels: Sequence[Panel]) -> bytes:
     """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
-    figure = Figure(figsize=(7.2, 2.5 * len(panels) + 0.4), layout="constrained")
+    figure = new_figure(7.2, 2.5 * len(panels) + 0.4)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         if panel.band is not None:
@@ -252,8 +271,11 @@ def tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def figure_png(figure: Figure) -> bytes:
+def figure_png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
     figure.set_dpi(130)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.storage.documents import read_json, write_json
@@ -258,6 +257,8 @@ class Trackers:
 
     def picture(self, step: int, weights: str, png: bytes) -> None:
         """Log a picture of samples."""
+        from PIL import Image
+
         image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         name = "/".join([_evaluation(weights), "samples"])
         self._log(

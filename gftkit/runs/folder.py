@@ -8,12 +8,13 @@ from typing import Any, Literal, Self
 import yaml
 
 from gftkit.data.description import Facts
+from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.errors import ConfigError, RunError, WeightsError
 from gftkit.kernel.loading import load
-from gftkit.kernel.registry import Registry
+from gftkit.kernel.registry import Registry, Resolved
 from gftkit.networks.adapters import Adapters
 from gftkit.runs import checkpoint
-from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train
+from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train, without_weights
 from gftkit.storage.documents import parse_section, read_json, read_yaml, write_text
 from gftkit.storage.log import read_log
 from gftkit.storage.tensors import State, TensorFile, read_notes, read_tensor_file, write_tensors
@@ -47,6 +48,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: Config, registry: Registry) -> None:
         self.folder, self.config, self.registry = folder, config, registry
+        self._specs: dict[str, Resolved] = {}
 
     @classmethod
     def open(cls, folder: Path | str, registry: Registry | None = None) -> Self:
@@ -64,6 +66,27 @@ class RunFolder:
                 f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
             )
         return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+
+    def spec(self, key: str) -> Resolved:
+        """The spec of a component that the run was made with, resolved once.
+
+        Options that the component has been given since then have their defaults. A drift's ``weights`` are left out:
+        the file that it first started from may be gone, and a run has weights of its own.
+
+        Args:
+            key: "drift", "path", "source", "coupling" or "data".
+        """
+        if key not in self._specs:
+            kind = "dataset" if key in ("source", "data") else key
+            spec = getattr(self.config, key)
+            self._specs[key] = self.registry.resolve(kind, without_weights(spec) if key == "drift" else spec, key)
+        return self._specs[key]
+
+    @cached_property
+    def path(self) -> ConditionalPath:
+        """The conditional path that the run was trained on."""
+        path: ConditionalPath = self.registry.build("path", self.spec("path"))
+        return path
 
     @property
     def finished(self) -> bool:

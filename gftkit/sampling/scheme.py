@@ -7,7 +7,7 @@ from typing import Any
 
 from gftkit.kernel.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
-from gftkit.kernel.registry import Registry
+from gftkit.kernel.registry import Registry, Resolved
 from gftkit.sampling.integrate import check_solver, diffusion_of, grid_of
 from gftkit.sampling.stochastic import StochasticDrift, StochasticPath
 from gftkit.theory import flow
@@ -62,7 +62,7 @@ def build_scheme(spec: Mapping[str, Any] | None, path: Path, registry: Registry)
     Raises:
         GftkitError: for a component that can't be built.
     """
-    options = dict(spec or {})
+    options: dict[str, Any] = Resolved(spec) if isinstance(spec, Resolved) else dict(spec or {})
     steps = options.pop("steps", DEFAULT_STEPS)
     parts = {kind: options.pop(kind, None) for kind in PARTS}
     built = {
@@ -90,4 +90,4 @@ def resolve_scheme(spec: Any, registry: Registry, where: str, base: FilePath) ->
         for kind in PARTS
         if spec.get(kind) is not None
     }
-    return {**registry.resolve("solver", rest, where, base), "steps": steps, **parts}
+    return Resolved({**registry.resolve("solver", rest, where, base), "steps": steps, **parts})

@@ -16,7 +16,8 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, format_number, measured_text, write_report
 from gftkit.runs.folder import SUMMARY
-from gftkit.runs.schema import Config, without_weights
+from gftkit.runs.schema import Config
+from gftkit.runtime.extras import require
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.log import curve, measured_names
@@ -44,7 +45,9 @@ def compare(
 
     Raises:
         ConfigError: where the runs start from different pretrained runs, or don't measure ``metric``.
+        MissingPackageError: where matplotlib or Jinja2 isn't installed.
     """
+    require("report", "a comparison")
     parents = {run.config.pretrained for run in runs.values()}
     if len(parents) != 1 or None in parents:
         raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
@@ -118,8 +121,7 @@ def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
     """Samples of a run; under named conditions, where it has any, those of real samples."""
     if not run.facts.condition_shapes:
         return run.samples(count, seed)[0]
-    path = run.registry.build("path", run.config.path)
-    untrained = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
+    untrained = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
     return run.samples(count, seed, given=conditions.conditions_of(untrained, like))[0]
 
 

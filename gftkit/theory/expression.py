@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gftkit.runtime.extras import require
+
 if TYPE_CHECKING:
     import sympy
 
@@ -25,12 +27,14 @@ def parse_formula(text: str) -> "sympy.Expr":
     """A sympy expression in t from text.
 
     Raises:
+        MissingPackageError: where sympy isn't installed.
         ValueError: for anything but numbers, t, pi, + - * / ** and sqrt, exp, log, sin, cos, tan, tanh, Abs.
 
     Example:
         >>> differentiate(parse_formula("1 - t**2"))
         -2*t
     """
+    require("symbolic", "a formula in t")
     import sympy
 
     try:

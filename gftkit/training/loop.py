@@ -19,8 +19,10 @@ from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
+from gftkit.runs.provenance import describe_environment
 from gftkit.runs.resolve import tracker
 from gftkit.runtime import devices
+from gftkit.runtime.extras import missing
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import write_json
 from gftkit.storage.files import check_space, remove_leftovers
@@ -29,9 +31,8 @@ from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
 from gftkit.training.evaluator import Evaluator, Line
 from gftkit.training.feedback import Feedback, by_monitor
-from gftkit.training.provenance import describe_environment
 from gftkit.training.resume import ResumeGuard
-from gftkit.training.run_report import write_run_report
+from gftkit.training.run_report import left_out, write_run_report
 from gftkit.training.steps import Steps, trained_weights
 
 
@@ -67,7 +68,8 @@ class Loop:
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
         make = Distillation if self.config.kind == "distill" else Steps
         self.steps = make(experiment, accelerator)
-        self.evaluator = Evaluator(experiment, self.steps, accelerator, template=template, pictures=bool(self.trackers))
+        pictures = bool(self.trackers) and not missing("report")
+        self.evaluator = Evaluator(experiment, self.steps, accelerator, template=template, pictures=pictures)
         self.anchor = self.steps.anchor
         self.guard = ResumeGuard(experiment, self.anchor)
         name = (self.config.schedule or {}).get("name", "")
@@ -77,7 +79,8 @@ class Loop:
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         newest, damaged = checkpoint.latest(self.out / CHECKPOINTS)
-        self._announce([*warnings, *self.experiment.warnings, *damaged])
+        # Before the first step, where installing costs nothing: a finished run is never written again.
+        self._announce([*warnings, *self.experiment.warnings, *damaged, *left_out()])
         first = 0 if newest is None else newest.step
         self.guard.check_agreement(self.accelerator, first)
         if self.main:
@@ -238,7 +241,8 @@ class Loop:
         for _, monitor in experiment.measurement.monitors:
             monitor.finish(self.out)
         write_json(self.out / SUMMARY, summary)
-        write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
+        if not missing("report"):
+            write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
         notes = {"drift": plain(self.config.drift), **self.guard.origin()}
         weights, adapted = averaged.state_dict(), experiment.networks.adapted
         if adapted is not None:

@@ -14,6 +14,7 @@ from gftkit.experiment.build import Experiment
 from gftkit.networks.anchor import short_hash
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimate_rows, write_report
+from gftkit.runtime.extras import missing
 from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections as monitored
 
@@ -26,6 +27,12 @@ def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
     return pictures.sample_picture(made, experiment.facts.range)
+
+
+def left_out() -> list[str]:
+    """A warning for a run that will get no report, because of packages that aren't installed."""
+    sentence = missing("report")
+    return [f"report.html and samples.png are left out of this run: {sentence}"] if sentence else []
 
 
 def write_run_report(

@@ -202,7 +202,7 @@ def test_a_temperature_above_the_start_is_refused(config, listening, tmp_path):
 def test_monitors_that_are_listened_to(config, listening, tmp_path):
     there = {**config, "monitors": ["count"]}
     assert gftkit.finetune(there, tmp_path / "run", registry=listening).config.monitors == [{"name": "count"}]
-    with pytest.raises(ConfigError, match="'count' occurs twice"):
+    with pytest.raises(ConfigError, match="'count' stands twice"):
         gftkit.finetune({**config, "monitors": ["count", "count"]}, tmp_path / "new", registry=listening)
     listening.component("schedule", "halving").factory.needs = ("cuont",)
     try:

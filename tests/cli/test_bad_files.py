@@ -140,7 +140,7 @@ def test_a_damaged_run(finetuning, refused, run_copy):
 
 def test_a_folder_without_a_run(refused, tmp_path):
     for command in ("sample", "evaluate"):
-        assert "holds no run: config.yaml is missing" in refused(command, tmp_path)
+        assert "is no run folder: config.yaml is missing" in refused(command, tmp_path)
 
 
 # Where results go
@@ -149,7 +149,7 @@ def test_a_folder_without_a_run(refused, tmp_path):
 def test_a_folder_that_holds_a_run_is_left_alone(refused, run_copy, write_config, pretrain_config):
     before = snapshot(run_copy)
     message = refused("pretrain", write_config(pretrain_config), "--out", run_copy)
-    assert "already holds a run" in message
+    assert "already contains a run" in message
     assert "--out" in message
     assert snapshot(run_copy) == before
     config = write_config({**pretrain_config, "seed": 2})
@@ -165,7 +165,7 @@ def test_other_files_in_the_folder_are_kept(gft, write_config, pretrain_config, 
 
 
 def test_nothing_to_resume(refused, write_config, pretrain_config):
-    assert "new holds no run to resume" in refused(
+    assert "new contains no run to resume" in refused(
         "pretrain", write_config(pretrain_config), "--out", "new", "--resume"
     )
 

@@ -201,7 +201,7 @@ def test_parts_of_a_data_set_keep_their_conditions(registry, tmp_path):
     [
         ({}, {}, {"conditions": ["where", "colour"]}, "no array 'colour' for a condition. Arrays: x1, label, where"),
         ({}, {}, {"conditions": ["where"]}, "the data have no 'text' \\(they have: where\\)"),
-        ({}, {"conditions": ["where"]}, {}, "isn't given the condition 'text', which the data bring"),
+        ({}, {"conditions": ["where"]}, {}, "doesn't take the condition 'text' of the data"),
         ({"where": numpy.zeros((3, 2))}, {}, {}, "array 'where': wanted a condition for each of 40 samples"),
         ({"where": numpy.full((N, 2), numpy.nan)}, {}, {}, "array 'where': wanted finite numbers.* in row 0"),
         ({"text": numpy.zeros((N, 1, 2, 3))}, {}, {}, "'text' has shape \\(1, 2, 3\\): wanted \\(\\) for a number"),

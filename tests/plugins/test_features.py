@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import gftkit
-from gftkit.evaluation.metrics import Scope, check
+from gftkit.evaluation.metrics import Scope, check_metrics
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit_plugins.features import digits_classifier, efficientnet
 
@@ -236,4 +236,4 @@ def test_a_network_that_is_no_feature_is_refused(own, tmp_path):
         feature(images(4, side=9))
     metric = REGISTRY.create("metric", "frechet", feature=feature)
     with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] \(Frechet\): feature .* fails on events"):
-        check([("evaluate.metrics[0]", metric)], Scope(40, 40, 40, True, (1, 9, 9)))
+        check_metrics([("evaluate.metrics[0]", metric)], Scope(40, 40, 40, True, (1, 9, 9)))

@@ -118,7 +118,7 @@ def test_a_copy_for_another_process_holds_them(pretrained):
 
 
 def test_what_can_t_be_sampled_is_refused(pretrained, run_copy, tmp_path):
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is no run folder"):
         pairs(tmp_path)
     with pytest.raises(ConfigError, match="wanted a name that ends in"):
         pairs(pretrained, file=str(tmp_path / "pairs.npz"))

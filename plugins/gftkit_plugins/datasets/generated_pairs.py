@@ -57,7 +57,7 @@ class GeneratedPairs:
             raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}. Rename it.")
         requested = None if conditions is None else read_conditions(conditions)
         request = Request(
-            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=requested
+            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, conditions=requested
         )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size

@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops.shipped import build_loop
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""
@@ -69,11 +69,11 @@ def gft(
     **train: Any,
 ) -> Steps:
     """gftkit's own training steps; ``schedule`` None is plain flow matching."""
-    loop = trial(
-        REGISTRY,
-        network(spec, event_shape),
-        Noise(event_shape),
-        lambda n, generator: torch.randn(n, *event_shape, generator=generator),
+    loop = build_loop(
+        registry=REGISTRY,
+        drift=network(spec, event_shape),
+        data=Noise(event_shape),
+        source=lambda n, generator: torch.randn(n, *event_shape, generator=generator),
         path=REGISTRY.create("path", "linear"),
         coupling=REGISTRY.create("coupling", coupling),
         schedule=0.0 if schedule is None else schedule,

@@ -286,7 +286,7 @@ class Trackers:
         for name in names or list(self._sinks):
             try:
                 do(self._sinks[name])
-            except Exception as error:
+            except Exception as error:  # a library, or its server: no reason to lose a run
                 del self._sinks[name]
                 self._warn(_failure(name, error))
 

@@ -44,14 +44,14 @@ def grid_of(path: Path, steps: int, spacing: TimeGrid | None = None) -> Grid:
     """
     if steps < 1:
         raise ConfigError(f"steps: wanted at least 1, got {steps}.")
-    shares = [k / steps for k in range(steps + 1)] if spacing is None else _checked(spacing, steps)
+    shares = [k / steps for k in range(steps + 1)] if spacing is None else _check_times(spacing, steps)
     end = flow.t_end(path)
     # The last one is t_end itself and no product, which round-off could put beyond it, where the drift is singular.
     times = (*(end * share for share in shares[:-1]), end)
     return Grid(times, None if end == 1 else getattr(path, "final_step", "euler-maruyama"))
 
 
-def _checked(spacing: TimeGrid, steps: int) -> list[float]:
+def _check_times(spacing: TimeGrid, steps: int) -> list[float]:
     name = type(spacing).__name__
     try:
         times = [float(time) for time in spacing.times(steps)]
@@ -240,11 +240,11 @@ def _integrate(
         # the host wait for a GPU at every step of every batch.
         if begin is not None:
             begin()
-        raise DivergenceError(_where(states(), grid))
+        raise DivergenceError(_describe_failure(states(), grid))
     return result
 
 
-def _where(states: Iterator[Tensor], grid: Grid) -> str:
+def _describe_failure(states: Iterator[Tensor], grid: Grid) -> str:
     """Say at which step the states, integrated once more, stop being finite."""
     for k, x in enumerate(states):
         lost = ~torch.isfinite(x).flatten(1).all(1)

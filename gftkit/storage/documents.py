@@ -51,7 +51,7 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Section = TypeVar("Section")
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def parse_section(cls: type[Section], values: Any, where: str) -> Section:
+def parse_section(cls: type[T], values: Any, where: str) -> T:
     """A section of a document as a dataclass, with every value checked.
 
     Raises:

@@ -98,7 +98,7 @@ class Adaptive:
         best, surely = self._best(measurements["theory"]) if self.evidence == "held-out" else (0.0, 0.0)
         if progress > 0:
             self._follow(measurements["theory"], best)
-        if surely > before:
+        if surely > before:  # by two standard errors: noise alone doesn't raise the temperature
             self.rho, self.left, self.waited = best, best, 0
         self.stop.observe(progress, measurements)
 

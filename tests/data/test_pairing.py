@@ -121,7 +121,7 @@ def test_data_that_break_their_word_are_refused():
             x1[indices == 7] = float("nan")
             return Batch(x1)
 
-    with pytest.raises(DataError, match="sample 7 holds NaN"):
+    with pytest.raises(DataError, match="sample 7 contains NaN"):
         Samples(Broken(10), "data").at(torch.arange(10))
 
     class Misshapen(Numbers):

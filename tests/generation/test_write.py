@@ -462,7 +462,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flow, refused, tmp
     assert "is no fine-tune, so it has no anchor" in refused(*ask, "--temperature", "0.3")
     assert "wanted a finite number >= 0, got nan" in refused(*ask, "--temperature", "nan")
     assert "wanted .gif, .png, .webp, got '.mp4'" in refused(*ask, "--trajectory", "way.mp4")
-    assert "jumps by a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
+    assert "requires a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
     assert "this drift takes none" in refused(*ask, "--conditions", "c.npz")
     (tmp_path / "way.gif").write_text("mine")
     assert "way.gif exists" in refused(*ask, "--trajectory", "way.gif")

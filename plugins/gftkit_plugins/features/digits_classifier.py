@@ -62,11 +62,11 @@ class DigitsClassifier:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, 1, 8, 8) or (n, 1, 16, 16) -> (n, 64)."""
-        return self._network[:-1](_small(x))
+        return self._network[:-1](_to_8x8(x))
 
     def predict(self, x: Tensor) -> Tensor:
         """(n, 1, 8, 8) or (n, 1, 16, 16) -> (n,): the digit that each image is taken for."""
-        return self._network(_small(x)).argmax(1)
+        return self._network(_to_8x8(x)).argmax(1)
 
 
 def build_classifier(recipe: Recipe) -> nn.Sequential:
@@ -121,7 +121,7 @@ def training_data() -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def _small(x: Tensor) -> Tensor:
+def _to_8x8(x: Tensor) -> Tensor:
     """The images at 8x8."""
     if tuple(x.shape[1:]) not in ((1, 8, 8), (1, 16, 16)):
         raise ValueError(

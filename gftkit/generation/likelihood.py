@@ -133,7 +133,7 @@ def log_density(  # noqa: PLR0913
         DivergenceError: where the result is not finite.
     """
     _check_flow(path, solver, probes)
-    # The steps of the way forth, taken backwards: s = 1 - t runs from the data to the source.
+    # The sampler's steps in reverse: s = 1 - t runs from the data to the source.
     grid = Grid(tuple(1 - t for t in reversed(grid_of(path, steps, spacing).times)))
     logs, errors, starts = [], [], []
     for first in range(0, len(x1), batch_size):

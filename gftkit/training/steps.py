@@ -57,8 +57,8 @@ class Steps:
             (accelerator.process_index, accelerator.num_processes), train.pairing
         )
         self.batches: Batches = self.pairs
-        # Whatever is random is drawn for the global batch, of which each process takes its share: a step computes the
-        # same on any number of processes.
+        # Times, noise, dropped conditions and the anchor's subset are drawn for the global batch, of which each process
+        # takes its share: they don't depend on the number of processes.
         size = train.batch_size // accelerator.num_processes
         self.share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         self.drift = experiment.networks.drift.to(self.device)

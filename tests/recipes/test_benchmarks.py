@@ -150,6 +150,6 @@ def test_intervals_are_counted_where_they_hold_what_they_estimate(capsys, monkey
     rows = {line.split("|")[1].strip(): line.split("|")[3:5] for line in capsys.readouterr().out.splitlines()[2:]}
     assert set(rows) == {"`energy`", "`precision`", "`recall`", "`density`", "`coverage`"}
     assert all(float(share.strip(" %")) >= 60 for share in rows["`energy`"])
-    monkeypatch.setattr(intervals, "measured", lambda metric, size, shift, seed: {metric: Estimate(float(seed), 0.1)})
+    monkeypatch.setattr(intervals, "measure", lambda metric, size, shift, seed: {metric: Estimate(float(seed), 0.1)})
     intervals.main(["--repetitions", "20", "--sizes", "25"])  # the negative control: errors that are far too small
     assert "| 0 % | 0 % |" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def registered(kind: str, name: str, **options: Any) -> FromRegistry:
     return FromRegistry(lambda registry: registry.create(kind, name, **options))
 
 
-def claim(
+def claim(  # noqa: PLR0913
     name: str,
     *,
     statement: str,
@@ -112,7 +112,7 @@ def claim(
     return partial(_declare, name=name, make=make, requires=requires)
 
 
-def claim_for_each(
+def claim_for_each(  # noqa: PLR0913
     items: Callable[[Registry], Iterable[tuple[str, Any]]],
     name: str,
     *,

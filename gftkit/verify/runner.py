@@ -142,7 +142,7 @@ def markdown(claims: Sequence[Claim]) -> str:
     return "\n".join(rows)
 
 
-def check_targets(targets: Sequence[Path | None], force: bool) -> None:
+def check_targets(targets: Sequence[Path | None], *, force: bool) -> None:
     """Refuse files that exist, before anything is measured.
 
     Raises:

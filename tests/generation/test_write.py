@@ -274,11 +274,11 @@ def test_parts_of_other_samples_are_refused(flow, tmp_path):
         "precision": {"precision": "bfloat16"},
     }
     for name, change in changes.items():
-        with pytest.raises(RunError, match=f"parts of other samples: {name}"):
+        with pytest.raises(RunError, match=f"parts of other samples, which differ in {name}"):
             bulk.write(flow, Request(**{**usual, **change}), out, device="cpu", resume=True)
-    with pytest.raises(RunError, match="parts of other samples: weights"):
+    with pytest.raises(RunError, match="parts of other samples, which differ in weights"):
         bulk.write(other, Request(**usual), out, device="cpu", resume=True)
-    with pytest.raises(RunError, match="Go on with them by --resume"):
+    with pytest.raises(RunError, match="Continue it with --resume"):
         bulk.write(flow, Request(**usual), out, device="cpu")
     bulk.write(flow, Request(**usual), out, device="cpu", resume=True)
     assert not samples(out)[:64].any()  # the part was taken
@@ -298,7 +298,7 @@ def test_a_damaged_part_is_made_again_and_said(flow, tmp_path, capfd):
     with pytest.raises(WeightsError, match="the content doesn't match its digest"):
         list(parts.read())
     bulk.write(flow, request, out, device="cpu", resume=True)
-    assert "a damaged part is made again" in capfd.readouterr().err
+    assert "a damaged part is sampled again" in capfd.readouterr().err
     assert apart(samples(out), flow.samples(COUNT, 3)[0]) < ROUND_OFF
 
 
@@ -307,7 +307,7 @@ def test_a_part_of_something_else_is_not_taken(flow, tmp_path):
     parts, others = Parts(tmp_path / "s.npz", {"seed": 1}), Parts(tmp_path / "s.npz", {"seed": 2})
     parts.begin()
     others.write(0, torch.zeros(64, 2), 1.0)
-    with pytest.raises(RunError, match="holds other samples"):
+    with pytest.raises(RunError, match="contains other samples"):
         list(parts.read())
 
 
@@ -424,7 +424,7 @@ def test_processes_that_are_killed_go_on(flow, tmp_path, moment):
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_a_trajectory_goes_from_noise_to_data(images, tmp_path, suffix):
     request = Request(40, 1, solver={"name": "euler", "steps": 5})
-    bulk.write(images, request, tmp_path / "s.npz", tmp_path / f"way{suffix}", device="cpu")
+    bulk.write(images, request, tmp_path / "s.npz", trajectory=tmp_path / f"way{suffix}", device="cpu")
     sampler = Sampler(images, request)
     states = sampler.states(36)
     assert apart(states[-1], samples(tmp_path / "s.npz")[:36]) < ROUND_OFF * 16
@@ -459,11 +459,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flow, refused, tmp
     assert "batch_size: wanted at least 1, got 0" in refused(*ask, "--batch-size", "0")
     assert "--steps: wanted at least 1, got -1" in refused(*ask, "--steps", "-1")
     assert "precision: wanted float32, bfloat16, float16, got 'int8'" in refused(*ask, "--precision", "int8")
-    assert "is no fine-tune and has no anchor" in refused(*ask, "--temperature", "0.3")
+    assert "is no fine-tune, so it has no anchor" in refused(*ask, "--temperature", "0.3")
     assert "wanted a finite number >= 0, got nan" in refused(*ask, "--temperature", "nan")
     assert "wanted .gif, .png, .webp, got '.mp4'" in refused(*ask, "--trajectory", "way.mp4")
-    assert "jumps by a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
-    assert "this drift is given none" in refused(*ask, "--conditions", "c.npz")
+    assert "requires a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
+    assert "this drift takes none" in refused(*ask, "--conditions", "c.npz")
     (tmp_path / "way.gif").write_text("mine")
     assert "way.gif exists" in refused(*ask, "--trajectory", "way.gif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "way.gif"]
@@ -473,8 +473,8 @@ def test_conditions_that_are_not_finite_are_refused():
     drift = torch.nn.Identity()
     drift.conditions = ("age",)
     for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="'age' holds NaN or infinity in row 1"):
-            asking.conditions(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})
+        with pytest.raises(ConfigError, match="'age' contains NaN or infinity in row 1"):
+            asking.parse_condition_request(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})
 
 
 def test_an_interruption_says_how_to_go_on(flow, gft, tmp_path, monkeypatch):
@@ -489,16 +489,16 @@ def test_an_interruption_says_how_to_go_on(flow, gft, tmp_path, monkeypatch):
     ask = ("sample", flow.folder, "--count", 100, "--batch-size", 64, "--out", "s.npz")
     done = gft(*ask)
     assert (done.code, done.out) == (130, "")
-    assert done.err.strip() == "Interrupted: s.npz isn't written. Go on by --resume."
+    assert done.err.strip() == "Interrupted before s.npz was written. Continue with --resume."
     monkeypatch.undo()
-    assert "Go on with them by --resume" in gft("sample", flow.folder, "--out", tmp_path / "s.npz").err
+    assert "Continue it with --resume" in gft("sample", flow.folder, "--out", tmp_path / "s.npz").err
     assert (tmp_path / "s.npz.parts").is_dir()
 
 
 def test_resume_without_parts_starts_anew_and_says_so(flow, gft, tmp_path):
     done = gft("sample", flow.folder, "--count", 3, "--out", "s.npz", "--resume", "--json")
     assert done.code == 0
-    assert "s.npz.parts holds no parts to go on with: starting with the first sample" in done.err
+    assert "s.npz.parts contains no parts to continue: starting with the first sample" in done.err
     assert json.loads(done.out) == {"file": "s.npz", "count": 3, "seed": 0, "evaluations": 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
 

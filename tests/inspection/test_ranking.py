@@ -58,7 +58,7 @@ def look(network, truth, weights=None, coupling=INDEPENDENT, **options):
     facts = Facts(tuple(samples.event_shape), None, None)
     source = build_source({"name": "gaussian"}, facts.event_shape, REGISTRY)
     options = {"count": 2048, **options}
-    return ranking.inspect(network, candidates, samples, facts, PATH, source, coupling, **options)
+    return ranking.inspect(network, candidates, samples, facts, path=PATH, source=source, coupling=coupling, **options)
 
 
 TRUTH = oracles.a_gaussian(PATH, seed=2)
@@ -122,7 +122,7 @@ def test_equal_weights_are_one_hypothesis():
     found = look(Told(oracles.Oracle(TRUTH)), TRUTH, {"raw": {}, "ema": {}}, fixed=USUAL)
     assert found.verdict == "clear"
     assert [same.weights for same in found.best.same] == ["ema"]
-    assert any("can't be told apart" in note for note in found.notes)
+    assert any("differences don't matter" in note for note in found.notes)
 
 
 def test_a_symmetric_case_is_said_to_be_one():
@@ -132,7 +132,7 @@ def test_a_symmetric_case_is_said_to_be_one():
     assert found.verdict == "clear"
     assert found.best.hypothesis.convention.time == "forward"
     assert any(same.convention.time == "reversed" for same in found.best.same)
-    assert any("can't be told apart" in note for note in found.notes)
+    assert any("differences don't matter" in note for note in found.notes)
 
 
 def random_network(d, seed):
@@ -201,9 +201,9 @@ def test_an_inspection_is_a_function_of_its_seed():
 def test_what_cannot_be_inspected():
     bridge = REGISTRY.build("path", {"name": "brownian-bridge"})
     samples = Samples(Law(TRUTH), "data")
-    rest = [samples, Facts((3,), None, None), bridge, None, INDEPENDENT]
+    rest = {"path": bridge, "source": None, "coupling": INDEPENDENT}
     with pytest.raises(ConfigError, match="a path with noise has no one-step denoising error"):
-        ranking.inspect(Told(oracles.Oracle(TRUTH)), [], *rest)
+        ranking.inspect(Told(oracles.Oracle(TRUTH)), [], samples, Facts((3,), None, None), **rest)
     with pytest.raises(ConfigError, match="--count: wanted at least 64"):
         look(Told(oracles.Oracle(TRUTH)), TRUTH, count=63)
 
@@ -242,13 +242,13 @@ def test_equally_good_hypotheses_are_told_apart_as_rarely_as_said(monkeypatch):
     for _ in range(rounds):
         shared = torch.randn(16, generator=generator)
         scores = sorted(((shared + torch.randn(9, 16, generator=generator)).tolist()), key=sum)
-        alarms += ranking.told_apart(scores[0], scores[1], 8)
+        alarms += ranking.is_significantly_less(scores[0], scores[1], 8)
     assert alarms / rounds <= 0.1
     better, worse = [0.0, 0.1, 0.2, 0.1], [1.0, 1.2, 1.1, 1.1]
-    assert ranking.told_apart(better, worse, 8)
-    assert not ranking.told_apart(worse, better, 8)
-    assert ranking.told_apart(better, [float("inf")] * 4, 8)
-    assert not ranking.told_apart([float("inf")] * 4, [float("inf")] * 4, 8)
+    assert ranking.is_significantly_less(better, worse, 8)
+    assert not ranking.is_significantly_less(worse, better, 8)
+    assert ranking.is_significantly_less(better, [float("inf")] * 4, 8)
+    assert not ranking.is_significantly_less([float("inf")] * 4, [float("inf")] * 4, 8)
 
 
 def test_a_network_is_asked_once_for_what_hypotheses_share():
@@ -338,10 +338,10 @@ def test_a_network_that_cannot_be_called_is_refused():
             return a
 
     with pytest.raises(
-        InspectionError, match=r"can't be called in any way that was tried:\n  t, x: TypeError"
+        InspectionError, match=r"can't be called in any of the ways tried:\n  t, x: TypeError"
     ) as caught:
         look(Three(oracles.Oracle(TRUTH)), TRUTH)
-    assert "Give convention.call, or wrap the network in a class with forward(t, x)" in str(caught.value)
+    assert "Set convention.call, or wrap the network in a class with forward(t, x)" in str(caught.value)
 
 
 def test_labels_go_where_the_network_takes_them():
@@ -371,7 +371,7 @@ def test_labels_go_where_the_network_takes_them():
 def test_every_preset_is_within_reach():
     """What the doctor tries holds every preset's time, scale, sign and prediction."""
     attempt = probing.Attempt({"call": "t, x"})
-    ways = list(ranking._ways(attempt, INDEPENDENT, bounded=True))
+    ways = list(ranking._conventions(attempt, INDEPENDENT, bounded=True))
     tried = {(way.time, way.time_scale, way.predicts, way.sign) for way in ways}
     assert len({repr(way) for way in ways}) == len(ways)
     for name in set(PRESETS) - {"gftkit"}:

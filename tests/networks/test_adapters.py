@@ -335,12 +335,12 @@ def with_reader(cls):
             {"targets": ["norm"]},
             "norm is a GroupNorm, which can't be adapted. Wanted Linear, Conv1d, Conv2d",
         ),
-        (Small, {"targets": ["embed"], "name": "loha"}, "embed is a Embedding, which can't be adapted here"),
+        (Small, {"targets": ["embed"], "name": "loha"}, "embed is a Embedding, which can't be adapted"),
         (Small, {"exclude": ["firts"]}, "adapters.exclude: 'firts' matches no layer"),
         (Small, {"exclude": ["*"]}, "no layer is left to adapt"),
         (Small, {"also_train": ["nrom"]}, "also_train: 'nrom' matches no module with parameters"),
         (Small, {"also_train": ["drop"]}, "also_train: 'drop' matches no module with parameters"),
-        (Small, {"also_train": ["inner"]}, r"also_train: 'inner' holds inner\.mix, which is adapted"),
+        (Small, {"also_train": ["inner"]}, r"also_train: 'inner' contains inner\.mix, which is adapted"),
         (
             Small,
             {"rank": 10**6},
@@ -348,7 +348,7 @@ def with_reader(cls):
         ),
         (Small, {"rank": 3, "targets": ["last"]}, r"larger than every adapted layer allows; .* allows 1 \(last\)"),
         (Small, {"name": "loha", "dora": True}, "adapters.dora: an option of lora, not of loha"),
-        (Small, {"name": "lokr", "dropout": 0.1}, "adapters.dropout: belongs to lora"),
+        (Small, {"name": "lokr", "dropout": 0.1}, "adapters.dropout: an option of lora"),
         (lambda: changed(norm=nn.BatchNorm2d(8)), {}, "norm keep running statistics"),
         (lambda: changed(norm=nn.Conv2d(8, 8, 3, padding=1, groups=4)), {}, "norm are grouped convolutions"),
         (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm override the forward of their torch layer"),
@@ -451,7 +451,7 @@ def test_training_moves_the_adapters_alone(source, registry):
 
 def run_loop(config, registry):
     experiment = build(resolve_config(config, "finetune", registry)[0], registry)
-    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", True))
+    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", quiet=True))
 
 
 def test_the_default_anchor_is_the_network_with_its_adapters_off(source, registry):
@@ -608,9 +608,9 @@ def test_adapters_belong_to_the_weights_that_they_were_trained_on(source, tuned,
     run.drift("raw")
     tensors, notes = read_tensors(moved / "model.safetensors")
     write_tensors(moved / "model.safetensors", {name: 1.5 * held for name, held in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"holds adapters for .*moved, and the weights there have changed"):
+    with pytest.raises(RunError, match=r"contains adapters for .*moved, and the weights there have changed"):
         gftkit.finetune(config, broken, registry=registry, resume=True)
-    with pytest.raises(RunError, match="use the EMA weights, which are kept merged"):
+    with pytest.raises(RunError, match="use the EMA weights, which are stored with the adapters merged in"):
         run.drift("raw")
     run.drift()
 
@@ -643,13 +643,13 @@ def test_options_are_checked(source, registry, adapters, message):
 def test_adapters_belong_to_a_fine_tune(source, registry):
     with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
         resolve_config({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
-    with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
+    with pytest.raises(ConfigError, match="adapters-off requires adapters, and this fine-tune trains all weights"):
         resolve_config(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
 
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
     monkeypatch.setattr(devices, "is_sharded", lambda _: True)
-    with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
+    with pytest.raises(ConfigError, match="adapters: require whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
 
 

@@ -83,13 +83,13 @@ def test_any_network_can_be_wrapped_by_its_state_or_by_a_module_that_is_named(tm
         assert torch.equal(student(t, x, end=end), student.drift(t, x))
         student.embed[-1].bias.data += 1
         assert not torch.allclose(student(t, x, end=end), student.drift(t, x))
-    with pytest.raises(ValueError, match=r"no module 'frist'. It has first, last"):
+    with pytest.raises(ValueError, match=r"no module 'frist'. Modules: first, last"):
         FlowMap(Plain(), (2,), into="frist")
 
 
 def test_an_embedding_needs_a_module_of_vectors():
     with pytest.raises(
-        ConfigError, match=r"wanted a module whose output is \(batch, d\), and that of 'first' is shape"
+        ConfigError, match=r"wanted a module whose output is \(batch, d\), and the output of 'first' is shape"
     ):
         make("unet", into="first")
 
@@ -144,7 +144,7 @@ def test_jumps_on_any_grid_land_where_the_flow_does(steps, grid):
 
 
 def test_a_velocity_has_no_jumps():
-    with pytest.raises(ConfigError, match=r"jumps by a flow map, and this drift is a velocity.*gft distill"):
+    with pytest.raises(ConfigError, match=r"requires a flow map, and this drift is a velocity.*gft distill"):
         sampled(REGISTRY.build("drift", {"name": "mlp", "width": 8}, event_shape=[1]), 2)
 
 
@@ -251,13 +251,13 @@ def distilling(write_config, refused, pretrained, tmp_path):
 
 def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetuning, pretraining, tmp_path):
     assert "pretrained is missing" in distilling(pretrained=None)
-    assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
+    assert "got the file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))
-    assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
+    assert "trains a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
     assert "train.compile" in distilling(train={"compile": True})
-    assert "a fine-tune would spoil" in finetuning(pretrained=str(student))
-    assert "only `gft distill` trains" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
+    assert "fine-tuning would break its flow map" in finetuning(pretrained=str(student))
+    assert "only `gft distill` can train" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
     jumping = {"every": 20, "count": 32, "solver": {"name": "flow-map", "steps": 2}}
     assert "this drift is a velocity" in pretraining(evaluate=jumping)
 
@@ -266,7 +266,7 @@ def test_an_sde_has_no_flow_map(distilling, run_copy):
     config = yaml.safe_load((run_copy / "config.yaml").read_text())
     config["path"] = {"name": "brownian-bridge"}
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "carries a state to a law and not to a state" in distilling(pretrained=str(run_copy))
+    assert "so its end isn't a function of its start" in distilling(pretrained=str(run_copy))
 
 
 def test_another_teacher_isn_t_gone_on_with(student, pretrained, run_copy, tmp_path, refused, write_config):
@@ -331,7 +331,7 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
 
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, *given, **named: Backward.apply(forward(self, *given, **named)))
-    with pytest.raises(ConfigError, match="wants a network that has derivatives in forward mode"):
+    with pytest.raises(ConfigError, match="requires a network with derivatives in forward mode"):
         gftkit.distill({**SHORT, "pretrained": str(pretrained)}, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -344,5 +344,5 @@ def test_several_processes_are_refused(pretrained):
     from gftkit.training.distillation import Distillation
 
     experiment = build(resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
-    with pytest.raises(ConfigError, match="runs in one process, and here are 2"):
+    with pytest.raises(ConfigError, match="runs in one process, got 2"):
         Distillation(experiment, SimpleNamespace(num_processes=2))

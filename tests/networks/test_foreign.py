@@ -248,8 +248,8 @@ def test_state_and_time_may_be_given_side_by_side(shape):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("t", "has no x"),
-        ("cat(t, label)", "has no x"),
+        ("t", "lacks x"),
+        ("cat(t, label)", "lacks x"),
         ("cat(x)", "'cat.x.' is neither"),
         ("cat(x, t", "neither"),
         ("cat(x, )", "neither"),

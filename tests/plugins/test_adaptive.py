@@ -240,7 +240,7 @@ def test_it_holds_at_its_start_where_held_out_pairs_want_more_and_cools_when_the
 
 def test_held_out_evidence_wants_held_out_data(config, registry, tmp_path):
     config["schedule"] = {"name": "adaptive", "evidence": "held-out"}
-    with pytest.raises(ConfigError, match="the run has none"):
+    with pytest.raises(ConfigError, match="this run has none"):
         gftkit.finetune(config, tmp_path / "run", registry=registry)
     assert not (tmp_path / "run" / "config.yaml").exists()
 

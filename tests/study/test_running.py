@@ -13,14 +13,14 @@ from support.paths import ROOT
 
 import gftkit
 from gftkit.api import Run
-from gftkit.cli.sections import keys
+from gftkit.cli.sections import section_keys
 from gftkit.data.samples import Samples
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.study import plan as planning
+from gftkit.study import schema
 from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
-from gftkit.study.reporting import summary, write_tables
+from gftkit.study.reporting import study_summary, write_tables
 from gftkit.study.rows import rows_of, threshold
 from gftkit.study.running import finished, run_study
 from gftkit.study.statistics import differences
@@ -306,12 +306,12 @@ def test_without_matplotlib_a_study_has_its_tables(done, monkeypatch, tmp_path):
     made = replace(whole, out=shutil.copytree(whole.out, tmp_path / "out"))
     for written in [made.out / "report.html", made.out / "table.md", *made.out.glob("*.png")]:
         written.unlink()
-    assert summary(made, outcome.rows, {})["report"] == str(made.out / "report.html")
+    assert study_summary(made, outcome.rows, {})["report"] == str(made.out / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     write_tables(made, outcome.rows, {})
     assert {path.name for path in made.out.glob("*.*")} >= {"results.json", "table.md"}
     assert not [*made.out.glob("*.html"), *made.out.glob("*.png")]
-    assert summary(made, outcome.rows, {})["report"] == str(made.out / "table.md")
+    assert study_summary(made, outcome.rows, {})["report"] == str(made.out / "table.md")
 
 
 def test_finished_cells_are_kept_and_the_others_run(done, registry):
@@ -333,7 +333,7 @@ def test_runs_of_another_study_are_refused(done, registry):
     changed["base"]["train"]["batch_size"] = 4
     other = made.file.with_name("other.yaml")
     other.write_text(yaml.safe_dump(changed))
-    with pytest.raises(RunError, match=r"another study.*\n.*plain/independent/20/0: train"):
+    with pytest.raises(RunError, match=r"other settings than the study.*\n.*plain/independent/20/0: train"):
         finished(plan(other, made.out, registry), registry)
 
 
@@ -371,13 +371,13 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"baseline": "plan"}, "unknown method at baseline: 'plan'. Did you mean 'plain'?"),
         ({"pretrained": "runs/none"}, "one of the two"),
         ({"pretrain": None}, "wanted `pretrained: RUN`"),
-        ({"pretrain": None, "pretrained": "nowhere"}, "holds no run"),
+        ({"pretrain": None, "pretrained": "nowhere"}, "is no run folder"),
         ({"gropus": []}, "unknown option of the study: 'gropus'. Did you mean 'groups'?"),
         ({"groups": []}, "groups: wanted"),
         ({"groups": [{"methods": ["plain"], "sizes": [20]}]}, "groups[0]: seeds is missing: "),
         ({"groups": [{"methods": ["plian"], "sizes": [20], "seeds": [0]}]}, "Did you mean 'plain'?"),
         ({"groups": [{"methods": ["plain"], "sizes": [0], "seeds": [0]}]}, "groups[0].sizes: wanted"),
-        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 stands twice"),
+        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 occurs twice"),
         (
             {"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0], "couplings": ["optimal"]}]},
             "unknown coupling at groups[0].couplings: 'optimal'. Did you mean 'optimal-transport'?",
@@ -388,7 +388,10 @@ def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_stud
         ({"base": {key: held for key, held in BASE.items() if key != "data"}}, "base.data is missing"),
         ({"base": {**BASE, "trian": {}}}, "Did you mean 'train'?"),
         ({"base": {**BASE, "train": {"steps": "many"}}}, "train.steps: wanted int, > 0"),
-        ({"methods": {"plain": {"method": "exponential"}}}, "'plain' is a built-in method, and this is another one"),
+        (
+            {"methods": {"plain": {"method": "exponential"}}},
+            "'plain' is a built-in method, and this one changes 'exponential'",
+        ),
         ({"methods": {"mine": {"method": "plian"}}}, "unknown method at methods.mine: 'plian'"),
         ({"methods": {"a/b": {"method": "plain"}}}, "methods.a/b: wanted a name of letters"),
         ({"methods": {"mine": {"method": "plain", "set": {"data.count": 3}}}}, "from `sizes` of the groups"),
@@ -414,7 +417,9 @@ def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path)
 
 def test_files_and_folders_that_are_not_there_are_told(refused, write_study, tmp_path):
     assert "there is no such file" in refused("compare", "none.yaml")
-    assert "no cell is called so" in refused("compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run")
+    assert "no cell has such a name" in refused(
+        "compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run"
+    )
     assert "nothing to report" in refused("compare", write_study(), "--out", "out", "--report-only", code=1)
 
 
@@ -435,4 +440,4 @@ def test_a_wrong_setting_is_told_with_its_method(write_study, registry, tmp_path
 
 
 def test_the_keys_of_a_study_are_those_that_it_takes():
-    assert set(keys("study")) == set(planning.Study.__dataclass_fields__)
+    assert set(section_keys("study")) == set(schema.Study.__dataclass_fields__)

@@ -160,7 +160,7 @@ def test_a_resumed_run_takes_the_same_configuration_and_anchor(tuning, tmp_path,
     path = checkpoint.checkpoints_of(out / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {**notes, "anchors": ["another"]})
-    with pytest.raises(RunError, match="isn't the one that this run started with"):
+    with pytest.raises(RunError, match="has changed since this run started"):
         gftkit.finetune(tuning, out, registry=registry, resume=True)
     with pytest.raises(RunError, match="no run to resume"):
         gftkit.finetune(tuning, tmp_path / "none", registry=registry, resume=True)
@@ -345,7 +345,7 @@ def test_large_data_are_warned_of_in_pretraining(tmp_path, registry, scale, warn
     np.save(tmp_path / "data.npy", scale * np.ones((30, 2), dtype=np.float32))
     config = {**PRETRAIN, "data": {"name": "arrays", "file": str(tmp_path / "data.npy")}}
     found = build(resolve_config(config, "pretrain", registry)[0], registry).warnings
-    assert ["values of size 255 (root mean square)" in warning for warning in found] == [True] * warned
+    assert ["the root mean square of the values is 255" in warning for warning in found] == [True] * warned
 
 
 def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):
@@ -407,7 +407,7 @@ def test_metrics_of_the_ends_are_measured_there_only(tuning, tmp_path, registry)
 @pytest.mark.parametrize(
     ("ends", "match"),
     [
-        (["path-length"], r"evaluate\.ends\[0\] \(PathLength\) measures path_length, as one before it does"),
+        (["path-length"], r"evaluate\.ends\[0\] \(PathLength\) measures path_length, as a metric before it does"),
         (["memorisation"], r"evaluate\.ends\[0\] \(Memorisation\): memorisation compares"),
         (["frechett"], r"evaluate\.ends\[0\]"),
     ],

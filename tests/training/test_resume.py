@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, damage)
     DAMAGES[damage](newest)
     found, warnings = checkpoint.latest(stopped / "checkpoints")
     assert found.step == 9
-    assert [warning.split(":")[0] for warning in warnings] == [f"{newest.name} is damaged and was passed over"]
+    assert [warning.split(":")[0] for warning in warnings] == [f"checkpoint {newest.name} is damaged and was skipped"]
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(stopped, finished, registry, capsys):
@@ -300,7 +300,7 @@ def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
     for path in checkpoint.checkpoints_of(folder):
         flip(path, -3)
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="wanted a checkpoint to go on from, and none can be read") as caught:
+    with pytest.raises(RunError, match="wanted a checkpoint to resume from, and none can be read") as caught:
         gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
     assert all(path.name in str(caught.value) for path in checkpoint.checkpoints_of(folder))
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
@@ -331,7 +331,7 @@ def test_other_data_are_refused(registry, tmp_path, change):
     gftkit.pretrain(config, out, registry=registry, resume=True)  # of the same ones it goes on
     (out / "model.safetensors").unlink()
     np.save(tmp_path / "x.npy", data + 1 if change == "values" else data[:29])
-    with pytest.raises(RunError, match="the data aren't those that this run started with: 30 samples"):
+    with pytest.raises(RunError, match="the data have changed since this run started: 30 samples"):
         gftkit.pretrain(config, out, registry=registry, resume=True)
 
 

@@ -16,10 +16,10 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import checkpoint
-from gftkit.study.comparison import compare
+from gftkit.study.comparison import compare_runs
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
-from gftkit.training.verdict import sections_of, verify_run
+from gftkit.training.verdict import run_sections, verify_run
 from gftkit_verification.monitors.probes import oracle_obstacles
 from gftkit_verification.monitors.theory import Theory
 from gftkit_verification.monitors.theory.checks import CHECKS
@@ -174,7 +174,7 @@ def loop_of(run, monitors):
         run.registry,
         run.folder,
         start_accelerator("cpu"),
-        Progress(run.config.train.steps, "finetune", True),
+        Progress(run.config.train.steps, "finetune", quiet=True),
     )
 
 
@@ -249,7 +249,7 @@ def test_where_the_oracle_does_not_apply_the_reason_is_recorded(tune, config, ch
     run = tune(config, train={"steps": 3, "batch_size": 8}, **changes)
     assert setting(run)["oracle"] == why
     assert "drift_error" not in points(run)[-1]
-    (part,) = sections_of(run, "run")
+    (part,) = run_sections(run, "run")
     assert why in part.text
     assert any(why in line for line in verdict_of(run).lines)
 
@@ -365,7 +365,7 @@ def test_runs_that_can_not_be_verified_are_refused_with_the_reason(copied, pretr
 
 
 def test_the_report_shows_the_picture_and_why(finished):
-    (part,) = sections_of(finished, "gft")
+    (part,) = run_sections(finished, "gft")
     assert part.title == "gft: Theory"
     assert part.picture.startswith(b"\x89PNG")
     rows = {row[0] for row in part.table}
@@ -376,7 +376,7 @@ def test_the_report_shows_the_picture_and_why(finished):
 
 
 def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path, with_pictures):
-    compare({"gft": finished}, tmp_path, "path_length", "Title")
+    compare_runs({"gft": finished}, tmp_path, "path_length", "Title")
     assert ">gft: Theory</h2>" in (tmp_path / "report.html").read_text()
 
 

@@ -98,6 +98,7 @@ def sampled_jumps(solver: Any, generator: Generator) -> float:
 def _slip(
     left: Callable[[Tensor, Tensor, Tensor], Tensor],
     place: Callable[..., tuple[Tensor, Tensor]] = lambda t, end, x, landed: (end, landed),  # noqa: ARG005
+    *,
     learns: bool = False,
 ) -> Loss:
     """The loss with another left side (of u, d/ds u and L), or another time and place of the teacher."""

@@ -108,7 +108,7 @@ def altered_choice(change: Callable[[Steps, int, Tensor, float], Choice]) -> Loo
     """The loop with another choice of samples: a function of the loop, the step, the samples and their share."""
 
     def value(loop: Steps) -> Callable[[int, float], Choice]:
-        choose = loop._chosen
+        choose = loop._anchor_subset
 
         def altered(step: int, beta: float) -> Choice:
             samples, share = choose(step, beta)
@@ -116,7 +116,7 @@ def altered_choice(change: Callable[[Steps, int, Tensor, float], Choice]) -> Loo
 
         return altered
 
-    return tampered("_chosen", value)
+    return tampered("_anchor_subset", value)
 
 
 def _latest(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:

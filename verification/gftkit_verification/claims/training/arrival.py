@@ -50,7 +50,7 @@ def _draw_drifts(path: Path, generator: Generator) -> Drifts:
     return weight, anchor, target, beside
 
 
-def _position_with(slip: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], keep: bool = True) -> Position:
+def _position_with(slip: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], *, keep: bool = True) -> Position:
     """The position with another numerator and denominator for each state, and the weight or not."""
 
     def position(drift: Tensor, anchor: Tensor, target: Tensor, weight: Tensor | None = None) -> Estimate:

@@ -85,6 +85,7 @@ class Theory:
         self,
         batches: Annotated[int, Field(ge=2)] = 16,
         states: Annotated[int, Field(gt=0)] = 64,
+        *,
         oracle: bool = True,
     ) -> None:
         self.batches, self.states, self.oracle = batches, states, oracle

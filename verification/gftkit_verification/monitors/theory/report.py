@@ -33,7 +33,11 @@ def build_sections(document: Mapping[str, Any]) -> list[Section]:
     )
     return [
         Section(
-            "Theory", text, _rows(points[-1], exact), pictures.panel_picture(list(_panels(document, exact))), caption
+            "Theory",
+            text,
+            _rows(points[-1], exact=exact),
+            pictures.panel_picture(list(_panels(document, exact=exact))),
+            caption,
         )
     ]
 
@@ -43,7 +47,7 @@ def format_measurement(point: Point, key: str) -> str:
     return format_number(point.get(key), point.get(f"{key}_stderr"))
 
 
-def _rows(last: Point, exact: bool) -> list[tuple[str, ...]]:
+def _rows(last: Point, *, exact: bool) -> list[tuple[str, ...]]:
     """The table: the last evaluation beside its predictions."""
     rows: list[tuple[str, ...]] = [
         ("at the end", "measured", "predicted"),
@@ -59,7 +63,7 @@ def _rows(last: Point, exact: bool) -> list[tuple[str, ...]]:
     return rows
 
 
-def _panels(document: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
+def _panels(document: Mapping[str, Any], *, exact: bool) -> Iterator[Panel]:
     """The picture, from top to bottom."""
     points = document["points"]
     held_out = "held_out_T" in points[0]
@@ -68,11 +72,11 @@ def _panels(document: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
         yield _drift_errors(points, floor=document["gap"]["value"] > CLOSED_ENOUGH * document["reachable_gap"]["value"])
     rho = _trace(points, "retention", style="predicted")
     yield Panel("share of the gap left", {"measured": _trace(points, "remaining"), "predicted: rho": rho})
-    yield _scores(after_start, held_out)
-    yield _gap_estimates(after_start, held_out, document["gap"]["value"] ** 2 if exact else None)
+    yield _scores(after_start, held_out=held_out)
+    yield _gap_estimates(after_start, held_out=held_out, exact_square=document["gap"]["value"] ** 2 if exact else None)
 
 
-def _drift_errors(points: Sequence[Point], floor: bool) -> Panel:
+def _drift_errors(points: Sequence[Point], *, floor: bool) -> Panel:
     traces = {
         "|b - b_tgt|": _trace(points, "drift_error"),
         "predicted: rho |Δ|": _trace(points, "predicted_drift_error", style="predicted"),
@@ -85,7 +89,7 @@ def _drift_errors(points: Sequence[Point], floor: bool) -> Panel:
     return Panel("drift error", traces)
 
 
-def _scores(points: Sequence[Point], held_out: bool) -> Panel:
+def _scores(points: Sequence[Point], *, held_out: bool) -> Panel:
     steps = [point["step"] for point in points]
     scores = {"training targets": Trace(steps, [score_of(point, "T") for point in points])}
     if held_out:
@@ -94,7 +98,7 @@ def _scores(points: Sequence[Point], held_out: bool) -> Panel:
     return Panel("T in standard errors", scores, band=(-2, 2))
 
 
-def _gap_estimates(points: Sequence[Point], held_out: bool, exact_square: float | None) -> Panel:
+def _gap_estimates(points: Sequence[Point], *, held_out: bool, exact_square: float | None) -> Panel:
     steps = [point["step"] for point in points]
 
     def estimates(key: str, **options: Any) -> Trace:

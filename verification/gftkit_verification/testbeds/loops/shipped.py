@@ -121,7 +121,7 @@ def fit_regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, sca
     return Regression(torch.linalg.solve(gram, moment, left=False), gram)
 
 
-def build_loop(
+def build_loop(  # noqa: PLR0913
     *,
     registry: Registry,
     drift: nn.Module,

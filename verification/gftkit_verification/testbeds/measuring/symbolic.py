@@ -43,7 +43,7 @@ def _values(operand: Any) -> np.ndarray:
     return np.array(number(operand), dtype=object)
 
 
-def _operator(operation: Callable[..., Any], swapped: bool = False) -> Callable[..., "Symbolic"]:
+def _operator(operation: Callable[..., Any], *, swapped: bool = False) -> Callable[..., "Symbolic"]:
     def apply(self: Any, other: Any) -> "Symbolic":
         one, two = _values(self), _values(other)
         return Symbolic(operation(two, one) if swapped else operation(one, two))

@@ -22,7 +22,7 @@ class TabulatedPath:
     increments: Tensor
     integrals: Tensor
 
-    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
+    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:  # noqa: FBT001, FBT002
         """The increment from s to t, both between intervals, and the integral with it."""
         count = len(self.increments)
         first, last = round(s * count), round(t * count)
@@ -48,7 +48,7 @@ class ScaledPath:
     path: BrownianPath
     scale: Callable[[float, float], float]
 
-    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
+    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:  # noqa: FBT001, FBT002
         """The path's, multiplied."""
         values = self.path(s, t, return_U=return_U)
         factor = self.scale(s, t)

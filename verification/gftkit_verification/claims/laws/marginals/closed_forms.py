@@ -42,7 +42,7 @@ APART = 1e-3
 """What W2 between the ends of the blends' ODE and SDE must reach."""
 
 
-def affine_sde(problem: FineTune, shipped: Marginals, diffusion: Diffusion, pretrained: bool = False) -> AffineDrift:
+def affine_sde(problem: FineTune, shipped: Marginals, diffusion: Diffusion, *, pretrained: bool = False) -> AffineDrift:
     """The drift of the SDE by the shipped formula: it is linear in (v, score), so it acts on slopes and shifts."""
     flow = problem.pretrained if pretrained else problem.target
 

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gftkit.data.blocks import Blocks, blocks_of
+from gftkit.data.blocks import Blocks
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Order, Samples, permuted, source_of
-from gftkit.data.subset import Subset, subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -139,49 +138,6 @@ def test_the_memory_is_that_of_a_window():
     assert len(far) == 100
     assert far.max() - far.min() < 10**9
     assert blocks._window[2].numel() <= 30_000
-
-
-def test_a_few_of_many_are_different_and_spread_out():
-    size = 2**40
-    few = permuted(5000, size, stream(0, "few"))
-    assert len(few.unique()) == 5000
-    assert abs(float(few.double().mean()) / size - 0.5) < 5 * math.sqrt(1 / 12 / 5000)
-    assert torch.equal(few, permuted(5000, size, stream(0, "few")))
-
-
-def test_a_few_of_many_draw_again_where_some_coincide(monkeypatch):
-    monkeypatch.setattr("gftkit.data.samples.MANY", 10)
-    for seed in range(50):
-        few = permuted(8, 16, stream(seed, "few"))
-        assert len(few.unique()) == len(few) == 8
-        assert 0 <= few.min() <= few.max() < 16
-    counts = torch.cat([permuted(8, 16, stream(seed, "few")) for seed in range(2000)]).bincount(minlength=16)
-    assert (counts - 1000).abs().max() < 5 * math.sqrt(2000 / 4)
-
-
-# Subsets
-
-
-@settings(max_examples=50)
-@given(SIZES, st.data())
-def test_a_subset_of_a_blocked_set_stays_blocked(sizes, data):
-    chosen = data.draw(st.sets(st.integers(0, sum(sizes) - 1), min_size=1).map(sorted))
-    part = Subset(Stretched(*sizes), torch.tensor(chosen))
-    block = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    expected = [int((block[chosen] == k).sum()) for k in range(len(sizes))]
-    assert part.blocks.tolist() == [count for count in expected if count]
-    assert blocks_of(part).sum() == len(part)
-
-
-@pytest.mark.parametrize("options", [{"split": "train"}, {"count": 30, "seed": 2}, {"split": "test", "count": 9}])
-def test_the_options_of_a_subset_keep_blocks(options):
-    part = subset(Stretched(*[10] * 10), **options)
-    assert torch.equal(part.indices, part.indices.sort().values)
-    owner = torch.repeat_interleave(torch.arange(len(part.blocks)), part.blocks)
-    assert all(len((part.indices[owner == k] // 10).unique()) == 1 for k in range(len(part.blocks)))
-    assert set(part.indices.tolist()) == set(subset(Whole(100), **options).indices.tolist())
-    seen = taken(Order(Samples(part, "data"), 0, 20), 0, len(part))
-    assert torch.equal(seen.sort().values, part.indices)
 
 
 # Bad input

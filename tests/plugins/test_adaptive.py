@@ -111,20 +111,6 @@ def test_the_share_of_a_lag_that_is_left():
     assert (kept(0.2, 0.1), kept(0.2, -0.1), kept(0.2, 0.3), kept(0.0, 0.0)) == (0.5, 0.0, 1.0, 1.0)
 
 
-def test_copying_ends_a_run_where_samples_can_not_be_told_from_the_laws_own():
-    rule = CopyingStop()
-    rule.observe(0.1, FAR)
-    assert not rule.done
-    rule.observe(0.2, NEAR)
-    assert rule.done
-    assert rule.reason == "samples lie 1.05 ± 0.05 times as far from the training data as these from each other."
-    strict = CopyingStop(errors=0.0)
-    strict.observe(0.2, NEAR)
-    assert not strict.done
-    strict.observe(0.3, {"memorisation": {"distance_ratio": 0.99, "distance_ratio_stderr": 0.05}})
-    assert strict.done
-
-
 def test_adaptive_ends_by_its_rule_at_the_temperature_it_has(registry):
     schedule = registry.create("schedule", "adaptive")
     schedule.observe(0.1, {**theory(0.5), **NEAR})

@@ -15,7 +15,6 @@ from gftkit.kernel.options import plain
 from gftkit.runs.folder import restore
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_config
-from gftkit.storage.documents import parse_yaml, read_yaml
 
 
 @pytest.fixture
@@ -27,54 +26,6 @@ def resolve(registry):
         return resolve_config(source, kind, registry, overrides)[0]
 
     return resolved
-
-
-# YAML
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e-4", -2.5e-4), (".5", 0.5), ("1.", 1.0), ("3", 3), ("1_000", 1000),
-        ("1e-3x", "1e-3x"), ("e5", "e5"), ("'1e-3'", "1e-3"), ("null", None), ("[1e-3, 2]", [1e-3, 2]),
-        ("{a: {b: 1e2}}", {"a": {"b": 100.0}}), ("1.2.3", "1.2.3"), ("-", [None]),
-    ],
-)  # fmt: skip
-def test_numbers_are_numbers(text, value):
-    found = parse_yaml(text, "here")
-    assert found == value
-    assert type(found) is type(value)
-
-
-@pytest.mark.parametrize(
-    "text", ["a: [1", "a: b: c", "a: 1\n b: 2", "\ta: 1", "a: !!python/object/apply:os.system ['true']", "a: 1\na: 2"]
-)
-def test_broken_yaml_names_file_and_line(tmp_path, text):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .*line \d"):
-        read_yaml(tmp_path / "c.yaml")
-
-
-def test_a_key_that_stands_twice_is_named():
-    with pytest.raises(ConfigError, match="'steps' stands twice"):
-        parse_yaml("train: {steps: 1, steps: 2}", "here")
-    assert parse_yaml("x: &a {k: 1}\ny: {<<: *a, k: 2}", "here")["y"] == {"k": 2}
-
-
-@pytest.mark.parametrize(("text", "came"), [("", "NoneType"), ("- a", "list"), ("text", "str"), ("{}", "dict")])
-def test_a_file_holds_a_mapping(tmp_path, text, came):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"c\.yaml: wanted a YAML mapping .* got {came}"):
-        read_yaml(tmp_path / "c.yaml")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"missing\.yaml: there is no such file\.$"):
-        read_yaml(tmp_path / "missing.yaml")
-    for name in ("binary.yaml", "."):
-        with pytest.raises(ConfigError, match="cannot be read"):
-            read_yaml(tmp_path / name)
 
 
 # Keys
@@ -166,38 +117,6 @@ def test_a_fine_tune_needs_a_start_and_a_schedule(resolve, finetune_config, key)
 def test_a_pretraining_takes_no_keys_of_a_fine_tune(resolve, pretrain_config, extra):
     with pytest.raises(ConfigError, match="use `gft finetune`"):
         resolve({**pretrain_config, **extra}, kind="pretrain")
-
-
-# --set
-
-
-def test_settings_reach_into_mappings_and_win(resolve, pretrain_config):
-    settings = ("train.steps=7", "train.steps=8", "evaluate.metrics=[energy, path-length]", "source.name=gaussian")
-    config = resolve(pretrain_config, *settings, "source.std=2", "train.clip=null", "objective.weight=1 - t")
-    assert config.train.steps == 8
-    assert config.train.batch_size == 16
-    assert config.train.clip is None
-    assert [metric["name"] for metric in config.evaluate.metrics] == ["energy", "path-length"]
-    assert config.source["std"] == 2
-    assert config.objective.weight == "1 - t"
-
-
-def test_a_setting_leaves_what_it_was_given_as_it_was(pretrain_config):
-    assert override(pretrain_config, "train.steps=7")["train"]["steps"] == 7
-    assert pretrain_config["train"]["steps"] == 20
-
-
-@pytest.mark.parametrize("setting", ["train.steps", "=3", "train.=3", ".steps=3", "train..steps=3", ""])
-def test_a_setting_has_a_key_and_a_value(setting):
-    with pytest.raises(ConfigError, match=r"wanted a\.b=c"):
-        override({}, setting)
-
-
-def test_bad_settings_say_what_is_wrong():
-    with pytest.raises(ConfigError, match=r"--set seed.x=3: seed is 1, not a mapping"):
-        override({"seed": 1}, "seed.x=3")
-    with pytest.raises(ConfigError, match=r"--set a=\[1 is not YAML"):
-        override({}, "a=[1")
 
 
 # Defaults

@@ -1,4 +1,4 @@
-"""Several processes: they train as one would, are killed and go on, and refuse what they can't do together."""
+"""Training on several processes: as one would, also killed or sharded; and what they can't do together."""
 
 import json
 import re
@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 from support import killing
 from support import processes as several
 from support.paths import ROOT
-from torch import nn
 
 import gftkit
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
-from gftkit.runtime import devices, sharding
 from gftkit.storage.documents import read_json
 from gftkit.storage.log import read_log
 from gftkit.training.steps import Steps
@@ -248,36 +246,11 @@ def test_scaled_losses_of_sharded_weights(tuning, tmp_path):
     assert gap(tmp_path / "sharded", same) == 0
 
 
-def test_whole_tensors_are_left_as_they_are():
-    tensors = {"w": torch.ones(2)}
-    assert sharding.gathered(tensors)["w"] is tensors["w"]
-    assert sharding.gathered(tensors, keep=False) == {}
-    assert sharding.whole(tensors["w"]) is sharding.local(tensors["w"]) is tensors["w"]
-    assert sharding.shared_out(tensors["w"], torch.zeros(2)) is tensors["w"]
-
-
-# Networks
-
-
-def test_idle_weights_are_found_and_nothing_moves():
-    drift = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
-    drift.forward = lambda t, x: nn.Sequential.forward(drift, x)
-    before = {name: held.clone() for name, held in drift.state_dict().items()}
-    inputs = torch.zeros(2), torch.randn(2, 2), {}
-    assert not devices.has_idle_weights(drift, *inputs)
-    drift.register_module("idle", nn.Linear(2, 2))
-    drift.forward = lambda t, x: drift[1](drift[0](x))
-    assert devices.has_idle_weights(drift, *inputs)
-    assert all(torch.equal(drift.state_dict()[name], held) for name, held in before.items())
-    drift.idle.requires_grad_(False)
-    assert not devices.has_idle_weights(drift, *inputs)
-
-
 @pytest.mark.slow
 def test_a_network_with_weights_that_its_output_does_not_use(tmp_path):
     """DDP would wait for their gradients: without the look at the network the second step fails."""
     config = {
-        "drift": {"name": "module", "target": "several:HalfIdle", "convention": {"call": "x, t"}},
+        "drift": {"name": "module", "target": "support.processes:HalfIdle", "convention": {"call": "x, t"}},
         **{key: EVERYTHING[key] for key in ("data", "train", "evaluate", "seed")},
     }
     for processes in (1, 2):
@@ -309,54 +282,6 @@ def test_accelerate_launch_that_leaves_processes_out_is_told_of(pretrain_config,
     assert done.code == 0, done.err
     assert how(tmp_path / "run") == (1, "NO")
     assert "accelerate launch started one process" in done.err
-
-
-def test_what_is_told_of_a_launch(monkeypatch):
-    one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
-    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert devices.warnings_of(one, "float32") == []
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
-    assert devices.warnings_of(one, "float32") == []
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
-    assert devices.warnings_of(two, "float32") == []
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "precision", "told"),
-    [
-        ("cpu", "AVX2", "bfloat16", True),
-        ("cpu", "AVX2", "float32", False),
-        ("cpu", "AVX512", "bfloat16", False),
-        ("cuda", "AVX2", "float16", False),
-    ],
-)
-def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
-    assert bool(found) == told
-
-
-# Refused
-
-
-@pytest.mark.parametrize("variable", devices.FOREIGN)
-def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch):
-    for value in ("no", "NO"):
-        monkeypatch.setenv(variable, value)
-        assert devices.accelerator_of("cpu").num_processes == 1
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
-        devices.accelerator_of("cpu")
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
-        devices.accelerator_of("cuda")
 
 
 def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, monkeypatch):

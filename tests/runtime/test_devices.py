@@ -1,0 +1,74 @@
+"""Devices and launches: idle weights, warnings, and what accelerate would do beyond the configuration."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from gftkit.kernel.errors import ConfigError
+from gftkit.runtime import devices
+
+# Networks
+
+
+def test_idle_weights_are_found_and_nothing_moves():
+    drift = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    drift.forward = lambda t, x: nn.Sequential.forward(drift, x)
+    before = {name: held.clone() for name, held in drift.state_dict().items()}
+    inputs = torch.zeros(2), torch.randn(2, 2), {}
+    assert not devices.has_idle_weights(drift, *inputs)
+    drift.register_module("idle", nn.Linear(2, 2))
+    drift.forward = lambda t, x: drift[1](drift[0](x))
+    assert devices.has_idle_weights(drift, *inputs)
+    assert all(torch.equal(drift.state_dict()[name], held) for name, held in before.items())
+    drift.idle.requires_grad_(False)
+    assert not devices.has_idle_weights(drift, *inputs)
+
+
+def test_what_is_told_of_a_launch(monkeypatch):
+    one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert devices.warnings_of(one, "float32") == []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
+    assert devices.warnings_of(one, "float32") == []
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
+    assert devices.warnings_of(two, "float32") == []
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision", "told"),
+    [
+        ("cpu", "AVX2", "bfloat16", True),
+        ("cpu", "AVX2", "float32", False),
+        ("cpu", "AVX512", "bfloat16", False),
+        ("cuda", "AVX2", "float16", False),
+    ],
+)
+def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
+    assert bool(found) == told
+
+
+# Refused
+
+
+@pytest.mark.parametrize("variable", devices.FOREIGN)
+def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch):
+    for value in ("no", "NO"):
+        monkeypatch.setenv(variable, value)
+        assert devices.accelerator_of("cpu").num_processes == 1
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
+        devices.accelerator_of("cpu")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
+        devices.accelerator_of("cuda")

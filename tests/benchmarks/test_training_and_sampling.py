@@ -50,7 +50,7 @@ def peer():
     pytest.importorskip("torchcfm", reason="torchcfm isn't installed: pip install --no-deps torchcfm")
 
 
-def test_what_is_called_an_anchor_is_evaluated_and_a_plain_step_has_none(training):
+def test_the_anchor_is_evaluated_in_gft_steps_and_not_in_plain_ones(training):
     asked = []
     with ExitStack() as stack:
         for name in ("frozen anchor", "temperature 0"):

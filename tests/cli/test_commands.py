@@ -150,14 +150,14 @@ def test_the_keys_of_a_configuration(gft):
     assert all(name in shown for name in (*names, *SECTIONS))
 
 
-def test_what_has_no_keys_of_its_own_is_refused(refused):
+def test_keys_of_an_unknown_section_are_refused(refused):
     assert "unknown section 'trian'. Did you mean 'train'?" in refused("keys", "trian")
     assert "`gft plugins show dataset NAME`" in refused("keys", "data")
     assert "`gft plugins show schedule NAME`" in refused("keys", "schedule")
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.PATIENCE])])
-def test_other_processes_of_a_node_leave_the_first_to_tell(refused, monkeypatch, rank, waits):
+def test_only_the_first_process_of_a_node_reports_an_error(refused, monkeypatch, rank, waits):
     slept = []
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(cli.time, "sleep", slept.append)
@@ -242,7 +242,7 @@ def test_a_target_that_exists_is_kept_unless_forced(gft, pretrained, tmp_path):
     assert np.load(tmp_path / "s.npz")["samples"].shape == (2, 2)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(gft, write_config, pretrain_config, tmp_path):
+def test_an_interrupted_run_is_resumed_where_it_stopped(gft, write_config, pretrain_config, tmp_path):
     config = write_config(pretrain_config)
     assert gft("pretrain", config, "--out", "whole", "--json").code == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "half")

@@ -15,7 +15,7 @@ from gftkit.storage.tensors import read_notes
 # Export
 
 
-def test_export(source, tuned, registry, tmp_path):
+def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, registry, tmp_path):
     run = gftkit.Run.open(tuned)
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     for weights in ("ema", "raw"):

@@ -31,7 +31,7 @@ def test_parts_cover_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["s.npz", "s.safetensors", "folder"])
-def test_an_end_is_resumed_and_only_what_is_missing_is_made(images, tmp_path, monkeypatch, name):
+def test_resume_makes_only_the_missing_samples(images, tmp_path, monkeypatch, name):
     bulk.write(images, Request(COUNT, batch_size=64), tmp_path / "whole.npz", device="cpu")
     whole = samples(tmp_path / "whole.npz")
     part = Sampler.part
@@ -90,7 +90,7 @@ def test_parts_of_other_samples_are_refused(flow, tmp_path):
     assert samples(out)[64:].any()
 
 
-def test_a_damaged_part_is_made_again_and_said(flow, tmp_path, capfd):
+def test_a_damaged_part_is_made_again_with_a_warning(flow, tmp_path, capfd):
     out = tmp_path / "s.npz"
     request = Request(COUNT, 3, batch_size=64)
     sampler = Sampler(flow, request)

@@ -33,7 +33,7 @@ def test_processes_that_count_apart_are_seen(flow, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_go_on_with_what_one_left(flow, tmp_path):
+def test_processes_resume_parts_that_one_process_left(flow, tmp_path):
     request = {"count": COUNT, "seed": 3}
     parts = Parts(tmp_path / "s.npz", Sampler(flow, Request(**request)).identity)
     parts.begin()
@@ -46,7 +46,7 @@ def test_processes_go_on_with_what_one_left(flow, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["half", "whole"])
-def test_processes_that_are_killed_go_on(flow, tmp_path, moment):
+def test_killed_processes_are_resumed(flow, tmp_path, moment):
     request = {"count": 300, "seed": 3, "solver": NOISY, "batch_size": 64}
     asked = (flow.folder, tmp_path / "s.npz", request)
     several.killed(several.start(several.sample, *asked, False, False, moment), 0)

@@ -62,7 +62,7 @@ def test_the_memory_of_a_folder_does_not_grow_with_the_count(process, tmp_path):
 # Bad input
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(flow, refused, tmp_path):
+def test_sample_refuses_bad_requests_before_anything_is_written(flow, refused, tmp_path):
     np.savez(tmp_path / "c.npz", label=np.array([0]))
     ask = ("sample", flow.folder, "--out", "s.npz")
     assert "count: wanted at least 1, got -2" in refused(*ask, "--count", "-2")
@@ -79,7 +79,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(flow, refused, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "way.gif"]
 
 
-def test_an_interruption_says_how_to_go_on(flow, gft, tmp_path, monkeypatch):
+def test_an_interruption_says_how_to_resume(flow, gft, tmp_path, monkeypatch):
     part = Sampler.part
 
     def interrupted(self, first, *rest):

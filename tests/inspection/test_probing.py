@@ -60,7 +60,7 @@ class Table(Told):
         (Table, 999.0, {"call": "x, t", "integer_time": True, "drop_channels": True}),
     ],
 )
-def test_the_call_is_found(network, scale, fields):
+def test_probing_finds_the_call(network, scale, fields):
     oracle = oracles.Oracle(TRUTH, scale=scale) if scale == 1000 else oracles.Oracle(TRUTH)
     found = look(network(oracle), TRUTH, fixed={"predicts": "velocity", "sign": 1})
     best = found.best.hypothesis.convention
@@ -71,7 +71,7 @@ def test_the_call_is_found(network, scale, fields):
     assert all(": " in failure for failure in failed.values())
 
 
-def test_both_orders_are_tried_where_the_names_say_nothing():
+def test_probing_tries_both_argument_orders_of_unnamed_arguments():
     class Names(Told):
         def forward(self, a, b):
             return self.answer(b, a)

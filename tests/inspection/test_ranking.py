@@ -145,7 +145,7 @@ def test_an_inspection_is_a_function_of_its_seed():
     assert one != other
 
 
-def test_what_cannot_be_inspected():
+def test_inspection_refuses_stochastic_paths_and_few_samples():
     bridge = REGISTRY.build("path", {"name": "brownian-bridge"})
     samples = Samples(Law(TRUTH), "data")
     rest = [samples, Facts((3,), None, None), bridge, None, INDEPENDENT]

@@ -57,7 +57,7 @@ def refused(*objects, **named):
 # Loading
 
 
-def test_two_loads_share_nothing():
+def test_loads_of_the_registry_share_nothing():
     first = with_schedule(Cool)
     assert "cool" in first.names("schedule")
     assert "cool" not in gftkit.load().names("schedule")
@@ -143,14 +143,14 @@ def test_a_plugin_may_not_take_a_built_in_plugins_name():
     assert "two plugins are named 'gftkit-schedules'" in refused(**{BUILT_IN: plugin(schedules={})})
 
 
-def test_one_component_registered_twice_names_both():
+def test_a_component_registered_twice_names_both_plugins():
     message = refused(mine=plugin(schedules={"exponential": Cool}))
     assert "schedule 'exponential' is registered twice" in message
     assert BUILT_IN in message
     assert "'mine'" in message
 
 
-def test_one_name_may_serve_two_kinds(registry):
+def test_components_of_two_kinds_may_share_a_name(registry):
     assert "linear" in registry.names("path")
     assert "linear" in registry.names("schedule")
 
@@ -191,7 +191,7 @@ def test_a_plugin_without_hooks_is_refused():
 
 
 @pytest.mark.parametrize("name", ["Cool", "cool_one", "-cool", "cool--one", "cool ", "", 3, "kühl"])
-def test_bad_names_are_refused(name):
+def test_bad_component_names_are_refused(name):
     assert "lower case letters, digits and single hyphens" in refused(mine=plugin(schedules={name: Cool}))
 
 

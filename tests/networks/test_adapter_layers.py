@@ -145,7 +145,7 @@ def test_layers_that_adapters_would_be_wrong_in_are_refused(make, options, messa
     assert drift.state_dict().keys() == before.keys()  # nothing was put in
 
 
-def test_what_is_refused_may_be_left_out():
+def test_layers_that_are_refused_may_be_excluded():
     for make, name in ((tied, "inner.*"), (lambda: with_reader(Reader), "read")):
         assert adapt(make(), Adapters(rank=2, exclude=[name])).layers
     grouped = changed(norm=nn.Conv2d(8, 8, 3, padding=1, groups=4))

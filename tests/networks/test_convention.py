@@ -57,7 +57,7 @@ class Recorder(nn.Module):
         ("x, lambda=t", "neither"),
     ],
 )
-def test_calls_that_mean_nothing_are_refused(call, message):
+def test_bad_call_strings_are_refused(call, message):
     with pytest.raises(ConfigError, match=message):
         parse_call(call)
     with pytest.raises(ConfigError, match=message):
@@ -90,7 +90,7 @@ def test_presets_and_their_fields_can_be_overridden():
         ({"range": [1, -1]}, "wanted .low, high. with low < high"),
     ],
 )
-def test_bad_blocks_are_refused(block, message):
+def test_bad_convention_blocks_are_refused(block, message):
     with pytest.raises(GftkitError, match=message):
         Convention.of(block)
 

@@ -203,7 +203,7 @@ class Recorder(nn.Module):
         return self.out(states[0])
 
 
-def test_the_call_is_as_written():
+def test_a_foreign_network_is_called_as_written():
     network = Recorder()
     block = {"call": "sample=x, timestep=t, y=label", "constants": {"return_dict": False}}
     drift = ForeignDrift(network, Convention.of(block))

@@ -39,7 +39,7 @@ def followed(fall, evaluations=60, noise=0.0, seed=0):
 
 
 @pytest.mark.parametrize("fall", [0.0, 0.05, 0.3, 0.6, 0.8, 0.9])
-def test_it_cools_to_zero_no_faster_than_the_model_follows(fall):
+def test_adaptive_cools_to_zero_no_faster_than_the_model_follows(fall):
     """By the next evaluation after each change it has arrived again, by its own measure."""
     found = followed(fall, evaluations=200)
     rhos = [rho for _, rho, _ in found]
@@ -90,7 +90,7 @@ def test_a_run_that_does_not_arrive_is_not_cooled(measured):
     assert schedule.temperature(1.0) < 4.0
 
 
-def test_nothing_is_concluded_from_the_start():
+def test_adaptive_concludes_nothing_from_the_first_evaluation():
     schedule, rule = Adaptive(), CopyingStop()
     schedule.observe(0.0, {**theory(1.0), **NEAR})
     rule.observe(0.0, NEAR)
@@ -122,7 +122,7 @@ def test_adaptive_ends_by_its_rule_at_the_temperature_it_has(registry):
     assert strict.needs == ("theory", "memorisation")
 
 
-def test_what_it_remembers_is_all(registry):
+def test_the_state_of_adaptive_is_complete(registry):
     one, other = registry.create("schedule", "adaptive"), registry.create("schedule", "adaptive")
     told = [theory(0.4), theory(0.95), theory(0.7), theory(0.97), theory(0.99)]
     for k, measured in enumerate(told):
@@ -163,7 +163,7 @@ def test_an_adaptive_run_cools_and_is_resumed_bit_for_bit(config, registry, tmp_
     assert (whole.folder / "metrics.jsonl").read_text() == (again / "metrics.jsonl").read_text()
 
 
-def test_a_run_that_learns_nothing_stays_at_its_start(config, registry, tmp_path):
+def test_adaptive_keeps_its_start_temperature_when_nothing_is_learned(config, registry, tmp_path):
     """The negative control: without steps worth the name there is nothing to arrive at, and T near 0 says nothing."""
     config["train"] |= {"learning_rate": 1e-12, "steps": 30}
     run = gftkit.finetune(config, tmp_path / "run", registry=registry)
@@ -187,7 +187,7 @@ def held_out(reached, error=0.02):
     return {"theory": measured, **FAR}
 
 
-def test_it_steps_back_to_the_optimum_of_held_out_pairs():
+def test_adaptive_steps_back_to_the_optimum_of_held_out_pairs():
     """A fit b_pre + (1 - rho)(Delta + zeta), with E<zeta, Delta> = 0 and |zeta|^2 = F: T15's beta is F/|Delta|^2."""
     gap, noise = 2.0, 0.5
     schedule = Adaptive(evidence="held-out")
@@ -198,7 +198,7 @@ def test_it_steps_back_to_the_optimum_of_held_out_pairs():
     assert schedule.temperature(1.0) == pytest.approx(noise / gap)
 
 
-def test_it_does_not_step_back_without_evidence():
+def test_adaptive_does_not_step_back_without_evidence():
     schedule = Adaptive(evidence="held-out")
     for k, told in enumerate([held_out(math.nan, math.nan), held_out(-1.0), held_out(1.0), held_out(1.5, error=0.6)]):
         schedule.observe((k + 1) / 10, told)
@@ -209,7 +209,7 @@ def test_it_does_not_step_back_without_evidence():
     assert deaf.temperature(1.0) < 0.01
 
 
-def test_it_holds_at_its_start_where_held_out_pairs_want_more_and_cools_when_they_do_not():
+def test_adaptive_holds_its_start_temperature_while_held_out_pairs_ask_for_more():
     schedule = Adaptive(start=0.25, evidence="held-out")
     schedule.observe(0.5, held_out(9.0))
     assert schedule.temperature(1.0) == pytest.approx(0.25)
@@ -219,7 +219,7 @@ def test_it_holds_at_its_start_where_held_out_pairs_want_more_and_cools_when_the
     assert schedule.temperature(1.0) == 0
 
 
-def test_held_out_evidence_wants_held_out_data(config, registry, tmp_path):
+def test_adaptive_by_held_out_pairs_needs_held_out_data(config, registry, tmp_path):
     config["schedule"] = {"name": "adaptive", "evidence": "held-out"}
     with pytest.raises(ConfigError, match="the run has none"):
         gftkit.finetune(config, tmp_path / "run", registry=registry)

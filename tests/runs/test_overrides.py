@@ -43,7 +43,7 @@ def test_a_setting_has_a_key_and_a_value(setting):
         override({}, setting)
 
 
-def test_bad_settings_say_what_is_wrong():
+def test_bad_settings_name_the_mistake():
     with pytest.raises(ConfigError, match=r"--set seed.x=3: seed is 1, not a mapping"):
         override({"seed": 1}, "seed.x=3")
     with pytest.raises(ConfigError, match=r"--set a=\[1 is not YAML"):

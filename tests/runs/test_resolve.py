@@ -100,7 +100,7 @@ def test_values_of_the_wrong_type_or_range_name_their_key(resolve, pretrain_conf
 
 
 @pytest.mark.parametrize("key", ["data", "drift"])
-def test_what_cannot_be_guessed_must_be_given(resolve, pretrain_config, key):
+def test_required_keys_must_be_given(resolve, pretrain_config, key):
     del pretrain_config[key]
     with pytest.raises(ConfigError, match=f"^{key} is missing"):
         resolve(pretrain_config)
@@ -213,7 +213,7 @@ def test_a_fine_tune_inherits_from_its_run(resolve, finetune_config, pretrained)
     assert config.seed == 0
 
 
-def test_what_a_fine_tune_gives_wins(registry, finetune_config):
+def test_settings_of_a_fine_tune_win_over_inherited_ones(registry, finetune_config):
     finetune_config["coupling"] = {"name": "optimal-transport"}
     config, warnings, *_ = resolve_config(finetune_config, "finetune", registry)
     assert config.coupling["name"] == "optimal-transport"
@@ -221,7 +221,7 @@ def test_what_a_fine_tune_gives_wins(registry, finetune_config):
     assert "coupling 'optimal-transport' differs from the pretrained run's 'independent'" in warning
 
 
-def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_config):
+def test_a_single_option_of_an_inherited_component_cannot_be_changed(registry, finetune_config):
     message = (
         r"drift: the pretrained run's drift 'mlp' is inherited whole, .* got {'width': 32}\. Leave `drift` out, or"
     )
@@ -229,7 +229,7 @@ def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_co
         resolve_config(finetune_config, "finetune", registry, ["drift.width=32"])
 
 
-def test_what_is_inherited_is_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
+def test_inherited_settings_are_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
     pretrain_config["source"] = {"name": "gaussian", "event_shape": [2], "mean": [0.0, 1.0]}
     gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
     finetune_config["pretrained"] = str(tmp_path / "run")

@@ -26,7 +26,7 @@ def test_idle_weights_are_found_and_nothing_moves():
     assert not devices.has_idle_weights(drift, *inputs)
 
 
-def test_what_is_told_of_a_launch(monkeypatch):
+def test_a_launch_that_starts_one_process_is_warned_about(monkeypatch):
     one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
     for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -47,7 +47,7 @@ def test_what_is_told_of_a_launch(monkeypatch):
         ("cuda", "AVX2", "float16", False),
     ],
 )
-def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, capability, precision, told):
+def test_a_precision_that_the_cpu_is_slow_at_is_warned_about(monkeypatch, device, capability, precision, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
     assert bool(found) == told
@@ -57,7 +57,7 @@ def test_a_precision_that_the_cpu_is_slow_at_is_told_of(monkeypatch, device, cap
 
 
 @pytest.mark.parametrize("variable", devices.FOREIGN)
-def test_what_a_configuration_would_not_tell_of_is_refused(variable, monkeypatch):
+def test_accelerate_variables_beyond_the_configuration_are_refused(variable, monkeypatch):
     for value in ("no", "NO"):
         monkeypatch.setenv(variable, value)
         assert devices.accelerator_of("cpu").num_processes == 1

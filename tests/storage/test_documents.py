@@ -16,7 +16,7 @@ from gftkit.storage.documents import parse_yaml, read_yaml
         ("{a: {b: 1e2}}", {"a": {"b": 100.0}}), ("1.2.3", "1.2.3"), ("-", [None]),
     ],
 )  # fmt: skip
-def test_numbers_are_numbers(text, value):
+def test_yaml_numbers_are_numbers(text, value):
     found = parse_yaml(text, "here")
     assert found == value
     assert type(found) is type(value)
@@ -31,7 +31,7 @@ def test_broken_yaml_names_file_and_line(tmp_path, text):
         read_yaml(tmp_path / "c.yaml")
 
 
-def test_a_key_that_stands_twice_is_named():
+def test_a_yaml_key_that_stands_twice_is_named():
     with pytest.raises(ConfigError, match="'steps' stands twice"):
         parse_yaml("train: {steps: 1, steps: 2}", "here")
     assert parse_yaml("x: &a {k: 1}\ny: {<<: *a, k: 2}", "here")["y"] == {"k": 2}

@@ -13,7 +13,7 @@ from gftkit.storage.files import lock_folder, remove_leftovers
 from gftkit.storage.tensors import write_tensors
 
 
-def test_a_folder_is_let_go_of_and_left_as_it_was(tmp_path):
+def test_the_lock_of_a_folder_is_released_after_an_error(tmp_path):
     with pytest.raises(RunError, match="gone wrong"), lock_folder(tmp_path / "new" / "deep"):
         raise RunError("gone wrong")
     assert os.listdir(tmp_path) == []
@@ -35,7 +35,7 @@ def write_large(path):
     write_tensors(path, {"x": torch.zeros(50_000_000)}, {})
 
 
-def test_what_a_killed_write_left_is_removed_whoever_named_it(tmp_path):
+def test_leftovers_of_a_killed_write_are_removed_whoever_named_them(tmp_path):
     """safetensors writes into a file of its own first."""
     killing.preload()
     process = killing.CONTEXT.Process(target=write_large, args=(tmp_path / "step-000000001.safetensors",))
@@ -65,7 +65,7 @@ def test_the_name_of_a_new_file_is_synced_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
-def test_a_file_system_that_cannot_sync_folders_is_borne(tmp_path, monkeypatch, number):
+def test_a_file_system_that_cannot_sync_folders_is_tolerated(tmp_path, monkeypatch, number):
     fsync = os.fsync
 
     def refuse(handle):

@@ -52,7 +52,7 @@ def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path, with_pict
     assert "[" in next(row for row in rows if row[0] == "energy")[2]
 
 
-def test_what_is_not_reached_or_not_known_is_left_open(runs, tmp_path):
+def test_thresholds_not_reached_or_not_known_are_left_open(runs, tmp_path):
     summary = compare(runs, tmp_path, "energy", "title", threshold=-99.0)
     assert summary["gft"]["steps_to_threshold"] is None
     assert summary["gft"]["seconds_to_threshold"] is None

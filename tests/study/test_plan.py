@@ -88,7 +88,7 @@ def test_the_studies_that_come_with_gftkit_can_be_planned(registry, tmp_path, na
     assert {"plain", "exponential", "adaptive"} <= set(made.methods)
 
 
-def test_one_is_pretrained_for_each_coupling_or_the_one_that_is_named(done, write_study, registry, tmp_path):
+def test_a_study_pretrains_once_for_each_coupling(done, write_study, registry, tmp_path):
     made, _ = done
     starts = {name: Run.open(start.folder).config.coupling["name"] for name, start in made.starts.items()}
     assert starts == {"independent": "independent", "optimal-transport": "optimal-transport"}
@@ -106,7 +106,7 @@ def test_a_study_may_start_from_a_finished_run(write_study, registry, pretrained
     assert any("T10" in warning for warning in made.warnings)  # the cell with another coupling than the run's
 
 
-def test_nothing_is_written_before_it_runs(write_study, registry, tmp_path):
+def test_planning_a_study_writes_nothing(write_study, registry, tmp_path):
     try_out(plan(write_study(), tmp_path / "out", registry), registry)
     assert not (tmp_path / "out").exists()
 
@@ -151,7 +151,7 @@ def test_a_study_that_cannot_be_run_is_refused_before_anything_is(refused, write
     assert not (tmp_path / "out").exists()
 
 
-def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path):
+def test_a_study_of_more_samples_than_there_are_is_refused(refused, write_study, tmp_path):
     np.save(tmp_path / "few.npy", np.zeros((25, 2), "f4"))
     base = {**BASE, "data": {"name": "arrays", "file": "few.npy"}}
     message = refused("compare", write_study(base=base), "--out", "out", "--workers", "1")
@@ -159,7 +159,7 @@ def test_more_samples_than_there_are_are_refused(refused, write_study, tmp_path)
     assert "30 samples wanted, 25 are left" in message
 
 
-def test_files_and_folders_that_are_not_there_are_told(refused, write_study, tmp_path):
+def test_missing_files_and_folders_of_a_study_are_named(refused, write_study, tmp_path):
     assert "there is no such file" in refused("compare", "none.yaml")
     assert "no cell is called so" in refused("compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run")
     assert "nothing to report" in refused("compare", write_study(), "--out", "out", "--report-only", code=1)
@@ -172,7 +172,7 @@ def test_methods_may_be_given_settings_under_their_own_names(write_study, regist
     assert made.config(Cell("l2-sp", "independent", 20, 0)).objective.l2_sp == 3.0
 
 
-def test_a_wrong_setting_is_told_with_its_method(write_study, registry, tmp_path):
+def test_a_wrong_setting_is_named_with_its_method(write_study, registry, tmp_path):
     methods = {"twice": {"method": "plain", "set": {"train.stpes": 3}}}
     with pytest.raises(gftkit.GftkitError, match=r"stpes.*Did you mean 'steps'"):
         plan(write_study(methods=methods), tmp_path, registry)

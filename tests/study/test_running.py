@@ -66,7 +66,7 @@ def test_runs_of_another_study_are_refused(done, registry):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_lists_runs_reports_and_tells_of_what_failed(gft, write_study, tmp_path):
+def test_the_study_command_lists_runs_reports_and_names_failures(gft, write_study, tmp_path):
     groups = [{"methods": ["plain", "hot"], "sizes": [20], "seeds": [0]}]
     methods = {"hot": {"method": "plain", "set": {"train.learning_rate": 1e30, "train.clip": None}}}
     file = write_study(groups=groups, methods=methods)

@@ -200,7 +200,7 @@ def test_a_second_fine_tune_with_adapters_starts_from_the_merged_weights(tuned, 
         (7, "adapters: wanted a mapping, got 7"),
     ],
 )
-def test_options_are_checked(source, registry, adapters, message):
+def test_options_of_adapters_are_checked(source, registry, adapters, message):
     with pytest.raises(GftkitError, match=re.escape(message)):
         resolve_config(tuning(source, adapters=adapters), "finetune", registry)
 

@@ -86,7 +86,7 @@ def test_a_student_starts_from_its_teacher_and_learns(student, pretrained):
 
 
 @pytest.mark.slow
-def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, tmp_path, monkeypatch):
+def test_a_resumed_distillation_equals_an_undisturbed_one(student, pretrained, tmp_path, monkeypatch):
     from gftkit.training.distillation import Distillation
 
     take = Distillation.take
@@ -109,7 +109,7 @@ def test_a_resumed_distillation_repeats_an_undisturbed_one(student, pretrained, 
     assert not all(torch.equal(held, other[name]) for name, held in whole.items())
 
 
-def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
+def test_start_and_end_of_a_jump_are_two_sorted_uniform_times(pretrained):
     from gftkit.experiment.build import build
     from gftkit.runs.resolve import resolve_config
     from gftkit.runtime.devices import accelerator_of
@@ -127,7 +127,7 @@ def test_start_and_end_are_two_uniform_times_in_their_order(pretrained):
     assert not torch.equal(end, steps.ends(1, t))
 
 
-def test_half_precision_is_of_the_networks_alone(pretrained, tmp_path):
+def test_half_precision_in_distillation_is_of_the_networks_alone(pretrained, tmp_path):
     config = {**SHORT, "pretrained": str(pretrained), "train": {"steps": 2, "batch_size": 16, "precision": "bfloat16"}}
     run = gftkit.distill(config, tmp_path / "run", device="cpu")
     assert all(held.dtype == torch.float32 for held in run.weights()[0].values())
@@ -146,7 +146,7 @@ def distilling(write_config, refused, pretrained, tmp_path):
     return run
 
 
-def test_what_makes_no_sense_is_refused(distilling, student, pretrained, finetuning, pretraining, tmp_path):
+def test_distillation_refuses_bad_starts_and_options(distilling, student, pretrained, finetuning, pretraining, tmp_path):
     assert "pretrained is missing" in distilling(pretrained=None)
     assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))
@@ -166,7 +166,7 @@ def test_an_sde_has_no_flow_map(distilling, run_copy):
     assert "carries a state to a law and not to a state" in distilling(pretrained=str(run_copy))
 
 
-def test_another_teacher_isn_t_gone_on_with(student, pretrained, run_copy, tmp_path, refused, write_config):
+def test_resume_with_another_teacher_is_refused(student, pretrained, run_copy, tmp_path, refused, write_config):
     import shutil
 
     folder = shutil.copytree(student, tmp_path / "half")
@@ -233,7 +233,7 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused(pretrained):
+def test_distillation_on_several_processes_is_refused(pretrained):
     from types import SimpleNamespace
 
     from gftkit.experiment.build import build

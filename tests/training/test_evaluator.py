@@ -49,7 +49,7 @@ def test_metrics_of_the_ends_are_measured_there_only(tuning, tmp_path, registry)
         (["frechett"], r"evaluate\.ends\[0\]"),
     ],
 )
-def test_what_the_ends_can_not_have_is_refused_before_the_first_step(tuning, tmp_path, registry, ends, match):
+def test_bad_metrics_of_the_ends_are_refused_before_the_first_step(tuning, tmp_path, registry, ends, match):
     tuning["evaluate"]["ends"] = ends
     with pytest.raises(GftkitError, match=match):
         gftkit.finetune(tuning, tmp_path / "run", registry=registry)

@@ -118,7 +118,7 @@ def checked(config, out, resume=False, moments=None):
 
 
 @pytest.mark.slow
-def test_a_run_with_everything_is_killed_and_goes_on(config, before, tmp_path):
+def test_a_run_with_everything_is_killed_and_resumed(config, before, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     several.run(checked, config, whole)
 

@@ -65,7 +65,7 @@ def go_on(config, out, moment=None):
     return killing.start(config, out, resume=(out / "config.yaml").is_file(), moment=moment)
 
 
-def test_a_run_killed_at_a_step_and_within_a_checkpoint_goes_on_as_if_undisturbed(pretrained, tmp_path, registry):
+def test_a_run_killed_at_a_step_and_within_a_checkpoint_is_resumed_bit_for_bit(pretrained, tmp_path, registry):
     config = tuned(pretrained)
     gftkit.finetune(config, tmp_path / "whole", registry=registry)
     out = tmp_path / "killed"
@@ -79,7 +79,7 @@ def test_a_run_killed_at_a_step_and_within_a_checkpoint_goes_on_as_if_undisturbe
     assert result(out) == result(tmp_path / "whole")
 
 
-def test_what_the_comparison_sees(finished, tmp_path):
+def test_the_comparison_of_runs_sees_every_difference(finished, tmp_path):
     """Its wrong twins: a weight that is off by one bit, in either file; a line too many; a file left over."""
     whole, copy = result(finished), shutil.copytree(finished, tmp_path / "copy")
     assert result(copy) == whole

@@ -73,7 +73,7 @@ def test_a_run_stopped_before_its_first_checkpoint_or_at_its_last_step_resumes(t
         assert (whole / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
 
 
-def test_a_damaged_checkpoint_is_passed_over(tuning, tmp_path, registry, capsys):
+def test_resume_passes_over_a_damaged_checkpoint(tuning, tmp_path, registry, capsys):
     whole = gftkit.finetune(tuning, tmp_path / "whole", registry=registry).folder
     broken = gftkit.finetune(tuning, tmp_path / "broken", registry=registry).folder
     interrupt(broken, 16)
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_passed_over(tuning, tmp_path, registry, capsys)
     assert f"{newest.name} is damaged" in capsys.readouterr().err
 
 
-def test_a_resumed_run_takes_the_same_configuration_and_anchor(tuning, tmp_path, registry):
+def test_resume_with_another_configuration_or_anchor_is_refused(tuning, tmp_path, registry):
     out = gftkit.finetune(tuning, tmp_path / "run", registry=registry).folder
     interrupt(out, 8)
     with pytest.raises(RunError, match=r"another configuration: train differ"):
@@ -104,7 +104,7 @@ def flip(path, place):
     path.write_bytes(raw)
 
 
-def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(stopped, finished, registry, capsys):
+def test_resume_from_before_a_damaged_checkpoint_gives_the_same_result(stopped, finished, registry, capsys):
     newest = checkpoint.checkpoints_of(stopped / "checkpoints")[-1]
     flip(newest, -1)
     gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
@@ -112,7 +112,7 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint_to_the_same_result(stopp
     assert result(stopped) == result(finished)
 
 
-def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
+def test_resume_with_every_checkpoint_damaged_is_refused(stopped, registry):
     folder = stopped / "checkpoints"
     for path in checkpoint.checkpoints_of(folder):
         flip(path, -3)
@@ -124,7 +124,7 @@ def test_with_every_checkpoint_damaged_nothing_starts_anew(stopped, registry):
 
 
 @pytest.mark.parametrize("change", ["values", "count"])
-def test_other_data_are_refused(registry, tmp_path, change):
+def test_resume_with_other_data_is_refused(registry, tmp_path, change):
     """The same file with other values in it: what they would lead to is neither run's result."""
     data = np.random.default_rng(0).normal(size=(30, 2)).astype("f4")
     np.save(tmp_path / "x.npy", data)
@@ -150,7 +150,7 @@ sys.stdin.read()
 """
 
 
-def test_a_folder_that_another_process_is_at_work_in_is_refused(registry, tmp_path):
+def test_a_run_folder_locked_by_another_process_is_refused(registry, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     command = [sys.executable, "-c", HOLDER, str(out / LOCK)]
@@ -171,7 +171,7 @@ def older(folder):
     assert "skip" not in path.read_text()
 
 
-def test_an_option_that_is_new_counts_with_its_default(stopped, registry):
+def test_resume_fills_in_the_default_of_a_new_option(stopped, registry):
     older(stopped)
     gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
     older(stopped)

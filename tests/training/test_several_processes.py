@@ -149,7 +149,7 @@ def test_two_processes_train_as_one(undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("errors", "last"), [(0.0, STEPS), (1e6, 6)])
-def test_what_is_heard_is_heard_by_every_process(tuning, tmp_path, errors, last):
+def test_every_process_hears_the_measurements_of_the_main_one(tuning, tmp_path, errors, last):
     """Only the main one measures; all of them cool, and end, as it says."""
     tuning["schedule"] = {"name": "adaptive", "stop": {"name": "copying", "errors": errors}}
     betas = {}
@@ -171,7 +171,7 @@ def test_processes_that_keep_their_gradients_differ(undisturbed, tuning, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("pairing", ["global", "process"])
 @pytest.mark.parametrize(("rank", "moment"), [(1, ("at-a-step", 6)), (0, ("within-a-write", 2)), (0, ("in-a-line", 5))])
-def test_killed_processes_go_on_as_if_undisturbed(undisturbed, tuning, tmp_path, pairing, rank, moment):
+def test_killed_processes_are_resumed_bit_for_bit(undisturbed, tuning, tmp_path, pairing, rank, moment):
     tuning["train"] |= {"pairing": pairing, "workers": int(pairing == "process")}
     whole = undisturbed("two")
     if pairing == "process":
@@ -276,7 +276,7 @@ def test_torchrun_and_the_command_line(undisturbed, tuning, tmp_path, write_conf
 
 
 @pytest.mark.slow
-def test_accelerate_launch_that_leaves_processes_out_is_told_of(pretrain_config, tmp_path, write_config, process):
+def test_accelerate_launch_that_starts_one_process_is_warned_about(pretrain_config, tmp_path, write_config, process):
     start = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "gftkit")
     done = process("pretrain", write_config(pretrain_config), "--out", "run", start=start)
     assert done.code == 0, done.err
@@ -307,7 +307,7 @@ def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version)
         (2, 18, "2 samples for 3 processes. Start at most 2"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(tuning, tmp_path, registry, count, size, message):
+def test_batches_that_processes_cannot_share_are_refused(tuning, tmp_path, registry, count, size, message):
     tuning["data"]["count"] = count
     tuning["evaluate"]["metrics"] = []
     tuning["train"] |= {"batch_size": size, "pairing_batch": size}

@@ -322,7 +322,7 @@ def whole_rows(dataset, first, last):
     return float(dataset.batch(torch.arange(first, last)).x1.unique())
 
 
-def test_what_counts_as_large(registry, tmp_path):
+def test_a_file_is_large_by_its_bytes(registry, tmp_path):
     """A file with a hole: 1.2 GB that take no space. Nothing of it is read at the start."""
     shape = (300_000, 1000)
     np.lib.format.open_memmap(tmp_path / "hole.npy", mode="w+", dtype=np.float32, shape=shape).flush()

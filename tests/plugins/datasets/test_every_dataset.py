@@ -172,7 +172,7 @@ def test_a_batch_comes_in_the_order_asked_for(seen, name, data):
 
 
 @every
-def test_two_of_the_same_are_the_same(seen, made, name):
+def test_a_data_set_made_twice_is_the_same(seen, made, name):
     first, second = seen(name)[1], whole(view(made, name))
     assert torch.equal(first.x1, second.x1)
     assert first.label is None or torch.equal(first.label, second.label)
@@ -222,7 +222,7 @@ def test_some_samples_of_a_split_stay_in_it(made, name):
 
 
 @every_finite_one
-def test_what_is_skipped_is_what_a_smaller_count_chooses(made, name):
+def test_skip_leaves_out_what_a_smaller_count_chooses(made, name):
     every = chosen(made(name, count=9, seed=3))
     first, rest = chosen(made(name, count=5, seed=3)), chosen(made(name, count=4, skip=5, seed=3))
     assert not first & rest

@@ -83,7 +83,7 @@ def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
 # --- how they are kept ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_path, monkeypatch):
+def test_a_file_keeps_generated_pairs_and_is_read_for_the_same_run(pretrained, tmp_path, monkeypatch):
     from gftkit.generation.sampler import Sampler
 
     file = tmp_path / "pairs.safetensors"
@@ -101,7 +101,7 @@ def test_a_file_keeps_them_and_is_read_where_it_is_of_the_same(pretrained, tmp_p
         everything(pairs(pretrained, file=str(file)))
 
 
-def test_nothing_is_made_before_it_is_asked_for(pretrained, monkeypatch):
+def test_pairs_are_generated_when_first_used(pretrained, monkeypatch):
     from gftkit.generation.sampler import Sampler
 
     monkeypatch.setattr(Sampler, "part", None)
@@ -115,7 +115,7 @@ def test_a_copy_for_another_process_holds_them(pretrained):
     assert torch.equal(everything(copy).x0, everything(dataset).x0)
 
 
-def test_what_can_t_be_sampled_is_refused(pretrained, run_copy, tmp_path):
+def test_runs_that_cannot_be_sampled_are_refused(pretrained, run_copy, tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         pairs(tmp_path)
     with pytest.raises(ConfigError, match="wanted a name that ends in"):

@@ -74,7 +74,7 @@ def test_a_fine_tune_on_replayed_samples_is_a_run_like_others(finetune_config, p
     assert not run.weights()[1].paired
 
 
-def test_what_cannot_be_mixed_is_refused(pretrained, images, tmp_path):
+def test_samples_that_cannot_be_mixed_are_refused(pretrained, images, tmp_path):
     moons = {"name": "two-moons", "count": 10}
     with pytest.raises(ConfigError, match="target: wanted a finite set"):
         replay(pretrained, {"name": "two-moons"})

@@ -84,7 +84,7 @@ def test_arrays_come_back_as_float32(load, tmp_path, ending, dtype):
     assert dataset.batch(torch.empty(0, dtype=torch.int64)).x1.shape == (0, 2, 3)
 
 
-def test_names_are_cut_at_the_first_dot(load, tmp_path):
+def test_member_names_are_cut_at_the_first_dot(load, tmp_path):
     """Folders belong to the key, so that the same number may stand in several; endings are compared in lower case."""
     tar(
         tmp_path / "a.tar",
@@ -131,7 +131,7 @@ def test_conditions_are_further_arrays(load, tmp_path):
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.randoms(use_true_random=False))
 @settings(max_examples=10)
-def test_any_sample_is_found(registry, tmp_path_factory, sizes, random):
+def test_any_sample_of_any_shard_is_found(registry, tmp_path_factory, sizes, random):
     folder = tmp_path_factory.mktemp("shards")
     value = 0
     for number, size in enumerate(sizes):
@@ -343,7 +343,7 @@ def test_pickled_content_never_runs(refused, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_headers_do_not_tell_is_named_when_it_is_read(load, tmp_path):
+def test_bad_content_behind_good_headers_is_named_when_it_is_read(load, tmp_path):
     picture = encoded(np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8))
     damaged = picture[: len(picture) // 2] + bytes(len(picture) - len(picture) // 2)
     tar(tmp_path / "a.tar", {"0.png": picture, "x/1.png": damaged})
@@ -378,7 +378,7 @@ def test_a_shard_without_permission_is_named(refused, tmp_path, monkeypatch):
     refused(rf"^{re.escape(str(shard))}: can't be read \(Permission denied\)\. Check the path and its permissions")
 
 
-def test_options_are_checked(load, tmp_path):
+def test_options_of_shards_are_checked(load, tmp_path):
     tar(tmp_path / "a.tar", {"0.png": grey(0)})
     with pytest.raises(ConfigError, match=r"size: wanted int, > 0 or null, got 0"):
         load(size=0)

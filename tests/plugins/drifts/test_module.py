@@ -173,7 +173,7 @@ def test_a_resumed_run_is_the_undisturbed_one(settings, tmp_path):
     assert all(torch.equal(resumed[name], wanted[name]) for name in wanted)
 
 
-def test_two_starts_are_refused(refused, write_config, settings):
+def test_a_fine_tune_with_two_starts_is_refused(refused, write_config, settings):
     config = write_config({**settings, "pretrained": "own.pt"})
     assert "are two starts of one drift" in refused("finetune", config)
     nothing = {**settings, "drift": {**settings["drift"], "weights": None}}
@@ -203,7 +203,7 @@ def test_a_weights_file_may_stand_in_pretrained_too(settings, tmp_path, own):
         ({"convention": None}, "drift.convention is missing"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_error(make, own, changes, message):
+def test_weights_and_networks_that_do_not_fit_are_one_error(make, own, changes, message):
     if "target" in changes:
         changes = {"target": changes["target"].replace("OWN", own.name)}
     with pytest.raises(gftkit.GftkitError, match=message):

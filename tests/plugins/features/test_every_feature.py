@@ -108,7 +108,7 @@ def test_classifier_weights_come_from_the_cache(classifier, cache, monkeypatch):
     assert torch.equal(again(images(4)), classifier(images(4)))
 
 
-def test_another_recipe_has_another_file():
+def test_classifier_file_depends_on_its_recipe():
     names = {replace(SHORT, **change).name for change in ({}, {"version": 2}, {"steps": 4}, {"seed": 1})}
     assert len(names) == 4
 

@@ -41,7 +41,7 @@ def test_unbiased_distances_of_equal_laws_lie_about_0_and_their_intervals_hold_i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_are_in_every_name_and_asked_for(name):
+def test_solver_steps_are_in_every_metric_name_and_used(name):
     x, y = pair(40, 40)
     made = Made(x, y, y + 1, inherited=lambda count: Batch(y))
     options = {"metric": {"name": "energy", "steps": 4}} if name == "forgetting" else {"steps": 4}
@@ -54,7 +54,7 @@ def test_steps_are_in_every_name_and_asked_for(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_cannot_be_measured_is_refused_before_anything_is_sampled(name):
+def test_metrics_without_their_data_are_refused_before_anything_is_sampled(name):
     metric = REGISTRY.create("metric", name)
     metric.check(SCOPE)
     with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] .*at least 20 samples, and evaluate\.count is 19"):
@@ -76,7 +76,7 @@ def test_features_of_the_wrong_size_are_refused_at_the_start(name):
         check([("evaluate.metrics[0]", bad)], SCOPE)
 
 
-def test_special_refusals_at_the_start(monkeypatch):
+def test_options_of_single_metrics_are_refused_at_the_start(monkeypatch):
     with pytest.raises(ConfigError, match="nothing was pretrained"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "forgetting"))], Scope(40, 40, 40, True, (2,)))
     with pytest.raises(ConfigError, match="nothing is held out"):
@@ -91,14 +91,14 @@ def test_special_refusals_at_the_start(monkeypatch):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "wasserstein"))], Scope(40, 30, 40, True, (2,)))
 
 
-def test_names_leave_out_what_belongs_to_another_name():
+def test_metric_names_leave_out_options_of_other_metrics():
     assert names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
 
 
 # In runs
 
 
-def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_path, with_pictures):
+def test_a_run_measures_two_sample_metrics_and_reports_their_intervals(finetune_config, tmp_path, with_pictures):
     finetune_config["evaluate"] |= {
         "data": {"name": "gaussian-mixture", "count": 40, "split": "test"},
         "metrics": ["precision-recall", "memorisation", "forgetting"],
@@ -131,7 +131,7 @@ def test_a_run_measures_them_and_reports_their_intervals(finetune_config, tmp_pa
         ({"name": "forgetting", "data": {"name": "digits"}}, r"wanted samples of shape \(2,\)"),
     ],
 )
-def test_a_run_refuses_what_cannot_be_measured(finetuning, finetune_config, monkeypatch, metric, message):
+def test_a_run_refuses_such_metrics_before_it_samples(finetuning, finetune_config, monkeypatch, metric, message):
     monkeypatch.setattr(
         "gftkit.evaluation.evaluation.generate", lambda *_, **__: pytest.fail("sampled before it was refused")
     )

@@ -241,7 +241,7 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     assert not [claim.name for claim in integrators.claims(REGISTRY)]  # and nothing is claimed of it
 
 
-def test_bad_options_are_refused():
+def test_bad_solver_options_are_refused():
     for name, options, word in (
         ("torchdiffeq", {"method": "rk5"}, "rk5"),
         ("torchdiffeq", {"rtol": 0.0}, "> 0"),

@@ -46,7 +46,12 @@ def test_version(process):
     assert (done.code, done.out.strip(), done.err) == (0, "gftkit 0.1.0", "")
 
 
-def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_config, finetune_config, tmp_path):
+@pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_pretrain_finetune_sample_and_evaluate(
+    process, gft, write_config, pretrain_config, finetune_config, tmp_path, in_process
+):
+    """Runs are made by processes of their own; they are sampled and evaluated here, or (slow) by further processes."""
+    command = gft if in_process else process
     config = write_config(pretrain_config, "pre.yaml")
     done = process("pretrain", config, "--set", "train.steps=12", "--set", "drift.width=8", "--device", "cpu")
     assert done.code == 0, done.err
@@ -63,21 +68,21 @@ def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_c
     assert summary["run"] == "out/gft"
     assert summary["steps"] == 10
     assert set(summary["ema"]) == {"energy", "energy_stderr", "energy_low", "energy_high"}
-    gft = tmp_path / "out" / "gft"
-    assert listing(gft) == RUN_FILES
-    environment = json.loads((gft / "environment.json").read_text())
+    run = tmp_path / "out" / "gft"
+    assert listing(run) == RUN_FILES
+    environment = json.loads((run / "environment.json").read_text())
     assert environment["components"]["schedule"]["plugin"] == "gftkit-schedules"
     assert environment["components"]["schedule"]["distribution"] == "gftkit"
-    lines = [json.loads(line) for line in (gft / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"train", "evaluation"}
 
-    done = process("sample", gft, "--count", "5", "--seed", "3", "--solver", "heun", "--steps", "2", "--json")
+    done = command("sample", run, "--count", "5", "--seed", "3", "--solver", "heun", "--steps", "2", "--json")
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert (answer["count"], answer["seed"]) == (5, 3)
     assert np.load(answer["file"])["samples"].shape == (5, 2)
 
-    done = process("evaluate", gft, "--set", "evaluate.count=24", "--json")
+    done = command("evaluate", run, "--set", "evaluate.count=24", "--json")
     assert (done.code, done.err) == (0, "")
     assert set(json.loads(done.out)) == {"energy", "energy_stderr", "energy_low", "energy_high"}
 

@@ -1,10 +1,9 @@
 """Exported weights and adapters: what is written, and that the plain network and peft read it."""
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.adapters import close, run_loop, tuning
+from support.adapters import close, read_by_peft, run_loop, tuning
 
 import gftkit
 from gftkit.generation.export import export
@@ -27,7 +26,7 @@ def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, regis
         assert torch.equal(plain(**given), wanted)
         files = export(run, out, "adapter", weights)
         assert [path.name for path in files] == [adapters.CONFIG, adapters.WEIGHTS]
-        loaded = peft.PeftModel.from_pretrained(gftkit.Run.open(source).drift(), out).eval()
+        loaded = read_by_peft(gftkit.Run.open(source).drift(), out)
         close(loaded(**given), wanted)
         with pytest.raises(RunError, match="exists"):
             export(run, out, "adapter", weights)

@@ -54,6 +54,13 @@ def train(adapted):
     return adapted
 
 
+def read_by_peft(plain, folder):
+    """The plain network with adapters that peft reads from a folder, in evaluation mode."""
+    from peft import PeftModel  # takes seconds to import: no other test should wait for it
+
+    return PeftModel.from_pretrained(plain, folder).eval()
+
+
 def close(one, other):
     assert (one - other).abs().max() < ROUND_OFF * other.abs().max()
 

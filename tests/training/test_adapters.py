@@ -7,11 +7,10 @@ import re
 import shutil
 import sys
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.adapters import PRETRAIN, ROUND_OFF, close, run_loop, tuning
+from support.adapters import PRETRAIN, ROUND_OFF, close, read_by_peft, run_loop, tuning
 from support.paths import ROOT
 
 import gftkit
@@ -101,7 +100,7 @@ def test_a_run_keeps_merged_weights_and_adapters_in_pefts_format(source, tuned, 
     given = {"t": torch.rand(4), "x": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     merged, plain = run.drift(), before.drift()
     assert merged.state_dict().keys() == plain.state_dict().keys()
-    loaded = peft.PeftModel.from_pretrained(plain, tuned / "adapter").eval()
+    loaded = read_by_peft(plain, tuned / "adapter")
     close(loaded(**given), merged(**given))
     assert not torch.equal(before.drift()(**given), merged(**given))
     assert json.loads((tuned / "adapter/adapter_config.json").read_text())["r"] == 4
@@ -254,9 +253,9 @@ def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
         merged.load_state_dict(load_file(file))
         close(merged(x, t), wanted)
         export(run, out, "adapter", weights)
-        close(peft.PeftModel.from_pretrained(copy.deepcopy(net), out).eval()(x, t), wanted)
-        close(peft.PeftModel.from_pretrained(copy.deepcopy(net), out).merge_and_unload()(x, t), wanted)
-    written = peft.PeftModel.from_pretrained(copy.deepcopy(net), run.folder / "adapter").eval()
+        close(read_by_peft(copy.deepcopy(net), out)(x, t), wanted)
+        close(read_by_peft(copy.deepcopy(net), out).merge_and_unload()(x, t), wanted)
+    written = read_by_peft(copy.deepcopy(net), run.folder / "adapter")
     close(written(x, t), -run.drift()(1 - t, x))
     # what was exported is a foreign network's weights again, and a fine-tune's start
     again = {**run.config.drift, "weights": str(tmp_path / "ema/model.safetensors")}

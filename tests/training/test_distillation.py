@@ -146,7 +146,9 @@ def distilling(write_config, refused, pretrained, tmp_path):
     return run
 
 
-def test_distillation_refuses_bad_starts_and_options(distilling, student, pretrained, finetuning, pretraining, tmp_path):
+def test_distillation_refuses_bad_starts_and_options(
+    distilling, student, pretrained, finetuning, pretraining, tmp_path
+):
     assert "pretrained is missing" in distilling(pretrained=None)
     assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))

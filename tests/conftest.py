@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from hypothesis import strategies as st
-from support import adapters, moons, results
+from support import adapters, run_results, runs_on_moons
 from support.strategies import MINIMAL, MORE, drawn
 
 import gftkit
@@ -106,8 +106,8 @@ def finetune_config(pretrained):
 
 @pytest.fixture(scope="session")
 def pretrained_on_moons(tmp_path_factory, registry):
-    """The folder of a finished run of ``support.moons``, with all its checkpoints. Don't write to it."""
-    return gftkit.pretrain(moons.PRETRAIN, tmp_path_factory.mktemp("moons") / "run", registry=registry).folder
+    """The folder of a finished run of ``support.runs_on_moons``, with all its checkpoints. Don't write to it."""
+    return gftkit.pretrain(runs_on_moons.PRETRAIN, tmp_path_factory.mktemp("moons") / "run", registry=registry).folder
 
 
 @pytest.fixture
@@ -117,16 +117,16 @@ def tuning(pretrained_on_moons):
         "pretrained": str(pretrained_on_moons),
         "data": {"name": "gaussian-mixture", "count": 10, "seed": 1},
         "schedule": {"name": "exponential"},
-        "train": dict(moons.PRETRAIN["train"]),
-        "evaluate": json.loads(json.dumps(moons.PRETRAIN["evaluate"])),
+        "train": dict(runs_on_moons.PRETRAIN["train"]),
+        "evaluate": json.loads(json.dumps(runs_on_moons.PRETRAIN["evaluate"])),
         "seed": 5,
     }
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, registry):
-    """The folder of a finished run of ``support.results.MLP``. Don't write to it."""
-    return gftkit.pretrain(results.MLP, tmp_path_factory.mktemp("finished") / "run", registry=registry).folder
+    """The folder of a finished run of ``support.run_results.MLP``. Don't write to it."""
+    return gftkit.pretrain(run_results.MLP, tmp_path_factory.mktemp("finished") / "run", registry=registry).folder
 
 
 @pytest.fixture

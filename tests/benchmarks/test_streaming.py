@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.data import encoded, tar
+from support.data_files import encoded, tar
 from support.paths import ROOT
 
 import gftkit

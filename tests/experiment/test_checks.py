@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.moons import PRETRAIN
+from support.runs_on_moons import PRETRAIN
 
 import gftkit
 from gftkit.experiment.build import build

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.bulk import ROUND_OFF, apart, samples
+from support.bulk_samples import ROUND_OFF, apart, samples
 
 from gftkit.generation import write as bulk
 from gftkit.generation.animation import frames

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.bulk import COUNT, ROUND_OFF, apart, samples
+from support.bulk_samples import COUNT, ROUND_OFF, apart, samples
 
 from gftkit.api import Run
 from gftkit.generation import write as bulk

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.bulk import COUNT, NOISY, ROUND_OFF, apart
+from support.bulk_samples import COUNT, NOISY, ROUND_OFF, apart
 
 from gftkit.generation import sampler as sampling
 from gftkit.generation.sampler import Request, Sampler

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support import processes as several
-from support.bulk import COUNT, NOISY, ROUND_OFF, apart, samples
+from support import process_groups as several
+from support.bulk_samples import COUNT, NOISY, ROUND_OFF, apart, samples
 
 from gftkit.generation import write as bulk
 from gftkit.generation.parts import Parts

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.bulk import COUNT
+from support.bulk_samples import COUNT
 
 import gftkit
 from gftkit.generation import sampler as sampling

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import networks as oracles
+from support import oracles
 from support.inspections import PATH, REGISTRY, TRUTH, Told, look
 
 import gftkit

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support import networks as oracles
+from support import oracles
 from torch import nn
 
 import gftkit

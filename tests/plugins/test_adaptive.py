@@ -1,4 +1,4 @@
-"""The schedule ``adaptive`` and the rule ``copying``: when they cool, hold and end, and that they are resumed."""
+"""The schedule ``adaptive``: when it cools, holds and steps back, and that a run with it is resumed."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.runs import checkpoint
 from gftkit.theory.objective import retention
@@ -224,37 +224,3 @@ def test_adaptive_by_held_out_pairs_needs_held_out_data(config, registry, tmp_pa
     with pytest.raises(ConfigError, match="the run has none"):
         gftkit.finetune(config, tmp_path / "run", registry=registry)
     assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-@pytest.fixture
-def chosen(config, registry, tmp_path):
-    """A run that chose its temperatures and its end on a part of the data."""
-    digits = {"name": "gaussian-mixture", "count": 20}
-    config |= {"data": digits, "schedule": {"name": "adaptive", "stop": {"name": "copying", "errors": 50.0}}}
-    return gftkit.finetune(config, tmp_path / "chosen", registry=registry)
-
-
-def test_a_recorded_schedule_has_the_temperatures_and_the_end_of_its_run(chosen, config, registry, tmp_path):
-    assert 10 <= chosen.steps() < 60
-    config |= {"schedule": {"name": "recorded", "run": str(chosen.folder)}, "data": {"name": "two-moons", "count": 25}}
-    run = gftkit.finetune(config, tmp_path / "refit", registry=registry)
-    assert run.steps() == chosen.steps()
-    assert "ended there" in json.loads((run.folder / "summary.json").read_text())["stopped"]["reason"]
-    one, other = (
-        [(line["step"], line["temperature"]) for line in r.history() if line["kind"] == "train"] for r in (run, chosen)
-    )
-    assert one == other
-    longer = gftkit.finetune({**config, "train": {**config["train"], "steps": 120}}, tmp_path / "l", registry=registry)
-    assert longer.steps() == 2 * chosen.steps()
-
-
-def test_a_recorded_schedule_steps_where_its_run_did(chosen, monkeypatch):
-    lines = [{"step": step, "kind": "train", "temperature": beta} for step, beta in ((10, 4.0), (20, 1.0), (60, 0.5))]
-    monkeypatch.setattr("gftkit.runs.folder.RunFolder.history", lambda run: lines)
-    schedule = gftkit.load().create("schedule", "recorded", run=chosen.folder)
-    assert [schedule.temperature(step / 60) for step in (0, 9, 10, 19, 20, 59)] == [4.0, 4.0, 1.0, 1.0, 0.5, 0.5]
-
-
-def test_only_a_finished_fine_tune_is_recorded(registry, pretrained):
-    with pytest.raises(RunError, match="wanted a finished fine-tune"):
-        registry.create("schedule", "recorded", run=pretrained)

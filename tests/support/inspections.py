@@ -1,7 +1,7 @@
 """Networks of known conventions for a mixture in two dimensions, and inspections of them."""
 
 import torch
-from support import networks as oracles
+from support import oracles
 from torch import nn
 
 import gftkit

@@ -1,7 +1,7 @@
 """The anchor in training: which weights it has, when it is evaluated, and what it holds on to."""
 
 import pytest
-from support.moons import STEPS, model
+from support.runs_on_moons import STEPS, model
 
 import gftkit
 from gftkit.networks.anchor import FrozenAnchor, identity

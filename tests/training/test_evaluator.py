@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.moons import STEPS, interrupt, model, same
+from support.runs_on_moons import STEPS, interrupt, model, same
 
 import gftkit
 from gftkit.kernel.errors import GftkitError

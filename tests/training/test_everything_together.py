@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import killing
-from support import processes as several
+from support import process_groups as several
 from support.event_files import agree, events, logged, settle
 
 import gftkit

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import killing
 from support.event_files import settle
-from support.results import MLP, result, told, tuned
+from support.run_results import MLP, result, told, tuned
 
 import gftkit
 from gftkit.runs import checkpoint

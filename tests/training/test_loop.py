@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.moons import PRETRAIN, interrupt, model, same
+from support.runs_on_moons import PRETRAIN, interrupt, model, same
 
 import gftkit
 from gftkit.kernel.errors import ConfigError, DivergenceError

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support.moons import PRETRAIN, STEPS, interrupt, model, same
-from support.results import MLP, result, tuned
+from support.run_results import MLP, result, tuned
+from support.runs_on_moons import PRETRAIN, STEPS, interrupt, model, same
 from torch import nn
 
 import gftkit

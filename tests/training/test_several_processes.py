@@ -12,7 +12,7 @@ from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from support import killing
-from support import processes as several
+from support import process_groups as several
 from support.paths import ROOT
 
 import gftkit
@@ -250,7 +250,7 @@ def test_scaled_losses_of_sharded_weights(tuning, tmp_path):
 def test_a_network_with_weights_that_its_output_does_not_use(tmp_path):
     """DDP would wait for their gradients: without the look at the network the second step fails."""
     config = {
-        "drift": {"name": "module", "target": "support.processes:HalfIdle", "convention": {"call": "x, t"}},
+        "drift": {"name": "module", "target": "support.process_groups:HalfIdle", "convention": {"call": "x, t"}},
         **{key: EVERYTHING[key] for key in ("data", "train", "evaluate", "seed")},
     }
     for processes in (1, 2):

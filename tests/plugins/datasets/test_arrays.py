@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.data import whole, write
+from support.data_files import whole, write
 
 from gftkit.kernel.errors import DataError
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.data import encoded, pictures, tar, whole
-from support.wilds import MADE as WILDS
+from support.data_files import encoded, pictures, tar, whole
+from support.wilds_folders import MADE as WILDS
 from torch.utils.data import DataLoader
 
 import gftkit

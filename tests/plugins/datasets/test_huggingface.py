@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from support.data import encoded, whole
+from support.data_files import encoded, whole
 
 from gftkit.data.samples import Order, Samples
 from gftkit.kernel.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.data import picture, pictures, whole
+from support.data_files import picture, pictures, whole
 
 from gftkit.kernel.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.data import whole
+from support.data_files import whole
 
 from gftkit.kernel.errors import ConfigError
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.data import encoded, tar, whole
+from support.data_files import encoded, tar, whole
 
 from gftkit.data.samples import Order, Samples
 from gftkit.kernel.errors import ConfigError, DataError

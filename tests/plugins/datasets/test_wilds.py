@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from support.data import whole
-from support.wilds import MADE, camelyon17, fmow, picture, rxrx1, shade
+from support.data_files import whole
+from support.wilds_folders import MADE, camelyon17, fmow, picture, rxrx1, shade
 
 from gftkit.kernel.errors import ConfigError, DataError
 

@@ -1,6 +1,6 @@
 """Small folders laid out as those of WILDS, every picture in a colour of its own."""
 
-from support.data import picture
+from support.data_files import picture
 
 CAMELYON17 = ("", "patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
 RXRX1 = ("cell_type", "dataset", "experiment", "plate", "well", "site", "well_type", "sirna", "sirna_id")

@@ -13,8 +13,6 @@ from gftkit.kernel.contracts import Estimate
 
 CPU = torch.device("cpu")
 KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "target"}
-
-
 FOLDER = ROOT / "benchmarks"
 
 

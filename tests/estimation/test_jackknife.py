@@ -10,18 +10,8 @@ from support.evaluations import draw
 from gftkit.estimation.jackknife import jackknife
 
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
-
-
 STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
-
-
 SEEDS = 50
-
-
-SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-# The jackknife.
 
 
 def mean_of(x):

@@ -10,8 +10,6 @@ from gftkit.generation import write as bulk
 from gftkit.generation.animation import frames
 from gftkit.generation.sampler import Request, Sampler
 
-# Animated pictures
-
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_a_trajectory_goes_from_noise_to_data(images, tmp_path, suffix):

@@ -11,8 +11,6 @@ from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks import adapters
 from gftkit.storage.tensors import read_notes
 
-# Export
-
 
 def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, registry, tmp_path):
     run = gftkit.Run.open(tuned)

@@ -15,8 +15,6 @@ from gftkit.generation.sampler import Request, Sampler
 from gftkit.kernel.errors import RunError, WeightsError
 from gftkit.storage.tensors import read_tensors, write_tensors
 
-# Parts
-
 
 def test_parts_cover_what_is_missing(tmp_path):
     parts = Parts(tmp_path / "s.npz", {})

@@ -10,8 +10,6 @@ from gftkit.generation.parts import Parts
 from gftkit.generation.sampler import Request, Sampler
 from gftkit.kernel.errors import ConfigError
 
-# Several processes
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])

@@ -8,8 +8,6 @@ from support.inspections import PATH, REGISTRY, TRUTH, Told, look
 import gftkit
 from gftkit.inspection import hypotheses as trial
 
-# --- the measurements -------------------------------------------------------------------------------------------------
-
 
 def test_the_data_that_a_drift_points_at():
     for name, options in (("linear", {}), ("trigonometric", {}), ("affine", {"alpha": "t**2", "sigma": "1 - t"})):

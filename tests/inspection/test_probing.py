@@ -11,8 +11,6 @@ from gftkit.inspection import probing
 from gftkit.kernel.errors import InspectionError
 from gftkit.networks.convention import Convention
 
-# --- calls ------------------------------------------------------------------------------------------------------------
-
 
 class XT(Told):
     def forward(self, x, timestep, class_labels=None):

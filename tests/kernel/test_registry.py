@@ -43,9 +43,6 @@ def plugin(**hooks):
     )
 
 
-# The surface
-
-
 def test_every_kind_has_one_hook_a_contract_and_an_annotation():
     from gftkit.kernel import hooks
     from gftkit.kernel.kinds import KIND_OF, KINDS

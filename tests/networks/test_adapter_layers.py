@@ -14,8 +14,6 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.networks.adapter_layers import DEFAULT, choose
 from gftkit.networks.adapters import Adapters
 
-# Targets
-
 
 @pytest.mark.parametrize(
     ("targets", "exclude", "wanted"),

@@ -34,9 +34,6 @@ def pair(request):
     return before, adapted
 
 
-# The network
-
-
 def test_at_first_adapters_change_nothing_and_then_they_do(pair):
     before, adapted = pair
     wanted = before(**inputs())

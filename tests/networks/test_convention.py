@@ -22,9 +22,6 @@ def path_of(name):
     return REGISTRY.build("path", PATHS[name])
 
 
-# --- calls and outputs ------------------------------------------------------------------------------------------------
-
-
 class Recorder(nn.Module):
     """Gives what it was told to, and remembers how it was called."""
 

@@ -13,8 +13,6 @@ from gftkit.sampling.integrate import generate
 
 SPREAD, WIDTH = 0.7, 1.3
 """Standard deviations of x1 given c, and of c, in the closed-form problem."""
-SETTLED = 0.1
-"""What the conditional means of the small trained model may be off by: its samples' standard error is 0.01."""
 
 
 class ClosedForm(torch.nn.Module):

@@ -3,8 +3,6 @@
 from gftkit_plugins.stops import CopyingStop
 
 FAR = {"memorisation": {"distance_ratio": 2.0, "distance_ratio_stderr": 0.05}}
-
-
 NEAR = {"memorisation": {"distance_ratio": 1.05, "distance_ratio_stderr": 0.05}}
 
 

@@ -9,8 +9,6 @@ from torch import nn
 from gftkit.kernel.errors import ConfigError
 from gftkit.runtime import devices
 
-# Networks
-
 
 def test_idle_weights_are_found_and_nothing_moves():
     drift = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))

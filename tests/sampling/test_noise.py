@@ -8,8 +8,6 @@ from gftkit.sampling.integrate import generate
 from gftkit.sampling.noise import BLOCK, ByBlock, by_block
 from gftkit.sampling.stochastic import StochasticPath
 
-# Noise by seed and block of 64 indices
-
 
 def noisy(registry, count, batch_size, offset=0, seed=3, event=(2,)):
     """A Brownian motion of samples ``offset`` to ``offset + count - 1``, from a source that is drawn by index too."""

@@ -5,8 +5,6 @@ import pytest
 from gftkit.kernel.errors import ConfigError
 from gftkit.storage.documents import parse_yaml, read_yaml
 
-# YAML
-
 
 @pytest.mark.parametrize(
     ("text", "value"),

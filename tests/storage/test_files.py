@@ -19,9 +19,6 @@ def test_the_lock_of_a_folder_is_released_after_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# What is left over, and a disk that is full
-
-
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     kept = ["step-000000003.safetensors", ".hidden", "x.part", ".notes-abcdefgh.txt"]
     for name in (*kept, ".step-000000006-abcdefgh.part.safetensors", ".config-12345678.part.yaml", ".tmpT8EkcD"):

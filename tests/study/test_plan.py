@@ -13,8 +13,6 @@ from gftkit.study import plan as planning
 from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
 
 def test_cells_that_coincide_count_once_and_have_folders_of_their_own(done):
     made, _ = done

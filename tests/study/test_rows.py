@@ -10,8 +10,6 @@ from gftkit.study.plan import Cell, plan
 from gftkit.study.rows import rows_of, threshold
 from gftkit.study.running import finished, run_study
 
-# --- results ----------------------------------------------------------------------------------------------------------
-
 
 def test_rows_are_those_of_each_run(done):
     made, outcome = done

@@ -13,11 +13,7 @@ from gftkit.kernel.contracts import Batch
 from gftkit.networks.foreign_weights import Candidate
 
 REGISTRY = gftkit.load()
-
-
 PATH = REGISTRY.build("path", {"name": "linear"})
-
-
 INDEPENDENT = REGISTRY.build("coupling", {"name": "independent"})
 
 
@@ -62,7 +58,5 @@ def look(network, truth, weights=None, coupling=INDEPENDENT, **options):
 
 
 TRUTH = oracles.a_gaussian(PATH, seed=2)
-
-
 USUAL = {"time": "forward", "time_scale": 1.0, "predicts": "velocity", "sign": 1}
 """Fields that are known where a test asks for others."""

@@ -9,8 +9,6 @@ from safetensors.torch import load_file
 from gftkit.runs import checkpoint
 
 STEPS = 24
-
-
 PRETRAIN = {
     "drift": {"name": "mlp", "width": 16, "depth": 2},
     "data": {"name": "two-moons"},

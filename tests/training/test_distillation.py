@@ -14,8 +14,6 @@ from gftkit.networks import flow_map
 from gftkit.storage.tensors import read_tensors
 
 EVENT = (1, 8, 8)
-
-
 REGISTRY = gftkit.load()
 
 
@@ -23,9 +21,6 @@ def inputs(event_shape=EVENT, batch=5):
     generator = torch.Generator().manual_seed(1)
     t, end = torch.rand(2, batch, generator=generator).sort(0).values
     return t, end, torch.randn(batch, *event_shape, generator=generator)
-
-
-# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 class Jumping(nn.Module):
@@ -44,8 +39,6 @@ class Sleeping(Jumping):
     def forward(self, t, x, end=None):
         return 2 * x + 1
 
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 SHORT = {
     "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5},

@@ -35,9 +35,6 @@ def test_a_step_never_waits_for_the_device(registry, share):
     assert "_local_scalar_dense" in waits.found
 
 
-# The anchor on a share of the batch
-
-
 def test_the_share_follows_the_retention(registry):
     steps = small_loop(registry, "retention")
     assert steps.take(0)["anchor_share"] == 3 / 8  # rho = 1/3 of 8, rounded up

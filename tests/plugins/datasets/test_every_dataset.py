@@ -44,9 +44,6 @@ MINIMAL = {
 }
 """The fewest options that make each data set."""
 
-HEAVY = {"sklearn", "mlxtend", "PIL", "datasets", "pyarrow"}
-"""What is imported where it is used."""
-
 LAWS = ("gaussian", "gaussian-mixture", "two-moons")
 """Those that are drawn from."""
 

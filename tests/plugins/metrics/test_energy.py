@@ -7,18 +7,9 @@ import pytest
 from support.evaluations import Made, draw, measure
 
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
-
-
 STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
-
-
 SEEDS = 50
-
-
 SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-# Energy distance.
 
 
 def energy_by_loops(x, y, unbiased=True, two=2.0):

@@ -10,8 +10,6 @@ from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch
 from gftkit.sampling.scheme import Scheme
 
-# Path length.
-
 
 class Straight:
     """x_t = (1 - t) x0 + t x1."""
@@ -38,15 +36,6 @@ def evaluation_of(drift, count=30, event=(1, 2, 2), steps=7):
     scheme = Scheme(REGISTRY.create("solver", "euler"), steps)
     reference = Batch(draw(40, *event, seed=5))
     return Evaluation(drift, Straight(), scheme, source, reference, count, seed=0, batch_size=8)
-
-
-ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
-STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
-SEEDS = 50
-SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-# Every metric.
 
 
 @pytest.mark.parametrize("name", ["energy", "frechet", "kinetic-energy", "path-length", "straightness"])

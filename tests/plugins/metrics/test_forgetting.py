@@ -6,14 +6,9 @@ from support.evaluations import REGISTRY, Made, draw, measure, measures
 
 from gftkit.kernel.contracts import Batch
 
-ROUND_OFF = 1e-9
-
 
 def pair(n=40, m=40, d=3, shift=0.0, seed=0):
     return draw(n, d, seed=2 * seed), draw(m, d, seed=2 * seed + 1) + shift
-
-
-# Forgetting
 
 
 def test_forgetting_is_the_distance_from_the_old_distribution():

@@ -13,18 +13,9 @@ from support.evaluations import REGISTRY, Made, draw, measure
 from gftkit_plugins.metrics.frechet import covariance, frechet_distance
 
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
-
-
 STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
-
-
 SEEDS = 50
-
-
 SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-# Frechet distance.
 
 
 def random_covariance(d, seed, rank=None):

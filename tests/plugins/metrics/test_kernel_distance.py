@@ -12,9 +12,6 @@ def pair(n=40, m=40, d=3, shift=0.0, seed=0):
     return draw(n, d, seed=2 * seed), draw(m, d, seed=2 * seed + 1) + shift
 
 
-# Kernel distance
-
-
 def mmd(x, y, unbiased=True, degree=3, gamma=None):
     """Binkowski et al., by scikit-learn's kernel."""
     xx, yy, xy = (polynomial_kernel(a, b, degree, gamma, coef0=1) for a, b in ((x, x), (y, y), (x, y)))

@@ -17,9 +17,6 @@ def pair(n=40, m=40, d=3, shift=0.0, seed=0):
     return draw(n, d, seed=2 * seed), draw(m, d, seed=2 * seed + 1) + shift
 
 
-# Precision, recall, density, coverage
-
-
 def by_neighbours(x, y, k):
     """The four numbers by scikit-learn's neighbours and loops."""
     reach = {}

@@ -14,18 +14,6 @@ from gftkit.sampling.scheme import Scheme
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
 
 
-STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
-
-
-SEEDS = 50
-
-
-SPREAD = 0.35  # a spread over 50 seeds is known to 10 %, a mean of 50 standard errors to 2 %; the rest is bias
-
-
-# Path length.
-
-
 class Straight:
     """x_t = (1 - t) x0 + t x1."""
 

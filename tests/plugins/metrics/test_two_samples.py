@@ -14,7 +14,6 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.storage.log import names
 
-ROUND_OFF = 1e-9
 NAMES = (
     "classifier-two-sample", "energy", "forgetting", "frechet", "kernel-distance", "memorisation", "precision-recall",
     "sliced-wasserstein", "vendi", "wasserstein",
@@ -35,9 +34,6 @@ def test_unbiased_distances_of_equal_laws_lie_about_0_and_their_intervals_hold_i
     assert held >= 51  # of a true 95 % fewer happen once in 5,000
     apart = [measure(name, Made(*pair(60, 60, 2, shift=1.0, seed=seed)), seed) for seed in range(5)]
     assert not any(each.interval[0] <= 0 for each in apart)
-
-
-# Every metric that compares samples with data
 
 
 @pytest.mark.parametrize("name", NAMES)

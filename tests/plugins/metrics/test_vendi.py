@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from support.evaluations import Made, draw, measures
 
-ROUND_OFF = 1e-9
-
 
 def pair(n=40, m=40, d=3, shift=0.0, seed=0):
     return draw(n, d, seed=2 * seed), draw(m, d, seed=2 * seed + 1) + shift
-
-
-# Vendi score
 
 
 def vendi(x):

@@ -8,14 +8,9 @@ import pytest
 import torch
 from support.evaluations import Made, draw, measure
 
-ROUND_OFF = 1e-9
-
 
 def pair(n=40, m=40, d=3, shift=0.0, seed=0):
     return draw(n, d, seed=2 * seed), draw(m, d, seed=2 * seed + 1) + shift
-
-
-# Wasserstein
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -324,7 +324,7 @@ def test_workers_read_the_same(seen, name):
 def test_nothing_heavy_is_imported_with_the_plugin():
     """At the top of each module, outside ``if TYPE_CHECKING``."""
     package = Path(importlib.import_module("gftkit_plugins.datasets").__file__).parent
-    for file in package.glob("*.py"):
+    for file in package.rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs claims bench-env clean
+.PHONY: help demo test test-all lint types docs floors claims dist bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -28,9 +28,10 @@ test: $(VENV)/.dev  ## run the tests, doctests and examples of the docs, except 
 test-all: $(VENV)/.dev  ## run all of them
 	$(PYTEST) $(ARGS)
 
-lint: $(VENV)/.dev  ## check format and style with ruff
+lint: $(VENV)/.dev  ## check format and style with ruff, and the floors with import-linter
 	$(RUN) -m ruff format --check
 	$(RUN) -m ruff check
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 types: $(VENV)/.dev  ## check types with mypy
 	$(RUN) -m mypy
@@ -38,12 +39,20 @@ types: $(VENV)/.dev  ## check types with mypy
 docs: $(VENV)/.dev  ## build the documentation into site/; a warning, a broken tag or a lost example is an error
 	$(RUN) docs/build_site.py
 
+floors: $(VENV)/.made  ## draw docs/assets/floors.svg from the imports of the code
+	$(RUN) docs/draw_floors.py
+
+dist: $(VENV)/.dev  ## build the source distribution and the wheel into dist/, and check them with twine
+	rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist
+	$(RUN) -m twine check --strict dist/*
+
 claims: $(VENV)/.dev  ## write the table of claims into verification/README.md
 	$(RUN) verification/write_table.py
 
 bench-env:  ## make .venv-bench, with gftkit and the libraries that benchmarks/ compares it with
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . POT==0.9.6.post1 torchsde torchdiffeq
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report]' POT==0.9.6.post1 torchsde torchdiffeq
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchcfm==1.0.7
 	@echo ".venv-bench/bin/python benchmarks/training.py --json FILE, or sampling.py"
 
@@ -62,7 +71,7 @@ $(VENV)/.made:
 
 $(VENV)/.data: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing gftkit into $(VENV): some minutes the first time."
-	$(PIP) -e '.[data]'
+	$(PIP) -e '.[data,report]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import gftkit
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.storage.documents import write_json
 
 SHAPE = (3, 128, 128)
@@ -99,7 +99,7 @@ def read(spec: dict[str, Any] | None, held: bool = False) -> dict[str, float]:
     if spec is not None:
         found = Samples(registry.build("dataset", spec), "data")
         opened = time.perf_counter()
-        order, count = Order(found, 0), found.size or 0
+        order, count = VisitOrder(found, 0), found.size or 0
         for first in range(0, count, BATCH):
             batch = order.take(first, min(BATCH, count - first))
             if held:
@@ -184,7 +184,7 @@ def speed(count: int, rounds: int, where: Path | None) -> list[dict[str, Any]]:
         }
         kept, image_folder._MEMORY = image_folder._MEMORY, 0  # decode batch by batch, as a large folder is
         try:
-            orders = {key: Order(Samples(registry.build("dataset", spec), key), 0) for key, spec in specs.items()}
+            orders = {key: VisitOrder(Samples(registry.build("dataset", spec), key), 0) for key, spec in specs.items()}
         finally:
             image_folder._MEMORY = kept
         found: dict[str, list[float]] = {key: [] for key in orders}

@@ -19,7 +19,7 @@ import torch
 from side_by_side import Row, Sides, Step, main
 from torch import Tensor, nn
 
-from gftkit.data.prefetch import ahead
+from gftkit.data.prefetch import prefetch
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
@@ -127,7 +127,7 @@ def torchcfm_step(spec: dict[str, Any], event_shape: tuple[int, ...], device: to
 def with_workers(steps: Steps, stack: ExitStack) -> Step:
     """The same steps with pairs made ahead by a process of their own."""
     pin = steps.device.type == "cuda"
-    steps.batches = stack.enter_context(ahead(steps.pairs, 0, steps.config.train.steps, 1, pin))
+    steps.batches = stack.enter_context(prefetch(steps.pairs, 0, steps.config.train.steps, 1, pin))
     return steps.take
 
 

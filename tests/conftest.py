@@ -36,7 +36,7 @@ UNDRAWN = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
 """A picture of one pixel."""
-DRAW = pictures.png
+DRAW = pictures.figure_png
 
 
 def pytest_configure(config):
@@ -56,14 +56,14 @@ def pytest_collection_modifyitems(config, items):
 def undrawn():
     """Figures are composed and not drawn: to draw a run's takes longer than the run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "png", lambda figure: UNDRAWN)
+        patch.setattr(pictures, "figure_png", lambda figure: UNDRAWN)
         yield
 
 
 @pytest.fixture
 def with_pictures(monkeypatch):
     """Figures are drawn."""
-    monkeypatch.setattr(pictures, "png", DRAW)
+    monkeypatch.setattr(pictures, "figure_png", DRAW)
 
 
 @pytest.fixture(scope="session")

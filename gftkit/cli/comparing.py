@@ -42,11 +42,12 @@ def compare(
     from gftkit.kernel.errors import ConfigError, StudyError
     from gftkit.kernel.loading import load
     from gftkit.networks.state import shortened
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import missing
     from gftkit.runtime.progress import StudyProgress
-    from gftkit.storage.documents import finite
+    from gftkit.storage.documents import nan_to_none
     from gftkit.study.plan import plan
-    from gftkit.study.reporting import REPORT, summary, write_tables
+    from gftkit.study.reporting import page, summary, write_tables
     from gftkit.study.running import Outcome, finished, run_study
     from gftkit.study.statistics import differences, spreads
     from gftkit.study.tables import compared, means
@@ -56,7 +57,7 @@ def compare(
         raise ConfigError("--report-only and --dry-run are two things. Give one of them.")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a study starts processes of its own (--workers). Start it without torchrun or accelerate.")
-    device_of(device)
+    resolve_device(device)
     registry = load()
     made = plan(study, out or Path("runs") / study.stem, registry)
     rows = finished(made, registry)
@@ -66,6 +67,8 @@ def compare(
         _list(made, len(rows), [cell.name for cell in chosen if cell not in rows], count, registry, device, as_json)
         return
     progress = StudyProgress(len(chosen), sum(cell in rows for cell in chosen), as_json)
+    if sentence := missing("report"):
+        progress.warn(f"report.html and the pictures are left out: {sentence}")
     outcome = Outcome(rows, {})
     if not report_only and any(cell not in rows for cell in chosen):
         from gftkit.study.dry_run import try_out
@@ -84,7 +87,7 @@ def compare(
         raise StudyError(f"{made.out}: no cell is finished, so there is nothing to report. Leave --report-only out.")
     write_tables(made, outcome.rows, outcome.failed)
     if as_json:
-        print(json.dumps(finite(summary(made, outcome.rows, outcome.failed)), indent=2))
+        print(json.dumps(nan_to_none(summary(made, outcome.rows, outcome.failed)), indent=2))
     else:
         held = [row for of in outcome.rows.values() for row in of if row["metric"] == made.study.metric]
         for coupling in dict.fromkeys(row["coupling"] for row in held):
@@ -94,11 +97,11 @@ def compare(
             if len(found) > 1:
                 print(f"minus that of {made.study.baseline}, pair by pair, with 95 % intervals")
                 _print(found)
-        print(f"{len(outcome.rows)} of {len(made.cells)} runs: open {made.out / REPORT}")
+        print(f"{len(outcome.rows)} of {len(made.cells)} runs: open {page(made)}")
     if outcome.failed:
         lines = [f"{cell.name}: {message}" for cell, message in outcome.failed.items()]
         raise StudyError(
-            f"{len(lines)} of {len(made.cells)} runs failed:{shortened(lines)}\nThe others are in {made.out / REPORT}; "
+            f"{len(lines)} of {len(made.cells)} runs failed:{shortened(lines)}\nThe others are in {page(made)}; "
             f"the same command tries these again."
         )
 

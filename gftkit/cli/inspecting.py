@@ -45,8 +45,8 @@ def inspect(
     from gftkit.inspection import doctor
     from gftkit.kernel.errors import InspectionError, RunError
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite, write_text
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none, write_text
 
     if out is not None and out.exists() and not force:
         raise RunError(f"{out} exists. Choose another --out, or overwrite it with --force.")
@@ -62,7 +62,7 @@ def inspect(
                 [*flags, *(overrides or [])],
                 count,
                 seed,
-                device_of(device),
+                resolve_device(device),
                 lambda total: progress.update(task, total=total, completed=0),
                 lambda done: progress.advance(task, done),
                 None if out is None else out.parent,
@@ -70,7 +70,7 @@ def inspect(
     clear = inspection.verdict == "clear"
     answer = doctor.block(inspection.best, settings) if clear else None
     if as_json:
-        print(json.dumps(finite({**inspection.to_dict(), "config": answer}), indent=2))
+        print(json.dumps(nan_to_none({**inspection.to_dict(), "config": answer}), indent=2))
     else:
         table(doctor.HEAD, doctor.rows(inspection))
     words = doctor.conclusion(inspection, settings)

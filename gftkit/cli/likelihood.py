@@ -46,8 +46,8 @@ def likelihood(
     from gftkit.api import Run
     from gftkit.generation.likelihood import likelihood as measure
     from gftkit.kernel.errors import ConfigError, RunError
-    from gftkit.recording.html import estimates
-    from gftkit.runtime.environment import device_of
+    from gftkit.recording.html import estimate_rows
+    from gftkit.runtime.environment import resolve_device
     from gftkit.sampling.scheme import resolve_scheme
     from gftkit.storage.documents import parse_yaml
     from gftkit.storage.tensors import write_tensors
@@ -74,7 +74,7 @@ def likelihood(
             quantum,
             seed,
             chosen,
-            device_of(device),
+            resolve_device(device),
             lambda done: progress.advance(task, done),
         )
     if out is not None:
@@ -82,4 +82,4 @@ def likelihood(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        table(["measured", "value"], estimates(found.to_dict()))
+        table(["measured", "value"], estimate_rows(found.to_dict()))

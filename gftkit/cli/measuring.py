@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
-from gftkit.cli.output import table
+from gftkit.cli.output import table, warn
 from gftkit.cli.sampling import weights_of
 
 Count = Annotated[int, typer.Option(help="Starts of trajectories.")]
@@ -42,10 +42,9 @@ def fit_grid(
     from gftkit.geometry.pictures import fitted_grids
     from gftkit.geometry.time_grid import fit_run, write_grids
     from gftkit.kernel.errors import ConfigError, RunError
-    from gftkit.recording.html import number
-    from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite
+    from gftkit.recording.html import format_number
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
@@ -56,24 +55,26 @@ def fit_grid(
     opened = Run.open(run)
     with _stages() as stage:
         chosen = steps or [2, 4, 8]
-        fits, notes = fit_run(opened, chosen, count, fine_steps, seed, weights_of(weights), device_of(device), stage)
+        fits, notes = fit_run(
+            opened, chosen, count, fine_steps, seed, weights_of(weights), resolve_device(device), stage
+        )
     write_grids(out, fits, notes)
-    write_png(picture, fitted_grids(fits))
+    written = [out, *_write_picture(picture, lambda: fitted_grids(fits))]
     if as_json:
-        content = {"file": str(out), "picture": str(picture), "fitted_on": notes}
-        print(json.dumps(finite({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
+        content = {"file": str(out), "picture": str(picture) if picture in written else None, "fitted_on": notes}
+        print(json.dumps(nan_to_none({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
     rows = [
         (
             str(fit.steps),
-            *(number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
+            *(format_number(each.value, each.stderr) for each in (fit.uniform, fit.fitted, fit.gain)),
             fit.kept,
             " ".join(f"{t:.3g}" for t in fit.times),
         )
         for fit in fits
     ]
     table(["steps", "uniform", "fitted", "gain", "kept", "times"], rows)
-    print(f"Distances are root mean squares of the whole event, as scaled in training. Written: {out}, {picture}")
+    print(f"Distances are root mean squares of the whole event, as scaled in training. Written: {_names(written)}")
 
 
 def geometry(
@@ -99,9 +100,8 @@ def geometry(
     from gftkit.geometry.pictures import motions
     from gftkit.geometry.tracing import flow_of
     from gftkit.kernel.errors import RunError
-    from gftkit.recording.pictures import write_png
-    from gftkit.runtime.environment import device_of
-    from gftkit.storage.documents import finite, write_json
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.storage.documents import nan_to_none, write_json
 
     files = out / "geometry.json", out / "geometry.png"
     for path in files:
@@ -111,7 +111,7 @@ def geometry(
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    chosen, where = weights_of(weights), device_of(device)
+    chosen, where = weights_of(weights), resolve_device(device)
     flows = {
         name: flow_of(Run.open(folder), 0, count, seed, chosen, where) for name, folder in zip(names, runs, strict=True)
     }
@@ -126,13 +126,29 @@ def geometry(
     notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
     content = {**notes, "runs": {name: each.to_dict() for name, each in found.items()}}
     write_json(files[0], content)
-    write_png(files[1], motions(found, tolerance))
+    written = [files[0], *_write_picture(files[1], lambda: motions(found, tolerance))]
     if as_json:
-        print(json.dumps(finite(content), indent=2))
+        print(json.dumps(nan_to_none(content), indent=2))
         return
     table(["measure", *found], rows(list(found.values())))
     print(f"{count} trajectories, as scaled in training; evaluations to a relative error of {tolerance:g} at t = 1.")
-    print(f"Written: {files[0]}, {files[1]}")
+    print(f"Written: {_names(written)}")
+
+
+def _write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
+    """Write a picture and give its path; only warn where it can't be drawn, since the numbers are what counts."""
+    from gftkit.recording.pictures import write_png
+    from gftkit.runtime.extras import missing
+
+    if sentence := missing("report"):
+        warn(f"{path} is left out: {sentence}")
+        return []
+    write_png(path, draw())
+    return [path]
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths))
 
 
 @contextmanager

@@ -47,6 +47,11 @@ def without_arguments(doc: str) -> str:
     return ARGUMENTS.sub("", doc).rstrip()
 
 
+def warn(text: str) -> None:
+    """Print a warning, on stderr."""
+    Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def answer(values: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: its values as JSON, or its text."""
     print(json.dumps(values, indent=2) if as_json else text)

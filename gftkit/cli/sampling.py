@@ -105,14 +105,14 @@ def evaluate(
     Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
     """
     from gftkit.api import Run
-    from gftkit.recording.html import estimates
-    from gftkit.runtime.environment import device_of
+    from gftkit.recording.html import estimate_rows
+    from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], weights_of(weights), device_of(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], weights_of(weights), resolve_device(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        table(["metric", "value"], estimates(values))
+        table(["metric", "value"], estimate_rows(values))
 
 
 def export(
@@ -164,7 +164,7 @@ def _scheme(
     elif usual and not diffusion:
         made |= {key: value for key, value in usual.items() if key not in made}
     else:
-        made |= default_solver(run.registry.build("path", run.config.path), made.get("diffusion"))
+        made |= default_solver(run.path, made.get("diffusion"))
     made |= {} if steps is None else {"steps": steps}
     return resolve_scheme(made, run.registry, "--solver", Path.cwd())
 

@@ -93,16 +93,18 @@ def _train(
         print(f"{folder} was finished already: nothing was trained.", file=sys.stderr)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes, and not the one that answers
-    from gftkit.recording.html import estimates
+    from gftkit.recording.html import estimate_rows
     from gftkit.runs.folder import SUMMARY
     from gftkit.storage.documents import read_json
 
     summary = read_json(made.folder / SUMMARY)
 
     if not as_json:
-        table(["metric", "value"], estimates(summary["ema"]))
+        table(["metric", "value"], estimate_rows(summary["ema"]))
         if "stopped" in summary:
             print(
                 f"Stopped after step {summary['steps']} of {summary['stopped']['of']}: {summary['stopped']['reason']}"
             )
-    answer({"run": str(folder), **summary}, f"Run in {folder}: open {folder / 'report.html'}", as_json)
+    report = folder / "report.html"
+    place = f"Run in {folder}: open {report}" if report.is_file() else f"Run in {folder}"
+    answer({"run": str(folder), **summary}, place, as_json)

@@ -49,7 +49,8 @@ def verify(
     Examples: gft verify --claim 'T04*' --html report.html; gft verify --run runs/gft
     """
     from gftkit.kernel.loading import load
-    from gftkit.runtime.environment import device_of
+    from gftkit.runtime.environment import resolve_device
+    from gftkit.runtime.extras import require
     from gftkit.storage.documents import write_json
     from gftkit.verify import runner as verification
     from gftkit.verify.claims import select
@@ -60,6 +61,8 @@ def verify(
 
         raise ConfigError(f"--profile: wanted quick or full, got '{profile}'.")
     on_stdout = json_file is not None and str(json_file) == "-"
+    if html is not None:
+        require("report", f"--html {html}")
     verification.check_targets([None if on_stdout else json_file, html], force)
     if run is not None:
         if claim or component or html or markdown:
@@ -68,7 +71,7 @@ def verify(
             raise ConfigError("--run checks a finished run, not claims: it goes with --json only.")
         _verify_run(run, json_file, on_stdout)
         return
-    place = device_of(device)
+    place = resolve_device(device)
     chosen = select(collect(load()), profile, claim, component)  # type: ignore[arg-type]
     if markdown:
         print(verification.markdown(chosen))

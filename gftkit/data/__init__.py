@@ -1,17 +1,23 @@
 """Data sets: samples, their order and pairs, their conditions and parts."""
 
 from gftkit.data.blocks import SHUFFLE_BUFFER as SHUFFLE_BUFFER
-from gftkit.data.conditions import LABEL as LABEL, names as names
+from gftkit.data.conditions import (
+    LABEL as LABEL,
+    condition_names as condition_names,
+    condition_nulls as condition_nulls,
+    conditions_of as conditions_of,
+)
 from gftkit.data.description import Facts as Facts
 from gftkit.data.pairing import Pairs as Pairs, Within as Within, pair as pair
-from gftkit.data.prefetch import Batches as Batches, ahead as ahead
+from gftkit.data.prefetch import Batches as Batches, prefetch as prefetch
 from gftkit.data.samples import (
-    Order as Order,
+    VisitOrder as VisitOrder,
     Samples as Samples,
     Scaling as Scaling,
     Source as Source,
     classes_of as classes_of,
     condition_shapes_of as condition_shapes_of,
-    permuted as permuted,
+    permuted_indices as permuted_indices,
     source_of as source_of,
 )
+from gftkit.data.subset import select_subset as select_subset

@@ -55,6 +55,7 @@ class Blocks:
 
     def _epoch_of(self, epoch: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """(epoch, where each window starts, number of blocks before each window, the blocks in their order)."""
+        # One epoch and one window are kept: a run reads them in order, and a resumed one computes them again.
         if self._epoch is None or self._epoch[0] != epoch:
             order = torch.randperm(len(self.sizes), generator=stream(self.seed, "blocks", epoch))
             sizes = self.sizes[order]
@@ -70,10 +71,10 @@ class Blocks:
         """The samples of a window, in their order."""
         if self._window is None or self._window[:2] != (epoch, window):
             _, _, before, order = self._epoch_of(epoch)
-            chosen = order[before[window] : before[window + 1]].tolist()
-            held = torch.cat([torch.arange(int(self.sizes[k])) + self.starts[k] for k in chosen])
-            shuffled = torch.randperm(len(held), generator=stream(self.seed, "window", epoch, window))
-            self._window = epoch, window, held[shuffled]
+            blocks = order[before[window] : before[window + 1]].tolist()
+            samples = torch.cat([torch.arange(int(self.sizes[k])) + self.starts[k] for k in blocks])
+            shuffled = torch.randperm(len(samples), generator=stream(self.seed, "window", epoch, window))
+            self._window = epoch, window, samples[shuffled]
         return self._window[2]
 
 

@@ -1,4 +1,4 @@
-"""Conditions: what a drift is told beside time and state, taken from the samples of a batch, and left out of some."""
+"""Conditions of a drift beside time and state: taken from the samples of a batch, and left out of some."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.errors import ConfigError, DataError
 
 LABEL = "label"
-"""The condition that is a class: whole numbers, held apart in a batch since couplings pair within each class."""
+"""The condition that is a class: whole numbers, a field of a batch since couplings pair within each class."""
 
 
-def names(drift: Any) -> tuple[str, ...]:
+def condition_names(drift: Any) -> tuple[str, ...]:
     """The conditions that a drift uses, in its own order; none where it declares none."""
     return tuple(getattr(drift, "conditions", ()))
 
 
-def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
-    """What a drift is given with these samples: the keywords that it declares, each (batch, ...).
+def conditions_of(drift: Any, batch: Batch) -> dict[str, Tensor]:
+    """The conditions of these samples that a drift declares, as its keywords, each (batch, ...).
 
     The loop, the anchor, the monitors and the evaluation all ask here, so that they give the same.
 
@@ -27,23 +27,23 @@ def of(drift: Any, batch: Batch) -> dict[str, Tensor]:
         DataError: for a condition that the samples don't have.
     """
     have: Mapping[str, Tensor] = batch.conditions if batch.label is None else {**batch.conditions, LABEL: batch.label}
-    wanted = names(drift)
+    wanted = condition_names(drift)
     missing = [name for name in wanted if name not in have]
     if missing:
         raise DataError(
-            f"the drift is given {', '.join(map(repr, wanted))}, and the samples come without "
-            f"{', '.join(map(repr, missing))} (they have: {', '.join(map(repr, have)) or 'none'}). "
-            f"Give every sample these conditions, or use another drift."
+            f"the drift uses the conditions {', '.join(map(repr, wanted))}, and the samples lack "
+            f"{', '.join(map(repr, missing))} (they have: {', '.join(map(repr, have)) or 'none'}). Give every sample "
+            f"these conditions, or use another drift."
         )
     return {name: have[name] for name in wanted}
 
 
-def nulls(drift: Any) -> dict[str, Any]:
-    """What stands for "not given", by condition: the drift's member ``null``; nothing where it has none."""
+def condition_nulls(drift: Any) -> dict[str, Any]:
+    """The values that stand for "not given", by condition: the drift's member ``null``; empty where it has none."""
     return dict(getattr(drift, "null", None) or {})
 
 
-def without(drift: Any, given: Mapping[str, Tensor], chosen: Tensor | None = None) -> dict[str, Tensor]:
+def without_conditions(drift: Any, conditions: Mapping[str, Tensor], where: Tensor | None = None) -> dict[str, Tensor]:
     """The conditions with the drift's null in place of each that has one.
 
     Args:
@@ -51,19 +51,19 @@ def without(drift: Any, given: Mapping[str, Tensor], chosen: Tensor | None = Non
         given: its conditions, (batch, ...) each.
         chosen: (batch,) of bool, whose conditions are left out, all of a sample together; everybody's by default.
     """
-    found = dict(given)
-    for name, value in nulls(drift).items():
-        values = given[name]
+    replaced = dict(conditions)
+    for name, value in condition_nulls(drift).items():
+        values = conditions[name]
         null = torch.as_tensor(value, dtype=values.dtype, device=values.device).expand_as(values)
-        if chosen is None:
-            found[name] = null
+        if where is None:
+            replaced[name] = null
         else:
-            here = chosen.reshape(-1, *[1] * (values.ndim - 1)).to(values.device)
-            found[name] = torch.where(here, null, values)
-    return found
+            here = where.reshape(-1, *[1] * (values.ndim - 1)).to(values.device)
+            replaced[name] = torch.where(here, null, values)
+    return replaced
 
 
-def dropped(count: int, share: float, generator: Generator) -> Tensor:
+def draw_dropped(count: int, share: float, generator: Generator) -> Tensor:
     """(count,) of bool: whose conditions condition dropout leaves out, each with probability ``share``."""
     return torch.rand(count, generator=generator, device=generator.device) < share
 
@@ -74,12 +74,12 @@ def check_null(drift: Any, who: str, where: str) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    if nulls(drift):
+    if condition_nulls(drift):
         return
-    reason = "has no `null`, which says what stands for a condition that isn't given"
+    reason = "has no `null`, the value for a condition that isn't given"
     raise ConfigError(
-        f"{where}: the drift '{who}' {reason if names(drift) else 'is given no condition'}. "
-        f"Use a conditional drift with a null (mlp and unet have one), or leave it out."
+        f"{where}: the drift '{who}' {reason if condition_names(drift) else 'uses no condition'}. Use a conditional "
+        f"drift with a null (mlp and unet have one), or leave this key out."
     )
 
 
@@ -94,10 +94,10 @@ def check_coupling(coupling: Coupling, name: str, named: tuple[str, ...]) -> lis
     shown = ", ".join(map(repr, named))
     if not getattr(coupling, "conditional", False):
         raise ConfigError(
-            f"coupling: '{name}' makes x0 depend on the conditions {shown}, and sampling starts from the same source "
-            f"under every condition: the model would be biased (T10). Use conditional-optimal-transport or independent."
+            f"coupling: '{name}' makes x0 depend on the conditions {shown}. Sampling starts from one source under "
+            f"every condition, so the model would be biased (T10). Use conditional-optimal-transport or independent."
         )
     return [
-        f"coupling '{name}': x0 given {shown} is only nearly of the source's law, from which sampling starts (T10). "
-        f"A larger `weight` comes closer; `independent` is exact."
+        f"coupling '{name}': x0 given {shown} has the source's law only approximately, and sampling starts from that "
+        f"law (T10). A larger `weight` brings it closer; `independent` is exact."
     ]

@@ -1,4 +1,4 @@
-"""What a run knows of its data."""
+"""Facts about a run's data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from gftkit.kernel.errors import ConfigError
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run knows of its data, kept with the weights so that sampling needs no data.
+    """Facts about a run's data, kept with the weights so that sampling needs no data.
 
     Attributes:
         event_shape: shape of one sample.
         classes: number of classes, None without labels.
         range: (low, high) of the data's values, None where they weren't scaled.
         condition_shapes: the named conditions of a sample, each with its shape.
-        paired: whether the data came with partners x0 of their own, so that no coupling was asked.
+        paired: whether the data have fixed partners x0, so that no coupling was used.
     """
 
     event_shape: tuple[int, ...]
@@ -56,9 +56,9 @@ class Facts:
         unknown = [name for name in names if name not in self.condition_shapes and name != conditions.LABEL]
         if unknown:
             raise ConfigError(
-                f"the drift is given {', '.join(map(repr, unknown))}, and the data have "
-                f"{', '.join(map(repr, self.condition_shapes)) or 'no such conditions'}. Give every sample these "
-                f"conditions, or use another drift."
+                f"the drift uses the conditions {', '.join(map(repr, unknown))}, and the data have "
+                f"{', '.join(map(repr, self.condition_shapes)) or 'none'}. Give every sample these conditions, or use "
+                f"another drift."
             )
         return {
             name: torch.zeros(count, dtype=torch.int64)

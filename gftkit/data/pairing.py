@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gftkit.data.samples import Order, Source
+from gftkit.data.samples import Source, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -39,7 +39,7 @@ class Pairs:
 
     def __init__(
         self,
-        order: Order,
+        order: VisitOrder,
         source: Source,
         coupling: Coupling,
         batch_size: int,
@@ -54,31 +54,32 @@ class Pairs:
         self.batch_size, self.pairing_batch = batch_size, pairing_batch
         self.seed, self.within_labels = seed, within_labels
         self.process, self.within, self.conditions = process, within, conditions
-        self._made: tuple[int, Batch] | None = None
+        self._latest: tuple[int, Batch] | None = None
 
     def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
         """The same pairs as one of several processes sees them."""
-        changed = copy.copy(self)
-        changed.process, changed.within, changed._made = process, within, None
+        changed = copy.copy(self)  # shares data and coupling, which may be large
+        changed.process, changed.within, changed._latest = process, within, None
         return changed
 
     def number(self, step: int) -> int:
-        """Which set of pairs, made at once, a step's are part of."""
+        """The number of the set, made at once, that a step's pairs are part of."""
         return step * self.batch_size // self.pairing_batch
 
     def at(self, step: int) -> Batch:
         """This process's pairs of one step, (batch_size / processes, *event) each, with x0 set."""
         number = self.number(step)
-        if self._made is None or self._made[0] != number:
-            self._made = number, self.make(number)
-        return self.part(self._made[1], step)
+        # A set serves several steps where pairing_batch is larger than batch_size.
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self.make(number)
+        return self.part(self._latest[1], step)
 
-    def part(self, made: Batch, step: int) -> Batch:
+    def part(self, pairs: Batch, step: int) -> Batch:
         """This process's pairs of one step, of the set that they were made in."""
         index, count = self.process
         offset, size = step * self.batch_size % self.pairing_batch, self.batch_size // count
         first = offset // count if self.within == "process" else offset + index * size
-        return made[first : first + size]
+        return pairs[first : first + size]
 
     def make(self, number: int) -> Batch:
         """A set of pairs: the global one, or this process's own."""
@@ -87,11 +88,15 @@ class Pairs:
         batch = self.order.take(number * self.pairing_batch + index * size, size)
         if batch.x0 is not None:  # the data set comes with its own pairs
             return batch
+        # Named by the set's number and not drawn one after another: any set can be made by itself, by a worker ahead of
+        # the loop or after a resume. Pairing by process adds the process, else all would draw the same sources.
         whose = (number, index) if count > 1 else (number,)
         x0 = self.source(size, stream(self.seed, "source", *whose))
         generator = stream(self.seed, "coupling", *whose)
         named = {name: batch.conditions[name] for name in self.conditions}
-        order = pair(self.coupling, x0, batch.x1, generator, batch.label, self.within_labels, named)
+        order = pair(
+            self.coupling, x0, batch.x1, generator, batch.label, within_labels=self.within_labels, conditions=named
+        )
         return replace(batch, x0=x0[order])
 
 
@@ -120,25 +125,25 @@ def pair(
     """
     heeded = conditions if conditions and getattr(coupling, "conditional", False) else {}
 
-    def ask(chosen: Any) -> Tensor:
-        more: Any = {"conditions": {name: values[chosen] for name, values in heeded.items()}} if heeded else {}
-        mine = None if label is None else label[chosen]
-        order: Tensor = coupling.pair(x0[chosen], x1[chosen], generator, mine, **more)
-        return _checked(order, len(x0[chosen]), coupling)
+    def ask(rows: Any) -> Tensor:
+        more: Any = {"conditions": {name: values[rows] for name, values in heeded.items()}} if heeded else {}
+        mine = None if label is None else label[rows]
+        order: Tensor = coupling.pair(x0[rows], x1[rows], generator, mine, **more)
+        return _checked(order, len(x0[rows]), coupling)
 
     if not within_labels or label is None:
         return ask(slice(None))
     order = torch.empty(len(x0), dtype=torch.int64)
     for value in torch.unique(label):
-        chosen = (label == value).nonzero()[:, 0]
-        order[chosen] = chosen[ask(chosen)]
+        rows = (label == value).nonzero()[:, 0]
+        order[rows] = rows[ask(rows)]
     return order
 
 
 def _checked(order: Tensor, n: int, coupling: Coupling) -> Tensor:
     if order.shape != (n,) or not torch.equal(order.sort().values, torch.arange(n)):
         raise PluginError(
-            f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, which keeps every sample once, "
-            f"got {tuple(order.shape)} with {len(torch.unique(order))} different ones."
+            f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, got shape {tuple(order.shape)} "
+            f"with {len(torch.unique(order))} different indices."
         )
     return order

@@ -11,7 +11,7 @@ from gftkit.data.pairing import Pairs
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import GftkitError
 
-AHEAD = 2
+SETS_AHEAD = 2
 """Sets of pairs that each worker keeps ready."""
 
 
@@ -23,7 +23,7 @@ class Batches(Protocol):
 
 
 @contextmanager
-def ahead(pairs: Pairs, first: int, steps: int, workers: int | None, pin: bool) -> Iterator[Batches]:
+def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, pin: bool) -> Iterator[Batches]:
     """The pairs of steps ``first`` to ``steps``, in that order, made by worker processes; by this one for 0 workers.
 
     The workers make the same pairs as this process would, because every set is a function of seed and number.
@@ -43,11 +43,11 @@ def ahead(pairs: Pairs, first: int, steps: int, workers: int | None, pin: bool) 
     numbers = range(pairs.number(first), pairs.number(steps - 1) + 1)
     loader = DataLoader(
         _Sets(pairs),
-        batch_size=None,
+        batch_size=None,  # a set is a batch already
         sampler=numbers,
         num_workers=workers,
         multiprocessing_context="fork",  # pairs hold functions, which no other start hands on
-        prefetch_factor=AHEAD,
+        prefetch_factor=SETS_AHEAD,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),  # else one number of torch's global generator would be used up
     )
@@ -74,8 +74,8 @@ class _Sets(Dataset["Batch | GftkitError"]):
 class _Ahead:
     """The sets of a loader, one after another."""
 
-    def __init__(self, pairs: Pairs, made: Iterator[Batch | GftkitError]) -> None:
-        self._pairs, self._made = pairs, made
+    def __init__(self, pairs: Pairs, sets: Iterator[Batch | GftkitError]) -> None:
+        self._pairs, self._sets = pairs, sets
         self._number = -1
         self._set: Batch | None = None
 
@@ -83,13 +83,13 @@ class _Ahead:
         """The pairs of one step; steps are asked for in order."""
         number = self._pairs.number(step)
         if number != self._number:
-            found = next(self._made)
-            if isinstance(found, GftkitError):
-                raise found
-            self._number, self._set = number, found
+            pairs = next(self._sets)
+            if isinstance(pairs, GftkitError):
+                raise pairs
+            self._number, self._set = number, pairs
         assert self._set is not None
         return self._pairs.part(self._set, step)
 
     def close(self) -> None:
         """End the workers."""
-        self._made = iter(())
+        self._sets = iter(())  # the loader's iterator ends its workers when nothing refers to it

@@ -73,25 +73,25 @@ class Samples:
             raise DataError(f"{where}: the data set is empty. Give at least one sample.")
         if event_shape is not None and self.event_shape != event_shape:
             raise DataError(
-                f"{where}: wanted samples of shape {event_shape}, as the rest of the run, got {self.event_shape}. "
-                f"Resize or crop them (image sets take `size`)."
+                f"{where}: wanted samples of shape {event_shape}, like the rest of the run, got {self.event_shape}. "
+                f"Resize or crop them (image sets have the option `size`)."
             )
         if condition_shapes is not None and self.condition_shapes != condition_shapes:
             raise DataError(
                 f"{where}: wanted the conditions of the training data, {_listed(condition_shapes)}, got "
-                f"{_listed(self.condition_shapes)}. Give every sample these."
+                f"{_listed(self.condition_shapes)}. Give every sample these conditions."
             )
         for name in self.condition_shapes:
             if not name.isidentifier() or name in RESERVED:
                 raise DataError(
-                    f"{where}: wanted a condition's name of letters, digits and underscores, and none of "
+                    f"{where}: wanted a condition's name of letters, digits and underscores, other than "
                     f"{', '.join(RESERVED)}, got '{name}'. Rename it."
                 )
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """n samples: fresh ones from a law; from a finite set, consecutive random permutations of it."""
         if isinstance(self.data, Dataset):
-            return self.at(permuted(n, len(self.data), generator))
+            return self.at(permuted_indices(n, len(self.data), generator))
         return self._checked(self.data.draw(n, generator), n)
 
     def at(self, indices: Tensor) -> Batch:
@@ -109,16 +109,16 @@ class Samples:
             self._check("x0", batch.x0, n, self.event_shape, indices)
         if set(batch.conditions) != set(self.condition_shapes):
             raise DataError(
-                f"{self.where}: wanted the conditions {sorted(self.condition_shapes)}, as its `condition_shapes` says, "
-                f"got {sorted(batch.conditions)}."
+                f"{self.where}: wanted the conditions in its `condition_shapes`, {sorted(self.condition_shapes)}, got "
+                f"{sorted(batch.conditions)}."
             )
         for name, values in batch.conditions.items():
             self._check(f"condition '{name}'", values, n, self.condition_shapes[name], indices)
         if batch.label is not None:
             self._check_label(batch.label, n)
         x0 = None if batch.x0 is None else self.scaling.scale(batch.x0.float())
-        given = {name: values.float() for name, values in batch.conditions.items()}
-        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, given)
+        conditions = {name: values.float() for name, values in batch.conditions.items()}
+        return Batch(self.scaling.scale(batch.x1.float()), batch.label, x0, conditions)
 
     def _check_label(self, label: Tensor, n: int) -> None:
         """Refuse labels that aren't one class for each sample."""
@@ -140,15 +140,15 @@ class Samples:
                 f"{self.where}: wanted {name} of shape {(n, *shape)} and a floating type, got "
                 f"{tuple(values.shape)} {values.dtype}."
             )
-        # A sum is quick. It isn't finite where a value isn't, and may overflow.
+        # The sum is a quick first check: it isn't finite where a value isn't. It may overflow, hence the second.
         if not values.sum().isfinite() and not torch.isfinite(values).all():
             row = int((~torch.isfinite(values)).reshape(n, -1).any(1).nonzero()[0])
             which = row if indices is None else int(indices[row])
             inside = "" if name == "x1" else f", in its {name}"
-            raise DataError(f"{self.where}: sample {which} holds NaN or infinity{inside}. Remove or mend it.")
+            raise DataError(f"{self.where}: sample {which} contains NaN or infinity{inside}. Remove or correct it.")
 
 
-class Order:
+class VisitOrder:
     """The order in which a run visits its data: a function of seed and position, so that it resumes exactly.
 
     A data set that declares ``blocks`` is shuffled block by block, another one as a whole; either way every epoch
@@ -173,6 +173,7 @@ class Order:
         """Samples ``first`` to ``first + n`` of the endless sequence of random permutations."""
         size = self.samples.size
         if size is None:
+            # Seeded by the position, so that a resumed run draws the same samples without those before them.
             return self.samples.draw(n, stream(self.seed, "data", first))
         parts = []
         while n > 0:
@@ -192,7 +193,7 @@ class Order:
 
 
 MANY = 2**24
-"""Above so many samples no permutation of the whole set is made where a few samples are wanted."""
+"""Above so many samples a few are drawn without a permutation of the whole set."""
 
 
 def condition_shapes_of(data: Dataset | Sampler) -> dict[str, tuple[int, ...]]:
@@ -214,8 +215,9 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes.items()) or "none"
 
 
-def permuted(n: int, size: int, generator: Generator) -> Tensor:
+def permuted_indices(n: int, size: int, generator: Generator) -> Tensor:
     """n indices below ``size``: consecutive random permutations, so that n may exceed size."""
+    # Up to half of the set: beyond, ever more draws of a random sequence would repeat earlier ones.
     if size > MANY and n <= size // 2:
         return _few(n, size, generator)
     rounds = [torch.randperm(size, generator=generator) for _ in range(-(-n // size))]

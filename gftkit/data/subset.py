@@ -73,14 +73,14 @@ class Fixed:
 
 
 def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
-    """How many of these ascending indices lie in each block; blocks without any are left out."""
+    """The number of these ascending indices in each block; blocks without any are left out."""
     if blocks is None:
         return None
     counts = torch.searchsorted(indices, blocks.cumsum(0)).diff(prepend=torch.zeros(1, dtype=torch.int64))
     return counts[counts > 0]
 
 
-def subset(
+def select_subset(
     dataset: Dataset | Sampler,
     classes: list[Annotated[int, Field(ge=0)]] | None = None,
     count: Annotated[int, Field(gt=0)] | None = None,
@@ -108,15 +108,16 @@ def subset(
     """
     known = classes_of(dataset)
     if classes is not None and known is not None and any(label >= known for label in classes):
-        raise DataError(f"classes: wanted numbers from 0 to {known - 1}, got {classes}. Leave out what isn't there.")
+        raise DataError(f"classes: wanted numbers from 0 to {known - 1}, got {classes}. Leave the others out.")
     if isinstance(dataset, Sampler) and not isinstance(dataset, Dataset):
         if skip:
             raise DataError(
-                "skip: a synthetic data set has no order to skip in. Take another `seed` for other samples."
+                "skip: a synthetic data set has no order. Use another `seed` for other samples, and leave `skip` out."
             )
         return _drawn(dataset, classes, count, seed, split)
     indices = np.arange(len(dataset))
     if split != "all":
+        # Always seed 0, whatever `seed` is: else a train split with one seed would overlap a test split with another.
         shuffled = np.random.default_rng(0).permutation(len(dataset))
         cut = round(TEST_SHARE * len(dataset))
         indices = np.sort(shuffled[:cut] if split == "test" else shuffled[cut:])
@@ -126,22 +127,25 @@ def subset(
             raise DataError("classes: this data set has no labels to choose by. Leave `classes` out.")
         indices = indices[np.isin(labels.numpy()[indices], classes)]
     if skip and count is None:
-        raise DataError(f"skip: {skip} samples are left out of a random order, which wants a `count`. Say it.")
+        raise DataError(f"skip: {skip} requires `count`. Set `count`, or leave `skip` out.")
     if count is not None:
         left = len(indices) - skip
         if count > left:
-            raise DataError(f"count: {count} samples wanted, {max(0, left)} are left. Ask for at most that many.")
+            raise DataError(f"count: {count} samples wanted, {max(0, left)} available. Lower `count`.")
         indices = np.random.default_rng(seed).permutation(indices)[skip : skip + count]
-        if blocks_of(dataset) is not None:
+        if blocks_of(dataset) is not None:  # else the subset's blocks would be scattered over the files
             indices = np.sort(indices)
     if len(indices) == 0:
-        raise DataError(f"no sample is left (split: {split}, classes: {classes}).")
+        raise DataError(
+            f"no sample is left (split: {split}, classes: {classes}). Choose another split, or other classes."
+        )
     return Subset(dataset, torch.from_numpy(indices))
 
 
 def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int, split: str) -> Dataset:
     if count is None:
-        raise DataError("a synthetic data set has no end: say `count` to take a part of it.")
+        raise DataError("a synthetic data set is infinite. Set `count` to take a part of it.")
+    # Three streams for each seed, one for each split, so that no seed of one split draws another's samples.
     generator = torch.Generator().manual_seed(3 * seed + ("all", "train", "test").index(split))
     kept: list[Batch] = []
     for _ in range(_DRAWS_AT_MOST):
@@ -155,7 +159,8 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
             break
     else:
         raise DataError(
-            f"classes: {_DRAWS_AT_MOST * count} draws gave fewer than {count} of {classes}. Choose likelier ones."
+            f"classes: {_DRAWS_AT_MOST * count} draws contain fewer than {count} samples of {classes}. Choose more "
+            f"frequent classes."
         )
     labels = [batch.label for batch in kept if batch.label is not None]
     partners = [batch.x0 for batch in kept if batch.x0 is not None]
@@ -170,5 +175,5 @@ def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int
 
 @hookimpl
 def gftkit_dataset_wrapper() -> Callable[..., Dataset]:
-    """The options of ``subset``, for every data set."""
-    return subset
+    """The options of ``select_subset``, for every data set."""
+    return select_subset

@@ -4,7 +4,11 @@ from gftkit.estimation.intervals import (
     log_normal as log_normal,
     percentiles as percentiles,
     proportion as proportion,
-    weights as weights,
+    bootstrap_weights as bootstrap_weights,
 )
-from gftkit.estimation.jackknife import GROUPS as GROUPS, jackknives as jackknives
+from gftkit.estimation.jackknife import (
+    GROUPS as GROUPS,
+    jackknife_estimate as jackknife_estimate,
+    jackknife_estimates as jackknife_estimates,
+)
 from gftkit.estimation.stability import WINDOW as WINDOW, stability_of as stability_of

@@ -1,8 +1,9 @@
 """Intervals of 95 % confidence where a normal one would lie: near a bound, or for a skewed statistic.
 
 Resampling with replacement repeats draws. A pair of equal draws biases a U-statistic, and a nearest neighbour that is
-the point itself is at distance 0; so no statistic of pairs or neighbours is resampled in that way here. ``weights`` let
-a statistic be resampled without repeating anything, and ``gftkit.estimation.jackknife`` leaves groups out.
+the point itself is at distance 0, so statistics of pairs or neighbours aren't resampled in that way here.
+``bootstrap_weights`` resample a statistic without repeating anything, and ``gftkit.estimation.jackknife`` leaves
+groups out.
 """
 
 import math
@@ -13,11 +14,11 @@ from torch import Generator, Tensor
 from gftkit.estimation.jackknife import GROUPS
 from gftkit.kernel.contracts import Estimate
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """Share of all samples whose interval is to hold what they estimate."""
 
 
-def weights(count: int, replicates: int, generator: Generator) -> Tensor:
+def bootstrap_weights(count: int, replicates: int, generator: Generator) -> Tensor:
     """(replicates, count): random weights of mean 1 for the draws of a sample, the Bayesian bootstrap's.
 
     Each row is count times a draw of the flat Dirichlet law: no draw is ever repeated, and a weighted statistic of
@@ -32,7 +33,7 @@ def weights(count: int, replicates: int, generator: Generator) -> Tensor:
         Consistency of the generalized bootstrap for degenerate U-statistics, Annals of Statistics 21, 1811-1823.
 
     Example:
-        >>> drawn = weights(5, 1000, torch.Generator().manual_seed(0))
+        >>> drawn = bootstrap_weights(5, 1000, torch.Generator().manual_seed(0))
         >>> torch.allclose(drawn.sum(1), torch.full((1000,), 5.0, dtype=torch.float64)), bool((drawn > 0).all())
         (True, True)
     """
@@ -47,7 +48,9 @@ def percentiles(replicates: Tensor) -> tuple[float, float]:
         >>> [round(end) for end in percentiles(torch.arange(1001.0))]
         [25, 975]
     """
-    low, high = replicates.double().quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
+    low, high = replicates.double().quantile(
+        torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
+    )
     return float(low), float(high)
 
 
@@ -71,7 +74,7 @@ def proportion(share: float, stderr: float, count: int) -> Estimate:
     """
     spread = share * (1 - share)
     n = count if spread <= 0 or stderr <= 0 else min(count, max(1.0, spread / stderr**2))
-    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(LEVEL, dtype=torch.float64)))
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(CONFIDENCE, dtype=torch.float64)))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(max(0.0, spread) / n + z**2 / (4 * n**2))
     return Estimate(share, stderr, (max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))))
@@ -94,5 +97,5 @@ def log_normal(estimate: Estimate, groups: int = GROUPS) -> Estimate:
 
     if not (estimate.value > 0 and math.isfinite(estimate.stderr)):
         return estimate
-    factor = math.exp(float(stdtrit(groups - 1, (1 + LEVEL) / 2)) * estimate.stderr / estimate.value)
+    factor = math.exp(float(stdtrit(groups - 1, (1 + CONFIDENCE) / 2)) * estimate.stderr / estimate.value)
     return Estimate(estimate.value, estimate.stderr, (estimate.value / factor, estimate.value * factor))

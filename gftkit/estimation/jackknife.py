@@ -11,7 +11,7 @@ GROUPS = 20
 """Default number of groups."""
 
 
-def jackknife(
+def jackknife_estimate(
     statistic: Callable[..., float], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> Estimate:
     """A statistic of one or several independent samples, with its delete-a-group standard error.
@@ -40,29 +40,29 @@ def jackknife(
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0])
-        >>> estimate = jackknife(lambda kept: float(kept.mean()), [x], torch.Generator(), groups=3)
+        >>> estimate = jackknife_estimate(lambda kept: float(kept.mean()), [x], torch.Generator(), groups=3)
         >>> round(estimate.value, 3), round(estimate.stderr, 3), round(float(x.std() / 3**0.5), 3)
         (3.0, 1.528, 1.528)
     """
-    return jackknives(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
+    return jackknife_estimates(lambda *kept: [statistic(*kept)], samples, generator, groups)[0]
 
 
-def jackknives(
+def jackknife_estimates(
     statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> list[Estimate]:
-    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife``.
+    """Several statistics of the same samples at once, with the same groups; otherwise as ``jackknife_estimate``.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 6.0])
-        >>> found = jackknives(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
+        >>> found = jackknife_estimates(lambda kept: [float(kept.mean()), 1.0], [x], torch.Generator(), groups=3)
         >>> [round(estimate.stderr, 3) for estimate in found]
         [1.528, 0.0]
     """
     smallest = min(map(len, samples))
     if groups < 2 or smallest < groups:
         raise ValueError(
-            f"a standard error by {groups} groups wants at least 2 groups and at least as many samples as groups, "
-            f"got {smallest} samples. Make more samples, or hold out more data."
+            f"wanted at least 2 groups and at least {groups} samples, one for each group of the standard error, got "
+            f"{smallest} samples. Make more samples, or hold out more data."
         )
     members = [torch.randperm(len(sample), generator=generator) % groups for sample in samples]
     left_out = torch.tensor(

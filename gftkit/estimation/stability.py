@@ -1,4 +1,4 @@
-"""How steadily and how soon a curve falls: statistics of a metric's history on raw weights.
+"""Stability: how steadily and how soon a metric falls on raw weights.
 
 Curves are given as steps, rising, and as many values; lower values are better.
 """
@@ -11,14 +11,14 @@ import numpy as np
 WINDOW = 5
 """Evaluations in a window of ``instant_variance``."""
 
-LEFT_OUT = 0.2
+BURN_IN = 0.2
 """Share of the steps, from the start, that ``instant_variance`` leaves out."""
 
 
 def stability_of(
     steps: Sequence[int], values: Sequence[float], threshold: float | None, seconds: Mapping[int, float]
 ) -> dict[str, float | None]:
-    """How steadily and how soon a curve falls, by the names of what follows here; what isn't known is None.
+    """Every statistic of this module for one curve, by name; None where it isn't known.
 
     Args:
         steps: of the evaluations.
@@ -26,7 +26,7 @@ def stability_of(
         threshold: for ``steps_to_threshold`` and ``seconds_to_threshold``; None leaves these out.
         seconds: of training up to each step, as ``Run.seconds`` gives them.
     """
-    found = {
+    statistics = {
         "spearman": spearman(steps, values),
         "instant_variance": instant_variance(steps, values),
         "instant_variance_whole": instant_variance(steps, values, left_out=0),
@@ -34,9 +34,9 @@ def stability_of(
     }
     if threshold is not None:
         reached = first_reaching(steps, values, threshold)
-        found["steps_to_threshold"] = reached
-        found["seconds_to_threshold"] = math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan)
-    return {name: None if math.isnan(value) else value for name, value in found.items()}
+        statistics["steps_to_threshold"] = reached
+        statistics["seconds_to_threshold"] = math.nan if math.isnan(reached) else seconds.get(int(reached), math.nan)
+    return {name: None if math.isnan(value) else value for name, value in statistics.items()}
 
 
 def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
@@ -53,7 +53,7 @@ def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
     return float(round(spearmanr(steps, values).statistic, 12))
 
 
-def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = LEFT_OUT) -> float:
+def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = BURN_IN) -> float:
     """The mean variance over sliding windows of 5 evaluations, after the first fifth of the steps.
 
     In each window the least-squares line is removed, and the squares of what is left are divided by 5 - 2. nan where

@@ -95,7 +95,7 @@ class Evaluation:
         """What the drift is given for its first ``count`` samples: the conditions of random reference data."""
         generator = stream(self.seed, "labels")
         chosen = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
-        return conditions.of(self.drift, self.reference[chosen])
+        return conditions.conditions_of(self.drift, self.reference[chosen])
 
     def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""
@@ -105,8 +105,8 @@ class Evaluation:
             steps,
             self._source(self.count, stream(self.seed, "source"))[:count],
             stream(self.seed, "solver", device=self._device),
-            self.conditions(count),
-            self._batch_size,
-            whole,
+            conditions=self.conditions(count),
+            batch_size=self._batch_size,
+            whole=whole,
             spacing=self.scheme.spacing,
         )

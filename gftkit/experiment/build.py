@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Metrics, Scope, check
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
@@ -23,9 +23,10 @@ from gftkit.experiment.networks import Builder, Networks
 from gftkit.experiment.restore import training_data
 from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
 from gftkit.networks.flow_map import check_jumps
-from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.runs.folder import RunFolder, is_run
 from gftkit.runs.resolve import Resolution
 from gftkit.runs.schema import Config
@@ -103,7 +104,7 @@ class Experiment:
         """A drift under evaluation, on this experiment's reference data, guided as ``evaluate.guidance`` says."""
         measurement = self.measurement
         return Evaluation(
-            guided(drift, self.config.evaluate.guidance),
+            with_guidance(drift, self.config.evaluate.guidance),
             self.matching.path,
             measurement.scheme,
             self.matching.source,
@@ -141,18 +142,20 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     resolution = config if isinstance(config, Resolution) else _opened(config, registry)
     config = resolution.config
     training = Samples(registry.build("dataset", config.data, "data"), "data")
-    path: Path = registry.build("path", config.path)
+    parent = resolution.parent
+    inherits = parent is not None and plain(parent.config.path) == plain(config.path)
+    path: Path = parent.path if parent is not None and inherits else registry.build("path", config.path)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, training.event_shape, registry)
     guidance = config.evaluate.guidance
     scheme = scheme_of(config, config.evaluate.solver, path, registry, guidance, coupling)
-    data = _build_data(config, training, resolution.parent, path, registry)
+    data = _build_data(config, training, parent, path, registry)
     networks, notes = _build_networks(config, data, path, coupling, scheme, registry)
     notes += _check_conditions(config, networks.drift, data)
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
     check_unpaired(scheme.diffusion, facts.paired)
-    named = tuple(name for name in conditions.names(networks.drift) if name != conditions.LABEL)
+    named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
     if not facts.paired:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
     if config.schedule is not None and resolution.schedule is not None:
@@ -160,13 +163,13 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     train = config.train
     assert train.pairing_batch is not None  # filled in where the configuration was resolved
     pairs = Pairs(
-        Order(data.training, config.seed, train.shuffle_buffer),
+        VisitOrder(data.training, config.seed, train.shuffle_buffer),
         source,
         coupling,
         train.batch_size,
         train.pairing_batch,
         config.seed,
-        within_labels=conditions.LABEL in conditions.names(networks.drift),
+        within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
     weight = _weight(config.objective.weight)
@@ -208,7 +211,7 @@ def _build_networks(
     builder = Builder(config, registry, path, coupling)
     start = builder.own(data.facts, data.parent)
     check_student(start.drift, config)
-    check_jumps(scheme.solver, guided(start.drift, config.evaluate.guidance))
+    check_jumps(scheme.solver, with_guidance(start.drift, config.evaluate.guidance))
     if config.kind == "pretrain":
         return Networks(start.drift), [*start.notes]
     networks, notes = builder.tuned(start, data.facts, data.parent)
@@ -222,7 +225,7 @@ def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str
         DataError: for labels that are missing, or beyond those that the drift knows.
         ConfigError: for conditions that the drift isn't given, or can't be without.
     """
-    used = conditions.names(drift)
+    used = conditions.condition_names(drift)
     if conditions.LABEL in used:
         for samples in (data.training, data.reference):
             check_labels(samples, data.facts)
@@ -283,4 +286,4 @@ def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
         return None
     from gftkit.theory import expression  # loads sympy, which few runs need
 
-    return expression.function(expression.parse(text))
+    return expression.compile_formula(expression.parse_formula(text))

@@ -14,7 +14,7 @@ from gftkit.kernel.contracts import Coupling, Path
 from gftkit.kernel.errors import ConfigError, GftkitError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry, Spec
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.foreign import ForeignDrift, own_network
 from gftkit.runs.schema import DEFAULTS, Config, Evaluate
 from gftkit.runtime.randomness import stream
@@ -65,13 +65,13 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
 
 def _tried(drift: nn.Module, facts: Facts) -> Any:
     """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
-    given = facts.zeros(conditions.names(drift), 2)
+    given = facts.zeros(conditions.condition_names(drift), 2)
     at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
-    drift(*at, **conditions.without(drift, given))
+    drift(*at, **conditions.without_conditions(drift, given))
     return drift(*at, **given)
 
 
-def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
+def adapt(drift: nn.Module, config: Config, facts: Facts) -> AdaptedDrift:
     """Put the adapters of a configuration into its pretrained drift: of one configuration always the same.
 
     Raises:
@@ -79,7 +79,7 @@ def adapt(drift: nn.Module, config: Config, facts: Facts) -> Adapted:
     """
     assert config.adapters is not None
     run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
-    return Adapted(drift, config.adapters, run, generator, own_network(drift))
+    return AdaptedDrift(drift, config.adapters, run, generator, own_network(drift))
 
 
 def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:

@@ -98,7 +98,7 @@ def check_same_path(path: Path, config: Config, parent: RunFolder, key: str = "p
     """
     if plain(config.path) == plain(parent.config.path):
         return
-    differs = differences(path, parent.registry.build("path", parent.config.path))
+    differs = differences(path, parent.path)
     if differs:
         raise ConfigError(
             f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "

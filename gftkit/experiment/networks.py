@@ -1,7 +1,7 @@
 """The drift of a run with the weights that it starts from, and the anchor of a fine-tune."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 
@@ -15,8 +15,8 @@ from gftkit.kernel.contracts import Coupling, Path
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks import foreign_weights
-from gftkit.networks.adapters import Adapted
-from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, identity
+from gftkit.networks.adapters import AdaptedDrift
+from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, ExternalAnchor, FrozenAnchor, drift_hash
 from gftkit.networks.flow_map import is_flow_map
 from gftkit.networks.foreign import ForeignDrift
 from gftkit.networks.state import load_weights
@@ -41,7 +41,7 @@ class Networks:
     drift: nn.Module
     anchor: Anchor | None = None
     anchors: tuple[str, ...] = ()
-    adapted: Adapted | None = None
+    adapted: AdaptedDrift | None = None
     base: str | None = None
 
 
@@ -106,7 +106,7 @@ class Builder:
             if not student and all(own[name].dtype == tensor.dtype for name, tensor in weights.tensors.items()):
                 start.known_digest = weights.digest
         elif file is not None:
-            start.notes += foreign_weights.load(drift, file)
+            start.notes += foreign_weights.load_foreign_weights(drift, file)
         if isinstance(drift, ForeignDrift):
             if self._coupling is None:
                 self._coupling = self._registry.build("coupling", self._config.coupling)
@@ -153,7 +153,9 @@ class Builder:
                 )
             facts = before
         pretrained = self.start(spec["drift"], facts, parent=other, file=source)
-        lacking = sorted(set(conditions.names(pretrained.drift)) - set(conditions.names(start.drift)))
+        lacking = sorted(
+            set(conditions.condition_names(pretrained.drift)) - set(conditions.condition_names(start.drift))
+        )
         if lacking:
             raise ConfigError(
                 f"anchor: its drift is given {', '.join(lacking)}, and the drift that is trained isn't. "
@@ -169,7 +171,7 @@ class Builder:
         base = start.digest if config.adapters is not None or config.objective.l2_sp > 0 else None
         adapted = None
         if config.adapters is not None:
-            off = identity(start.digest, lineage.made_of(config.drift, facts, self._registry))
+            off = drift_hash(start.digest, lineage.made_of(config.drift, facts, self._registry))
             adapted = adapt(start.drift, config, facts)
             anchor = anchor or AdaptersOffAnchor(adapted, off)
         assert anchor is not None  # only adapters-off is made after the adapters
@@ -177,9 +179,16 @@ class Builder:
         return Networks(start.drift, anchor, anchors, adapted, base), notes
 
 
-def starting_drift(config: Config, facts: Facts, registry: Registry) -> Start:
-    """The drift of a configuration with the weights that it starts from, as it was when its run began."""
-    source = config.pretrained
-    parent = RunFolder.open(source, registry) if source is not None and is_run(source) else None
-    path: Path = registry.build("path", config.path)
-    return Builder(config, registry, path).own(facts, parent)
+def starting_networks(run: RunFolder, facts: Facts, anchor: bool = False) -> tuple[Start, Anchor | None]:
+    """The drift of a run with the weights that it started from, and its anchor where that is asked for.
+
+    Raises:
+        ConfigError: where the anchor doesn't fit the drift, since files have changed.
+    """
+    source = run.config.pretrained
+    parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
+    drift = run.config.drift if run.config.drift.get("weights") else run.spec("drift")
+    config = replace(run.config, drift=drift, coupling=run.spec("coupling"))
+    builder = Builder(config, run.registry, run.path)
+    start = builder.own(facts, parent)
+    return start, builder.anchor(start, facts, parent)[0] if anchor else None

@@ -8,13 +8,12 @@ from torch import nn
 from gftkit.data.description import Facts
 from gftkit.data.samples import Samples
 from gftkit.experiment.building import adapt, build_drift
-from gftkit.experiment.networks import starting_drift
+from gftkit.experiment.networks import starting_networks
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import RunError
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.state import load_weights
 from gftkit.runs.folder import ADAPTER, RunFolder, Weights
-from gftkit.runs.schema import without_weights
 from gftkit.runtime.randomness import stream
 from gftkit.storage.tensors import State, digest
 
@@ -40,13 +39,12 @@ def trained_drift(
 ) -> tuple[nn.Module, str]:
     """The trained drift, in evaluation mode, and the digest of its weights; raises as ``weights_of``."""
     tensors, hashed = weights_of(run, weights)
-    path = run.registry.build("path", run.config.path)
-    drift = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
+    drift = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
     load_weights(drift, tensors, run.folder)
     return drift.eval().requires_grad_(False).to(device), hashed
 
 
-def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> Adapted:
+def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> AdaptedDrift:
     """The drift with its adapters in the pretrained network: raw ones of the last checkpoint, or their averages.
 
     Raises:
@@ -58,7 +56,7 @@ def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> Ada
     place, base = (
         (run.folder / ADAPTER, run.notes.get("base")) if newest is None else (newest.path, newest.notes.get("base"))
     )
-    start = starting_drift(run.config, facts, run.registry)
+    start, _ = starting_networks(run, facts)
     if start.digest != base:
         raise RunError(
             f"{place} holds adapters for {run.config.start}, and the weights there have changed. "
@@ -79,4 +77,4 @@ def training_data(run: RunFolder, count: int) -> Batch:
 
 def samples_of(run: RunFolder, event_shape: tuple[int, ...] | None = None) -> Samples:
     """The data that a run was trained on."""
-    return Samples(run.registry.build("dataset", run.config.data, "data"), "data", event_shape)
+    return Samples(run.registry.build("dataset", run.spec("data"), "data"), "data", event_shape)

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.recording import pictures
+from gftkit.runtime.extras import require
 from gftkit.storage.files import write_atomically
 
 FORMATS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
@@ -23,17 +21,20 @@ IMAGES, POINTS = 36, 500
 """How many samples are shown, at most."""
 
 
-def check_animation(path: Path, force: bool) -> None:
+def check_animation(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:
         ConfigError: for an unknown suffix.
         RunError: where something stands there and ``force`` is not set.
+        MissingPackageError: where matplotlib is wanted, and isn't installed.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(f"--trajectory {path}: wanted {', '.join(FORMATS)}, got '{path.suffix}'.")
     if path.exists() and not force:
         raise RunError(f"{path} exists. Choose another --trajectory, or overwrite it with --force.")
+    if not pictures.is_image(event_shape):
+        require("report", f"--trajectory {path}")
 
 
 def shown(event_shape: tuple[int, ...]) -> int:
@@ -46,19 +47,22 @@ def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]
     """Pictures of the states, (times, n, *event), in order, each (rows, columns, 3) of uint8.
 
     Images are a grid, each in black and white's values ``span`` or those of the last state; other events as
-    ``pictures.samples`` draws them, on axes that hold all states.
+    ``pictures.sample_picture`` draws them, on axes that hold all states.
     """
     chosen = torch.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().long()
     states, last = states[chosen].float(), states[-1].float()
     span = span or (float(last.min()), float(last.max()))
     if pictures.is_image(last.shape[1:]):
         scale = max(1, 32 // last.shape[-1])
-        sheets = [pictures.grid(state, span) for state in states]
+        sheets = [pictures.image_grid(state, span) for state in states]
         return [sheet.repeat(scale, axis=0).repeat(scale, axis=1) for sheet in sheets]
     return _drawn(states, span)
 
 
 def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4, 4), dpi=90)  # no layout that moves the axes from frame to frame
     canvas, axis = FigureCanvasAgg(figure), figure.subplots()
     components = pictures.components(states[-1])
@@ -86,6 +90,8 @@ def write_animation(path: Path, states: Tensor, span: tuple[float, float] | None
         states: from the source to data.
         span: black and white's values; by default those of the last state.
     """
+    from PIL import Image
+
     first, *rest = (Image.fromarray(frame) for frame in frames(states, span))
     times = [FRAME] * len(rest) + [LAST]
 

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from gftkit.data import conditions
 from gftkit.experiment.building import build_drift
-from gftkit.experiment.networks import Builder
+from gftkit.experiment.networks import starting_networks
 from gftkit.experiment.restore import adapted_drift, trained_drift
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short
+from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short_hash
 from gftkit.networks.precision import Precision, in_precision
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, Weights, is_run
-from gftkit.runs.schema import without_weights
 from gftkit.storage.tensors import digest
 from gftkit.theory.objective import blend
 
@@ -35,8 +34,8 @@ class Blended:
 
     def __init__(self, drift: Drift, anchor: Drift, temperature: float) -> None:
         self._drift, self._anchor, self._temperature = drift, anchor, temperature
-        self._told = conditions.names(anchor)
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self._told = conditions.condition_names(anchor)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
@@ -111,9 +110,8 @@ def _check_guided(run: RunFolder, guidance: float) -> None:
     if guidance == 1 or source is None or not is_run(Path(source)):
         return
     before = RunFolder.open(source, run.registry)
-    path = before.registry.build("path", before.config.path)
-    untrained = build_drift(without_weights(before.config.drift), before.facts, before.registry, path)
-    if conditions.nulls(untrained) and before.config.train.condition_dropout == 0:
+    untrained = build_drift(before.spec("drift"), before.facts, before.registry, before.path)
+    if conditions.condition_nulls(untrained) and before.config.train.condition_dropout == 0:
         raise ConfigError(
             f"temperature: under guidance ({guidance:g}) the anchor is asked without its conditions too, and {source} "
             f"never trained that (train.condition_dropout is 0). Blend without guidance, or leave the temperature out."
@@ -134,17 +132,14 @@ def networks(run: RunFolder, weights: Weights, device: torch.device | str) -> tu
         adapted.drift.requires_grad_(False).to(device)
         merged = run.averages().digest if weights == "ema" else digest(adapted.merged())
         return (adapted.drift, AdaptersOffAnchor(adapted, hashed)), str(merged)
-    path = run.registry.build("path", run.config.path)
-    source = run.config.pretrained
-    parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
-    builder = Builder(run.config, run.registry, path)
-    anchor, _ = builder.anchor(builder.own(facts, parent), facts, parent)
+    _, anchor = starting_networks(run, facts, anchor=True)
     assert anchor is not None  # only adapters-off has none of its own
     if anchor.hash != hashed:
         raise RunError(
-            f"{run.folder}: the anchor isn't the one that this run was trained with: hash {short(hashed)}, now "
-            f"{short(anchor.hash)}. The weights at {(run.config.anchor or {}).get('pretrained') or run.config.start}, "
-            f"or how their drift is made, have changed. Restore them."
+            f"{run.folder}: the anchor isn't the one that this run was trained with: hash {short_hash(hashed)}, now "
+            f"{short_hash(anchor.hash)}. The weights at "
+            f"{(run.config.anchor or {}).get('pretrained') or run.config.start}, or how their drift is made, have "
+            f"changed. Restore them."
         )
     drift, trained = trained_drift(run, weights, device)
     return (drift, anchor.to(device)), trained

@@ -14,7 +14,7 @@ from gftkit.experiment.building import build_source, scheme_of
 from gftkit.experiment.restore import samples_of
 from gftkit.generation.blending import sampled_drift
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.runs.folder import RunFolder, Weights, is_run
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_evaluate
@@ -43,7 +43,7 @@ def evaluate(
     registry = run.registry
     section = resolve_evaluate(raw["evaluate"], run.config.train, registry, Path.cwd())
     config, facts = replace(run.config, evaluate=section, monitors=[]), run.facts
-    path = registry.build("path", config.path)
+    path = run.path
     scheme = scheme_of(config, section.solver, path, registry, section.guidance)
     check_unpaired(scheme.diffusion, facts.paired)
     training = reference = samples_of(run, facts.event_shape)
@@ -58,10 +58,10 @@ def evaluate(
     )
     check_guidance(section.guidance, sampled.drift, config.train.condition_dropout, "evaluate.guidance")
     evaluation = Evaluation(
-        guided(sampled.drift, section.guidance),
+        with_guidance(sampled.drift, section.guidance),
         path,
         scheme,
-        build_source(config.source, facts.event_shape, registry),
+        build_source(run.spec("source"), facts.event_shape, registry),
         measurement.reference,
         section.count,
         seed=config.seed if seed is None else seed,

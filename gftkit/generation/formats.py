@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.recording import pictures
+from gftkit.runtime.extras import require
 from gftkit.storage.files import write_atomically
 from gftkit.storage.tensors import write_tensors
 
@@ -22,6 +23,7 @@ def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
     Raises:
         ConfigError: for an unknown suffix, or a folder of pictures for events that are not images.
         RunError: where something stands there and ``force`` is not set.
+        MissingPackageError: where matplotlib is wanted, and isn't installed.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--out {path}: wanted .npz, .safetensors, .png or a folder, got '{path.suffix}'.")
@@ -30,6 +32,8 @@ def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
     taken = any(path.iterdir()) if path.is_dir() else path.exists()
     if taken and not force:
         raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+    if path.suffix == ".png" and not pictures.is_image(event_shape):
+        require("report", f"--out {path}")
 
 
 def write_samples(
@@ -68,16 +72,16 @@ def write_samples(
 
         write_atomically(path, write)
     elif pictures.is_image(shape[1:]):
-        pictures.write_image(path, pictures.grid(samples, span), max(1, 32 // shape[-1]))
+        pictures.write_image(path, pictures.image_grid(samples, span), max(1, 32 // shape[-1]))
     else:
-        pictures.write_png(path, pictures.samples({"samples": samples}, span))
+        pictures.write_png(path, pictures.sample_picture({"samples": samples}, span))
 
 
 def _write_images(folder: Path, parts: Iterable[Tensor], span: tuple[float, float]) -> None:
     index = 0
     for part in parts:
         for image in part:
-            pictures.write_image(folder / f"{index:06d}.png", pictures.grid(image[None], span))
+            pictures.write_image(folder / f"{index:06d}.png", pictures.image_grid(image[None], span))
             index += 1
     for path in folder.glob("*.png"):
         if re.fullmatch(r"\d{6,}", path.stem) and int(path.stem) >= index:

@@ -15,8 +15,8 @@ from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.registry import Spec
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
-from gftkit.sampling.integrate import Grid, bind, check_solver, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.integrate import Grid, bind_conditions, check_solver, grid_of, trajectory
+from gftkit.sampling.noise import FromGenerator
 from gftkit.sampling.scheme import build_scheme
 from gftkit.theory import flow
 
@@ -86,7 +86,7 @@ def backwards(drift: Drift, shape: tuple[int, ...], probes: Tensor | None, given
         probes: of the divergence, or None for the exact one.
         given: conditions.
     """
-    velocity_at, size = bind(drift, **given), math.prod(shape)
+    velocity_at, size = bind_conditions(drift, **given), math.prod(shape)
 
     def field(t: float, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -159,7 +159,7 @@ def log_density(
         z = torch.cat([x.flatten(1), x.new_zeros(len(x), max(probes, 1))], 1)
         with torch.no_grad():
             field = backwards(drift, shape, signs, here)
-            for state in trajectory(field, None, solver, grid, z, Drawn(torch.Generator(device))):
+            for state in trajectory(field, None, solver, grid, z, FromGenerator(torch.Generator(device))):
                 z = state
         x0, change = z[:, :size].reshape(-1, *shape).cpu(), z[:, size:].double().cpu()
         logs.append(source(x0).double() + change.mean(1))
@@ -287,11 +287,11 @@ def likelihood(
         raise ConfigError(f"count: wanted at least 1, got {count}.")
     if quantum is not None and not 0 < quantum < math.inf:
         raise ConfigError(f"quantum: wanted a positive step of the data's values, got {quantum}.")
-    path = registry.build("path", config.path)
+    path = run.path
     scheme = build_scheme(solver or {"name": "rk4"}, path, registry)
     if scheme.diffusion is not None:
         raise ConfigError("likelihood: densities are those of the ODE, and solver.diffusion adds noise. Leave it out.")
-    source = registry.build("dataset", config.source, "source", event_shape=facts.event_shape)
+    source = registry.build("dataset", run.spec("source"), "source", event_shape=facts.event_shape)
     if not callable(getattr(source, "log_density", None)):
         raise ConfigError(
             f"likelihood: source '{config.source['name']}' tells no density (it has no log_density). Densities are "
@@ -316,7 +316,7 @@ def likelihood(
         source.log_density,
         chosen,
         seed,
-        conditions.of(drift, batch),
+        conditions.conditions_of(drift, batch),
         device,
         advance=advance,
         spacing=scheme.spacing,

@@ -13,7 +13,7 @@ from torch import Tensor
 from gftkit.kernel.errors import RunError, WeightsError
 from gftkit.sampling.noise import BLOCK
 from gftkit.storage.documents import read_json, write_json
-from gftkit.storage.files import explained, remove_leftovers
+from gftkit.storage.files import explain_file_errors, remove_leftovers
 from gftkit.storage.tensors import read_notes, read_tensors, write_tensors
 
 _FILE = re.compile(r"samples-(\d+)-(\d+)\.safetensors")
@@ -92,7 +92,7 @@ class Parts:
                 self._read(first, count)
             except (WeightsError, RunError) as error:
                 warnings.append(f"a damaged part is made again: {error}")
-                with explained(self.folder, "tidy"):
+                with explain_file_errors(self.folder, "tidy"):
                     self._path(first, count).unlink()
         return warnings
 
@@ -156,7 +156,7 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the folder."""
-        with explained(self.folder, "tidy"):
+        with explain_file_errors(self.folder, "tidy"):
             if self.folder.exists():
                 shutil.rmtree(self.folder)
 

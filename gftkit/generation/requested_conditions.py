@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.data.conditions import LABEL, names
+from gftkit.data.conditions import LABEL, condition_names
 from gftkit.kernel.errors import ConfigError
 from gftkit.storage.tensors import read_tensors
 
@@ -55,7 +55,7 @@ def conditions(
     Raises:
         ConfigError: for a condition that is missing, not wanted, of the wrong shape or type, or out of range.
     """
-    wanted, found = names(drift), dict(given or {})
+    wanted, found = condition_names(drift), dict(given or {})
     if label is not None:
         if LABEL not in wanted:
             raise ConfigError("label: this drift is not conditional on a label. Leave --label out.")

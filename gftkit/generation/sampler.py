@@ -18,12 +18,12 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Spec
 from gftkit.networks.flow_map import check_jumps, is_flow_map
-from gftkit.networks.guidance import check_guidance, guided
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.networks.precision import PRECISIONS, Precision
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.environment import versions
 from gftkit.sampling.integrate import generate, grid_of
-from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.noise import BLOCK, ByBlock, draw_by_block
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.storage.tensors import digest
 
@@ -57,7 +57,7 @@ class Counted:
 
     def __init__(self, drift: Drift) -> None:
         self._drift, self.evaluated = drift, 0
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Sampler:
         config, registry = run.config, run.registry
         self.facts = run.facts
         self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
-        self._path = registry.build("path", config.path)
+        self._path = run.path
         spec = request.solver or config.evaluate.solver
         scale = config.evaluate.guidance if request.guidance is None else request.guidance
         self._scheme = scheme_of(config, spec, self._path, registry, scale)
@@ -119,13 +119,13 @@ class Sampler:
         )
         drift = sampled.drift
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
-        self._drift = Counted(guided(drift, scale))
+        self._drift = Counted(with_guidance(drift, scale))
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = asking.conditions(
             drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
         )
-        self._source = build_source(config.source, self.facts.event_shape, registry)
+        self._source = build_source(run.spec("source"), self.facts.event_shape, registry)
         self._run, self._request, self._spec, self._scale, self._sampled = run, request, spec, scale, sampled
 
     @cached_property
@@ -197,7 +197,7 @@ class Sampler:
 
     def starts(self, first: int, count: int) -> Tensor:
         """The same source samples, scaled as in training: what the drift is given at t = 0."""
-        return by_block(self._source, self._seed, first, count)
+        return draw_by_block(self._source, self._seed, first, count)
 
     @property
     def drift(self) -> Drift:
@@ -227,10 +227,10 @@ class Sampler:
             self._scheme.steps,
             self.starts(first, made),
             ByBlock(self._seed, self._device, first),
-            self.conditions(first, made),
-            self.size,
-            whole,
-            counted,
-            self._scheme.spacing,
+            conditions=self.conditions(first, made),
+            batch_size=self.size,
+            whole=whole,
+            advance=counted,
+            spacing=self._scheme.spacing,
         )
         return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])

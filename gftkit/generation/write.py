@@ -10,7 +10,7 @@ from gftkit.generation.parts import Parts
 from gftkit.generation.sampler import Request, Sampler
 from gftkit.kernel.errors import DivergenceError, RunError
 from gftkit.runs.folder import RunFolder
-from gftkit.runtime.devices import Crew, crew_of, emulates_half, warnings_of
+from gftkit.runtime.devices import Crew, emulates_half, launch_warnings, start_crew
 from gftkit.runtime.progress import SamplingProgress
 
 
@@ -58,7 +58,7 @@ def write(
         GftkitError: for any bad input, before anything is sampled.
         DivergenceError: where a sample is not finite.
     """
-    crew = crew_of(device)
+    crew = start_crew(device)
     progress = SamplingProgress(quiet or not crew.main)
     sampler = Sampler(run, request, crew.device)
     parts = Parts(out, sampler.identity)
@@ -67,7 +67,7 @@ def write(
     if trajectory is not None:
         from gftkit.generation.animation import check_animation
 
-        check_animation(trajectory, force or begun)
+        check_animation(trajectory, sampler.facts.event_shape, force or begun)
     going_on = bool(parts) and (resume or not force)
     if going_on and not resume:
         raise RunError(
@@ -134,7 +134,7 @@ def _finish(sampler: Sampler, parts: Parts, out: Path, trajectory: Path | None) 
 
 def _warnings(crew: Crew, request: Request) -> list[str]:
     """What a user should know of the processes, and of their devices."""
-    found = [] if crew.accelerator is None else warnings_of(crew.accelerator, "float32")
+    found = [] if crew.accelerator is None else launch_warnings(crew.accelerator, "float32")
     if request.precision != "float32" and emulates_half(crew.device):
         found.append(
             f"--precision: this CPU (AVX2) has no instructions for {request.precision}: it takes longer than float32."

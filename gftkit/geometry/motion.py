@@ -12,9 +12,9 @@ from gftkit.geometry import shape as geometry
 from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, squared_distances
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
-from gftkit.recording.html import number
+from gftkit.recording.html import format_number
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import mean, ratio, root
+from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64
@@ -99,14 +99,14 @@ def motion(
     stage("transport")
     measures = {
         **_of_states(traced, seed),
-        "acceleration": root(mean(geometry.over_time(squares, traced.times))),
-        "turning": mean(geometry.over_time(turning, traced.times)),
+        "acceleration": root_estimate(mean_estimate(geometry.over_time(squares, traced.times))),
+        "turning": mean_estimate(geometry.over_time(turning, traced.times)),
     }
     return Motion(
         measures,
         traced.times,
-        [root(mean(each)) for each in squares],
-        [mean(each) for each in turning],
+        [root_estimate(mean_estimate(each)) for each in squares],
+        [mean_estimate(each) for each in turning],
         {name: cost(flow, name, traced.states[-1], tolerance, stage) for name in SOLVERS},
     )
 
@@ -115,10 +115,10 @@ def _of_states(traced: Trajectory, seed: int) -> dict[str, Estimate]:
     states, times = traced.states, traced.times
     energy, ends = geometry.energies(states, times), (states[0], states[-1])
     return {
-        "path_length": mean(geometry.lengths(states)),
-        "displacement": mean(geometry.displacements(states)),
-        "straightness": mean(geometry.straightness(states, times)),
-        "kinetic_energy": mean(energy),
+        "path_length": mean_estimate(geometry.lengths(states)),
+        "displacement": mean_estimate(geometry.displacements(states)),
+        "straightness": mean_estimate(geometry.straightness(states, times)),
+        "kinetic_energy": mean_estimate(energy),
         "transport_cost": geometry.transport_cost(*ends, stream(seed, "transport")),
         "energy_over_transport": geometry.energy_over_transport(energy, *ends, stream(seed, "transport")),
     }
@@ -145,7 +145,7 @@ def cost(
 
     def near(steps: int) -> bool:
         stage(f"{solver}, {steps} steps")
-        errors[steps] = root(ratio(squared_distances(flow.ends(built, steps), ends), spread))
+        errors[steps] = root_estimate(ratio_estimate(squared_distances(flow.ends(built, steps), ends), spread))
         return errors[steps].value <= tolerance
 
     doubled = [2**k for k in range(MOST_STEPS.bit_length())]
@@ -168,7 +168,7 @@ def cost(
 def rows(motions: Sequence[Motion]) -> list[list[str]]:
     """A table of several flows side by side: a measure in each row, a flow in each column after its name."""
     found = [
-        [name, *(number(each.measures[name].value, each.measures[name].stderr) for each in motions)]
+        [name, *(format_number(each.measures[name].value, each.measures[name].stderr) for each in motions)]
         for name in motions[0].measures
     ]
     for solver in motions[0].costs:
@@ -179,4 +179,4 @@ def rows(motions: Sequence[Motion]) -> list[list[str]]:
 
 
 def _evaluations(cost: Cost) -> str:
-    return f"> {MOST_STEPS} steps" if cost.evaluations is None else number(cost.evaluations, cost.stderr)
+    return f"> {MOST_STEPS} steps" if cost.evaluations is None else format_number(cost.evaluations, cost.stderr)

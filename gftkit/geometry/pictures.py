@@ -4,17 +4,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
-
 from gftkit.geometry.motion import Motion
 from gftkit.geometry.time_grid import Fit
-from gftkit.recording.pictures import COLOURS, png, tidy
+from gftkit.recording.pictures import COLOURS, figure_png, new_figure, tidy
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:
     """The times of each number of steps, and the distances from the flow's ends, as PNG; bars are two errors."""
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    figure = new_figure(7.2, 3.2)
     left, right = figure.subplots(1, 2)
     for row, fit in enumerate(fits):
         equal = [k / fit.steps for k in range(fit.steps + 1)]
@@ -31,12 +28,12 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
     _plain(right.xaxis, steps)
     for axis in (left, right):
         tidy(axis)
-    return png(figure)
+    return figure_png(figure)
 
 
 def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
     """Acceleration, turning and what solvers reach, of several models side by side, as PNG; bands are two errors."""
-    figure = Figure(figsize=(10.2, 3.3), layout="constrained")
+    figure = new_figure(10.2, 3.3)
     left, middle, right = figure.subplots(1, 3)
     for (name, motion), colour in zip(named.items(), itertools.cycle(COLOURS)):
         for axis, profile in ((left, motion.acceleration), (middle, motion.turning)):
@@ -60,11 +57,13 @@ def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
         axis.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
     right.legend(frameon=False, fontsize=6)
-    return png(figure)
+    return figure_png(figure)
 
 
 def _plain(axis: Any, ticks: Sequence[float]) -> None:
     """Ticks of a logarithmic axis, as plain numbers."""
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
     axis.set_ticks(ticks)
     axis.set_major_formatter(ScalarFormatter())
     axis.set_minor_locator(NullLocator())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 from gftkit.kernel.contracts import Estimate
 
 
@@ -151,7 +151,7 @@ def transport_cost(x0: Tensor, x1: Tensor, generator: Generator) -> Estimate:
         9.0
     """
     cost = _costs(x0, x1)
-    return jackknife(lambda kept: _least(cost, kept), [torch.arange(len(x0))], generator)
+    return jackknife_estimate(lambda kept: _least(cost, kept), [torch.arange(len(x0))], generator)
 
 
 def energy_over_transport(energy: Tensor, x0: Tensor, x1: Tensor, generator: Generator) -> Estimate:
@@ -178,7 +178,7 @@ def energy_over_transport(energy: Tensor, x0: Tensor, x1: Tensor, generator: Gen
     def above(kept: Tensor) -> float:
         return float(energy[kept].mean()) / _least(cost, kept)
 
-    return jackknife(above, [torch.arange(len(x0))], generator)
+    return jackknife_estimate(above, [torch.arange(len(x0))], generator)
 
 
 def _costs(x0: Tensor, x1: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flow_of, squared_distances
+from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flows_of, squared_distances
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import validate
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.sampling.noise import BLOCK
 from gftkit.storage.documents import read_yaml, write_text
-from gftkit.theory.gap import mean, root
+from gftkit.theory.gap import mean_estimate, root_estimate
 
 Times = tuple[float, ...]
 WORTH = 1e-3
@@ -214,7 +214,17 @@ def fit(
         gain = _difference_of_roots(uniform, fitted)
         better = gain.value > max(2 * gain.stderr, WORTH * float(uniform.mean().sqrt()))
         kept, name = (times, "fitted") if better else (equal, "uniform")
-        found.append(Fit(steps, kept, name, times, root(mean(uniform)), root(mean(fitted)), gain))
+        found.append(
+            Fit(
+                steps,
+                kept,
+                name,
+                times,
+                root_estimate(mean_estimate(uniform)),
+                root_estimate(mean_estimate(fitted)),
+                gain,
+            )
+        )
     return found
 
 
@@ -223,7 +233,7 @@ def _difference_of_roots(one: Tensor, other: Tensor) -> Estimate:
     roots = [float(values.mean().sqrt()) for values in (one, other)]
     if min(roots) == 0:
         return Estimate(roots[0] - roots[1], 0.0)
-    return Estimate(roots[0] - roots[1], mean(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
+    return Estimate(roots[0] - roots[1], mean_estimate(one / (2 * roots[0]) - other / (2 * roots[1])).stderr)
 
 
 def fit_run(
@@ -254,9 +264,9 @@ def fit_run(
     if count < 2:
         raise ConfigError(f"count: wanted at least 2, for a standard error, got {count}.")
     first = -(-count // BLOCK) * BLOCK
-    flows = [flow_of(run, start, count, seed, weights, device) for start in (0, first)]
-    fits = fit(flows[0], flows[1], numbers, fine_steps, stage)
-    notes = {"run": str(run.folder), "weights": weights, "hash": flows[0].weights, "solver": "euler"}
+    fitting, fresh = flows_of(run, [0, first], count, seed, weights, device)
+    fits = fit(fitting, fresh, numbers, fine_steps, stage)
+    notes = {"run": str(run.folder), "weights": weights, "hash": fitting.weights, "solver": "euler"}
     return fits, {**notes, "count": count, "fine_steps": fine_steps, "seed": seed}
 
 

@@ -1,6 +1,6 @@
 """The ODE of a run, traced finely from starts of a seed: what few steps of a solver are measured against."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import RunFolder, Weights
-from gftkit.sampling.integrate import bind, generate, grid_of
+from gftkit.sampling.integrate import bind_conditions, generate, grid_of
 from gftkit.theory import flow
 
 FINE_STEPS = 100
@@ -79,7 +79,7 @@ class Flow:
         states = self._integrate(self.registry.create("solver", "rk4"), steps, whole=True)
         times = grid_of(self.path, steps).times
         given = {name: values.to(self.device) for name, values in self.conditions.items()}
-        field = bind(self.drift, **given)
+        field = bind_conditions(self.drift, **given)
         with torch.no_grad():
             velocities = [field(t, x.to(self.device)).cpu() for t, x in zip(times, states, strict=True)]
         return Trajectory(times, states.double(), torch.stack(velocities).double())
@@ -88,8 +88,8 @@ class Flow:
         self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
     ) -> Tensor:
         noise = torch.Generator(self.device)  # not asked: there is none
-        given = (self.drift, self.path, solver, steps, self.x0, noise, self.conditions)
-        return generate(*given, whole=whole, spacing=spacing)
+        given = (self.drift, self.path, solver, steps, self.x0, noise)
+        return generate(*given, conditions=self.conditions, whole=whole, spacing=spacing)
 
 
 def flow_of(
@@ -97,10 +97,25 @@ def flow_of(
 ) -> Flow:
     """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
 
+    Raises as ``flows_of``.
+    """
+    return flows_of(run, [first], count, seed, weights, device)[0]
+
+
+def flows_of(
+    run: RunFolder,
+    firsts: Sequence[int],
+    count: int,
+    seed: int = 0,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+) -> list[Flow]:
+    """One flow with several sets of starts; its weights are read once.
+
     Args:
         run: a finished run.
-        first: a multiple of 64.
-        count: how many.
+        firsts: the index of the first sample of each set, a multiple of 64.
+        count: samples in a set.
         seed: of the starts.
         weights: "ema" or "raw".
         device: where to evaluate the drift.
@@ -108,11 +123,21 @@ def flow_of(
     Raises:
         GftkitError: see ``sampling.Sampler``; ConfigError for a flow with noise.
     """
-    path = run.registry.build("path", run.config.path)
+    path = run.path
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
-    sampler = Sampler(run, Request(count=first + count, seed=seed, solver=solver, weights=weights), device)
-    x0, conditions = sampler.starts(first, count), sampler.conditions(first, count)
-    return Flow(sampler.drift, path, x0, conditions, run.registry, torch.device(device), sampler.weights_digest)
+    sampler = Sampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
+    return [
+        Flow(
+            sampler.drift,
+            path,
+            sampler.starts(first, count),
+            sampler.conditions(first, count),
+            run.registry,
+            device=torch.device(device),
+            weights=sampler.weights_digest,
+        )
+        for first in firsts
+    ]
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _drift(drift: ForeignDrift, pairs: Pairs) -> Tensor:
-    each = [conditions.of(drift, batch) for batch in pairs.samples]
+    each = [conditions.conditions_of(drift, batch) for batch in pairs.samples]
     given = {name: torch.cat([held[name] for held in each]) for name in each[0]}
     out: Tensor = drift(pairs.t, pairs.x, **given)
     return out

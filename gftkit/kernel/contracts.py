@@ -1,4 +1,4 @@
-"""What a component of each kind must offer: Protocols, so there is nothing to inherit.
+"""Contracts: the members that a component of each kind needs. They are Protocols, so there is nothing to inherit.
 
 Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1], 0 the source and 1 the data.
 Members marked *optional* are looked up by the kernel and have the stated default.
@@ -45,10 +45,10 @@ class Batch:
         return self._each(lambda values: values.pin_memory())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is of it, by name."""
+        """Its tensors by name; None is left out."""
         named = {"x1": self.x1, "label": self.label, "x0": self.x0}
-        given = {f"conditions.{name}": values for name, values in self.conditions.items()}
-        return {**{name: values for name, values in named.items() if values is not None}, **given}
+        conditions = {f"conditions.{name}": values for name, values in self.conditions.items()}
+        return {**{name: values for name, values in named.items() if values is not None}, **conditions}
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed alike."""
@@ -82,7 +82,7 @@ class Drift(Protocol):
     ``null``, condition -> the value that stands for "not given", a number or a tensor that broadcasts to one sample's
     condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
     ``jumps``, whether it is a flow map (default False): ``forward`` then takes ``end``, (batch,), too, and gives the
-    average velocity from t to there; without an end it gives the drift. ``notes``, what to tell the user before a run.
+    average velocity from t to there; without an end it gives the drift. ``notes``, messages for the user before a run.
     A factory may take ``weights``, a file to start from: where the weights come from a run, the kernel gives None.
     """
 
@@ -122,7 +122,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class StoppingRule(Protocol):
-    """When a run has trained enough: it listens to the run's monitors, and decides by nothing else.
+    """A rule that ends a run early. It reads the run's monitors and nothing else.
 
     ``needs``: names of the monitors that it listens to; the kernel adds those that the configuration doesn't name.
     ``done``: whether the run ends here. ``reason``: why, one sentence for people; empty before.
@@ -133,9 +133,9 @@ class StoppingRule(Protocol):
     reason: str
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
-        """What every monitor measured at an evaluation, by its name; the first is that at progress 0.
+        """Take up what the monitors measured at an evaluation, by monitor; the first is at progress 0.
 
-        Of several processes each is told the same. Random numbers aren't drawn here: a resumed run repeats itself.
+        All processes receive the same. Don't draw random numbers here: a resumed run repeats itself.
         """
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -185,7 +185,7 @@ class Solver(Protocol):
 
     ``ode_order``, ``strong_order``, ``weak_order``: declared orders, None where it doesn't solve that. A solver whose
     ``ode_order`` is None solves only SDEs; one whose ``strong_order`` and ``weak_order`` are None only ODEs.
-    Optional: ``evaluations``, drift evaluations in a step (default 1); ``jumps``, whether it asks a flow map (default
+    Optional: ``evaluations``, drift evaluations in a step (default 1); ``jumps``, whether it needs a flow map (default
     False): the field is then called as field(t, x, end), and the orders are those that it has of a velocity.
     """
 
@@ -240,7 +240,7 @@ class NoiseScale(Protocol):
 
 @runtime_checkable
 class TimeGrid(Protocol):
-    """Where a sampler's steps begin and end.
+    """The times at which a sampler's steps begin and end.
 
     Optional: ``fitted_on``, what the times were fitted to, with the ``hash`` of its weights and the ``solver``'s name:
     something else that is sampled with them is warned about.
@@ -267,7 +267,7 @@ class Dataset(Protocol):
     range: tuple[float, float] | None
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
 
     def batch(self, indices: Tensor) -> Batch:
         """The samples at these indices, (batch,) of int64."""
@@ -297,11 +297,11 @@ class Feature(Protocol):
 
 
 class EvaluationView(Protocol):
-    """What a metric sees of a model: ``gftkit.evaluation.Evaluation``. All on the CPU, scaled as in training.
+    """A metric's view of a model: ``gftkit.evaluation.Evaluation``. All on the CPU, scaled as in training.
 
-    ``drift`` under guidance where that was asked for, ``anchor`` and ``path``; ``steps`` of the solver; ``reference``
-    data to compare with, ``held_out`` or not; ``training`` data; ``inherited``, which gives at most so many samples of
-    what the pretrained run was trained on; ``history``, lines of metrics.jsonl; ``count`` of samples, and ``seed``.
+    ``drift``, guided if the configuration says so; ``anchor``; ``path``; ``steps`` of the solver; ``reference`` data to
+    compare with, ``held_out`` or not; ``training`` data; ``inherited``, which gives at most so many samples of the
+    pretrained run's data; ``history``, lines of metrics.jsonl; ``count`` of samples; ``seed``.
     """
 
     drift: Drift
@@ -315,6 +315,10 @@ class EvaluationView(Protocol):
     history: Sequence[Mapping[str, Any]]
     count: int
     seed: int
+
+    @property
+    def stochastic(self) -> bool:
+        """True where sampling adds noise."""
 
     def samples(self, steps: int | None = None) -> Tensor:
         """(count, *event): generated samples, made once for each number of steps."""
@@ -330,7 +334,7 @@ class EvaluationView(Protocol):
 
 
 class TrainingView(Protocol):
-    """What a monitor sees of a run: ``gftkit.training.TrainingState``. Nothing in it may be changed.
+    """A monitor's view of a run: ``gftkit.training.TrainingState``. Nothing in it may be changed.
 
     The raw weights ``drift``, the averaged ones ``ema``; ``training`` and ``reference`` data, scaled.
     """
@@ -347,13 +351,20 @@ class TrainingView(Protocol):
     device: torch.device
     seed: int
 
+    @property
+    def anchor(self) -> Drift | None:
+        """The pretrained drift; None in pretraining."""
+
+    def draw(self, count: int, generator: Generator) -> Any:
+        """Fresh pairs of the training data: ``t``, ``x``, ``target`` (the conditional drift) and ``conditions``."""
+
 
 @runtime_checkable
 class Metric(Protocol):
     """A measurement of a model.
 
     Optional: ``check(scope)``: raises a ValueError where it can't measure a model in a ``gftkit.evaluation.Scope``,
-    such as for too few samples. It is asked before anything is trained or sampled, and is quick.
+    such as for too few samples. It is called before anything is trained or sampled, and is quick.
     """
 
     def measure(self, evaluation: "EvaluationView", generator: Generator) -> Mapping[str, Estimate]:

@@ -37,6 +37,10 @@ class RunError(GftkitError):
     """A run folder that is missing, taken, incomplete or can't be written."""
 
 
+class MissingPackageError(GftkitError):
+    """A package that only some need, and that isn't installed."""
+
+
 class InspectionError(GftkitError):
     """A network that fits no convention, or fits several equally well."""
 

@@ -3,7 +3,7 @@
 A plugin is any module (or object) that implements some of these with ``@gftkit.hookimpl`` and is named by an entry
 point in group ``gftkit``. A kind's hook returns a mapping from registry names (lower case, hyphens) to factories:
 classes or functions with typed keyword options and a docstring. ``gftkit_claims(registry)`` yields
-``gftkit.verify.Claim`` objects; it is asked last, and only to verify. A wrapper's hook returns a function
+``gftkit.verify.Claim`` objects; it is called last, and only to verify. A wrapper's hook returns a function
 ``(component, **typed options) -> component``, whose options every component of that kind then takes.
 """
 

@@ -1,4 +1,4 @@
-"""Loading: finds plugins, asks each for its components, and refuses clashes and broken ones."""
+"""Loading: find plugins, collect their components, and refuse clashes and broken ones."""
 
 import inspect
 import os
@@ -43,25 +43,25 @@ def load(
     blocked = {*block, *filter(None, os.environ.get(BLOCK_VARIABLE, "").split(","))}
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(specifications())  # type: ignore[arg-type]
-    found: list[Plugin] = []
+    known: list[Plugin] = []
     components: dict[tuple[str, str], Component] = {}
     loaded: list[tuple[Origin, object]] = []
     for origin, source in _sources(plugins):
         if origin.plugin in blocked:
-            found.append(Plugin(origin, "blocked"))
+            known.append(Plugin(origin, "blocked"))
             continue
         try:
             plugin = source.load() if isinstance(source, EntryPoint) else source
             _register(manager, plugin, origin)
-            given = list(_components_of(manager, plugin, origin))
+            contributed = list(_components_of(manager, plugin, origin))
         except PluginError as error:
             raise PluginError(f"{error} To go on without this plugin, set {BLOCK_VARIABLE}={origin.plugin}.") from error
         except (Exception, SystemExit) as error:  # a module may be a script that exits
             if strict:
                 raise PluginError(f"{origin} failed to load: {type(error).__name__}: {error}") from error
-            found.append(Plugin(origin, "failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+            known.append(Plugin(origin, "failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
             continue
-        for component in given:
+        for component in contributed:
             key = component.kind, component.name
             if key in components:
                 raise PluginError(
@@ -70,9 +70,9 @@ def load(
                 )
             components[key] = component
         loaded.append((origin, plugin))
-        found.append(Plugin(origin, "loaded"))
+        known.append(Plugin(origin, "loaded"))
     claims: list[tuple[Origin, ClaimHook]] = [(origin, _caller(manager, plugin, CLAIMS)) for origin, plugin in loaded]
-    return Registry(components, found, claims, _wrappers_of(manager, loaded))
+    return Registry(components, known, claims, _wrappers_of(manager, loaded))
 
 
 def _sources(plugins: Mapping[str, object] | Iterable[object]) -> list[tuple[Origin, object]]:
@@ -130,7 +130,7 @@ def _components_of(manager: pluggy.PluginManager, plugin: object, origin: Origin
     for kind in KINDS.values():
         for factories in _caller(manager, plugin, kind.hook)():
             if not isinstance(factories, Mapping):
-                raise PluginError(f"{origin}: {kind.hook} gave {factories!r}; wanted a mapping from name to factory.")
+                raise PluginError(f"{origin}: {kind.hook}: wanted a mapping from name to factory, got {factories!r}.")
             for name, factory in factories.items():
                 who = f"{kind.name} '{name}' of {origin}"
                 if not (isinstance(name, str) and _NAME.fullmatch(name)):
@@ -147,10 +147,8 @@ def _wrappers_of(manager: pluggy.PluginManager, loaded: Iterable[tuple[Origin, o
         for origin, plugin in loaded:
             for wrap in _caller(manager, plugin, hook)():
                 if kind in wrappers:
-                    raise PluginError(
-                        f"{hook} is implemented twice: by {wrappers[kind].origin} and by {origin}. Block one of them "
-                        f"({BLOCK_VARIABLE}=NAME)."
-                    )
+                    both = f"by {wrappers[kind].origin} and by {origin}"
+                    raise PluginError(f"{hook} is implemented twice: {both}. Block one: {BLOCK_VARIABLE}=NAME.")
                 _, *options = options_of(wrap, f"{hook} of {origin}").values()
                 added = {option.name: replace(option, supplied=False) for option in options}
                 wrappers[kind] = Wrapper(wrap, added, origin)

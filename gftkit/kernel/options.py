@@ -20,7 +20,7 @@ from gftkit.kernel.errors import ConfigError, PluginError, unknown
 from gftkit.kernel.kinds import KIND_OF
 
 SUPPLIED = ("event_shape", "classes", "condition_shapes", "generator")
-"""Options that the kernel supplies where a factory asks for them and the user gives none; and ``path: Path``."""
+"""Options that the kernel supplies where a factory has them and the user gives none; and ``path: Path``."""
 
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 ARGUMENTS = re.compile(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", re.MULTILINE)
@@ -47,7 +47,7 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """True where it has no default."""
         return self.default is _REQUIRED
 
     @property
@@ -60,7 +60,7 @@ class Option:
 
     @property
     def is_file(self) -> bool:
-        """Whether it names a file or folder."""
+        """True where it names a file or folder."""
         return Path in _parts(self.annotation)
 
     @property
@@ -85,7 +85,7 @@ class Option:
         """The value, checked against type and range.
 
         Raises:
-            ConfigError: naming the key, what was wanted and what came.
+            ConfigError: with the key, the wanted type and the value.
         """
         return validate(self.annotation, value, where)
 
@@ -94,7 +94,7 @@ def validate(annotation: Any, value: Any, where: str) -> Any:
     """``value`` as ``annotation``: strict about types, except that a list serves as a tuple and a string as a path.
 
     Raises:
-        ConfigError: naming the key ``where``, what was wanted and what came.
+        ConfigError: with the key ``where``, the wanted type and the value.
     """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=_STRICT)
@@ -124,7 +124,7 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
         return {}
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     helps = _argument_help(inspect.getdoc(factory) or "")
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             stars = "**" if parameter.kind is parameter.VAR_KEYWORD else "*"
@@ -134,8 +134,8 @@ def options_of(factory: Callable[..., Any], who: str) -> dict[str, Option]:
         if name not in hints:
             raise PluginError(f"{who} has an option '{name}' without a type. Annotate it.")
         option = Option(name, hints[name], parameter.default, helps.get(name, ""))
-        found[name] = replace(option, supplied=name in SUPPLIED or (name, option.kind) == ("path", "path"))
-    return found
+        options[name] = replace(option, supplied=name in SUPPLIED or (name, option.kind) == ("path", "path"))
+    return options
 
 
 def check_known(options: Mapping[str, Any], known: Collection[str], where: str, unlisted: Collection[str] = ()) -> None:
@@ -176,7 +176,7 @@ def type_text(annotation: Any) -> str:
 
 
 def _has_no_init(factory: Callable[..., Any]) -> bool:
-    """Whether a class has only the ``__init__`` of ``nn.Module`` or of a Protocol, whose arguments mean nothing."""
+    """True for a class with only the ``__init__`` of ``nn.Module`` or of a Protocol, whose arguments mean nothing."""
     if not inspect.isclass(factory):
         return False
     owner = next(base for base in factory.__mro__ if "__init__" in vars(base))
@@ -194,10 +194,10 @@ def _parts(annotation: Any) -> list[Any]:
 def _bounds(extra: Any) -> list[str]:
     """The ranges of a pydantic Field, as ``> 0``."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
-    found = []
+    bounds = []
     for constraint in getattr(extra, "metadata", [extra]):
-        found += [f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key)]
-    return found
+        bounds += [f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key)]
+    return bounds
 
 
 def _argument_help(doc: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ ClaimHook = Callable[..., Sequence[Any]]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a component comes from: plugin name, distribution and its version ("" for a plain object)."""
+    """The origin of a component: plugin name, distribution and its version ("" for a plain object)."""
 
     plugin: str
     distribution: str = ""
@@ -51,7 +51,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Description:
-    """What a component is: for ``gft plugins show`` and the reference docs."""
+    """The description of a component, for ``gft plugins show`` and the reference docs."""
 
     kind: str
     name: str
@@ -82,7 +82,7 @@ class Wrapper:
 
 
 class Resolved(dict[str, Any]):
-    """A spec that was resolved: every option is checked and filled in, and ``Registry.build`` takes it as it is."""
+    """A spec that was resolved: every option is checked and filled in, and it isn't resolved again."""
 
 
 class Registry:
@@ -123,11 +123,10 @@ class Registry:
         if name not in self.names(kind):
             failed = [plugin for plugin in self.plugins if plugin.status == "failed"]
             blocked = [plugin for plugin in self.plugins if plugin.status == "blocked"]
-            hints = [f"{plugin.origin} may give it but failed to load: {plugin.error}." for plugin in failed]
+            hints = [f"{plugin.origin} may provide it but failed to load: {plugin.error}." for plugin in failed]
             hints += [f"{plugin.origin} is blocked." for plugin in blocked]
-            raise unknown(
-                kind if where in ("", kind) else f"{kind} at {where}:", name, self.names(kind), " ".join(hints)
-            )
+            what = kind if where in ("", kind) else f"{kind} at {where}:"
+            raise unknown(what, name, self.names(kind), " ".join(hints))
         return self._components[kind, name]
 
     def describe(self, kind: str, name: str) -> Description:
@@ -136,17 +135,9 @@ class Registry:
         Raises:
             UnknownNameError: for an unknown kind or name.
         """
-        found = self.component(kind, name)
-        origin = found.origin
-        return Description(
-            kind,
-            name,
-            inspect.getdoc(found.factory) or "",
-            tuple(self.options(found).values()),
-            origin.plugin,
-            origin.distribution,
-            origin.version,
-        )
+        component = self.component(kind, name)
+        options = tuple(self.options(component).values())
+        return Description(kind, name, inspect.getdoc(component.factory) or "", options, **asdict(component.origin))
 
     def options(self, component: Component) -> dict[str, Option]:
         """A component's own options and those that are added to every component of its kind."""
@@ -167,13 +158,15 @@ class Registry:
         """``spec`` with every option checked and every default filled in; relative paths start at ``base``.
 
         A bare name stands for a component without options. Options that the kernel supplies are left out unless given.
-        A factory with a class method ``resolve(options)`` completes them: what it reads from files then stands in the
-        run's configuration.
+        A factory with a class method ``resolve(options)`` completes them: what it reads from files is then part of
+        the run's configuration.
 
         Raises:
             UnknownNameError: for an unknown name or option.
             ConfigError: for an option that is missing, of the wrong type or out of range.
         """
+        if isinstance(spec, Resolved):
+            return spec
         where = where or kind
         spec = {"name": spec} if isinstance(spec, str) else spec
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
@@ -191,7 +184,7 @@ class Registry:
             if option.supplied and not stated:
                 continue
             if option.required and not stated:
-                raise ConfigError(f"{key} is missing: {kind} '{name}' wants it ({option.type_text}).")
+                raise ConfigError(f"{key} is missing: {kind} '{name}' requires it ({option.type_text}).")
             value = values.get(option.name, option.default)
             if option.kind and isinstance(value, (Mapping, str)):
                 resolved[option.name] = self.resolve(option.kind, value, key, base)
@@ -219,41 +212,37 @@ class Registry:
     ) -> Any:
         """A component from ``{name: ..., **options}``; ``supplied`` goes to factories that ask for it.
 
-        A ``Resolved`` spec isn't checked again.
-
         Raises:
             UnknownNameError: for an unknown name or option.
             ConfigError: for an option that is missing, of the wrong type, out of range, or refused by the factory.
             PluginError: where the factory's result doesn't meet its kind's contract.
         """
         where = where or kind
-        resolved = spec if isinstance(spec, Resolved) else self.resolve(kind, spec, where, base)
+        resolved = self.resolve(kind, spec, where, base)
         component = self.component(kind, resolved["name"])
         options = {key: value for key, value in resolved.items() if key != "name"}
         for option in component.options.values():
             if option.supplied and option.name not in options and supplied.get(option.name) is not None:
                 options[option.name] = supplied[option.name]
             elif option.supplied and option.required and option.name not in options:
-                raise ConfigError(
-                    f"{where}.{option.name} is missing: nothing here tells it to {kind} '{component.name}'; give it."
-                )
+                raise ConfigError(f"{where}.{option.name} is missing, and there are no data to take it from. State it.")
             if option.kind and isinstance(options.get(option.name), Mapping):
                 nested = options[option.name]
                 options[option.name] = self.build(option.kind, nested, f"{where}.{option.name}", None, **supplied)
         added = {key: options.pop(key) for key in list(options) if key not in component.options}
         try:
-            made = component.factory(**options)
+            built = component.factory(**options)
             if any(value != self.added_options(kind)[key].default for key, value in added.items()):
-                made = self._wrappers[kind].wrap(made, **added)
+                built = self._wrappers[kind].wrap(built, **added)
         except GftkitError as error:
             raise error if where == kind else type(error)(f"{where}: {error}") from error
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"{where} ({kind} '{component.name}'): {error}") from error
         contracts = KINDS[kind].contracts
-        if not isinstance(made, contracts):
+        if not isinstance(built, contracts):
             wanted = " or ".join(contract.__name__ for contract in contracts)
             raise PluginError(
-                f"{kind} '{component.name}' of {component.origin} gave a {type(made).__name__}, which isn't a {wanted} "
-                f"(see gftkit.kernel.contracts)."
+                f"{kind} '{component.name}' of {component.origin} made a {type(built).__name__}, which isn't a "
+                f"{wanted} (see gftkit.kernel.contracts)."
             )
-        return made
+        return built

@@ -1,4 +1,4 @@
-"""Which layers of a network adapters go into: found by name, and refused where an adapter would be wrong."""
+"""Layers to adapt: chosen by name, and refused where an adapter would be wrong."""
 
 import difflib
 import fnmatch
@@ -19,7 +19,7 @@ DEFAULT: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _FORWARDS = {cls.forward for cls in (nn.Linear, nn.Embedding, *CONVOLUTIONS)}
 
 
-def choose(
+def choose_layers(
     network: nn.Module, targets: str | Sequence[str] | None, exclude: Sequence[str], takes: tuple[type[nn.Module], ...]
 ) -> dict[str, nn.Module]:
     """The layers to adapt, by name.
@@ -37,37 +37,37 @@ def choose(
     modules = {name: module for name, module in network.named_modules() if name}
     fit = {name: module for name, module in modules.items() if isinstance(module, takes)}
     if targets is None:
-        chosen = [name for name, module in fit.items() if isinstance(module, DEFAULT)]
+        names = [name for name, module in fit.items() if isinstance(module, DEFAULT)]
     elif isinstance(targets, str):
-        chosen = [name for name in modules if _pattern(targets, "adapters.targets").fullmatch(name)]
-        _check_found(chosen, targets, "adapters.targets", fit)
+        names = [name for name in modules if _pattern(targets, "adapters.targets").fullmatch(name)]
+        _check_matched(names, targets, "adapters.targets", fit)
     else:
-        chosen = []
+        names = []
         for pattern in targets:
-            here = matching(pattern, modules)
-            _check_found(here, pattern, "adapters.targets", fit)
-            chosen += here
-    unfit = sorted({name for name in chosen if name not in fit})
+            matches = matching_names(pattern, modules)
+            _check_matched(matches, pattern, "adapters.targets", fit)
+            names += matches
+    unfit = sorted({name for name in names if name not in fit})
     if unfit:
         raise ConfigError(
-            f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted here. "
-            f"Wanted {', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
+            f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted. Wanted "
+            f"{', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
         )
     for pattern in exclude:
-        out = matching(pattern, modules)
-        _check_found(out, pattern, "adapters.exclude", fit)
-        chosen = [name for name in chosen if name not in out]
-    if not chosen:
+        out = matching_names(pattern, modules)
+        _check_matched(out, pattern, "adapters.exclude", fit)
+        names = [name for name in names if name not in out]
+    if not names:
         raise ConfigError(f"adapters: no layer is left to adapt. {_near('', fit)}")
-    return {name: fit[name] for name in fit if name in set(chosen)}
+    return {name: fit[name] for name in fit if name in set(names)}
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
+def matching_names(pattern: str, names: Iterable[str]) -> list[str]:
     """The names that a pattern with wildcards matches as a whole, or from behind a dot on."""
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")]
 
 
-def check(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], groups: bool) -> None:
+def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], groups: bool) -> None:
     """Refuse layers where an adapter would be passed over, or couldn't be merged exactly.
 
     Args:
@@ -81,7 +81,7 @@ def check(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[],
     """
     _refuse(
         [name for name, module in network.named_modules() if getattr(module, "running_mean", None) is not None],
-        "keep running statistics, which training moves and adapters don't hold",
+        "keep running statistics, which training changes and adapters don't store",
         "Use a drift with group or layer normalisation, or fine-tune without adapters",
     )
     shared = _shared(network)
@@ -89,7 +89,7 @@ def check(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[],
     _refuse([name for name, layer in layers.items() if parametrize.is_parametrized(layer)], "are parametrized")
     _refuse(
         [name for name, layer in layers.items() if type(layer).forward not in _FORWARDS],
-        "compute another function than the layer of torch that they derive from, so that no adapter could be merged",
+        "override the forward of their torch layer, so that no adapter could be merged",
     )
     if not groups:
         _refuse([name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1], "are grouped convolutions")
@@ -112,7 +112,7 @@ def _called(
 
     Some networks read the weights of their layers: those of attention, and transformer layers when they sample.
     """
-    found: list[set[str]] = []
+    called: list[set[str]] = []
     for training in (False, True):
         seen: set[str] = set()
         hooks = [
@@ -120,6 +120,7 @@ def _called(
             for name, layer in layers.items()
         ]
         try:
+            # fork_rng, because dropout draws in the trial in training mode, and the run's own numbers must not move.
             with torch.set_grad_enabled(training), torch.random.fork_rng(devices=[]):
                 network.train(training)
                 run()
@@ -127,8 +128,8 @@ def _called(
             network.eval()
             for hook in hooks:
                 hook.remove()
-        found.append(seen)
-    return found[0], found[1]
+        called.append(seen)
+    return called[0], called[1]
 
 
 def _shared(network: nn.Module) -> set[str]:
@@ -145,7 +146,7 @@ def _refuse(names: Sequence[str], why: str, cure: str = "Leave them out with ada
         raise ConfigError(f"adapters: {', '.join(names[:4])}{more} {why}. {cure}.")
 
 
-def _check_found(names: Sequence[str], pattern: str, key: str, fit: Mapping[str, nn.Module]) -> None:
+def _check_matched(names: Sequence[str], pattern: str, key: str, fit: Mapping[str, nn.Module]) -> None:
     if not names:
         raise ConfigError(f"{key}: '{pattern}' matches no layer. {_near(pattern, fit)}")
 

@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.kernel.options import plain
-from gftkit.networks.adapter_layers import check, choose, largest_rank, matching
+from gftkit.networks.adapter_layers import check_layers, choose_layers, largest_rank, matching_names
 from gftkit.networks.state import misfits, shortened
 from gftkit.runtime.randomness import seed_global
 from gftkit.storage.documents import write_json
@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which layers are adapted, and how.
+    """Options of adapters: the layers, and the update of each.
 
     Args:
         name: "lora", "loha" (LoRA with a Hadamard product) or "lokr" (with a Kronecker product).
@@ -59,7 +59,7 @@ class Adapters:
     rslora: bool = False
 
 
-class Adapted:
+class AdaptedDrift:
     """A drift with adapters in it. They are put into the network itself, which keeps its class and its call.
 
     At first they change nothing. Only they require gradients; every weight of the pretrained network is frozen. The
@@ -95,14 +95,15 @@ class Adapted:
         takes: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
         if options.name == "lora":
             takes = (*takes, nn.Conv3d, nn.Embedding)
-        chosen = choose(network, options.targets, options.exclude or (), takes)
-        check(network, chosen, run, groups=options.name != "lora")
-        _check_rank(options, chosen)
-        whole = _trained_whole(network, options, chosen)
-        self._config = _config(peft, options, chosen, whole)
+        layers = choose_layers(network, options.targets, options.exclude or (), takes)
+        check_layers(network, layers, run, groups=options.name != "lora")
+        _check_rank(options, layers)
+        whole = _trained_whole(network, options, layers)
+        self._config = _config(peft, options, layers, whole)
         self.drift, self._network = drift, network
         place = next(name for name, module in drift.named_modules() if module is network)
         self._prefix = f"{place}." if place else ""
+        # peft draws first weights from torch's global generator: seeded here, and put back for the run.
         with torch.random.fork_rng(devices=[]):
             seed_global(generator.initial_seed(), torch.device("cpu"))
             peft.inject_adapter_in_model(self._config, network, ADAPTER)
@@ -110,9 +111,12 @@ class Adapted:
         tuned, copy_of = peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper
         adapted = {name: module for name, module in network.named_modules() if isinstance(module, tuned)}
         copied = {name: module for name, module in network.named_modules() if isinstance(module, copy_of)}
-        if adapted.keys() != chosen.keys() or copied.keys() != set(whole):
-            wrong = sorted(adapted.keys() ^ chosen.keys() | copied.keys() ^ set(whole))
-            raise ConfigError(f"adapters: peft can't tell {', '.join(wrong[:4])} from others by name. Leave it out.")
+        if adapted.keys() != layers.keys() or copied.keys() != set(whole):
+            wrong = sorted(adapted.keys() ^ layers.keys() | copied.keys() ^ set(whole))
+            raise ConfigError(
+                f"adapters: peft can't distinguish {', '.join(wrong[:4])} from other layers by name. Leave them out "
+                f"with adapters.exclude."
+            )
         self.layers: dict[str, Any] = adapted
         self._copied: dict[str, Any] = copied
         self._all, self._switched = list(drift.modules()), [*adapted.values(), *copied.values()]
@@ -148,15 +152,15 @@ class Adapted:
         """
         with self._holding(weights or {}), torch.no_grad():
             inside = tuple(f"{self._prefix}{name}." for name in (*self.layers, *self._copied))
-            state = {name: held for name, held in self.drift.state_dict().items() if not name.startswith(inside)}
+            state = {name: tensor for name, tensor in self.drift.state_dict().items() if not name.startswith(inside)}
             for name, layer in self.layers.items():
                 alone = copy.deepcopy(layer)  # one layer at a time: no second network
                 alone.merge(safe_merge=True)
                 base = alone.get_base_layer().state_dict()
-                state |= {f"{self._prefix}{name}.{key}": held for key, held in base.items()}
+                state |= {f"{self._prefix}{name}.{key}": tensor for key, tensor in base.items()}
             for name, wrapper in self._copied.items():
                 trained = wrapper.modules_to_save[ADAPTER]
-                state |= {f"{self._prefix}{name}.{key}": held.clone() for key, held in trained.state_dict().items()}
+                state |= {f"{self._prefix}{name}.{key}": tensor.clone() for key, tensor in trained.state_dict().items()}
         return state
 
     def save(self, folder: Path, weights: State | None = None) -> None:
@@ -168,8 +172,8 @@ class Adapted:
         """
         state = {**self.drift.state_dict(), **(weights or {})}
         own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
-        held = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
-        write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in held.items()}, {})
+        adapters = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
+        write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}, {})
         described = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
@@ -181,8 +185,8 @@ class Adapted:
         Raises:
             WeightsError: where the file is missing or damaged, or holds adapters of other layers.
         """
-        held, _ = read_tensors(folder / WEIGHTS, ours=True)
-        state = {name.removeprefix("base_model.model."): tensor for name, tensor in held.items()}
+        tensors, _ = read_tensors(folder / WEIGHTS, ours=True)
+        state = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         wanted = _peft().get_peft_model_state_dict(self.drift, adapter_name=ADAPTER)
         complaints = misfits(state, wanted)
         if complaints:
@@ -190,7 +194,7 @@ class Adapted:
         _peft().set_peft_model_state_dict(self.drift, state, adapter_name=ADAPTER)
 
     def describe(self) -> dict[str, int]:
-        """How many layers are adapted and how many parameters trained, of how many."""
+        """Counts: adapted layers, trained parameters, and all parameters."""
         parameters = list(self.drift.parameters())
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         return {"layers": len(self.layers), "trained": trained, "parameters": sum(p.numel() for p in parameters)}
@@ -215,15 +219,17 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError(f"adapters want the peft library ({error}): pip install 'gftkit[lora]'.") from None
+        raise ConfigError(
+            f"adapters require the package peft ({error}). Install it: pip install 'gftkit[lora]'."
+        ) from None
     return peft
 
 
 def _check_options(options: Adapters) -> None:
     if options.name != "lora":
-        given = [key for key in ("dropout", "dora", "rslora") if getattr(options, key)]
-        if given:
-            raise ConfigError(f"adapters.{given[0]}: belongs to lora, not to {options.name}. Leave it out.")
+        foreign = [key for key in ("dropout", "dora", "rslora") if getattr(options, key)]
+        if foreign:
+            raise ConfigError(f"adapters.{foreign[0]}: an option of lora, not of {options.name}. Leave it out.")
 
 
 def _check_rank(options: Adapters, layers: Mapping[str, nn.Module]) -> None:
@@ -233,26 +239,26 @@ def _check_rank(options: Adapters, layers: Mapping[str, nn.Module]) -> None:
     name, most = max(((name, largest_rank(layer)) for name, layer in layers.items()), key=lambda pair: pair[1])
     if options.rank > most:
         raise ConfigError(
-            f"adapters.rank: {options.rank} is beyond every layer that is adapted: the largest allows {most} ({name}). "
-            f"Choose a smaller rank, or train without adapters."
+            f"adapters.rank: {options.rank} is larger than every adapted layer allows; the largest allows {most} "
+            f"({name}). Choose a smaller rank, or train without adapters."
         )
 
 
 def _trained_whole(drift: nn.Module, options: Adapters, adapted: Mapping[str, nn.Module]) -> list[str]:
     """The modules of ``also_train``: those that have parameters and hold no adapted layer."""
     modules = {name: module for name, module in drift.named_modules() if name}
-    found: list[str] = []
+    whole: list[str] = []
     for pattern in options.also_train or ():
-        here = [name for name in matching(pattern, modules) if next(modules[name].parameters(), None) is not None]
+        here = [name for name in matching_names(pattern, modules) if next(modules[name].parameters(), None) is not None]
         if not here:
-            raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters.")
-        held = [name for name in adapted for outer in here if f"{name}.".startswith(f"{outer}.")]
-        if held:
+            raise ConfigError(f"adapters.also_train: '{pattern}' matches no module with parameters. Check the name.")
+        inside = [name for name in adapted for outer in here if f"{name}.".startswith(f"{outer}.")]
+        if inside:
             raise ConfigError(
-                f"adapters.also_train: '{pattern}' holds {held[0]}, which is adapted. Exclude one of them."
+                f"adapters.also_train: '{pattern}' contains {inside[0]}, which is adapted. Exclude one of them."
             )
-        found += [name for name in here if name not in found]
-    return found
+        whole += [name for name in here if name not in whole]
+    return whole
 
 
 def _config(peft: Any, options: Adapters, layers: Mapping[str, nn.Module], whole: list[str]) -> Any:

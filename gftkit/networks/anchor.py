@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gftkit.data import conditions
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.storage.tensors import digest
 
 
@@ -38,7 +38,7 @@ class Anchor(Protocol):
         """Kind, hash and parameters held beside those of the trained network, as plain values."""
 
 
-def identity(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
+def drift_hash(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
     """SHA-256 of a drift as a function: of its weights and of what else determines it.
 
     Args:
@@ -54,21 +54,22 @@ class FrozenAnchor:
 
     Args:
         drift: the pretrained drift, which is copied.
-        made_of: see ``identity``.
+        made_of: see ``drift_hash``.
         weights: ``digest`` of its weights, where that is known already.
     """
 
     kind = "frozen"
 
     def __init__(self, drift: nn.Module, made_of: Mapping[str, Any] | None = None, weights: str | None = None) -> None:
+        # A copy, because training changes the original in place.
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
-        self.hash = identity(weights or digest(self.module.state_dict()), made_of)
-        self.conditions: tuple[str, ...] = conditions.names(drift)
+        self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
+        self.conditions: tuple[str, ...] = conditions.condition_names(drift)
 
     @torch.no_grad()
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """b_pre(t, x): one forward pass without gradient."""
-        return self.module(t, x, **{name: given[name] for name in self.conditions})
+        return self.module(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "FrozenAnchor":
         """The anchor, moved to a device."""
@@ -77,8 +78,8 @@ class FrozenAnchor:
 
     def describe(self) -> dict[str, Any]:
         """Kind, hash and parameters held."""
-        held = sum(parameter.numel() for parameter in self.module.parameters())
-        return {"kind": self.kind, "hash": self.hash, "parameters": held}
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return {"kind": self.kind, "hash": self.hash, "parameters": parameters}
 
 
 class ExternalAnchor(FrozenAnchor):
@@ -86,7 +87,7 @@ class ExternalAnchor(FrozenAnchor):
 
     Args:
         drift: the network with its weights, which is copied.
-        made_of: see ``identity``.
+        made_of: see ``drift_hash``.
         weights: ``digest`` of its weights, where that is known already.
     """
 
@@ -98,21 +99,21 @@ class AdaptersOffAnchor:
 
     Args:
         adapted: the drift with its adapters.
-        hashed: ``identity`` of the drift before the adapters were put in.
+        hashed: ``drift_hash`` of the drift before the adapters were put in.
     """
 
     kind = "adapters-off"
 
-    def __init__(self, adapted: Adapted, hashed: str) -> None:
+    def __init__(self, adapted: AdaptedDrift, hashed: str) -> None:
         self.hash = hashed
-        self.conditions: tuple[str, ...] = conditions.names(adapted.drift)
+        self.conditions: tuple[str, ...] = conditions.condition_names(adapted.drift)
         self._adapted = adapted
 
     @torch.no_grad()
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """b_pre(t, x): one forward pass without gradient; the network's modes are put back."""
         with self._adapted.off() as drift:
-            return drift(t, x, **{name: given[name] for name in self.conditions})
+            return drift(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "AdaptersOffAnchor":
         """The anchor itself: it is where the trained network is."""
@@ -124,6 +125,6 @@ class AdaptersOffAnchor:
         return {"kind": self.kind, "hash": self.hash, "parameters": 0}
 
 
-def short(hashed: str) -> str:
+def short_hash(hashed: str) -> str:
     """The first twelve digits of a hash, for people."""
     return hashed[:12]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gftkit.kernel.errors import WeightsError
-from gftkit.runtime.sharding import local, shared_out
+from gftkit.runtime.sharding import local_part, shard_like
 from gftkit.storage.tensors import State
 
 
@@ -39,8 +39,9 @@ class Averages:
         share = 1 - self.decay
         if self.trained:
             share /= 1 - self.decay ** (step + 1)
-        means: Any = [local(mean) for mean in self._means.values()]
-        torch._foreach_lerp_(means, [local(weight) for weight in self._weights], share)
+        # The lists at once, a few kernels for all weights instead of one for each.
+        means: Any = [local_part(mean) for mean in self._means.values()]
+        torch._foreach_lerp_(means, [local_part(weight) for weight in self._weights], share)
 
     def tensors(self) -> State:
         """The averages by the name of their weight; the very tensors, not copies."""
@@ -59,14 +60,14 @@ class Averages:
             )
         with torch.no_grad():
             for name, mean in self._means.items():
-                mean.copy_(shared_out(tensors[name], mean))
+                mean.copy_(shard_like(tensors[name], mean))
 
     def drift(self) -> nn.Module:
         """The network with the averages in the place of its trained weights; it holds no second copy of the others."""
-        return Averaged(self._drift, self._means)
+        return AveragedNetwork(self._drift, self._means)
 
 
-class Averaged(nn.Module):
+class AveragedNetwork(nn.Module):
     """A network evaluated with other weights: its own stay as they are.
 
     Everything else, such as ``conditions`` or the training mode, is the network's.
@@ -83,7 +84,7 @@ class Averaged(nn.Module):
         self.requires_grad_(False)
 
     def __getattr__(self, name: str) -> Any:
-        """What this module lacks is the network's."""
+        """Look up in the network what this module lacks."""
         return getattr(self.__dict__["_held"][0], name)
 
     def forward(self, *args: Any, **conditions: Any) -> Any:
@@ -91,7 +92,7 @@ class Averaged(nn.Module):
         drift, weights = self._held
         return functional_call(drift, weights, args, conditions)
 
-    def train(self, mode: bool = True) -> "Averaged":
+    def train(self, mode: bool = True) -> "AveragedNetwork":
         """Switch the network's mode."""
         self._held[0].train(mode)
         self.training = mode

@@ -11,11 +11,11 @@ from pydantic import Field
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.options import check_known, plain
 from gftkit.kernel.registry import Spec
-from gftkit.storage.documents import section
+from gftkit.storage.documents import parse_section
 
 Positive = Annotated[float, Field(gt=0)]
 
-MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
+END_MARGINS: Mapping[str, float] = {"noise": 0.05, "score": 0.05, "data": 0.02}
 """How near to its singular end a prediction is converted: noise and score at t = 0, data at t = 1.
 
 There a network's error is divided by alpha, or sigma. What the margins cost and spare is in ``docs/guide/networks.md``.
@@ -41,7 +41,7 @@ _PART = re.compile(r"(?:(?P<name>\w+)\s*=\s*)?(?:(?P<what>\w+)|cat\((?P<several>
 
 @dataclass(frozen=True)
 class Convention:
-    """How a network f stands to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
+    """The relation of a network f to gftkit's drift b(t, x), t = 0 the source and t = 1 the data.
 
     Time: the network is given scale * tau, with tau = t (forward) or tau = 1 - t (reversed). Prediction: with
     p = sign * f, a velocity or drift is dx/dtau in the network's own time of unit length, whatever its scale, so that
@@ -71,8 +71,8 @@ class Convention:
         output: which part is the prediction: a name or a number for an attribute or an item; null for the whole.
         drop_channels: keep as many channels of the output as the state has, the first ones: the rest is a variance.
         margin: how near to the end of t where it is 0/0 a noise, score or data is converted to a velocity, in (0, 0.5);
-            nearer than that, the network is asked at the margin. null for 0.05, or 0.02 for data.
-        null: by condition, the number that tells the network that it isn't given, such as {label: 1000}; see Guidance.
+            nearer than that, the network is evaluated at the margin. null for 0.05, or 0.02 for data.
+        null: by condition, the number that stands for "not given", such as {label: 1000}; see Guidance.
 
     Raises:
         ConfigError: for a call that can't be read or has no x, a range that isn't one, or a null of another condition.
@@ -117,11 +117,11 @@ class Convention:
         """
         if isinstance(values, Convention):
             return values
-        given = {"preset": values} if isinstance(values, str) else dict(values)
-        name = given.pop("preset", None)
+        block = {"preset": values} if isinstance(values, str) else dict(values)
+        name = block.pop("preset", None)
         if name is not None and name not in PRESETS:
             raise unknown("preset of a convention:", name, PRESETS)
-        return section(cls, {**PRESETS.get(name or "", {}), **given}, "convention")
+        return parse_section(cls, {**PRESETS.get(name or "", {}), **block}, "convention")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, as plain values: what a run's config.yaml holds."""
@@ -129,11 +129,11 @@ class Convention:
 
     def differing(self) -> dict[str, Any]:
         """The fields that aren't the default, as plain values: a convention block to write."""
-        usual = type(self)()
+        default = type(self)()
         return {
             field.name: plain(getattr(self, field.name))
             for field in fields(self)
-            if getattr(self, field.name) != getattr(usual, field.name)
+            if getattr(self, field.name) != getattr(default, field.name)
         }
 
     @property
@@ -155,11 +155,11 @@ class Convention:
     @property
     def end_margin(self) -> float:
         """The margin in use; 0 for a velocity or drift."""
-        return MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
+        return END_MARGINS.get(self.predicts, 0.0) if self.margin is None else self.margin
 
     @property
     def rescaled(self) -> bool:
-        """Whether the network knows other values than gftkit."""
+        """True where the network knows other values than gftkit."""
         return self.scale_and_shift != (1.0, 0.0)
 
 
@@ -173,7 +173,7 @@ def parse_call(call: str) -> Arguments:
         >>> parse_call("cat(x, t), y=label")
         ((None, ('x', 't')), ('y', ('label',)))
     """
-    found: list[tuple[str | None, tuple[str, ...]]] = []
+    arguments: list[tuple[str | None, tuple[str, ...]]] = []
     for part in _COMMA.split(call):
         match = _PART.fullmatch(part.strip())
         name = None if match is None else match["name"]
@@ -183,17 +183,19 @@ def parse_call(call: str) -> Arguments:
                 f"convention.call: wanted arguments such as 't, x', 'sample=x, timestep=t, class_labels=label' or "
                 f"'cat(x, t)', got '{call}', where '{part.strip()}' is neither WHAT nor NAME=WHAT."
             )
-        if name is None and any(before is not None for before, _ in found):
-            raise ConfigError(f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name.")
-        found.append((name, values))
-    given = [what for _, values in found for what in values]
-    for which, names in (("argument", [name for name, _ in found if name is not None]), ("value", given)):
+        if name is None and any(before is not None for before, _ in arguments):
+            raise ConfigError(
+                f"convention.call: '{call}' has '{part.strip()}' by position after an argument by name. Put it first."
+            )
+        arguments.append((name, values))
+    inputs = [what for _, values in arguments for what in values]
+    for which, names in (("argument", [name for name, _ in arguments if name is not None]), ("value", inputs)):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"convention.call: '{call}' has the {which} '{min(twice)}' twice.")
-    if "x" not in given:
-        raise ConfigError(f"convention.call: '{call}' has no x, the state. Wanted e.g. 't, x'.")
-    return tuple(found)
+    if "x" not in inputs:
+        raise ConfigError(f"convention.call: '{call}' lacks x, the state. Add it, as in 't, x'.")
+    return tuple(arguments)
 
 
 def _is_name(word: str) -> bool:

@@ -22,7 +22,7 @@ from gftkit.theory.objective import squared_norm
 
 
 def is_flow_map(drift: Any) -> bool:
-    """Whether a network is told the end of a jump."""
+    """True for a network that takes the end of a jump."""
     return bool(getattr(drift, "jumps", False))
 
 
@@ -34,9 +34,9 @@ def check_jumps(solver: Any, drift: Any) -> None:
     """
     if getattr(solver, "jumps", False) and not is_flow_map(drift):
         raise ConfigError(
-            f"solver {type(solver).__name__} jumps by a flow map, and this drift is a velocity, which isn't told "
-            f"where a jump ends. (Under guidance, or blended, a student's is one too.) Train a student with "
-            f"`gft distill`, or sample by euler or heun."
+            f"solver {type(solver).__name__} requires a flow map, and this drift is a velocity: it doesn't take the "
+            f"end of a jump. (A flow map under guidance, or in a blend, is a velocity too.) Train a flow map with "
+            f"`gft distill`, or use euler or heun."
         )
 
 
@@ -80,15 +80,15 @@ def lagrangian_loss(
         >>> bool(lagrangian_loss(student, teacher, t, end, torch.ones(1, 1, dtype=torch.float64)) < 1e-20)
         True
     """
-    given = dict(conditions or {})
-    average, slope = moving(lambda until: student(t, x, end=until, **given), end)
+    keywords = dict(conditions or {})
+    average, slope = value_and_derivative(lambda until: student(t, x, end=until, **keywords), end)
     length = flow.expand(end - t, x)
     with torch.no_grad():
-        there = teacher(end, x + length * average, **given)
+        there = teacher(end, x + length * average, **keywords)
     return squared_norm(average + length * slope - there)
 
 
-def moving(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
     """A function's value and its derivative in direction 1, in forward mode; both can be differentiated further.
 
     Args:
@@ -99,5 +99,5 @@ def moving(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Te
         # Torch's own, where its derivatives in forward mode are first used. Its dual tensors without torch.func can't
         # differentiate a softmax once more.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        found: tuple[Tensor, Tensor] = torch.func.jvp(function, (at,), (torch.ones_like(at),))  # type: ignore[assignment]
-    return found
+        value_and_derivative: tuple[Tensor, Tensor] = torch.func.jvp(function, (at,), (torch.ones_like(at),))  # type: ignore[assignment]
+    return value_and_derivative

@@ -28,7 +28,7 @@ class ForeignDrift(nn.Module):
 
     Attributes:
         conditions: the conditions that the network is given.
-        null: what stands for one that isn't given.
+        null: the values that stand for "not given".
 
     Raises:
         ConfigError: for a convention that contradicts the path; in use, for an output that the convention
@@ -120,6 +120,7 @@ class ForeignDrift(nn.Module):
         for _ in range(ROUNDS):
             middle = (low + high) / 2
             sigma_middle, alpha_middle, _ = path.coefficients(middle)
+            # The ratio alpha/sigma rises with time; multiplied out, because sigma is 0 at t = 1.
             early = self._scale * alpha_middle * sigma < alpha * sigma_middle
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return (low + high) / 2
@@ -131,7 +132,7 @@ class ForeignDrift(nn.Module):
         """
         match self.convention.predicts:
             case "noise" | "score":
-                return t.clamp(min=self.convention.end_margin)
+                return t.clamp(min=self.convention.end_margin)  # the network is evaluated there instead
             case "data":
                 return t.clamp(max=1 - self.convention.end_margin)
             case _:
@@ -146,7 +147,7 @@ class ForeignDrift(nn.Module):
         return self.path
 
     def _prediction(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """What the network predicts in its own values at gftkit's time t: a velocity or drift as d/dt."""
+        """The network's prediction, in its own values, at gftkit's time t; a velocity or drift as d/dt."""
         convention = self.convention
         time = (1 - t if convention.time == "reversed" else t) * convention.time_scale
         if convention.integer_time:
@@ -173,12 +174,12 @@ class ForeignDrift(nn.Module):
         missing = [what for what in self.conditions if what not in values]
         if missing:
             raise ConfigError(
-                f"convention.call: '{convention.call}' gives the network '{missing[0]}', and there is none here. Leave "
-                f"it out of the call, or use data that have it."
+                f"convention.call: '{convention.call}' uses '{missing[0]}', which these data don't have. Leave it out "
+                f"of the call, or use data that have it."
             )
-        given = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
-        by_position = [value for name, value in given if name is None]
-        by_name = {name: value for name, value in given if name is not None}
+        arguments = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
+        by_position = [value for name, value in arguments if name is None]
+        by_name = {name: value for name, value in arguments if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))
         return self._part(out, x)
 
@@ -194,11 +195,13 @@ class ForeignDrift(nn.Module):
                 out = getattr(out, wanted) if isinstance(wanted, str) and hasattr(out, wanted) else out[wanted]
             except (KeyError, IndexError, TypeError, ValueError):
                 raise ConfigError(
-                    f"convention.output: the network's output, {_described(out)}, has no '{wanted}'."
+                    f"convention.output: the network's output, {_described(out)}, has no '{wanted}'. Set `output` to "
+                    f"one of its parts."
                 ) from None
         if not isinstance(out, Tensor):
             raise ConfigError(
-                f"convention.output: wanted a tensor, got {_described(out)}. Name the part that is the prediction."
+                f"convention.output: wanted a tensor, got {_described(out)}. Set `output` to the part that is the "
+                f"prediction."
             )
         channels = x.shape[1] if x.ndim > 1 else 0
         if self.convention.drop_channels and out.ndim == x.ndim and out.shape[1] > channels:
@@ -206,7 +209,7 @@ class ForeignDrift(nn.Module):
         if out.shape != x.shape:
             doubled = out.ndim == x.ndim and out.shape[1] == 2 * channels and out.shape[2:] == x.shape[2:]
             cure = (
-                "Its second half may be a variance: drop_channels: true keeps the first."
+                "The second half may be a variance; drop_channels: true keeps the first."
                 if doubled
                 else "Choose another output, or another network."
             )
@@ -231,22 +234,28 @@ def check_path(convention: Convention, path: Path | None) -> None:
     shared = convention.rescaled and convention.rescales == "data"
     if path is None:
         if predicts in ("noise", "data", "score") or shared:
-            raise ConfigError(f"convention: predicts: {predicts} and a range of the data need the path of the run.")
+            raise ConfigError(
+                f"convention: predicts: {predicts}, or a range of the data, requires the path of the run. Give the "
+                f"path."
+            )
         return
     noisy = flow.is_noisy(path) or flow.is_stochastic(path)
     if noisy and predicts != "drift":
         raise ConfigError(
-            f"convention.predicts: {predicts} gives no drift on this path, which has noise beside the pair: "
-            f"x_t = sigma x0 + alpha x1 + gamma eps, and eps isn't known from it. Give a network that predicts the "
-            f"drift of the SDE (predicts: drift), or another path."
+            f"convention.predicts: {predicts} doesn't determine the drift on this path, which has noise beside the "
+            f"pair: x_t = sigma x0 + alpha x1 + gamma eps. Use a network that predicts the drift of the SDE "
+            f"(predicts: drift), or another path."
         )
     if noisy and convention.time == "reversed":
         raise ConfigError(
-            "convention.time: the drift of an SDE in reversed time isn't minus the drift: it has g^2 times the score "
-            "more. Give a network of forward time, or a path without noise."
+            "convention.time: the drift of an SDE in reversed time differs from minus the drift by g^2 times the "
+            "score. Use a network of forward time, or a path without noise."
         )
     if noisy and shared:
-        raise ConfigError("convention.range: data can be rescaled on paths without noise only. Rescale the data.")
+        raise ConfigError(
+            "convention.range: data can be rescaled only on paths without noise. Rescale the data themselves, or use "
+            "another path."
+        )
 
 
 def check_score(convention: Convention, independent: bool, normal: bool) -> None:
@@ -264,13 +273,13 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
         return
     if not independent:
         raise ConfigError(
-            "convention.predicts: a score tells the velocity only where x0 is independent of x1, and this coupling "
-            "pairs them. Take `coupling: {name: independent}`, or a network that predicts the velocity."
+            "convention.predicts: a score gives the velocity only if x0 is independent of x1, and this coupling pairs "
+            "them. Use `coupling: {name: independent}`, or a network that predicts the velocity."
         )
     if not normal:
         raise ConfigError(
-            "convention.predicts: a score tells the velocity only for the source N(0, I). "
-            "Take `source: {name: gaussian}`, or a network that predicts the velocity."
+            "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: "
+            "gaussian}`, or a network that predicts the velocity."
         )
 
 
@@ -285,8 +294,8 @@ def _side_by_side(values: list[Tensor]) -> Tensor:
     if any(value.ndim > 2 for value in values):
         shapes = ", ".join(str(tuple(value.shape)) for value in values)
         raise ConfigError(
-            f"convention.call: cat(...) puts numbers and vectors side by side, got shapes {shapes}. "
-            f"Wrap the network in a class with forward(t, x)."
+            f"convention.call: cat(...) takes numbers and vectors, got shapes {shapes}. Wrap the network in a class "
+            f"with forward(t, x)."
         )
     batch = max(len(value) for value in values if value.ndim)
     return torch.cat([v if v.ndim == 2 else v.reshape(-1, 1).expand(batch, 1) for v in values], dim=1)

@@ -35,11 +35,11 @@ class Candidate:
 
     @property
     def averaged(self) -> bool:
-        """Whether its name says that it is an exponential moving average."""
+        """True where its name says that it is an exponential moving average."""
         return "ema" in re.split(r"[._]", self.name.lower())
 
 
-def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
+def load_foreign_weights(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
     """Put the weights of a file into a network, whatever wraps them there.
 
     A file may hold several networks beside the state of an optimiser, as a mapping of mappings or under prefixes. Those
@@ -52,21 +52,21 @@ def load(module: nn.Module, path: Path, key: str | None = None) -> list[str]:
         key: which network: its place in the file with dots. By default the one that fits.
 
     Returns:
-        What to tell the user, one sentence each, where several fit.
+        Messages for the user, one sentence each, where several fit.
 
     Raises:
         WeightsError: for a file that is missing, damaged, would execute code, or holds no network that fits, or more
             than one between which nothing decides.
     """
     fitting = fitting_in(path, module.state_dict(), key)
-    names = ", ".join(f"'{found.name}'" for found in fitting)
-    best = [found for found in fitting if found.averaged] or fitting
+    names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
+    best = [candidate for candidate in fitting if candidate.averaged] or fitting
     if len(best) > 1:
-        raise WeightsError(f"{path} holds several networks that fit: {names}. Choose one of them with `key`.")
+        raise WeightsError(f"{path} contains several networks that fit: {names}. Choose one of them with `key`.")
     load_weights(module, best[0].weights, path)
     if key is not None or len(fitting) == 1:
         return []
-    return [f"{path} holds {names}: took '{best[0].name}', the averaged weights. Choose another with `key`."]
+    return [f"{path} contains {names}; '{best[0].name}', the averaged weights, was used. Choose another with `key`."]
 
 
 def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None) -> list[Candidate]:
@@ -75,21 +75,21 @@ def fitting_in(path: Path, wanted: Mapping[str, Tensor], key: str | None = None)
     Raises:
         WeightsError: where there is none, or the file can't be read.
     """
-    held = read(path)
-    fitting = candidates(held, wanted)
+    contents = read_weights_file(path)
+    fitting = candidates(contents, wanted)
     if not fitting:
-        raise WeightsError(_no_fit(path, held, wanted))
+        raise WeightsError(_no_fit(path, contents, wanted))
     if key is None:
         return fitting
-    chosen = [found for found in fitting if f"{found.name}.".startswith(f"{key}.")]
-    if not chosen:
-        names = ", ".join(f"'{found.name}'" for found in fitting)
-        raise WeightsError(f"{path}: no network that fits lies at key: {key}. Those that fit: {names}.")
-    return chosen
+    at_key = [candidate for candidate in fitting if f"{candidate.name}.".startswith(f"{key}.")]
+    if not at_key:
+        names = ", ".join(f"'{candidate.name}'" for candidate in fitting)
+        raise WeightsError(f"{path}: no network that fits at key: {key}. Those that fit: {names}.")
+    return at_key
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """What a weights file holds: names to tensors, or to mappings that hold some.
+def read_weights_file(path: Path) -> Mapping[str, Any]:
+    """Read a weights file: names to tensors, or to mappings that hold some.
 
     Raises:
         WeightsError: for a file that is missing, damaged, of another format, or would execute code.
@@ -100,27 +100,32 @@ def read(path: Path) -> Mapping[str, Any]:
             raise WeightsError(f"{path} is a run's checkpoint: give the run folder, or its model.safetensors.")
         return tensors
     if path.suffix not in PICKLES:
-        raise WeightsError(f"{path}: wanted .safetensors, {', '.join(PICKLES)}, got '{path.suffix}'.")
+        raise WeightsError(
+            f"{path}: wanted .safetensors, {', '.join(PICKLES)}, got '{path.suffix}'. Convert it, or check the path."
+        )
     mapped = zipfile.is_zipfile(path)
     if not mapped and _starts_as_zip(path):
         raise WeightsError(
-            f"{path}: the file is cut off: it begins as the zip archive that torch.save writes, and has no end. Copy "
-            f"it again."
+            f"{path}: the file is incomplete: it begins like a zip archive of torch.save, and ends early. Copy it "
+            f"again."
         )
     try:
         # Mapped into memory where the format allows: the state of an optimiser is then never read.
         with warnings.catch_warnings(action="ignore"):  # guesses about a foreign file; what matters is raised
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's own text advises to run the file if one trusts it
         refused = _REFUSED.search(str(error))
         raise WeightsError(
-            f"{path}: wanted a state dict that loads without executing code, and this file doesn't"
-            f"{f' (it names {refused[1]})' if refused else ''}. It is damaged, or a pickle of more than tensors; it "
-            f"was not run. Export its state_dict as .safetensors."
+            f"{path}: wanted a state dict that loads without executing code, and this file "
+            f"doesn't{f' (it names {refused[1]})' if refused else ''}. It is damaged, or contains more than tensors; "
+            f"nothing in it was executed. Export its state_dict as .safetensors."
         ) from error
-    if not (isinstance(found, dict) and _sets(found)):
-        raise WeightsError(f"{path}: wanted a state dict (name -> tensor), got {type(found).__name__} of other things.")
-    return found
+    if not (isinstance(contents, dict) and _sets(contents)):
+        raise WeightsError(
+            f"{path}: wanted a state dict (name -> tensor), got {type(contents).__name__} without tensors by name. "
+            f"Export the network's state_dict."
+        )
+    return contents
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -128,26 +133,26 @@ def _starts_as_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def candidates(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
+def candidates(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
     """The sets of weights in a file that are a network's, names and shapes alike, each once."""
-    fitting = [found for found in _readings(held, wanted) if not misfits(found.weights, wanted)]
-    same = {tuple(id(found.weights[name]) for name in wanted): found for found in reversed(fitting)}
-    return [found for found in fitting if any(found is kept for kept in same.values())]
+    fitting = [candidate for candidate in _readings(contents, wanted) if not misfits(candidate.weights, wanted)]
+    same = {tuple(id(candidate.weights[name]) for name in wanted): candidate for candidate in reversed(fitting)}
+    return [candidate for candidate in fitting if any(candidate is kept for kept in same.values())]
 
 
-def _sets(held: Mapping[Any, Any], place: str = "") -> list[Candidate]:
+def _sets(contents: Mapping[Any, Any], place: str = "") -> list[Candidate]:
     """Every mapping in a file that holds tensors by name."""
-    tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    found = [Candidate(place, tensors)] if tensors else []
-    for name, value in held.items():
+    tensors = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    sets = [Candidate(place, tensors)] if tensors else []
+    for name, value in contents.items():
         if isinstance(name, str) and isinstance(value, Mapping):
-            found += _sets(value, f"{place}.{name}" if place else name)
-    return found
+            sets += _sets(value, f"{place}.{name}" if place else name)
+    return sets
 
 
-def _readings(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Candidate]:
+def _readings(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Candidate]:
     """Every set of weights in a file with a prefix left out, or the network's own one put before."""
-    for whole in _sets(held):
+    for whole in _sets(contents):
         for cut in _prefixes(whole.weights, wanted):
             name = ".".join(filter(None, [whole.name, cut.rstrip(".")]))
             below = {key.removeprefix(cut): value for key, value in whole.weights.items() if key.startswith(cut)}
@@ -156,12 +161,12 @@ def _readings(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator
 
 
 def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What may stand before the names of a network in a file, "" included: judged by its longest name."""
-    found = {""}
+    """Possible prefixes of a network's names in a file, "" included: judged by its longest name."""
+    prefixes = {""}
     for put in {"", _common(wanted)}:
         longest = max((name.removeprefix(put) for name in wanted), key=len, default="")
-        found |= {name.removesuffix(longest) for name in tensors if name.endswith(f".{longest}")}
-    return sorted(found)
+        prefixes |= {name.removesuffix(longest) for name in tensors if name.endswith(f".{longest}")}
+    return sorted(prefixes)
 
 
 def _common(wanted: Mapping[str, Any]) -> str:
@@ -170,12 +175,13 @@ def _common(wanted: Mapping[str, Any]) -> str:
     return f"{firsts.pop()}." if len(firsts) == 1 and all("." in name for name in wanted) else ""
 
 
-def _no_fit(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
-    """Why nothing in a file fits: what is in it, and how the nearest differs."""
+def _no_fit(path: Path, contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> str:
+    """The message for a file in which nothing fits: its contents, and how the nearest set differs."""
     sets = [
-        f"'{found.name}' ({len(found.weights)})" if found.name else f"{len(found.weights)}" for found in _sets(held)
+        f"'{candidate.name}' ({len(candidate.weights)})" if candidate.name else f"{len(candidate.weights)}"
+        for candidate in _sets(contents)
     ]
-    nearest = max(_readings(held, wanted), key=lambda found: len(set(found.weights) & set(wanted)))
+    nearest = max(_readings(contents, wanted), key=lambda candidate: len(set(candidate.weights) & set(wanted)))
     which = f"; nearest is '{nearest.name}'" if nearest.name else ""
     return (
         f"{path}: the weights don't fit the drift, which has {len(wanted)} tensors. In the file: {', '.join(sets)} "

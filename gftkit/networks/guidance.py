@@ -36,17 +36,17 @@ class Guided:
 
     def __init__(self, drift: Drift, scale: float) -> None:
         self.drift, self.scale = drift, scale
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        none = conditions.without(self.drift, given)
+        none = conditions.without_conditions(self.drift, given)
         both = {name: torch.cat([none[name], values]) for name, values in given.items()}
         without, usual = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
         return without + self.scale * (usual - without)
 
 
-def guided(drift: Drift, scale: float) -> Drift:
+def with_guidance(drift: Drift, scale: float) -> Drift:
     """The drift under guidance; at scale 1 the very drift, which costs nothing more."""
     return drift if scale == 1 else Guided(drift, scale)
 
@@ -70,6 +70,6 @@ def check_guidance(scale: float, drift: Any, dropout: float, where: str) -> None
     conditions.check_null(drift, type(drift).__name__, where)
     if dropout == 0:
         raise ConfigError(
-            f"{where}: {scale:g} wants the drift without its conditions too, and this run never trained that "
+            f"{where}: {scale:g} requires the drift without conditions, and this run didn't train it "
             f"(train.condition_dropout is 0). Train with, say, train.condition_dropout: 0.1, or use guidance 1."
         )

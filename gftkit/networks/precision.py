@@ -17,7 +17,7 @@ PRECISIONS = ("float32", *DTYPES)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Where layers that gain by it are evaluated in half precision; nothing changes in float32."""
+    """A context in which layers that gain by it run in half precision; nothing changes in float32."""
     dtype = DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
@@ -33,13 +33,14 @@ class InPrecision:
 
     def __init__(self, drift: Drift, precision: Precision, device: torch.device | str) -> None:
         self._drift, self._precision, self._device = drift, precision, torch.device(device)
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
+        # Only the network runs in half precision: small steps added to a state in half precision would be lost.
         with autocast(self._precision, self._device):
-            return widened(self._drift(t, x, **given))
+            return to_float32(self._drift(t, x, **given))
 
 
 def in_precision(drift: Drift, precision: Precision, device: torch.device | str) -> Drift:
@@ -47,6 +48,6 @@ def in_precision(drift: Drift, precision: Precision, device: torch.device | str)
     return drift if precision == "float32" else InPrecision(drift, precision, device)
 
 
-def widened(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """Half precision as float32; other types as they are."""
     return x.float() if x.dtype in DTYPES.values() else x

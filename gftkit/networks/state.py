@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel.errors import WeightsError
-from gftkit.runtime.sharding import shared_out
+from gftkit.runtime.sharding import shard_like
 from gftkit.storage.tensors import State
 
-SHOWN = 8
+LISTED_AT_MOST = 8
 """How many of a long list an error shows."""
 
 
 def shortened(lines: Sequence[str]) -> str:
     """The first lines of a long list, each on a line of its own, and how many more there are."""
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "".join(f"\n  {line}" for line in [*lines[:SHOWN], *more])
+    more = [f"and {len(lines) - LISTED_AT_MOST} more"] if len(lines) > LISTED_AT_MOST else []
+    return "".join(f"\n  {line}" for line in [*lines[:LISTED_AT_MOST], *more])
 
 
 def misfits(weights: State, wanted: Mapping[str, Tensor]) -> list[str]:
-    """How weights differ from those that a network wants, a line for each name: missing, unknown, of another shape."""
+    """Differences between weights and a network's, a line for each name: missing, unknown, of another shape."""
     complaints = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in weights]
     complaints += [f"unknown: {name} {tuple(weights[name].shape)}" for name in weights if name not in wanted]
     complaints += [
-        f"wrong shape: {name} is {tuple(weights[name].shape)}, the drift wants {tuple(wanted[name].shape)}"
+        f"wrong shape: {name} is {tuple(weights[name].shape)}, wanted {tuple(wanted[name].shape)}"
         for name in wanted
         if name in weights and weights[name].shape != wanted[name].shape
     ]
@@ -41,14 +41,15 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     complaints = misfits(weights, module.state_dict())
     if complaints:
         raise WeightsError(
-            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\n"
-            f"Give the `{what}` these weights were made with."
+            f"{source}: the weights don't fit the {what}.{shortened(complaints)}\nUse the `{what}` that these weights "
+            f"were made with."
         )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
-        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:SHOWN])}.")
+        raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:LISTED_AT_MOST])}. Use another file.")
+    # All is checked before the first tensor is copied: a network with half of its weights is worse than none.
     own = module.state_dict()
-    module.load_state_dict({name: shared_out(held, own[name]) for name, held in weights.items()})
+    module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
 
 
 def frozen_weights(drift: torch.nn.Module) -> State:

@@ -2,17 +2,17 @@
 
 from gftkit.recording.html import (
     Section as Section,
-    estimates as estimates,
-    number as number,
-    shown as shown,
+    estimate_rows as estimate_rows,
+    format_number as format_number,
+    measured_text as measured_text,
     write_report as write_report,
 )
 from gftkit.recording.pictures import (
     COLOURS as COLOURS,
     Panel as Panel,
     Trace as Trace,
-    png as png,
-    samples as samples,
+    figure_png as figure_png,
+    sample_picture as sample_picture,
     tidy as tidy,
     write_png as write_png,
 )

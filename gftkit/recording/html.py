@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from gftkit.runtime.extras import require
 from gftkit.storage.documents import write_text
-from gftkit.storage.log import names
+from gftkit.storage.log import measured_names
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,14 @@ class Section:
 
 
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write a self-contained HTML report, whole or not at all."""
+    """Write a self-contained HTML report, whole or not at all.
+
+    Raises:
+        MissingPackageError: where Jinja2 isn't installed.
+    """
+    require("report", str(path))
+    import jinja2
+
     template = files("gftkit.recording").joinpath("report.html").read_text(encoding="utf-8")
     parts = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
     environment = jinja2.Environment(
@@ -35,11 +41,11 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section])
     write_text(path, environment.from_string(template).render(title=title, lead=lead, sections=parts))
 
 
-def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = None) -> str:
+def format_number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = None) -> str:
     """A number with four significant digits and, where known, its standard error and its 95 % interval.
 
     Example:
-        >>> number(0.98765, 0.00123, (0.9813, 0.9912))
+        >>> format_number(0.98765, 0.00123, (0.9813, 0.9912))
         '0.9877 ± 0.0012 [0.981, 0.991]'
     """
     if value is None:
@@ -48,12 +54,12 @@ def number(value: Any, stderr: Any = None, interval: tuple[Any, Any] | None = No
     return f"{value:.4g}" + (f" ± {stderr:.2g}" if stderr else "") + ends
 
 
-def shown(values: Mapping[str, Any], name: str) -> str:
+def measured_text(values: Mapping[str, Any], name: str) -> str:
     """One of a run's measured numbers as text, with what is known of its error."""
     low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return number(values.get(name), values.get(f"{name}_stderr"), (low, high))
+    return format_number(values.get(name), values.get(f"{name}_stderr"), (low, high))
 
 
-def estimates(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def estimate_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of name and value ± standard error."""
-    return [(name, shown(values, name)) for name in names(values)]
+    return [(name, measured_text(values, name)) for name in measured_names(values)]

@@ -1,22 +1,24 @@
-"""Pictures of samples and curves. Drawn with matplotlib's figures, without its global state."""
+"""Pictures of samples and curves. Drawn with matplotlib's figures, without its global state.
+
+matplotlib and Pillow are loaded with the first picture: a run that draws nothing needs neither.
+"""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import ScalarFormatter
-from PIL import Image
 from torch import Tensor
 
+from gftkit.runtime.extras import require
 from gftkit.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e7d5b", "#7a5195", "#8a8a8a", "#3fa7a3", "#b0724a", "#d87fb0", "#404040")
 TEMPERATURE_COLOUR = "#c98b1b"
@@ -24,11 +26,11 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
-    """Whether events are drawn as images: (channels, height, width) with 1 or 3 channels."""
+    """True for events that are drawn as images: (channels, height, width) with 1 or 3 channels."""
     return len(event_shape) == 3 and event_shape[0] in (1, 3)
 
 
-def grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
+def image_grid(images: Tensor, span: tuple[float, float] | None, columns: int | None = None) -> np.ndarray:
     """Images side by side, (n, c, h, w) -> (rows, columns, 3) of uint8; ``span`` is black and white's values."""
     low, high = span or (float(images.min()), float(images.max()))
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -45,12 +47,26 @@ def grid(images: Tensor, span: tuple[float, float] | None, columns: int | None =
 
 def write_image(path: Path, image: np.ndarray, scale: int = 1) -> None:
     """Write (rows, columns, 3) of uint8 as PNG, each pixel ``scale`` times larger."""
+    from PIL import Image
+
     picture = Image.fromarray(image)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
-def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, with a layout that leaves room for labels.
+
+    Raises:
+        MissingPackageError: where matplotlib isn't installed.
+    """
+    require("report", "a picture")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def sample_picture(panels: Mapping[str, Tensor], span: tuple[float, float] | None, count: int = 36) -> bytes:
     """Samples of several models side by side, as PNG: one panel for each name, all of one event shape.
 
     Images as a grid; events of one number as histograms, of two as points, of shape (channels, length) as curves, and
@@ -60,13 +76,14 @@ def samples(panels: Mapping[str, Tensor], span: tuple[float, float] | None, coun
     (event,) = shapes
     last = list(panels.values())[-1]
     span = span or (float(last.min()), float(last.max()))  # one scale of grey for all panels
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure = new_figure(3.1 * len(panels), 3.4)
+    figure.set_layout_engine("constrained", wspace=0.06)
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=not is_image(event), sharey=not is_image(event))[0]
     plane = components(last)
     for axis, (name, values), colour in zip(axes, panels.items(), _cycle(len(panels)), strict=True):
         axis.set_title(name, fontsize=11)
         draw_events(axis, values, span, plane, colour, count)
-    return png(figure)
+    return figure_png(figure)
 
 
 def draw_events(
@@ -77,7 +94,7 @@ def draw_events(
     colour: str = COLOURS[0],
     count: int = 36,
 ) -> None:
-    """Draw (n, *event) as ``samples`` does.
+    """Draw (n, *event) as ``sample_picture`` does.
 
     Args:
         axis: of matplotlib.
@@ -89,7 +106,7 @@ def draw_events(
     """
     event = values.shape[1:]
     if is_image(event):
-        axis.imshow(grid(values[:count], span), interpolation="nearest")
+        axis.imshow(image_grid(values[:count], span), interpolation="nearest")
         axis.set_axis_off()
     elif math.prod(event) == 1:
         axis.hist(values.flatten().numpy(), bins=40, color=colour, density=True)
@@ -117,12 +134,12 @@ def components(values: Tensor) -> tuple[Tensor, Tensor]:
     return centre, torch.linalg.svd(flat - centre, full_matrices=False).Vh[:2].T
 
 
-def curves(
+def curve_picture(
     named: Mapping[str, Curve], label: str, temperatures: Mapping[str, Curve] | None = None, logarithmic: bool = False
 ) -> bytes:
     """Curves against the step, as PNG, with the temperature on an axis of its own below."""
     temperatures = {name: curve for name, curve in (temperatures or {}).items() if any(curve[1])}
-    figure = Figure(figsize=(7.2, 4.6 if temperatures else 3.4), layout="constrained")
+    figure = new_figure(7.2, 4.6 if temperatures else 3.4)
     ratios = [3, 1] if temperatures else [1]
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     colours = dict(zip({**named, **temperatures}, _cycle(len({**named, **temperatures})), strict=True))
@@ -130,6 +147,8 @@ def curves(
         axes[0].plot(steps, values, label=name, color=colours[name], marker=".", markersize=4, linewidth=1.4)
     axes[0].set_ylabel(label)
     if logarithmic:
+        from matplotlib.ticker import ScalarFormatter
+
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_formatter(ScalarFormatter())
         axes[0].yaxis.set_minor_formatter(ScalarFormatter())
@@ -141,10 +160,10 @@ def curves(
     axes[-1].set_xlabel("step")
     for axis in axes:
         tidy(axis)
-    return png(figure)
+    return figure_png(figure)
 
 
-def measurements(
+def measurement_picture(
     lines: Mapping[str, Curve], others: Mapping[str, Curve], axes: tuple[str, str], scales: tuple[str, str]
 ) -> bytes:
     """Measured points beside what the theory says, as PNG.
@@ -155,7 +174,7 @@ def measurements(
         axes: labels, x and y.
         scales: "log" or "linear" for each axis.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = new_figure(7.2, 4.2)
     axis = figure.subplots()
     for (name, curve), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
         style = {"marker": "o", "linestyle": "", "zorder": 3} if name == "measured" else {"linewidth": 1.6}
@@ -165,7 +184,7 @@ def measurements(
     axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scales[0], yscale=scales[1])
     tidy(axis)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return png(figure)
+    return figure_png(figure)
 
 
 @dataclass(frozen=True)
@@ -204,9 +223,9 @@ class Panel:
     span: tuple[float, float] | None = None
 
 
-def stacked(panels: Sequence[Panel]) -> bytes:
+def panel_picture(panels: Sequence[Panel]) -> bytes:
     """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
-    figure = Figure(figsize=(7.2, 2.5 * len(panels) + 0.4), layout="constrained")
+    figure = new_figure(7.2, 2.5 * len(panels) + 0.4)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         if panel.band is not None:
@@ -219,7 +238,7 @@ def stacked(panels: Sequence[Panel]) -> bytes:
         axis.legend(frameon=False, fontsize=8, loc="best")
         tidy(axis)
     axes[-1].set_xlabel("step")
-    return png(figure)
+    return figure_png(figure)
 
 
 def _draw(axis: Any, name: str, trace: Trace) -> None:
@@ -252,8 +271,11 @@ def tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def png(figure: Figure) -> bytes:
+def figure_png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
     figure.set_dpi(130)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]

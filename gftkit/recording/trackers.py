@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.storage.documents import read_json, write_json
-from gftkit.storage.log import at_end
+from gftkit.storage.log import is_last_line
 
 MEMORY = "trackers.json"
 """In a run folder: by what its trackers know the run, so that a resumed run goes on there."""
@@ -62,7 +61,7 @@ class Tracker(ABC):
         Args:
             out: the run folder.
             until: what was logged after this step will be logged again.
-            memory: what was kept of this tracker; what a resumed run will want is put there.
+            memory: what was kept of this tracker; what a resumed run needs is put there.
         """
 
 
@@ -192,7 +191,7 @@ class Trackers:
         out: the run folder.
         resumed: whether the folder holds the run already.
         main: whether this is the process that logs; the others have no trackers.
-        warn: told what failed.
+        warn: called with what failed.
 
     Raises:
         ConfigError: for a tracker whose package isn't installed.
@@ -205,8 +204,8 @@ class Trackers:
         for name, tracker in options.items():
             if find_spec(tracker.package) is None:
                 raise ConfigError(
-                    f"track: '{name}' wants the package {tracker.package}, which isn't installed. Install it: "
-                    f"pip install {tracker.install}, or leave it out of `track`."
+                    f"track: '{name}' requires the package {tracker.package}, which isn't installed. Install it: pip "
+                    f"install {tracker.install}; or leave '{name}' out of `track`."
                 )
         self._options, self._out, self._warn = options if main else {}, out, warn
         self._memory: dict[str, Memory] = read_json(out / MEMORY) if resumed and (out / MEMORY).is_file() else {}
@@ -214,11 +213,11 @@ class Trackers:
             place = tracker.place(out)
             if place is not None and name not in self._memory and place.exists():
                 raise RunError(
-                    f"track: {place} is there already, and events of two runs would mix. Delete it, or choose another "
+                    f"track: {place} exists, and the events of two runs would mix in it. Delete it, or choose another "
                     f"--out or another folder for '{name}'."
                 )
         self._sinks: dict[str, Sink] = {}
-        self._held: list[Callable[[Sink], None]] = []
+        self._postponed: list[Callable[[Sink], None]] = []
         self._steps = 0
 
     def __bool__(self) -> bool:
@@ -230,6 +229,7 @@ class Trackers:
         for name, options in self._options.items():
             new = name not in self._memory
             memory = self._memory.setdefault(name, {})
+            # Before the tracker opens, too: a run that dies meanwhile then knows that the folder of events is its own.
             write_json(self._out / MEMORY, self._memory)
             try:
                 self._sinks[name] = options.open(self._out, until, memory)
@@ -253,25 +253,29 @@ class Trackers:
             if news:
                 sink.tracker.log(news, step=step)
 
-        self._log(log, at_end(line, self._steps))
+        self._log(log, is_last_line(line, self._steps))
 
     def picture(self, step: int, weights: str, png: bytes) -> None:
         """Log a picture of samples."""
+        from PIL import Image
+
         image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         name = "/".join([_evaluation(weights), "samples"])
-        self._log(lambda sink: sink.picture(name, image, step), at_end({"step": step, "weights": weights}, self._steps))
+        self._log(
+            lambda sink: sink.picture(name, image, step), is_last_line({"step": step, "weights": weights}, self._steps)
+        )
 
-    def _log(self, log: Callable[[Sink], None], held: bool) -> None:
-        if held:
-            self._held.append(log)
+    def _log(self, log: Callable[[Sink], None], last: bool) -> None:
+        if last:
+            self._postponed.append(log)
         else:
             self._each(log)
 
     def release(self) -> None:
         """Log what was measured at the run's end: held back until the run is finished, since a resume repeats it."""
-        for log in self._held:
+        for log in self._postponed:
             self._each(log)
-        self._held = []
+        self._postponed = []
 
     def close(self) -> None:
         """End, whether or not the run is finished."""
@@ -290,7 +294,7 @@ class Trackers:
 def _failure(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     return (
-        f"track: '{name}' failed and is left out from here on ({type(error).__name__}: {reason}). The run goes on; "
+        f"track: '{name}' failed and is not used any more ({type(error).__name__}: {reason}). The run continues; "
         f"metrics.jsonl has every number."
     )
 
@@ -318,7 +322,7 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
     values = {key: value for key, value in line.items() if key not in ("step", "kind", "weights", "monitor")}
     return {
         re.sub(r"[^\w/. -]", "_", name): value  # what every tracker takes
-        for name, value in flat(values, prefix, "/").items()
+        for name, value in flatten(values, prefix, "/").items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
 
@@ -332,14 +336,14 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-        for name, value in flat(config, "", ".").items()
+        for name, value in flatten(config, "", ".").items()
     }
 
 
-def flat(values: Mapping[str, Any], prefix: str, separator: str) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str, separator: str) -> dict[str, Any]:
     """A mapping of mappings as one, keys joined."""
-    found: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{separator}{key}" if prefix else key
-        found |= flat(value, name, separator) if isinstance(value, Mapping) else {name: value}
-    return found
+        joined |= flatten(value, name, separator) if isinstance(value, Mapping) else {name: value}
+    return joined

@@ -10,7 +10,7 @@ from torch import nn
 
 from gftkit.kernel.errors import RunError, WeightsError
 from gftkit.networks.state import frozen_weights, load_weights
-from gftkit.storage.files import explained
+from gftkit.storage.files import explain_file_errors
 from gftkit.storage.tensors import State, read_tensors, write_tensors
 
 _FILE = re.compile(r"step-(\d+)\.safetensors")
@@ -48,7 +48,7 @@ def write(folder: Path, step: int, tensors: State, notes: Mapping[str, Any], kee
     """
     path = folder / f"step-{step:09d}.safetensors"
     write_tensors(path, tensors, {**notes, "step": step})
-    with explained(folder, "tidy"):
+    with explain_file_errors(folder, "tidy"):
         for old in [other for other in checkpoints_of(folder) if other.name <= path.name][:-keep]:
             old.unlink()
     return path

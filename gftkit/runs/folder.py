@@ -8,13 +8,14 @@ from typing import Any, Literal, Self
 import yaml
 
 from gftkit.data.description import Facts
+from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.errors import ConfigError, RunError, WeightsError
 from gftkit.kernel.loading import load
-from gftkit.kernel.registry import Registry
+from gftkit.kernel.registry import Registry, Resolved
 from gftkit.networks.adapters import Adapters
 from gftkit.runs import checkpoint
-from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train
-from gftkit.storage.documents import read_json, read_yaml, section, write_text
+from gftkit.runs.schema import KEYS, Config, Evaluate, Objective, Train, without_weights
+from gftkit.storage.documents import parse_section, read_json, read_yaml, write_text
 from gftkit.storage.log import read_log
 from gftkit.storage.tensors import State, TensorFile, read_notes, read_tensor_file, write_tensors
 
@@ -47,6 +48,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: Config, registry: Registry) -> None:
         self.folder, self.config, self.registry = folder, config, registry
+        self._specs: dict[str, Resolved] = {}
 
     @classmethod
     def open(cls, folder: Path | str, registry: Registry | None = None) -> Self:
@@ -64,6 +66,27 @@ class RunFolder:
                 f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
             )
         return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+
+    def spec(self, key: str) -> Resolved:
+        """The spec of a component that the run was made with, resolved once.
+
+        Options that the component has been given since then have their defaults. A drift's ``weights`` are left out:
+        the file that it first started from may be gone, and a run has weights of its own.
+
+        Args:
+            key: "drift", "path", "source", "coupling" or "data".
+        """
+        if key not in self._specs:
+            kind = "dataset" if key in ("source", "data") else key
+            spec = getattr(self.config, key)
+            self._specs[key] = self.registry.resolve(kind, without_weights(spec) if key == "drift" else spec, key)
+        return self._specs[key]
+
+    @cached_property
+    def path(self) -> ConditionalPath:
+        """The conditional path that the run was trained on."""
+        path: ConditionalPath = self.registry.build("path", self.spec("path"))
+        return path
 
     @property
     def finished(self) -> bool:
@@ -139,14 +162,14 @@ def restore(values: Mapping[str, Any]) -> Config:
     return Config(
         kind="finetune" if values.get("schedule") else "distill" if pretrained else "pretrain",
         **{key: values[key] for key in ("drift", "data", "source", "path", "coupling", "monitors", "seed")},
-        train=section(Train, values["train"], "train"),
-        evaluate=section(Evaluate, values["evaluate"], "evaluate"),
+        train=parse_section(Train, values["train"], "train"),
+        evaluate=parse_section(Evaluate, values["evaluate"], "evaluate"),
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
-        objective=section(Objective, values["objective"], "objective"),
+        objective=parse_section(Objective, values["objective"], "objective"),
         anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
         track=values.get("track", []),
-        adapters=section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
+        adapters=parse_section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
         stop=values.get("stop"),
     )
 

@@ -8,7 +8,7 @@ from gftkit.data.description import Facts
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.options import check_known, plain
 from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import identity, short
+from gftkit.networks.anchor import drift_hash, short_hash
 from gftkit.runs.folder import MODEL, RunFolder, is_run
 from gftkit.runs.schema import without_weights
 from gftkit.storage.tensors import digest, read_notes, read_tensors
@@ -118,7 +118,7 @@ def made_of(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[s
 def _ambiguous(pretrained: Path, drift: Mapping[str, Any], adapted: bool, registry: Registry) -> str:
     """Why an anchor must be named, with both drifts that it could be."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
-    own = identity(digest(tensors), made_of(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
+    own = drift_hash(digest(tensors), made_of(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
     before, original = anchors(pretrained)[-1], "ORIGINAL"
     if is_run(pretrained):
         parent = RunFolder.open(pretrained, registry).config
@@ -126,8 +126,8 @@ def _ambiguous(pretrained: Path, drift: Mapping[str, Any], adapted: bool, regist
         original = str(held)
     return (
         f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "
-        f"to what this fine-tune starts from{f' (hash {short(own)})' if own else ''}: "
+        f"to what this fine-tune starts from{f' (hash {short_hash(own)})' if own else ''}: "
         f"`anchor: {OFF if adapted else FROZEN}`. To hold on to "
-        f"what that one held on to (hash {short(before)}): `anchor: {{name: external, pretrained: {original}}}`. With "
-        f"the first, what is retained of the original shrinks with every fine-tune (T18)."
+        f"what that one held on to (hash {short_hash(before)}): `anchor: {{name: external, pretrained: {original}}}`. "
+        f"With the first, what is retained of the original shrinks with every fine-tune (T18)."
     )

@@ -29,10 +29,9 @@ from gftkit.runs.schema import (
     Kind,
     Objective,
     Train,
-    without_weights,
 )
 from gftkit.sampling.scheme import resolve_scheme
-from gftkit.storage.documents import read_yaml, section
+from gftkit.storage.documents import parse_section, read_yaml
 from gftkit.theory import flow
 
 
@@ -85,8 +84,8 @@ def resolve_config(
     specs = _inherited_specs(raw, start.specs, registry, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
-    adapters = section(Adapters, named(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
-    train = _with_defaults(section(Train, raw.get("train", {}), "train"))
+    adapters = parse_section(Adapters, named(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
+    train = _with_defaults(parse_section(Train, raw.get("train", {}), "train"))
     finetune = kind == "finetune"
     config = Config(
         kind=kind,
@@ -98,7 +97,7 @@ def resolve_config(
         seed=_seed(raw.get("seed", 0)),
         pretrained=start.pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if finetune else None,
-        objective=section(Objective, raw.get("objective", {}), "objective"),
+        objective=parse_section(Objective, raw.get("objective", {}), "objective"),
         anchor=lineage.resolve_anchor(
             raw.get("anchor"),
             start.pretrained,
@@ -118,7 +117,7 @@ def resolve_config(
     schedule: Schedule | None = None if config.schedule is None else registry.build("schedule", config.schedule)
     stop: StoppingRule | None = None if config.stop is None else registry.build("stop", config.stop)
     config = _with_needed(config, (schedule, stop), registry, base)
-    return Resolution(config, _warnings(config, start.specs, registry), start.parent, schedule, stop)
+    return Resolution(config, _warnings(config, start.specs), start.parent, schedule, stop)
 
 
 class _Start(NamedTuple):
@@ -168,8 +167,7 @@ def _start_of(raw: dict[str, Any], kind: Kind, registry: Registry, base: Path) -
 
 def _specs_of(parent: RunFolder) -> dict[str, Spec]:
     """The components that a fine-tune or distillation inherits from its pretrained run."""
-    specs = {key: getattr(parent.config, key) for key in INHERITED}
-    return {**specs, "drift": without_weights(specs["drift"])}
+    return {key: parent.spec(key) for key in INHERITED}
 
 
 def _inherited_specs(
@@ -186,7 +184,8 @@ def _inherited_specs(
                 f"{key}: the pretrained run's {key} '{inherited[key]['name']}' is inherited whole, and single options "
                 f"of it can't be changed, got {dict(spec)!r}. Leave `{key}` out, or give it whole, with its name."
             )
-        specs[key] = registry.resolve("dataset" if key == "source" else key, spec, key, base)
+        kind = "dataset" if key == "source" else key
+        specs[key] = registry.resolve(kind, spec, key, base)
     return specs
 
 
@@ -211,7 +210,7 @@ def _from_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[
     teacher = RunFolder.open(place, registry)
     if teacher.config.kind == "distill":
         raise ConfigError(f"pretrained: {place} is itself a distillation. Distil the run that it was made from.")
-    if flow.is_stochastic(registry.build("path", teacher.config.path)):
+    if flow.is_stochastic(teacher.path):
         raise ConfigError(
             f"pretrained: the flow of {place} is an SDE, which carries a state to a law and not to a state: it has no "
             f"flow map. Distil a run on a path without noise."
@@ -256,7 +255,7 @@ def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> 
     """The section ``evaluate`` with every component checked and every default filled in."""
     if isinstance(raw, Mapping):
         raw = {**raw, **{key: named(raw[key]) for key in ("data", "solver") if key in raw}}
-    found = section(Evaluate, raw, "evaluate")
+    found = parse_section(Evaluate, raw, "evaluate")
 
     def metrics(key: str, given: Iterable[Any]) -> list[Any]:
         return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(given)]
@@ -293,7 +292,7 @@ def _track(raw: Mapping[str, Any], base: Path) -> list[Spec]:
 
 def tracker(spec: Mapping[str, Any], where: str) -> Tracker:
     """The options of a tracker from ``{name: ..., **options}``."""
-    return section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
+    return parse_section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
@@ -315,7 +314,9 @@ def _check_weight(weight: str) -> None:
     from gftkit.theory import expression  # loads sympy, which few runs need
 
     try:
-        values = expression.function(expression.parse(weight))(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+        values = expression.compile_formula(expression.parse_formula(weight))(
+            torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+        )
     except ValueError as error:
         raise ConfigError(f"objective.weight: {error}") from None
     if not (torch.isfinite(values).all() and (values >= 0).all() and values.any()):
@@ -337,13 +338,12 @@ def _check_l2_sp(config: Config) -> None:
         )
 
 
-def _warnings(config: Config, inherited: Mapping[str, Spec], registry: Registry) -> list[str]:
+def _warnings(config: Config, inherited: Mapping[str, Spec]) -> list[str]:
     found = []
-    for key, kind in (("coupling", "coupling"), ("source", "dataset")):
+    for key in ("coupling", "source"):
         if key not in inherited:
             continue
-        before = registry.resolve(kind, inherited[key], key)  # with defaults of options that it has been given since
-        if plain(before) != plain(getattr(config, key)):
+        if plain(inherited[key]) != plain(getattr(config, key)):
             found.append(
                 f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
                 f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."

@@ -1,16 +1,16 @@
-"""Where code runs: devices, processes, random streams, progress bars."""
+"""The runtime: devices, processes, random streams, progress bars."""
 
 from gftkit.runtime.devices import (
     Crew as Crew,
-    accelerator_of as accelerator_of,
-    crew_of as crew_of,
+    start_accelerator as start_accelerator,
+    start_crew as start_crew,
     cuda_devices as cuda_devices,
     emulates_half as emulates_half,
-    warnings_of as warnings_of,
+    launch_warnings as launch_warnings,
 )
 from gftkit.runtime.environment import (
     describe_machine as describe_machine,
-    device_of as device_of,
+    resolve_device as resolve_device,
     versions as versions,
 )
 from gftkit.runtime.progress import (
@@ -19,4 +19,9 @@ from gftkit.runtime.progress import (
     StudyProgress as StudyProgress,
 )
 from gftkit.runtime.randomness import seed_global as seed_global, stream as stream
-from gftkit.runtime.sharding import gathered as gathered, local as local, shared_out as shared_out, whole as whole
+from gftkit.runtime.sharding import (
+    gather_tensors as gather_tensors,
+    local_part as local_part,
+    shard_like as shard_like,
+    full_tensor as full_tensor,
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.runtime.environment import device_of
+from gftkit.runtime.environment import resolve_device
 
 Inputs = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 """(t, x, conditions), as a drift is called."""
@@ -29,31 +29,31 @@ FOREIGN = {
     "ACCELERATE_USE_MEGATRON_LM": "leave Megatron-LM out; FSDP shards weights too",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "leave parallelism_config out: batches are shared, or weights sharded by FSDP",
 }
-"""What accelerate would do beside a run's configuration, by the variable that asks for it, and what to do instead."""
+"""Settings of accelerate that would change a run without its configuration, by variable, with what to do instead."""
 
 OFF = ("", "no", "false", "0")
 
 
-def accelerator_of(device: str) -> Any:
+def start_accelerator(device: str) -> Any:
     """The processes and the device of a run: DDP or FSDP as ``torchrun`` or ``accelerate launch`` started it.
 
     Raises:
-        ConfigError: for a device that is unknown or isn't there, fewer GPUs than processes, what the configuration
-            wouldn't tell of, or weights to be sharded where they wouldn't be.
+        ConfigError: for a device that is unknown or isn't there, fewer GPUs than processes, settings of accelerate
+            that the configuration doesn't have, or FSDP where it wouldn't shard.
     """
     from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
     from accelerate.utils import parse_flag_from_env
 
-    name = device_of(device)
+    name = resolve_device(device)
     for variable, cure in FOREIGN.items():
         value = os.environ.get(variable, "")
         if value.lower() not in OFF:
-            raise ConfigError(
-                f"accelerate was told {variable}={value}, and a run does only what its file says: {cure}."
-            )
+            raise ConfigError(f"{variable}={value} changes a run without its configuration. Instead, {cure}.")
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if name == "cuda" and here > there:
-        raise ConfigError(f"device: {here} processes on this node, and {there} GPU(s). Start one for each, or use cpu.")
+        raise ConfigError(
+            f"device: {here} processes on this node share {there} GPU(s). Start one process for each GPU, or use cpu."
+        )
     accelerator = Accelerator(
         cpu=name == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
     )
@@ -63,12 +63,12 @@ def accelerator_of(device: str) -> Any:
         return accelerator
     if accelerator.distributed_type != DistributedType.FSDP:
         raise ConfigError(
-            f"FSDP was asked for (ACCELERATE_USE_FSDP), and accelerate would quietly run "
-            f"{accelerator.distributed_type.value} on {accelerator.num_processes} process(es) of {accelerator.device}: "
-            f"it shards weights among several GPUs only. Leave FSDP out, or start two or more processes, a GPU each."
+            f"ACCELERATE_USE_FSDP is set, and accelerate would run {accelerator.distributed_type.value} on "
+            f"{accelerator.num_processes} process(es) of {accelerator.device} instead: FSDP needs several GPUs. Unset "
+            f"it, or start one process for each of two or more GPUs."
         )
     if not accelerator.is_fsdp2:
-        raise ConfigError("FSDP: wanted version 2, which keeps weights apart: --fsdp_version 2, or FSDP_VERSION=2.")
+        raise ConfigError("FSDP: wanted version 2. Set FSDP_VERSION=2, or give --fsdp_version 2.")
     return accelerator
 
 
@@ -90,7 +90,7 @@ class Crew:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and answers."""
+        """True for the process that writes files and messages."""
         return self.index == 0
 
     def wait(self) -> None:
@@ -104,41 +104,41 @@ class Crew:
             check_agreement(self.accelerator, facts)
 
 
-def crew_of(device: str) -> Crew:
+def start_crew(device: str) -> Crew:
     """The processes that torchrun or accelerate launch started, or this one alone.
 
     Raises:
-        ConfigError: see ``accelerator_of``.
+        ConfigError: see ``start_accelerator``.
     """
     if not any(name == "WORLD_SIZE" or name.startswith("ACCELERATE_") for name in os.environ):
-        return Crew(0, 1, torch.device(device_of(device)))
-    accelerator = accelerator_of(device)
+        return Crew(0, 1, torch.device(resolve_device(device)))
+    accelerator = start_accelerator(device)
     return Crew(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
 
 
-def warnings_of(accelerator: Any, precision: str) -> list[str]:
-    """What a user should know of how the processes were started, and of their devices.
+def launch_warnings(accelerator: Any, precision: str) -> list[str]:
+    """Warnings about how the processes were started, and about their devices.
 
     Args:
         accelerator: of the accelerate library.
         precision: of ``train``.
     """
-    found = []
+    warnings = []
     launched = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
     if accelerator.num_processes == 1 and launched:
-        found.append(
-            "accelerate launch started one process. Where it was asked for more without GPUs, it quietly leaves them "
-            "out: use torchrun --nproc_per_node N -m gftkit ... instead."
+        warnings.append(
+            "accelerate launch started one process. Without GPUs it ignores a larger number. Use torchrun "
+            "--nproc_per_node N -m gftkit ... instead."
         )
     if precision != "float32" and emulates_half(accelerator.device):
-        found.append(
-            f"train.precision: this CPU (AVX2) has no instructions for {precision}: steps take longer than in float32."
+        warnings.append(
+            f"train.precision: this CPU (AVX2) has no instructions for {precision}. Steps take longer than in float32."
         )
-    return found
+    return warnings
 
 
 def emulates_half(device: torch.device) -> bool:
-    """Whether bfloat16 and float16 are slower than float32 here: a CPU of the x86 family without AVX-512."""
+    """True where bfloat16 and float16 are slower than float32: on an x86 CPU without AVX-512."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
@@ -156,14 +156,15 @@ def check_agreement(accelerator: Any, facts: Mapping[str, Any]) -> None:
 
     if accelerator.num_processes == 1:
         return
+    # Every process sees all facts and raises by itself: if only the main one did, the others would wait for it.
     seen = gather_object([dict(facts)])
     for name, value in seen[0].items():
         for index, other in enumerate(seen):
             if other[name] != value:
                 raise RunError(
-                    f"the processes differ in {name}: process 0 has {value}, process {index} has {other[name]}. Give "
-                    f"all nodes the same versions, and the run folder, the data and the pretrained weights on a file "
-                    f"system that they share."
+                    f"the processes differ in {name}: process 0 has {value}, process {index} has {other[name]}. "
+                    f"Install the same versions on all nodes, and put the run folder, the data and the pretrained "
+                    f"weights on a shared file system."
                 )
 
 
@@ -173,12 +174,12 @@ def broadcast(accelerator: Any, value: Any) -> Any:
 
     if accelerator.num_processes == 1:
         return value
-    held = [value]
-    broadcast_object_list(held)
-    return held[0]
+    box = [value]  # the library fills a list in place
+    broadcast_object_list(box)
+    return box[0]
 
 
-def prepare(
+def prepare_network(
     accelerator: Any, drift: nn.Module, optimizer: torch.optim.Optimizer, example: Callable[[], Inputs]
 ) -> nn.Module:
     """The network as a step calls it: wrapped for DDP, sharded in place for FSDP, itself on one process.
@@ -191,24 +192,25 @@ def prepare(
     """
     from accelerate import DistributedDataParallelKwargs, DistributedType
 
-    if shards(accelerator):
+    if is_sharded(accelerator):
         return accelerator.prepare(drift, optimizer)[0]
     if accelerator.distributed_type != DistributedType.NO and has_idle_weights(drift, *example()):
-        # Else DDP would wait for their gradients.
+        # Without it DDP waits for gradients that never come; with it, it walks the graph at every step.
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return accelerator.prepare_model(drift)
 
 
-def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> bool:
-    """Whether the output depends on fewer weights than are to be trained. The network stays as it is."""
+def has_idle_weights(drift: nn.Module, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> bool:
+    """True where the output doesn't depend on every trained weight. The network stays as it is."""
     trained = [weight for weight in drift.parameters() if weight.requires_grad]
-    buffers = {name: held.clone() for name, held in drift.named_buffers()}
-    out = functional_call(drift.train(), buffers, (t, x), dict(given))
+    # Copies of the buffers, because a forward pass in training mode moves running statistics.
+    buffers = {name: buffer.clone() for name, buffer in drift.named_buffers()}
+    out = functional_call(drift.train(), buffers, (t, x), dict(conditions))
     return any(gradient is None for gradient in torch.autograd.grad(out.sum(), trained, allow_unused=True))
 
 
-def shards(accelerator: Any) -> bool:
-    """Whether each process holds only a part of every weight (FSDP)."""
+def is_sharded(accelerator: Any) -> bool:
+    """True where each process holds only a part of every weight (FSDP)."""
     return bool(getattr(accelerator, "is_fsdp2", False))
 
 

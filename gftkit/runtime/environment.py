@@ -11,7 +11,7 @@ from gftkit.kernel.errors import ConfigError
 _PACKAGES = ("gftkit", "torch", "numpy", "scipy", "accelerate", "safetensors", "pluggy", "pydantic")
 
 
-def device_of(name: str) -> str:
+def resolve_device(name: str) -> str:
     """The device that a name stands for: "auto" is the accelerator where there is one.
 
     Raises:

@@ -24,7 +24,7 @@ def _bar(console: Console, quiet: bool, *fields: str) -> RichProgress:
 
 
 class _Console:
-    """Where lines for people go, and a bar that shows for as long as it is entered."""
+    """A console for messages, and a bar that is shown inside its context."""
 
     _bar: RichProgress
 
@@ -121,7 +121,7 @@ class SamplingProgress(_Console):
         self._task = self._bar.add_task("sampling", total=None, rate="", evaluations="")
 
     def start(self, total: int, done: int) -> None:
-        """How many samples there will be, and how many there are."""
+        """Set the number of samples in all, and of those that are there."""
         self._bar.update(self._task, total=total, completed=done)
 
     def advance(self, count: int, evaluations: float) -> None:

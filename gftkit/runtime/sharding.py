@@ -10,30 +10,31 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor put together from the parts that the processes hold; all of them must ask. A plain one is itself."""
     return tensor.full_tensor() if _in_parts(tensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Whole copies of many tensors on the CPU. Plain ones are themselves, where they are.
 
     All processes must ask. Those that don't ``keep`` them get none, so that their memory holds one at a time.
     """
-    found = {}
+    gathered_tensors = {}
     for name, tensor in tensors.items():
-        put_together = whole(tensor)
+        # One by one: a process never holds more than one whole tensor beside what it keeps.
+        put_together = full_tensor(tensor)
         if keep:
-            found[name] = put_together if put_together is tensor else put_together.cpu()
-    return found
+            gathered_tensors[name] = put_together if put_together is tensor else put_together.cpu()
+    return gathered_tensors
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; a plain one is itself."""
     return tensor.to_local() if _in_parts(tensor) else tensor
 
 
-def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in parts, as another one is; all processes must ask, each with the same tensor."""
     if not _in_parts(like):
         return tensor

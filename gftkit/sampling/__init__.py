@@ -2,14 +2,19 @@
 
 from gftkit.sampling.integrate import (
     Grid as Grid,
-    bind as bind,
+    bind_conditions as bind_conditions,
     check_solver as check_solver,
     diffusion_of as diffusion_of,
     generate as generate,
     grid_of as grid_of,
     trajectory as trajectory,
 )
-from gftkit.sampling.noise import BLOCK as BLOCK, ByBlock as ByBlock, Drawn as Drawn, by_block as by_block
+from gftkit.sampling.noise import (
+    BLOCK as BLOCK,
+    ByBlock as ByBlock,
+    FromGenerator as FromGenerator,
+    draw_by_block as draw_by_block,
+)
 from gftkit.sampling.scheme import (
     DEFAULT_STEPS as DEFAULT_STEPS,
     Scheme as Scheme,

@@ -2,9 +2,10 @@
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +13,7 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Diffusion, Drift, Field, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.networks.flow_map import check_jumps
-from gftkit.sampling.noise import BLOCK, Drawn, Noise
+from gftkit.sampling.noise import BLOCK, FromGenerator, Noise
 from gftkit.theory import flow
 
 
@@ -45,6 +46,7 @@ def grid_of(path: Path, steps: int, spacing: TimeGrid | None = None) -> Grid:
         raise ConfigError(f"steps: wanted at least 1, got {steps}.")
     shares = [k / steps for k in range(steps + 1)] if spacing is None else _checked(spacing, steps)
     end = flow.t_end(path)
+    # The last one is t_end itself and no product, which round-off could put beyond it, where the drift is singular.
     times = (*(end * share for share in shares[:-1]), end)
     return Grid(times, None if end == 1 else getattr(path, "final_step", "euler-maruyama"))
 
@@ -77,10 +79,10 @@ def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
             f"solver {name} solves ODEs only, and this flow has noise (g > 0). Choose an SDE solver: euler-maruyama."
         )
     if not stochastic and solver.ode_order is None:
-        raise ConfigError(f"solver {name} solves SDEs only, and this flow has none (g = 0). Choose euler or heun.")
+        raise ConfigError(f"solver {name} solves SDEs only, and this flow is an ODE (g = 0). Choose euler or heun.")
 
 
-def bind(drift: Drift, **conditions: Tensor) -> Field:
+def bind_conditions(drift: Drift, **conditions: Tensor) -> Field:
     """A network as a solver sees it: time a number, conditions fixed; of a flow map with the end of the jump."""
 
     def field(t: float, x: Tensor, end: float | None = None) -> Tensor:
@@ -98,6 +100,7 @@ def diffusion_of(path: Path, times: Sequence[float] = ()) -> Diffusion:
     Raises:
         ConfigError: where g is negative or not finite at one of them.
     """
+    # At all times at once, because solvers ask for one at a time, and a call of torch costs more than its numbers.
     scales = flow.diffusion(path, torch.tensor(times, dtype=torch.float64)).tolist()
     for t, scale in zip(times, scales, strict=True):
         if not 0 <= scale < math.inf:
@@ -105,8 +108,9 @@ def diffusion_of(path: Path, times: Sequence[float] = ()) -> Diffusion:
     known = dict(zip(times, scales, strict=True))
 
     def g(t: float) -> float:
-        found = known.get(t)
-        return float(flow.diffusion(path, torch.tensor([t], dtype=torch.float64))) if found is None else found
+        if t in known:
+            return known[t]
+        return float(flow.diffusion(path, torch.tensor([t], dtype=torch.float64)))
 
     return g
 
@@ -122,7 +126,7 @@ def trajectory(
         solver: takes the steps.
         grid: the times.
         x0: the start, (batch, *event).
-        noise: draws the Brownian increments; not asked for an ODE.
+        noise: draws the Brownian increments; not used for an ODE.
 
     Yields:
         (batch, *event) tensors; the memory needed doesn't grow with the number of steps.
@@ -144,6 +148,7 @@ def trajectory(
             x = solver.step(field, g, t, h, x, increment(h, x))
             yield x
     if grid.closing is not None:
+        # One Euler step whatever the solver: methods of higher order evaluate the drift at 1, where it is singular.
         t, h = grid.times[-1], 1 - grid.times[-1]
         dw = increment(h, x) if grid.closing == "euler-maruyama" else None
         x = x + h * field(t, x)
@@ -158,6 +163,7 @@ def generate(
     steps: int,
     x0: Tensor,
     noise: Noise | Generator,
+    *,
     conditions: Mapping[str, Tensor] | None = None,
     batch_size: int = 500,
     whole: bool = False,
@@ -188,7 +194,7 @@ def generate(
             a grid that isn't one.
         DivergenceError: where the result is not finite, naming the step.
     """
-    noise = Drawn(noise) if isinstance(noise, Generator) else noise
+    noise = FromGenerator(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
     check_solver(solver, stochastic)
     check_jumps(solver, drift)
@@ -198,38 +204,60 @@ def generate(
         batch_size = min(batch_size, BLOCK)
     parts = []
     for first in range(0, len(x0), batch_size):
-        chosen = slice(first, first + batch_size)
-        start = x0[chosen].to(noise.device)
-        field = bind(drift, **{name: values[chosen].to(noise.device) for name, values in (conditions or {}).items()})
-        given: tuple[Any, ...] = (field, diffusion, solver, grid, start, noise)
-        if stochastic:
-            noise.begin(first, len(start))
-        if whole:
-            parts.append(torch.stack([x.cpu() for x in trajectory(*given)]))
-        else:
-            last = start
-            for x in trajectory(*given):
-                last = x
-            parts.append(last.cpu())
-        if not torch.isfinite(parts[-1]).all():
-            if stochastic:
-                noise.begin(first, len(start))
-            raise DivergenceError(_where(trajectory(*given), grid))
+        rows = slice(first, first + batch_size)
+        start = x0[rows].to(noise.device)
+        bound = {name: values[rows].to(noise.device) for name, values in (conditions or {}).items()}
+        states = partial(trajectory, bind_conditions(drift, **bound), diffusion, solver, grid, x0=start, noise=noise)
+        begin = partial(noise.begin, first, len(start)) if stochastic else None
+        parts.append(_integrate(states, begin, grid, whole))
         advance(len(start))
     return torch.cat(parts, dim=1 if whole else 0)
 
 
+def _integrate(
+    states: Callable[[], Iterator[Tensor]], begin: Callable[[], None] | None, grid: Grid, whole: bool
+) -> Tensor:
+    """The last state of one batch, or all of them, on the CPU.
+
+    Args:
+        states: starts the integration.
+        begin: puts the noise back to the start of the batch; None without noise.
+        grid: the times, for the message.
+        whole: keep every state.
+
+    Raises:
+        DivergenceError: where the result is not finite, naming the step.
+    """
+    if begin is not None:
+        begin()
+    if whole:
+        result = torch.stack([x.cpu() for x in states()])
+    else:
+        (last,) = deque(states(), maxlen=1)  # one state at a time, so that memory doesn't grow with the steps
+        result = last.cpu()
+    if not torch.isfinite(result).all():
+        # Only now is the batch integrated once more to name the step: a check of every state on the way would make
+        # the host wait for a GPU at every step of every batch.
+        if begin is not None:
+            begin()
+        raise DivergenceError(_where(states(), grid))
+    return result
+
+
 def _where(states: Iterator[Tensor], grid: Grid) -> str:
-    """Where the states, integrated once more, leave the finite numbers."""
+    """Say at which step the states, integrated once more, stop being finite."""
     for k, x in enumerate(states):
         lost = ~torch.isfinite(x).flatten(1).all(1)
         if lost.any():
             what = f"{int(lost.sum())} of {len(x)} samples are not finite"
             if k == 0:
-                return f"{what} in the source. Look at the source of the run."
+                return f"{what} in the source. Check the source of the run."
             t = grid.times[k - 1]
             return (
-                f"{what} after step {k} of {len(grid.times) - 1 + (grid.closing is not None)}, which starts at "
-                f"t = {t:.4g}. Use more steps, or another solver; a drift that isn't finite stays so."
+                f"{what} after step {k} of {len(grid.times) - 1 + (grid.closing is not None)}, which starts at t = "
+                f"{t:.4g}. Use more steps, or another solver. If the drift itself isn't finite, neither helps."
             )
-    return "the samples are not finite, and were when they were made again: the drift isn't a function of its inputs."
+    return (
+        "the samples are not finite, and those of a second integration are: the drift isn't a function of its inputs. "
+        "Check the network for randomness."
+    )

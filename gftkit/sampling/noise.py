@@ -11,12 +11,12 @@ from gftkit.runtime.randomness import stream
 
 BLOCK = 64
 """Consecutive indices that share a generator."""
-AHEAD = 4096
+NUMBERS_AHEAD = 4096
 """Numbers of a block that are drawn at once, at most, where a step needs fewer."""
 
 
 class Noise(Protocol):
-    """Where an integration gets its randomness from.
+    """The source of an integration's randomness.
 
     Attributes:
         device: where numbers are drawn.
@@ -31,10 +31,10 @@ class Noise(Protocol):
         """The next standard normal numbers, of x's shape and type."""
 
     def generator(self) -> Generator:
-        """What a library's Brownian path is seeded by."""
+        """The generator that seeds a library's Brownian path."""
 
 
-class Drawn:
+class FromGenerator:
     """The numbers of one generator, in the order in which they are asked for."""
 
     def __init__(self, generator: Generator) -> None:
@@ -75,26 +75,26 @@ class ByBlock:
         self._seed, self._offset = seed, offset
         self._skip = self._count = 0
         self._generators: list[Generator] = []
-        self._held: deque[Tensor] = deque()
+        self._drawn_ahead: deque[Tensor] = deque()
 
     def begin(self, first: int, count: int) -> None:
         """Make the generators of the blocks that hold these samples."""
         blocks = range((self._offset + first) // BLOCK, (self._offset + first + count - 1) // BLOCK + 1)
         self._generators = [stream(self._seed, "noise", block, device=self.device) for block in blocks]
         self._skip, self._count = (self._offset + first) % BLOCK, count
-        self._held.clear()
+        self._drawn_ahead.clear()  # numbers of other samples
 
     def normal(self, x: Tensor) -> Tensor:
         """The next numbers: several steps' at once where events are small, for a draw costs more than its numbers."""
-        if not self._held:
+        if not self._drawn_ahead:
             block = (BLOCK, *x.shape[1:])
-            steps = max(1, AHEAD // (BLOCK * x[0].numel()))
+            steps = max(1, NUMBERS_AHEAD // (BLOCK * x[0].numel()))
             drawn = [
                 torch.randn(steps, *block, generator=each, device=x.device, dtype=x.dtype) for each in self._generators
             ]
             whole = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
-            self._held.extend(whole[:, self._skip : self._skip + self._count].unbind())
-        return self._held.popleft()
+            self._drawn_ahead.extend(whole[:, self._skip : self._skip + self._count].unbind())
+        return self._drawn_ahead.popleft()
 
     def generator(self) -> Generator:
         """That of the block.
@@ -103,11 +103,11 @@ class ByBlock:
             ValueError: for samples of more than one block.
         """
         if len(self._generators) != 1:
-            raise ValueError("samples of several blocks share no generator: integrate each block by itself.")
+            raise ValueError("samples of several blocks have no common generator. Integrate each block by itself.")
         return self._generators[0]
 
 
-def by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: int, count: int) -> Tensor:
+def draw_by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: int, count: int) -> Tensor:
     """Samples ``first`` to ``first + count - 1`` of a source, each block of 64 indices drawn by its own generator.
 
     Args:
@@ -117,5 +117,6 @@ def by_block(draw: Callable[[int, Generator], Tensor], seed: int, first: int, co
         count: how many, >= 1.
     """
     blocks = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
+    # Whole blocks, then cut, so that a sample has the same numbers whichever samples are drawn with it.
     drawn = torch.cat([draw(BLOCK, stream(seed, "source", block)) for block in blocks])
     return drawn[first % BLOCK : first % BLOCK + count]

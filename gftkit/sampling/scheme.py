@@ -1,4 +1,4 @@
-"""How a flow is sampled: a solver, its steps, where their times lie, and the noise that is added."""
+"""Sampling schemes: a solver, its steps and their times, and the noise that is added."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from gftkit.kernel.contracts import Drift, Integrator, NoiseScale, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
-from gftkit.kernel.registry import Registry
+from gftkit.kernel.registry import Registry, Resolved
 from gftkit.sampling.integrate import check_solver, diffusion_of, grid_of
 from gftkit.sampling.stochastic import StochasticDrift, StochasticPath
 from gftkit.theory import flow
@@ -19,7 +19,7 @@ PARTS = ("grid", "diffusion")
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a flow is sampled.
+    """A solver with its steps, their times, and the noise that is added.
 
     Attributes:
         solver: takes the steps.
@@ -34,7 +34,7 @@ class Scheme:
     diffusion: NoiseScale | None = field(default=None)
 
     def equation(self, drift: Drift, path: Path) -> tuple[Drift, Path]:
-        """What is integrated: the drift and path themselves, or with the chosen noise."""
+        """The drift and path to integrate: themselves, or with the chosen noise."""
         if self.diffusion is None:
             return drift, path
         return StochasticDrift(drift, path, self.diffusion), StochasticPath(path, self.diffusion)
@@ -62,13 +62,13 @@ def build_scheme(spec: Mapping[str, Any] | None, path: Path, registry: Registry)
     Raises:
         GftkitError: for a component that can't be built.
     """
-    given = dict(spec or {})
-    steps = given.pop("steps", DEFAULT_STEPS)
-    parts = {kind: given.pop(kind, None) for kind in PARTS}
+    options: dict[str, Any] = Resolved(spec) if isinstance(spec, Resolved) else dict(spec or {})
+    steps = options.pop("steps", DEFAULT_STEPS)
+    parts = {kind: options.pop(kind, None) for kind in PARTS}
     built = {
         kind: None if part is None else registry.build(kind, part, f"solver.{kind}") for kind, part in parts.items()
     }
-    solver = registry.build("solver", given if "name" in given else default_solver(path, parts["diffusion"]))
+    solver = registry.build("solver", options if "name" in options else default_solver(path, parts["diffusion"]))
     return Scheme(solver, steps, built["grid"], built["diffusion"])
 
 
@@ -90,4 +90,4 @@ def resolve_scheme(spec: Any, registry: Registry, where: str, base: FilePath) ->
         for kind in PARTS
         if spec.get(kind) is not None
     }
-    return {**registry.resolve("solver", rest, where, base), "steps": steps, **parts}
+    return Resolved({**registry.resolve("solver", rest, where, base), "steps": steps, **parts})

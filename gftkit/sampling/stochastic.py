@@ -14,7 +14,7 @@ DELTA = 1e-3
 
 
 class StochasticPath:
-    """What a sampler asks of a path: another's, with a noise scale of the user's choice.
+    """A path as a sampler needs it: another path, with a noise scale of the user's choice.
 
     Args:
         path: the path that the velocity was trained on.
@@ -47,7 +47,7 @@ class StochasticDrift:
 
     def __init__(self, drift: Drift, path: Path, scale: NoiseScale) -> None:
         self._drift, self._path, self._scale = drift, path, scale
-        self.conditions, self.null = conditions.names(drift), conditions.nulls(drift)
+        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
 
     def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
@@ -64,8 +64,8 @@ def check_unpaired(scale: NoiseScale | None, paired: bool) -> None:
     """
     if scale is not None and paired:
         raise ConfigError(
-            "diffusion: the score is known from the velocity only where x0 is independent of x1, and this run's data "
-            "came with partners of their own, as in reflow. Sample it by its ODE."
+            "diffusion: the velocity gives the score only if x0 is independent of x1, and this run's data have fixed "
+            "partners, as in reflow. Use an ODE solver."
         )
 
 
@@ -84,15 +84,18 @@ def check_known_score(path: Path, coupling: Coupling, normal: bool, guidance: fl
     flow.check_affine(path, coupling)
     if not normal:
         raise ConfigError(
-            "diffusion: the score is known from the velocity only for the source N(0, I), and this run has another. "
-            "Sample it by its ODE."
+            "diffusion: the velocity gives the score only for the source N(0, I), and this run has another source. "
+            "Use an ODE solver."
         )
     if guidance != 1:
         raise ConfigError(
-            f"diffusion: under guidance ({guidance:g}) the velocity is that of no law whose score is known. "
-            f"Sample by the ODE, or without guidance."
+            f"diffusion: a guided velocity (guidance {guidance:g}) has no known score. Use an ODE solver, or guidance "
+            f"1."
         )
+    # The determinant by which ``affine_score`` divides: for the linear path it is -1 at all times.
     sigma, alpha, _ = path.coefficients(torch.zeros(1, dtype=torch.float64))
     sigma_rate, alpha_rate, _ = flow.rates(path, torch.zeros(1, dtype=torch.float64))
     if not bool(((alpha * sigma_rate - alpha_rate * sigma).abs() > 1e-9).all()):
-        raise ConfigError("diffusion: on this path alpha'(0) = 0, and the velocity at t = 0 tells no score.")
+        raise ConfigError(
+            "diffusion: on this path alpha'(0) = 0, so the velocity at t = 0 doesn't give the score. Use an ODE solver."
+        )

@@ -11,7 +11,7 @@ import yaml
 
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.kernel.options import check_known, options_of
-from gftkit.storage.files import explained, write_atomically
+from gftkit.storage.files import explain_file_errors, write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON; a number that is not finite becomes null, since JSON has none."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(nan_to_none(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
     Raises:
         RunError: where it is missing or damaged.
     """
-    with explained(path, "read"):
+    with explain_file_errors(path, "read"):
         text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text)
@@ -42,12 +42,12 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged: {error}.") from None
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The value with nan and infinities replaced by None."""
     if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: nan_to_none(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
+        return [nan_to_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -62,10 +62,11 @@ class _Loader(yaml.SafeLoader):
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = {value for tag, value in keys if tag != "tag:yaml.org,2002:merge" and keys.count((tag, value)) > 1}
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{min(twice)}' stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"'{min(twice)}' occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1, which PyYAML reads, requires a dot and a sign in 1.0e+3: `learning_rate: 1e-3` would be text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)$"),
@@ -97,15 +98,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from None
-    found = parse_yaml(text, str(path))
-    if not isinstance(found, dict) or not found:
+    document = parse_yaml(text, str(path))
+    if not isinstance(document, dict) or not document:
         raise ConfigError(
-            f"{path}: wanted a YAML mapping such as `data: {{name: digits}}`, got {type(found).__name__}."
+            f"{path}: wanted a YAML mapping such as `data: {{name: digits}}`, got {type(document).__name__}."
         )
-    return found
+    return document
 
 
-def section(cls: type[Section], values: Any, where: str) -> Section:
+def parse_section(cls: type[Section], values: Any, where: str) -> Section:
     """A section of a document as a dataclass, with every value checked.
 
     Raises:

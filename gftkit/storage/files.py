@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from gftkit.kernel.errors import RunError
 
 LOCK = ".lock"
-"""The file in a folder that tells which process is at work in it."""
+"""The file in a folder that names the process that uses it."""
 _PART = ".part"
 """Stands in the name of a file that is being written."""
 _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
@@ -23,7 +23,7 @@ _THEIRS = ".tmp" + "[A-Za-z0-9]" * 6
 
 
 @contextmanager
-def explained(path: Path, doing: str = "write") -> Iterator[None]:
+def explain_file_errors(path: Path, doing: str = "write") -> Iterator[None]:
     """Turn a failure of the file system into one clear error.
 
     Raises:
@@ -50,8 +50,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         RunError: where the file can't be written; what stood there before is kept.
     """
-    with explained(path):
+    with explain_file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, because a rename is atomic only within one file system.
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART + path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -61,7 +62,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             except SafetensorError as error:  # the library wraps the operating system's error in text
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error)) from error
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read it, as befits secrets
+            # Before the rename: else a power cut may keep the new name and lose the content.
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, path)
@@ -94,19 +96,21 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    # A lock that the operating system releases with the process. A file that is the lock by being there would outlive a
+    # process that was killed.
     lock = folder / LOCK
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with explained(folder):
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+", encoding="utf-8")
+        file = lock.open("a+", encoding="utf-8")  # "w" would empty the file of the process that holds the lock
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise RunError(
-                f"{folder}: another process is at work in it ({file.read().strip()}). Wait for it, or choose another "
-                f"folder with --out."
+                f"{folder}: another process is using this folder ({file.read().strip()}). Wait for it to end, or "
+                f"choose another folder with --out."
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -117,8 +121,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            # A command that is refused before it wrote anything leaves no folder behind.
             with suppress(OSError):  # it isn't empty
-                for path in made:
+                for path in new_folders:
                     path.rmdir()
 
 
@@ -128,14 +133,14 @@ def remove_leftovers(folder: Path) -> None:
     Raises:
         RunError: where one can't be deleted.
     """
-    with explained(folder, "tidy"):
+    with explain_file_errors(folder, "tidy"):
         for pattern in (f".*{_PART}*", _THEIRS):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
 
@@ -144,13 +149,13 @@ def check_space(folder: Path, needed: int) -> None:
     """Refuse to start where a disk can't hold what will be written.
 
     Raises:
-        RunError: saying how much is wanted and how much is free.
+        RunError: with the space that is needed and that is free.
     """
-    with explained(folder):
+    with explain_file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(
-            f"{folder}: the run will write about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. "
-            f"Free some space, or choose another folder with --out."
+            f"{folder}: the run needs about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free. Free some space, "
+            f"or choose another folder with --out."
         )

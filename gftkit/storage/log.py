@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gftkit.kernel.errors import PluginError
-from gftkit.storage.documents import finite, write_text
-from gftkit.storage.files import explained
+from gftkit.storage.documents import nan_to_none, write_text
+from gftkit.storage.files import explain_file_errors
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError:  # a process that was killed may have written a part of its last line
             break
     return lines
 
@@ -35,8 +35,8 @@ def curve(
     return [step for step, _ in points], [value for _, value in points]
 
 
-def at_end(line: Mapping[str, Any], steps: int) -> bool:
-    """Whether a line is the last one of a run of so many steps: that of its averaged weights."""
+def is_last_line(line: Mapping[str, Any], steps: int) -> bool:
+    """True for the last line of a run of so many steps: that of its averaged weights."""
     return line.get("weights") == "ema" and line["step"] == steps
 
 
@@ -47,12 +47,13 @@ class Log:
         path: the file.
         until: lines of later steps, and of a run's end, are dropped: they will be made again.
         steps: of the run: where averaged weights were measured at that step, that was its end.
-        listen: told each line that is added.
+        listen: called with each line that is added.
     """
 
     def __init__(self, path: Path, until: int, steps: int, listen: Callable[[Mapping[str, Any]], None]) -> None:
         self.path, self._listen = path, listen
-        self.lines = [line for line in read_log(path) if line["step"] <= until and not at_end(line, steps)]
+        self.lines = [line for line in read_log(path) if line["step"] <= until and not is_last_line(line, steps)]
+        # Rewritten whole before anything is appended: what comes after the checkpoint will be measured again.
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -64,11 +65,11 @@ class Log:
             PluginError: where a value is named like the line's own keys.
         """
         if {"step", "kind"} & values.keys():
-            raise PluginError(f"a measurement may not be named step or kind, got {', '.join(values)}. Rename it.")
-        line = finite({"step": step, "kind": kind, **values})
-        with explained(self.path):
+            raise PluginError(f"a measurement can't be named step or kind, got {', '.join(values)}. Rename it.")
+        line = nan_to_none({"step": step, "kind": kind, **values})
+        with explain_file_errors(self.path):
             self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._file.flush()  # so that a run can be watched, and a killed one has its lines
         self.lines.append(line)
         self._listen(line)
 
@@ -77,11 +78,11 @@ class Log:
         self._file.close()
 
 
-def names(values: Iterable[str]) -> list[str]:
+def measured_names(values: Iterable[str]) -> list[str]:
     """The names that were measured, of the keys that ``measure`` gives: without errors and ends of intervals.
 
     Example:
-        >>> names(["energy", "energy_stderr", "energy_low", "energy_high", "very_low"])
+        >>> measured_names(["energy", "energy_stderr", "energy_low", "energy_high", "very_low"])
         ['energy', 'very_low']
     """
     keys = list(values)

@@ -26,16 +26,18 @@ _DIGEST = "gftkit-digest"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file with JSON metadata and a digest of it all, whole or not at all."""
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     notes = {key: json.dumps(value) for key, value in metadata.items()}
     notes = {"format": "pt", **notes}
-    notes[_DIGEST] = _digest_of_file(digest(held), notes)
-    write_atomically(path, lambda temporary: save_file(held, temporary, metadata=notes))
+    # Over the metadata too: a checkpoint keeps its step there.
+    notes[_DIGEST] = _digest_of_file(digest(copies), notes)
+    write_atomically(path, lambda temporary: save_file(copies, temporary, metadata=notes))
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds.
+    """The contents of a safetensors file.
 
     Attributes:
         tensors: by name.
@@ -64,8 +66,8 @@ def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
     computed = None if written is None else digest(tensors)
     if (ours and written is None) or (computed is not None and written != _digest_of_file(computed, notes)):
         raise WeightsError(
-            f"{path}: its content isn't what was written: wanted the digest {written}, got another. The disk or a copy "
-            f"damaged it; copy it again, or go back to an earlier one."
+            f"{path}: the content doesn't match its digest: it was damaged on disk or in a copy. Copy it again, or "
+            f"use an earlier one."
         )
     return TensorFile(tensors, _plain_notes(notes), computed)
 
@@ -100,8 +102,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read as one ({error}). "
-            f"It may be truncated or of another format; copy or export it again."
+            f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read ({error}). The "
+            f"file is truncated or of another format. Copy or export it again."
         ) from None
 
 
@@ -120,9 +122,10 @@ def _decoded(note: str) -> Any:
 
 def digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of a network's weights: names, types, shapes and values."""
-    found = hashlib.sha256()
-    for name in sorted(weights):
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):  # so that the order of the modules in the network doesn't count
         tensor = weights[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy has no bfloat16.
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return sha256.hexdigest()

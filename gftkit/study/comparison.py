@@ -14,12 +14,13 @@ from gftkit.experiment.building import build_drift
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number, shown, write_report
+from gftkit.recording.html import Section, format_number, measured_text, write_report
 from gftkit.runs.folder import SUMMARY
-from gftkit.runs.schema import Config, without_weights
+from gftkit.runs.schema import Config
+from gftkit.runtime.extras import require
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
-from gftkit.storage.log import curve, names
+from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections_of
 
 
@@ -44,7 +45,9 @@ def compare(
 
     Raises:
         ConfigError: where the runs start from different pretrained runs, or don't measure ``metric``.
+        MissingPackageError: where matplotlib or Jinja2 isn't installed.
     """
+    require("report", "a comparison")
     parents = {run.config.pretrained for run in runs.values()}
     if len(parents) != 1 or None in parents:
         raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
@@ -64,7 +67,7 @@ def compare(
     sheet = _samples(first, runs)
     pictures.write_png(out / "samples.png", sheet)
     histories = {name: run.history() for name, run in runs.items()}
-    drawn = pictures.curves(
+    drawn = pictures.curve_picture(
         {name: curve(lines, metric, "evaluation", "raw") for name, lines in histories.items()},
         metric,
         {name: curve(lines, "temperature", "train") for name, lines in histories.items()},
@@ -85,7 +88,10 @@ def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
-    rows = [[key, *(shown(of, key) for of in summary.values())] for key in names(list(summary.values())[-1])]
+    rows = [
+        [key, *(measured_text(of, key) for of in summary.values())]
+        for key in measured_names(list(summary.values())[-1])
+    ]
     return [["", *summary], *rows]
 
 
@@ -108,16 +114,15 @@ def _samples(first: Run, runs: Mapping[str, Run]) -> bytes:
     panels: dict[str, torch.Tensor] = {"pretrained": scaling.unscale(in_training_values)}
     panels |= {name: _made(run, count, seed, shown) for name, run in runs.items()}
     panels["real"] = scaling.unscale(shown.x1)
-    return pictures.samples(panels, facts.range)
+    return pictures.sample_picture(panels, facts.range)
 
 
 def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
     """Samples of a run; under named conditions, where it has any, those of real samples."""
     if not run.facts.condition_shapes:
         return run.samples(count, seed)[0]
-    path = run.registry.build("path", run.config.path)
-    untrained = build_drift(without_weights(run.config.drift), run.facts, run.registry, path)
-    return run.samples(count, seed, given=conditions.of(untrained, like))[0]
+    untrained = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
+    return run.samples(count, seed, given=conditions.conditions_of(untrained, like))[0]
 
 
 def _lead(config: Config) -> str:
@@ -140,8 +145,8 @@ def _sections(
             f"of {metric} on raw weights, mean over windows of 5 evaluations after the first fifth of the steps, "
             f"linear trend removed; instant_variance_whole: the same from the start on. largest_setback: the largest "
             f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
-            f"below {number(threshold)}, and the seconds of training until then. One run of one seed each: differences "
-            f"within a few standard errors mean nothing.",
+            f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: "
+            f"differences within a few standard errors mean nothing.",
             table=table(summary),
         ),
         Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),

@@ -4,9 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-
 from gftkit.recording import pictures
 from gftkit.study.statistics import Difference, Spread
 
@@ -17,7 +14,7 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
     """A metric against the number of training samples, a panel for each coupling, with 95 % intervals, as PNG."""
     here = [one for one in found if one.metric == metric]
     couplings, methods = _names(one.coupling for one in here), _names(one.method for one in here)
-    figure = Figure(figsize=(5.4 * len(couplings) + 2.0, 4.4), layout="constrained")
+    figure = pictures.new_figure(5.4 * len(couplings) + 2.0, 4.4)
     axes = figure.subplots(1, len(couplings), squeeze=False, sharey=True)[0]
     for axis, coupling in zip(axes, couplings, strict=True):
         for place, method in enumerate(methods):
@@ -33,12 +30,11 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
             )
         sizes = sorted({point.size for point in here})
         axis.set(title=coupling, xlabel="training samples", xscale="log")
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _name_ticks(axis, sizes)
         pictures.tidy(axis)
     axes[0].set_ylabel(metric)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return pictures.png(figure)
+    return pictures.figure_png(figure)
 
 
 def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
@@ -51,7 +47,7 @@ def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
     couplings, sizes = _names(one.coupling for one in here), sorted({one.size for one in here})
     methods = _names(one.method for one in here)
     height = 0.16 * len(methods) * (len(sizes) + 1) + 1.2
-    figure = Figure(figsize=(4.4 * max(1, len(couplings)) + 1.6, height), layout="constrained")
+    figure = pictures.new_figure(4.4 * max(1, len(couplings)) + 1.6, height)
     axes = figure.subplots(1, max(1, len(couplings)), squeeze=False, sharey=True)[0]
     for axis, coupling in zip(axes, couplings, strict=False):
         for place, size in enumerate(sizes):
@@ -71,7 +67,15 @@ def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     axes[-1].legend(frameon=False, fontsize=8, title="samples", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return pictures.png(figure)
+    return pictures.figure_png(figure)
+
+
+def _name_ticks(axis: Any, sizes: Sequence[int]) -> None:
+    """Ticks of a logarithmic axis at these sizes and nowhere else."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _names(values: Iterable[str]) -> list[str]:

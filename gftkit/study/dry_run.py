@@ -18,8 +18,8 @@ from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import lineage
 from gftkit.runs.folder import is_run
 from gftkit.runs.schema import Config
-from gftkit.runtime.devices import accelerator_of, cuda_devices
-from gftkit.storage.log import names
+from gftkit.runtime.devices import cuda_devices, start_accelerator
+from gftkit.storage.log import measured_names
 from gftkit.study.methods import Method
 from gftkit.study.plan import Plan, Start
 from gftkit.training.steps import Steps
@@ -106,7 +106,7 @@ def _tried(
     except DataError as error:
         raise DataError(f"groups: {max(sizes)} samples of base.data: {error}") from error
     config = replace(config, data={**config.data, "count": min(sizes), "seed": seed}, seed=seed)
-    accelerator = accelerator_of(device)
+    accelerator = start_accelerator(device)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(config, registry)
         for shape in shapes - {experiment.facts.event_shape}:
@@ -123,7 +123,7 @@ def _tried(
             before = time.perf_counter()
             values = measure(metrics, watched.evaluation(drift.eval(), accelerator.device), config.seed)
             took.append(time.perf_counter() - before)
-        if metric not in (known := names(values)):
+        if metric not in (known := measured_names(values)):
             cure = "It must be one that `base.evaluate.metrics` measures along the run."
             raise unknown("metric at metric:", metric, known, cure)
         steps = Steps(replace(experiment, networks=replace(experiment.networks, anchor=None)), accelerator)

@@ -16,7 +16,7 @@ from gftkit.runs.folder import is_run
 from gftkit.runs.overrides import put
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
-from gftkit.storage.documents import read_yaml, section
+from gftkit.storage.documents import parse_section, read_yaml
 from gftkit.study.methods import Method, built_in, defined, stamped
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -184,11 +184,11 @@ def plan(file: Path, out: Path, registry: Registry) -> Plan:
         RunError: for a pretrained run that isn't finished.
     """
     folder = file.resolve().parent
-    study = section(Study, read_yaml(file), "the study")
-    groups = [section(Group, group, f"groups[{index}]") for index, group in enumerate(study.groups)]
+    study = parse_section(Study, read_yaml(file), "the study")
+    groups = [parse_section(Group, group, f"groups[{index}]") for index, group in enumerate(study.groups)]
     _check_base(study.base)
     known = built_in(registry)
-    own = {name: section(Definition, given, f"methods.{name}") for name, given in (study.methods or {}).items()}
+    own = {name: parse_section(Definition, given, f"methods.{name}") for name, given in (study.methods or {}).items()}
     methods = {**known, **{name: defined(name, one.method, one.set or {}, known) for name, one in own.items()}}
     for index, group in enumerate(groups):
         _check_group(group, f"groups[{index}]", methods, registry)

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gftkit.api import Run
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, write_report
+from gftkit.runtime.extras import missing
 from gftkit.storage.documents import write_text
 from gftkit.storage.log import curve
 from gftkit.study import drawing
@@ -40,12 +42,17 @@ def flat(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> list[Row]:
 
 
 def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> None:
-    """Write results.json, table.md, report.html and, as files of their own, its pictures."""
+    """Write results.json, table.md, report.html and, as files of their own, its pictures.
+
+    Where matplotlib or Jinja2 isn't installed, results.json and table.md only.
+    """
     write_results(plan, rows)
     sections = numbers(flat(plan, rows), plan.study.metric, plan.study.baseline)
-    missing = _missing(plan, rows, failed)
-    lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ, *map(in_markdown, [*sections, *missing])]
+    incomplete = _missing(plan, rows, failed)
+    lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ, *map(in_markdown, [*sections, *incomplete])]
     write_text(plan.out / TABLE, "\n\n".join(lines) + "\n")
+    if missing("report"):
+        return
     methods = Section(
         "Methods", table=[["method", "what it is"], *([name, one.summary] for name, one in plan.methods.items())]
     )
@@ -53,8 +60,13 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
     drawn = _pictures(plan, rows)
     for name, part in drawn.items():
         pictures.write_png(plan.out / f"{name}.png", part.picture)
-    parts = [*drawn.values(), replace(methods, text=HOW_TO_READ), *sections, *missing, code]
+    parts = [*drawn.values(), replace(methods, text=HOW_TO_READ), *sections, *incomplete, code]
     write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
+
+
+def page(plan: Plan) -> Path:
+    """The file to read: report.html, or table.md where no report can be written."""
+    return plan.out / (TABLE if missing("report") else REPORT)
 
 
 def in_markdown(part: Section) -> str:
@@ -126,7 +138,7 @@ def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section
     positive = all(value > 0 for _, values in named.values() for value in values)
     coupling, size, seed = place
     caption = f"Raw weights, coupling {coupling}, {size} samples, seed {seed}. Below, the temperature."
-    picture = pictures.curves(named, plan.study.metric, cooling, logarithmic=positive)
+    picture = pictures.curve_picture(named, plan.study.metric, cooling, logarithmic=positive)
     return {"curves": Section(f"{plan.study.metric} along one run of each method", picture=picture, caption=caption)}
 
 
@@ -159,5 +171,5 @@ def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell
         "baseline": plan.study.baseline,
         "means": [plain(one) for one in spreads(held) if one.metric == metric],
         "differences": [plain(one) for one in differences(held, plan.study.baseline) if one.metric == metric],
-        "report": str(plan.out / REPORT),
+        "report": str(page(plan)),
     }

@@ -8,8 +8,8 @@ from typing import Any
 from gftkit.api import Run
 from gftkit.estimation.stability import WINDOW, stability_of
 from gftkit.runs.folder import SUMMARY
-from gftkit.storage.documents import finite, read_json
-from gftkit.storage.log import curve, names
+from gftkit.storage.documents import nan_to_none, read_json
+from gftkit.storage.log import curve, measured_names
 from gftkit.study.plan import Cell
 
 Row = dict[str, Any]
@@ -48,12 +48,12 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     - ``seconds`` of training and evaluation, and ``steps``.
     """
     final, lines = read_json(run.folder / SUMMARY), run.history()
-    values = {name: final["ema"][name] for name in names(final["ema"])}
+    values = {name: final["ema"][name] for name in measured_names(final["ema"])}
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
     values |= stability_of(steps, raw, level, run.seconds())
     values |= _best(lines, metric, final["steps"])
     values |= {"seconds": final["seconds"], "steps": final["steps"]}
-    return [{**asdict(cell), "metric": name, "value": value} for name, value in finite(values).items()]
+    return [{**asdict(cell), "metric": name, "value": value} for name, value in nan_to_none(values).items()]
 
 
 def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[str, float]:

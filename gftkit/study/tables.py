@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from gftkit.recording.html import number
+from gftkit.recording.html import format_number
 from gftkit.study.statistics import Difference, Interval, Spread
 
 Table = list[list[str]]
@@ -14,7 +14,7 @@ def means(found: Sequence[Spread], metric: str, coupling: str) -> Table:
     here = [one for one in found if one.metric == metric and one.coupling == coupling]
     return _table(
         [
-            (one.method, one.size, _with(one.over, f" ± {number(one.over.spread)}") + f" ({one.over.count})")
+            (one.method, one.size, _with(one.over, f" ± {format_number(one.over.spread)}") + f" ({one.over.count})")
             for one in here
         ]
     )
@@ -43,7 +43,7 @@ def _bounded(over: Interval, factor: float = 1.0) -> str:
 
 
 def _with(over: Interval, spread: str) -> str:
-    return number(over.mean) + ("" if over.spread is None else spread)
+    return format_number(over.mean) + ("" if over.spread is None else spread)
 
 
 def _table(cells: Iterable[tuple[str, int, str]]) -> Table:

@@ -1,12 +1,18 @@
 """The mathematics: paths, objectives, temperature, predictions, and the gap statistics T, G and R."""
 
+from gftkit.theory.expression import (
+    compile_formula as compile_formula,
+    differentiate as differentiate,
+    parse_formula as parse_formula,
+    value_at as value_at,
+)
 from gftkit.theory.flow import expand as expand
 from gftkit.theory.gap import (
     Statistics as Statistics,
     Summary as Summary,
-    mean as mean,
-    ratio as ratio,
-    root as root,
+    mean_estimate as mean_estimate,
+    ratio_estimate as ratio_estimate,
+    root_estimate as root_estimate,
     statistics as statistics,
     summary as summary,
 )
@@ -28,4 +34,8 @@ from gftkit.theory.predictions import (
     sharing_noise as sharing_noise,
     stochastic_drift as stochastic_drift,
 )
-from gftkit.theory.temperature import ROUND_OFF as ROUND_OFF, check_schedule as check_schedule, listens as listens
+from gftkit.theory.temperature import (
+    ROUND_OFF as ROUND_OFF,
+    check_schedule as check_schedule,
+    has_feedback as has_feedback,
+)

@@ -1,4 +1,4 @@
-"""What the kernel derives from a path: sample, velocity, conditional score, drift, diffusion.
+"""Quantities derived from a path: sample, velocity, conditional score, drift, diffusion.
 
 For x_t = sigma x0 + alpha x1 + gamma eps (theory, section 1): velocity = d/dt at fixed eps, conditional score =
 -eps/gamma, and drift = velocity + (g^2/2) conditional score.
@@ -23,21 +23,22 @@ def t_end(path: Path) -> float:
 
 def diffusion(path: Path, t: Tensor) -> Tensor:
     """g(t) >= 0, of t's shape; 0 for a deterministic flow."""
-    given = getattr(path, "diffusion", None)
-    return torch.zeros_like(t) if given is None else given(t)
+    own = getattr(path, "diffusion", None)
+    return torch.zeros_like(t) if own is None else own(t)
 
 
 def is_stochastic(path: Path) -> bool:
-    """Whether g > 0 somewhere: whether the flow is an SDE."""
+    """True where g > 0 at some time: the flow is an SDE."""
+    # Up to t_end only: beyond it coefficients may be infinite.
     return bool((diffusion(path, torch.linspace(0, t_end(path), 65, dtype=torch.float64)) > 0).any())
 
 
 def rates(path: Path, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(sigma', alpha', gamma') at t, each of t's shape: the path's own, or by autograd of its coefficients."""
-    given = getattr(path, "rates", None)
-    if given is not None:
-        return given(t)
-    with torch.enable_grad():
+    own = getattr(path, "rates", None)
+    if own is not None:
+        return own(t)
+    with torch.enable_grad():  # sampling runs without gradients
         at = t.detach().requires_grad_()
         sigma, alpha, gamma = (_derivative(values, at) for values in path.coefficients(at))
     return sigma, alpha, gamma
@@ -47,12 +48,13 @@ def _derivative(values: Tensor, t: Tensor) -> Tensor:
     """The elementwise derivative; 0 for a constant."""
     if not values.requires_grad:
         return torch.zeros_like(t)
-    (found,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
-    return found
+    # Coefficients are elementwise in t, so the gradient of their sum is every element's own derivative.
+    (derivative,) = torch.autograd.grad(values.sum(), t, retain_graph=True, materialize_grads=True)
+    return derivative
 
 
 def is_noisy(path: Path) -> bool:
-    """Whether gamma > 0 somewhere: whether a sample needs noise beside the pair."""
+    """True where gamma > 0 at some time: a sample needs noise beside the pair."""
     t = torch.linspace(0, t_end(path), 65, dtype=torch.float64)
     return bool((path.coefficients(t)[2] != 0).any())
 
@@ -80,11 +82,11 @@ def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -
 
     The path's own ``drift`` is used where it has one: where that sum cancels badly.
     """
-    given = getattr(path, "drift", None)
-    if given is not None:
-        return given(t, x0, x1, noise)
+    own = getattr(path, "drift", None)
+    if own is not None:
+        return own(t, x0, x1, noise)
     moving = velocity(path, t, x0, x1, noise)
-    if noise is None or getattr(path, "diffusion", None) is None:
+    if noise is None or getattr(path, "diffusion", None) is None:  # spares a score that 0 would multiply, 0/0 at an end
         return moving
     scale = diffusion(path, t)
     return moving + expand(scale**2 / 2, noise) * conditional_score(path, t, noise)
@@ -120,11 +122,14 @@ def check_affine(path: Path, coupling: Coupling) -> None:
     """
     if not getattr(coupling, "independent", False):
         raise ConfigError(
-            f"coupling {type(coupling).__name__}: the score is known from the velocity only where x0 is independent of "
-            f"x1. Train with the independent coupling, or sample this flow by its ODE."
+            f"coupling {type(coupling).__name__}: the velocity gives the score only if x0 is independent of x1. Train "
+            f"with the independent coupling, or use an ODE solver."
         )
     if is_noisy(path) or is_stochastic(path):
-        raise ConfigError("path: the score is known from the velocity for affine paths only, and this one has noise.")
+        raise ConfigError(
+            "path: the velocity gives the score only on paths without noise, and this one has noise. Sample this flow "
+            "as it is."
+        )
 
 
 def affine_score(path: Path, t: Tensor, x: Tensor, velocity: Tensor) -> Tensor:

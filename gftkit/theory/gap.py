@@ -1,4 +1,4 @@
-"""What a fine-tune tells of its theory where the target drift can't be computed: T, G and R (theory, section 5).
+"""Gap statistics T, G and R: checks of the theory where the target drift can't be computed (theory, section 5).
 
 All three are means over pairs of the weighted inner products below, with one conditional drift b_t(x|z), one anchor
 and one drift b at the same states. Their errors are over independent batches: the pairs of one batch are dependent
@@ -59,6 +59,7 @@ def statistics(
         squared_norm(anchor - target) - squared_norm(drift - target),
         squared_norm(moved),
     )
+    # The means in float64: in T and G terms of both signs nearly cancel.
     return Statistics(*(float((value if weight is None else weight * value).double().mean()) for value in products))
 
 
@@ -109,28 +110,28 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
         1.0
     """
     if len(batches) < 2:
-        raise ValueError(f"a standard error over batches wants at least 2 of them, got {len(batches)}.")
+        raise ValueError(f"wanted at least 2 batches, for a standard error, got {len(batches)}.")
     rho = retention(temperature)
     t, g, r = torch.tensor(batches, dtype=torch.float64).T
     by_distance, by_loss = r / (1 - rho) ** 2, g / (1 - rho**2)
     return Summary(
-        t=mean(t),
-        g=mean(g),
-        r=mean(r),
-        p=mean((g + r) / 2),
-        by_distance=mean(by_distance),
-        by_loss=mean(by_loss),
-        ratio=ratio(by_distance, by_loss),
-        reached=ratio(r, (1 - rho) * (g + r) / 2),
+        t=mean_estimate(t),
+        g=mean_estimate(g),
+        r=mean_estimate(r),
+        p=mean_estimate((g + r) / 2),
+        by_distance=mean_estimate(by_distance),
+        by_loss=mean_estimate(by_loss),
+        ratio=ratio_estimate(by_distance, by_loss),
+        reached=ratio_estimate(r, (1 - rho) * (g + r) / 2),
     )
 
 
-def mean(values: Tensor) -> Estimate:
+def mean_estimate(values: Tensor) -> Estimate:
     """The mean over independent batches, (batches,), and its standard error std/sqrt(batches)."""
     return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
 
 
-def root(square: Estimate) -> Estimate:
+def root_estimate(square: Estimate) -> Estimate:
     """The square root of an estimate, its error to first order; 0 and nan where the estimate is not above 0."""
     if not square.value > 0:
         return Estimate(0.0, math.nan)
@@ -138,10 +139,10 @@ def root(square: Estimate) -> Estimate:
     return Estimate(value, square.stderr / (2 * value))
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Estimate:
+def ratio_estimate(numerator: Tensor, denominator: Tensor) -> Estimate:
     """The ratio of two means over the same batches, its error to first order; nan where the lower isn't above 0."""
     below = float(denominator.mean())
     if not below > 0:
         return Estimate(math.nan, math.nan)
     value = float(numerator.mean()) / below
-    return Estimate(value, mean((numerator - value * denominator) / below).stderr)
+    return Estimate(value, mean_estimate((numerator - value * denominator) / below).stderr)

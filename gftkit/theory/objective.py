@@ -24,7 +24,7 @@ def retention(temperature: float) -> float:
         (0.5, 0.0)
     """
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"a temperature is a finite number >= 0, got {temperature}.")
+        raise ValueError(f"temperature: wanted a finite number >= 0, got {temperature}.")
     return temperature / (1 + temperature)
 
 
@@ -38,6 +38,7 @@ def blend(target: Tensor, anchor: Tensor, temperature: float) -> Tensor:
 
     With the target flow's drift for ``target`` it is T1, the optimum b_beta = b_tgt + rho (b_pre - b_tgt).
     """
+    # In this form temperature 0 gives the target itself, bit for bit.
     return target + retention(temperature) * (anchor - target)
 
 
@@ -71,7 +72,7 @@ def shared_loss(
     drift: Tensor,
     target: Tensor,
     anchor: Tensor,
-    chosen: Tensor,
+    indices: Tensor,
     share: float,
     temperature: float,
     weight: Tensor | None = None,
@@ -86,14 +87,15 @@ def shared_loss(
         drift: b, (batch, *event).
         target: b_t(x|z), (batch, *event).
         anchor: b_pre of the chosen samples, (chosen, *event).
-        chosen: their places in the batch, (chosen,) of int64.
+        indices: their places in the batch, (chosen,) of int64.
         share: k/n, in (0, 1].
         temperature: beta >= 0.
         weight: w, (batch,), or None for 1.
     """
     loss = squared_norm(drift - target)
-    pull = squared_norm(drift[chosen] - anchor).to(loss.dtype)
-    loss = loss.index_add(0, chosen, pull, alpha=temperature / share)
+    # index_add takes one type, and under autocast a norm of the part may come in another one.
+    pull = squared_norm(drift[indices] - anchor).to(loss.dtype)
+    loss = loss.index_add(0, indices, pull, alpha=temperature / share)
     return loss if weight is None else weight * loss
 
 
@@ -120,5 +122,5 @@ def form_gap(target: Tensor, anchor: Tensor, temperature: float, weight: Tensor 
 
 def _needed(anchor: Tensor | None) -> Tensor:
     if anchor is None:
-        raise ValueError("at a temperature above 0 the objective needs the anchor's drift, got None.")
+        raise ValueError("anchor: wanted its drift, which a temperature above 0 requires, got None.")
     return anchor

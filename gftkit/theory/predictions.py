@@ -1,4 +1,4 @@
-"""What the theory predicts for a fine-tune: a pure function for each statement of the theory page from T4 on.
+"""Predictions of the theory for a fine-tune: a pure function for each statement of the theory page from T4 on.
 
 Norms are ``|f|_w = (int w(t) E_{x ~ p_t} |f|^2 dt)^(1/2)`` along the target path; ``gap`` is |b_pre - b_tgt|_w.
 """
@@ -191,5 +191,5 @@ def best_temperature(gap: float, noise: float) -> float:
         1.0
     """
     if gap <= 0:
-        raise ValueError(f"gap: wanted |Delta| > 0, got {gap}: without a gap the pretrained drift is the best.")
+        raise ValueError(f"gap: wanted |Delta| > 0, got {gap}. Without a gap the pretrained drift is the optimum.")
     return noise / gap**2

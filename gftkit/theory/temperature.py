@@ -10,7 +10,7 @@ ROUND_OFF = 1e-9
 """Rises up to this, relative to the temperature before, are no rises."""
 
 
-def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
+def temperature_at(schedule: Schedule, name: str, step: int, steps: int) -> float:
     """beta at a step of a run.
 
     Args:
@@ -24,7 +24,7 @@ def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
 
     Example:
         >>> import gftkit
-        >>> temperature(gftkit.load().create("schedule", "linear"), "linear", 45, 100)
+        >>> temperature_at(gftkit.load().create("schedule", "linear"), "linear", 45, 100)
         2.0
     """
     try:
@@ -35,13 +35,13 @@ def temperature(schedule: Schedule, name: str, step: int, steps: int) -> float:
     return beta
 
 
-def listens(schedule: Schedule | None) -> bool:
-    """Whether a schedule has feedback."""
+def has_feedback(schedule: Schedule | None) -> bool:
+    """True for a schedule with feedback."""
     return schedule is not None and hasattr(schedule, "needs")
 
 
 def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
-    """What to tell of a schedule, which is evaluated at every step of a run before the run starts.
+    """Evaluate a schedule at every step of a run before the run starts; give warnings.
 
     One with feedback has its temperature at the start only, before it has observed anything.
 
@@ -51,12 +51,13 @@ def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
     Raises:
         ConfigError: for the first step whose temperature is negative, not finite, or no number.
     """
-    known = 1 if listens(schedule) else steps
-    betas = [temperature(schedule, name, step, steps) for step in range(known)]
+    known = 1 if has_feedback(schedule) else steps
+    betas = [temperature_at(schedule, name, step, steps) for step in range(known)]
     for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
         if beta > before * (1 + ROUND_OFF):
             return [
-                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {beta:.4g}. A temperature "
-                f"that rises turns the drift back towards the pretrained one (T8, T13): Gradual Fine-Tuning only cools."
+                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {beta:.4g}. A rising "
+                f"temperature moves the drift back towards the pretrained one (T8, T13). Gradual Fine-Tuning only "
+                f"cools."
             ]
     return []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gftkit.networks.averages import Averages
 from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
-from gftkit.runtime.sharding import gathered, shared_out, whole
+from gftkit.runtime.sharding import full_tensor, gather_tensors, shard_like
 from gftkit.storage.tensors import State
 from gftkit.training.l2_sp import Start
 
@@ -68,7 +68,7 @@ class Descent:
         self.scaler.unscale_(self.optimizer)
         if self._start is not None:
             self._start.pull()
-        norm = whole(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
+        norm = full_tensor(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
         finite = torch.isfinite(norm)
         if self.scaler.is_enabled():
             self._overflows = torch.where(finite, 0, self._overflows + 1)
@@ -105,7 +105,7 @@ class Descent:
             held = tensor
             if tensor.shape == weight.shape:
                 # In the weight's memory format: fused optimisers go through both as they lie in memory.
-                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shared_out(tensor, weight))
+                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shard_like(tensor, weight))
             state.setdefault(int(index), {})[key] = held
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -123,7 +123,7 @@ def checkpoint_contents(drift: nn.Module, descent: Descent, keep: bool = True) -
     tensors = {f"drift.{name}": held for name, held in drift.state_dict().items() if name not in frozen}
     tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
     tensors |= {f"optimizer.{name}": held for name, held in state.items()}
-    return gathered(tensors, keep), numbers
+    return gather_tensors(tensors, keep), numbers
 
 
 def restore_checkpoint(checkpoint: Checkpoint, drift: nn.Module, descent: Descent) -> None:

@@ -37,14 +37,14 @@ class Evaluator:
     ) -> None:
         self._experiment, self._config, self._steps = experiment, experiment.config, steps
         self._device, self._main = accelerator.device, accelerator.is_main_process
-        self._sharded, self._template, self._pictures = devices.shards(accelerator), template, pictures
+        self._sharded, self._template, self._pictures = devices.is_sharded(accelerator), template, pictures
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """The drift with raw and with averaged weights, whole on the main process; all processes must ask."""
         networks = self._steps.drift, self._steps.ema
         if not self._sharded:
             return networks
-        states = [sharding.gathered(network.state_dict(), self._main) for network in networks]
+        states = [sharding.gather_tensors(network.state_dict(), self._main) for network in networks]
         if self._template is None:
             return networks
         raw, averaged = copy.deepcopy(self._template), copy.deepcopy(self._template)

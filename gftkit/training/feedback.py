@@ -5,7 +5,7 @@ from typing import Any
 
 from gftkit.kernel.contracts import Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError, RunError
-from gftkit.theory.temperature import ROUND_OFF, listens, temperature
+from gftkit.theory.temperature import ROUND_OFF, has_feedback, temperature_at
 
 Measurements = Mapping[str, Mapping[str, Any]]
 """What each monitor measured at an evaluation, by the monitor's name."""
@@ -23,10 +23,10 @@ class Feedback:
 
     def __init__(self, schedule: Schedule | None, stop: StoppingRule | None, name: str, steps: int) -> None:
         self._schedule, self._name, self._steps = schedule, name, steps
-        self.listeners: dict[str, Any] = {"schedule": schedule} if listens(schedule) else {}
+        self.listeners: dict[str, Any] = {"schedule": schedule} if has_feedback(schedule) else {}
         if stop is not None:
             self.listeners["stop"] = stop
-        self._start = temperature(schedule, name, 0, steps) if schedule is not None else 0.0
+        self._start = temperature_at(schedule, name, 0, steps) if schedule is not None else 0.0
 
     def hear(self, step: int, measurements: Measurements) -> None:
         """Tell every listener what was measured after a step.
@@ -39,7 +39,7 @@ class Feedback:
         if "schedule" not in self.listeners:
             return
         assert self._schedule is not None  # it is among the listeners
-        beta = temperature(self._schedule, self._name, min(step, self._steps - 1), self._steps)
+        beta = temperature_at(self._schedule, self._name, min(step, self._steps - 1), self._steps)
         if beta > self._start * (1 + ROUND_OFF):
             raise ConfigError(
                 f"schedule '{self._name}' rises above its start after step {step}, from {self._start:.4g} to "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.precision import autocast, widened
+from gftkit.networks.precision import autocast, to_float32
 from gftkit.runs.schema import Train
 
 Anchor = Callable[..., Tensor]
@@ -65,12 +65,12 @@ class Forward:
         """
         with autocast(self._precision, self._device):
             drift, anchored = self._both(model, anchor, t, self._laid_out(x), given, chosen)
-        return widened(drift), None if anchored is None else widened(anchored)
+        return to_float32(drift), None if anchored is None else to_float32(anchored)
 
     def ask(self, anchor: Anchor, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """b_pre(t, x) alone: (batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         with autocast(self._precision, self._device):
-            return widened(anchor(t, self._laid_out(x), **given)) if len(x) else x
+            return to_float32(anchor(t, self._laid_out(x), **given)) if len(x) else x
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x if self._format is None else x.contiguous(memory_format=self._format)

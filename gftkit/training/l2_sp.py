@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from gftkit.runtime.sharding import local
+from gftkit.runtime.sharding import local_part
 
 
 class Start:
@@ -25,11 +25,11 @@ class Start:
     def __init__(self, parameters: Iterable[nn.Parameter], strength: float) -> None:
         self.strength = strength
         self._parameters = list(parameters)
-        self._start = [local(weight.detach()).clone() for weight in self._parameters]
+        self._start = [local_part(weight.detach()).clone() for weight in self._parameters]
 
     @torch.no_grad()
     def pull(self) -> None:
         """Add strength (w - w_start) to the gradients; a weight without one wasn't moved, and isn't pulled."""
         for weight, start in zip(self._parameters, self._start, strict=True):
             if weight.grad is not None:
-                local(weight.grad).add_(local(weight.detach()) - start, alpha=self.strength)
+                local_part(weight.grad).add_(local_part(weight.detach()) - start, alpha=self.strength)

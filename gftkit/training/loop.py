@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gftkit.data.prefetch import ahead
+from gftkit.data.prefetch import prefetch
 from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
+from gftkit.runs.provenance import describe_environment
 from gftkit.runs.resolve import tracker
 from gftkit.runtime import devices
+from gftkit.runtime.extras import missing
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import write_json
 from gftkit.storage.files import check_space, remove_leftovers
@@ -29,9 +31,8 @@ from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
 from gftkit.training.evaluator import Evaluator, Line
 from gftkit.training.feedback import Feedback, by_monitor
-from gftkit.training.provenance import describe_environment
 from gftkit.training.resume import ResumeGuard
-from gftkit.training.run_report import write_run_report
+from gftkit.training.run_report import left_out, write_run_report
 from gftkit.training.steps import Steps, trained_weights
 
 
@@ -55,7 +56,7 @@ class Loop:
         self.experiment, self.config, self.registry = experiment, experiment.config, registry
         self.out, self.progress = out, progress
         self.accelerator, self.main = accelerator, accelerator.is_main_process
-        if experiment.networks.adapted is not None and devices.shards(accelerator):
+        if experiment.networks.adapted is not None and devices.is_sharded(accelerator):
             raise ConfigError(
                 "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
                 "FSDP: under adapters there is one network, and little to keep for the optimiser."
@@ -63,11 +64,12 @@ class Loop:
         tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
         self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
         # Steps shard the drift in place: what it is measured by needs a copy from before.
-        sharded = devices.shards(accelerator)
+        sharded = devices.is_sharded(accelerator)
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
         make = Distillation if self.config.kind == "distill" else Steps
         self.steps = make(experiment, accelerator)
-        self.evaluator = Evaluator(experiment, self.steps, accelerator, template=template, pictures=bool(self.trackers))
+        pictures = bool(self.trackers) and not missing("report")
+        self.evaluator = Evaluator(experiment, self.steps, accelerator, template=template, pictures=pictures)
         self.anchor = self.steps.anchor
         self.guard = ResumeGuard(experiment, self.anchor)
         name = (self.config.schedule or {}).get("name", "")
@@ -77,7 +79,8 @@ class Loop:
     def run(self, warnings: list[str]) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         newest, damaged = checkpoint.latest(self.out / CHECKPOINTS)
-        self._announce([*warnings, *self.experiment.warnings, *damaged])
+        # Before the first step, where installing costs nothing: a finished run is never written again.
+        self._announce([*warnings, *self.experiment.warnings, *damaged, *left_out()])
         first = 0 if newest is None else newest.step
         self.guard.check_agreement(self.accelerator, first)
         if self.main:
@@ -103,7 +106,7 @@ class Loop:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, lines)
             train, pin = self.config.train, self.accelerator.device.type == "cuda"
-            pairs = ahead(self.steps.pairs, first, train.steps, train.workers, pin)
+            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin)
             with self.progress.running(first), pairs as self.steps.batches:
                 self._train(first, time.perf_counter() - seconds, log, clock)
         finally:
@@ -119,7 +122,7 @@ class Loop:
             self.progress.warn(warning)
         if self.anchor is not None:
             what = "Teacher" if self.config.kind == "distill" else "Anchor"
-            self.progress.say(f"{what}: {self.anchor.kind}, hash {short(self.anchor.hash)}.")
+            self.progress.say(f"{what}: {self.anchor.kind}, hash {short_hash(self.anchor.hash)}.")
         if self.experiment.networks.adapted is not None:
             counts = self.experiment.networks.adapted.describe()
             self.progress.say(
@@ -238,7 +241,8 @@ class Loop:
         for _, monitor in experiment.measurement.monitors:
             monitor.finish(self.out)
         write_json(self.out / SUMMARY, summary)
-        write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
+        if not missing("report"):
+            write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
         notes = {"drift": plain(self.config.drift), **self.guard.origin()}
         weights, adapted = averaged.state_dict(), experiment.networks.adapted
         if adapted is not None:

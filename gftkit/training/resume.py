@@ -5,7 +5,7 @@ from typing import Any
 
 from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import RunError
-from gftkit.networks.anchor import Anchor, short
+from gftkit.networks.anchor import Anchor, short_hash
 from gftkit.runs.checkpoint import Checkpoint
 from gftkit.runtime import devices, environment
 from gftkit.storage.tensors import digest
@@ -22,7 +22,7 @@ class ResumeGuard:
     def __init__(self, experiment: Experiment, anchor: Anchor | None) -> None:
         self._experiment, self._config, self._anchor = experiment, experiment.config, anchor
         size = experiment.matching.pairs.order.samples.size
-        self._data = f"{size} samples, digest {short(digest(experiment.measurement.training.tensors()))}"
+        self._data = f"{size} samples, digest {short_hash(digest(experiment.measurement.training.tensors()))}"
 
     def check_agreement(self, accelerator: Any, first: int) -> None:
         """Refuse processes that start elsewhere, or read other things; all of them must ask.
@@ -61,7 +61,7 @@ class ResumeGuard:
         if notes.get("anchors") != list(networks.anchors):
             raise RunError(
                 f"{checkpoint.path}: the anchor ({anchor.kind}) isn't the one that this run started with: hash "
-                f"{short(str(notes.get('anchor')))}, now {short(anchor.hash)}. The weights at "
+                f"{short_hash(str(notes.get('anchor')))}, now {short_hash(anchor.hash)}. The weights at "
                 f"{(config.anchor or {}).get('pretrained') or config.start}, or how their drift is made, "
                 f"have changed. Restore them, or start anew with another --out."
             )

@@ -11,10 +11,11 @@ from torch import nn
 from gftkit.data.samples import Scaling
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.experiment.build import Experiment
-from gftkit.networks.anchor import short
+from gftkit.networks.anchor import short_hash
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, estimates, write_report
-from gftkit.storage.log import curve, names
+from gftkit.recording.html import Section, estimate_rows, write_report
+from gftkit.runtime.extras import missing
+from gftkit.storage.log import curve, measured_names
 from gftkit.training.verdict import sections as monitored
 
 
@@ -25,7 +26,13 @@ def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
         "samples": scaling.unscale(evaluation.samples()),
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
-    return pictures.samples(made, experiment.facts.range)
+    return pictures.sample_picture(made, experiment.facts.range)
+
+
+def left_out() -> list[str]:
+    """A warning for a run that will get no report, because of packages that aren't installed."""
+    sentence = missing("report")
+    return [f"report.html and samples.png are left out of this run: {sentence}"] if sentence else []
 
 
 def write_run_report(
@@ -53,17 +60,17 @@ def write_run_report(
                 else "against the training data: nothing was held out."
             )
             + (f" Stopped before step {stopped['of']}: {stopped['reason']}" if stopped else ""),
-            table=[("metric", "value"), *estimates(final["ema"])],
+            table=[("metric", "value"), *estimate_rows(final["ema"])],
         ),
         Section("Samples", picture=picture, caption="Samples of the EMA weights beside real data."),
     ]
-    for name in names(final["ema"]):
+    for name in measured_names(final["ema"]):
         steps, values = curve(lines, name, "evaluation", "raw")
         if len(steps) < 2:  # measured at the ends of the run only
             continue
-        drawn = pictures.curves({name: (steps, values)}, name, temperatures)
+        drawn = pictures.curve_picture({name: (steps, values)}, name, temperatures)
         sections.append(Section(name, picture=drawn, caption="Raw weights, along the run."))
-    drawn = pictures.curves({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
+    drawn = pictures.curve_picture({"loss": curve(lines, "loss", "train")}, "loss", temperatures)
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )
@@ -75,7 +82,7 @@ def write_run_report(
     lead = f"{named['drift']} on {named['data']}, path {named['path']}, coupling {named['coupling']}."
     if experiment.networks.anchor is not None:
         what = "Teacher" if config.kind == "distill" else "Anchor"
-        lead += f" {what} {experiment.networks.anchor.kind}, hash {short(experiment.networks.anchor.hash)}"
+        lead += f" {what} {experiment.networks.anchor.kind}, hash {short_hash(experiment.networks.anchor.hash)}"
         count = len(experiment.networks.anchors)
         lead += f", the last of {count} fine-tunes' anchors." if count > 1 else "."
     write_report(folder / "report.html", title, lead, sections)

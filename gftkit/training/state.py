@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from gftkit.data import conditions
 from gftkit.data.pairing import pair
-from gftkit.data.samples import Samples, Source, permuted
+from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Coupling, Path
 from gftkit.networks.anchor import Anchor
@@ -61,7 +61,7 @@ class TrainingState:
     @property
     def conditional(self) -> bool:
         """Whether the drift is given conditions."""
-        return bool(conditions.names(self.drift))
+        return bool(conditions.condition_names(self.drift))
 
     def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
         """Fresh pairs, times and noise on training or held-out targets, on ``device``.
@@ -73,11 +73,13 @@ class TrainingState:
             keep: how many of the pairs to give; all by default.
         """
         data = self.reference
-        chosen = data[permuted(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        chosen = (
+            data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        )
         x0 = chosen.x0
         if x0 is None:  # otherwise the data set comes with its own pairs
             x0 = self.source(count, generator)
-            named = conditions.of(self.drift, chosen)
+            named = conditions.conditions_of(self.drift, chosen)
             within = named.pop(conditions.LABEL, None) is not None
             x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within, named)]
         chosen, x0 = chosen[:keep], x0[:keep]
@@ -92,11 +94,11 @@ class TrainingState:
 
     def _given(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """What the drift is given, with as many left out as in training."""
-        given = conditions.of(self.drift, batch)
+        given = conditions.conditions_of(self.drift, batch)
         share = self.config.train.condition_dropout
         if share == 0:
             return given
-        return conditions.without(self.drift, given, conditions.dropped(len(batch), share, generator))
+        return conditions.without_conditions(self.drift, given, conditions.draw_dropped(len(batch), share, generator))
 
 
 @dataclass(frozen=True)

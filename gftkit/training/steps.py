@@ -19,7 +19,7 @@ from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
-from gftkit.theory.temperature import listens, temperature
+from gftkit.theory.temperature import has_feedback, temperature_at
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Anchor, Forward, recompute_activations
 from gftkit.training.l2_sp import Start
@@ -99,9 +99,9 @@ class Steps:
         if train.gradient_checkpointing:
             recompute_activations(self.drift)
         optimizer = optimizer_of(train, trained_weights(self.drift))
-        self.model = devices.prepare(accelerator, self.drift, optimizer, self._example)
+        self.model = devices.prepare_network(accelerator, self.drift, optimizer, self._example)
         assert train.ema is not None  # filled in by reading.read
-        may_end = experiment.matching.stop is not None or listens(experiment.matching.schedule)
+        may_end = experiment.matching.stop is not None or has_feedback(experiment.matching.schedule)
         averages = Averages(self.drift, train.ema, trained=may_end)
         self.ema = averages.drift()
         half = train.precision == "float16"
@@ -117,7 +117,7 @@ class Steps:
         schedule = self.experiment.matching.schedule
         if schedule is None:
             return 0.0
-        return temperature(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
+        return temperature_at(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""
@@ -160,7 +160,7 @@ class Steps:
         train = self.config.train
         every = train.checkpoint_every or train.steps
         end = min(step - step % every + every, train.steps, step + AHEAD)
-        if listens(self.experiment.matching.schedule):  # its temperature is known up to the next evaluation
+        if has_feedback(self.experiment.matching.schedule):  # its temperature is known up to the next evaluation
             heard = self.config.evaluate.every or train.steps
             end = min(end, step - step % heard + heard)
         room = (self.share.stop - self.share.start) // train.accumulate
@@ -193,11 +193,11 @@ class Steps:
             noise = torch.randn(shape, generator=generator, device=self.device)[self.share]
         x = flow.sample(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
         target = flow.drift(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
-        given = conditions.of(self.drift, pairs)
+        given = conditions.conditions_of(self.drift, pairs)
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
-            dropped = conditions.dropped(train.batch_size, train.condition_dropout, generator)
-            given = conditions.without(self.drift, given, dropped[self.share])
+            dropped = conditions.draw_dropped(train.batch_size, train.condition_dropout, generator)
+            given = conditions.without_conditions(self.drift, given, dropped[self.share])
         return t, x, target, given
 
     def _ask_anchor(self, group: list[Given]) -> None:
@@ -262,7 +262,7 @@ class Steps:
     def _example(self) -> devices.Inputs:
         """Inputs to try the network on."""
         facts = self.experiment.facts
-        given = facts.zeros(conditions.names(self.drift), 2)
+        given = facts.zeros(conditions.condition_names(self.drift), 2)
         x = torch.zeros(2, *facts.event_shape, device=self.device)
         return torch.full((2,), 0.5, device=self.device), x, {key: held.to(self.device) for key, held in given.items()}
 

@@ -14,7 +14,7 @@ from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import CHECKPOINTS, CONFIG, LOG, MODEL, RunFolder, is_run, restore
 from gftkit.runs.resolve import resolve_config
 from gftkit.runs.schema import Config, Kind
-from gftkit.runtime.devices import accelerator_of, cuda_devices, warnings_of
+from gftkit.runtime.devices import cuda_devices, launch_warnings, start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import read_yaml
 from gftkit.storage.files import lock_folder
@@ -54,8 +54,8 @@ def train(
     _check_folder(out, config, resume, registry)
     if resume and (out / MODEL).is_file():
         return RunFolder(out, config, registry)
-    accelerator = accelerator_of(device)
-    warnings += warnings_of(accelerator, config.train.precision)
+    accelerator = start_accelerator(device)
+    warnings += launch_warnings(accelerator, config.train.precision)
     with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
         experiment = build(resolution, registry)
         progress = Progress(config.train.steps, kind, quiet or not accelerator.is_main_process)

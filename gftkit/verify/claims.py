@@ -18,7 +18,7 @@ from torch import Generator
 
 from gftkit.kernel.errors import GftkitError, UnknownNameError, unknown
 from gftkit.runtime.randomness import stream
-from gftkit.storage.documents import finite
+from gftkit.storage.documents import nan_to_none
 
 Kind = Literal["exact", "order", "statistical"]
 Profile = Literal["quick", "full"]
@@ -243,7 +243,7 @@ class Result:
             "note": self.note,
             "error": self.error or None,
         }
-        return dict(finite(values))
+        return dict(nan_to_none(values))
 
 
 def check(claim: Claim, seed: int = 0, device: torch.device | str = "cpu") -> Result:

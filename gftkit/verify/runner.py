@@ -182,7 +182,7 @@ def _families(results: Sequence[Result]) -> list[Section]:
         first = next(iter(members.values())).claim
         if len(members) > 1 and first.axes is not None:
             lines = {name: result.lines[MEASURED] for name, result in members.items()}
-            sections.append(Section(family, picture=pictures.measurements({}, lines, first.axes, first.scales)))
+            sections.append(Section(family, picture=pictures.measurement_picture({}, lines, first.axes, first.scales)))
     return sections
 
 
@@ -198,7 +198,7 @@ def _section(result: Result) -> Section:
     caption, picture = "", b""
     if claim.axes is not None and result.lines:
         wrong = {mutant.name: mutant.lines[MEASURED] for mutant in result.mutants if MEASURED in mutant.lines}
-        picture = pictures.measurements(result.lines, wrong, claim.axes, claim.scales)
+        picture = pictures.measurement_picture(result.lines, wrong, claim.axes, claim.scales)
         caption = "Dots: as shipped. Lines: theory. Dashed: mutants."
     return Section(
         claim.name,

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import StoppingRule
-from gftkit.kernel.errors import ConfigError
-from gftkit.theory.objective import retention
+from gftkit.kernel import ConfigError, StoppingRule
+from gftkit.theory import retention
 from gftkit_plugins.stops import CopyingStop
 
 LAG = 0.1
@@ -29,7 +28,7 @@ class Adaptive:
 
     The run ends where ``stop`` says so, at whatever temperature it then has.
 
-    With ``evidence: held-out`` the monitor's numbers on held-out pairs are heard, too. By T15 the best retention of
+    With ``evidence: held-out`` the monitor's numbers on held-out pairs count, too. By T15 the best retention of
     the fit is ``E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2``, which is 1 - 1/s with s measured there
     (``held_out_reached``). While that is above 0 by more than two standard errors the temperature isn't cooled below
     it; where it is so far above the retention that the run has, the drift has gone beyond what held-out data bear, and
@@ -39,7 +38,7 @@ class Adaptive:
     Args:
         start: temperature at the start, which is never exceeded.
         stop: the rule that ends the run; null for ``{name: copying}``.
-        evidence: "samples" holds out nothing; "held-out" wants ``evaluate.data``, held out for this choice and not
+        evidence: "samples" holds out nothing; "held-out" needs ``evaluate.data``, held out for this choice and not
             for the final judgement.
 
     Raises:
@@ -81,12 +80,12 @@ class Adaptive:
 
     @property
     def done(self) -> bool:
-        """Whether the stopping rule ends the run."""
+        """True where the stopping rule ends the run."""
         return self.stop.done
 
     @property
     def reason(self) -> str:
-        """Why, and at which temperature."""
+        """The stopping rule's reason, and the temperature at the end."""
         return f"{self.stop.reason} The temperature was {self.temperature(1.0):.4g}." if self.done else ""
 
     def temperature(self, progress: float) -> float:  # noqa: ARG002
@@ -109,19 +108,20 @@ class Adaptive:
         ``left`` is the share of the gap that was left then, and ``waited`` counts the evaluations since.
         """
         self.waited += 1
-        made, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
-        if self.rho == 0 or not made > 2 * error or not reached >= 1 - LAG:
+        way, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
+        if self.rho == 0 or not way > 2 * error or not reached >= 1 - LAG:
             return
         now = 1 - reached * (1 - self.rho)
-        rate = kept(self.left - self.rho, now - self.rho) ** (1 / self.waited)
-        self.rho, self.left, self.waited = min(self.rho, max(least, lowest(rate, now))), now, 0
+        rate = remaining_lag(self.left - self.rho, now - self.rho) ** (1 / self.waited)
+        self.rho, self.left, self.waited = min(self.rho, max(least, lowest_retention(rate, now))), now, 0
 
     def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
         """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
         if "held_out_reached" not in measured:
             raise ConfigError(
-                "schedule: adaptive with `evidence: held-out` wants held-out data, and the run has none. Name some as "
-                "evaluate.data, such as a part of the training data left out by `skip`; or leave `evidence` out."
+                "schedule: adaptive with `evidence: held-out` requires held-out data, and this run has none. Set "
+                "evaluate.data, for example to a part of the training data that `skip` leaves out; or leave "
+                "`evidence` out."
             )
         reached, error = measured["held_out_reached"], measured["held_out_reached_stderr"]
         if not reached > 0 or not math.isfinite(error):
@@ -131,7 +131,7 @@ class Adaptive:
         return (min(best, retention(self.start)), surely) if surely > 0 else (0.0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen, and what the stopping rule remembers."""
+        """The schedule's state and the stopping rule's."""
         return {"rho": self.rho, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -140,17 +140,17 @@ class Adaptive:
         self.stop.load_state_dict(state["stop"])
 
 
-def kept(before: float, now: float) -> float:
+def remaining_lag(before: float, now: float) -> float:
     """The share of a lag that is left, in [0, 1]; 1 where there was none to begin with.
 
     Example:
-        >>> kept(0.4, 0.1), kept(0.4, -0.1), kept(0.0, 0.1)
+        >>> remaining_lag(0.4, 0.1), remaining_lag(0.4, -0.1), remaining_lag(0.0, 0.1)
         (0.25, 0.0, 1.0)
     """
     return min(max(now, 0.0) / before, 1.0) if before > 0 else 1.0
 
 
-def lowest(rate: float, left: float) -> float:
+def lowest_retention(rate: float, left: float) -> float:
     """The lowest retention whose lag, q (c - rho), will be at most 0.1 (1 - rho) after one more evaluation.
 
     Args:
@@ -158,10 +158,10 @@ def lowest(rate: float, left: float) -> float:
         left: c, the share of the gap that is left now.
 
     Example:
-        >>> round(lowest(0.5, 0.6), 12), lowest(0.1, 0.9), round(lowest(1.0, 0.6), 3)
+        >>> round(lowest_retention(0.5, 0.6), 12), lowest_retention(0.1, 0.9), round(lowest_retention(1.0, 0.6), 3)
         (0.5, 0.0, 0.556)
     """
     if rate <= LAG or rate * left <= LAG:
         return 0.0
-    found = (rate * left - LAG) / (rate - LAG)
-    return found if math.isfinite(found) else 0.0
+    rho = (rate * left - LAG) / (rate - LAG)
+    return rho if math.isfinite(rho) else 0.0

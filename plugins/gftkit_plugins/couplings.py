@@ -109,7 +109,7 @@ def _assignment(cost: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = cost.double()
+    cost = cost.double()  # in which scipy computes anyway
     cost -= cost.min(1, keepdim=True).values
     cost -= cost.min(0, keepdim=True).values
     return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
@@ -118,6 +118,7 @@ def _assignment(cost: Tensor) -> Tensor:
 def _relative(one: Tensor, other: Tensor) -> Tensor:
     """Squared distances of all pairs over their mean, (n, n); 0 where all are equal."""
     one, other = (values.double()[:, None].flatten(1) for values in (one, other))  # (n, d)
+    # Centred, because |a|^2 + |b|^2 - 2 a.b cancels badly for points far from the origin.
     centre = other.mean(0)
     one, other = one - centre, other - centre
     squares = one.square().sum(1)[:, None] + other.square().sum(1) - 2 * one @ other.T

@@ -12,7 +12,7 @@ import gftkit
 Scale = Annotated[float, Field(ge=0)]
 
 
-class Constant:
+class ConstantNoise:
     """g(t) = scale.
 
     Args:
@@ -32,7 +32,7 @@ class Constant:
         return torch.full_like(t, self.scale)
 
 
-class Linear:
+class LinearNoise:
     """g(t) = scale (1 - t): most noise at the source, none at the data.
 
     Args:
@@ -99,4 +99,4 @@ class Sine:
 @gftkit.hookimpl
 def gftkit_diffusions() -> dict[str, type]:
     """The built-in noise scales."""
-    return {"constant": Constant, "linear": Linear, "sine": Sine, "sqrt-linear": SqrtLinear}
+    return {"constant": ConstantNoise, "linear": LinearNoise, "sine": Sine, "sqrt-linear": SqrtLinear}

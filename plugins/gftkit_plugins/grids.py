@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
-from gftkit.geometry.time_grid import read_grids
-from gftkit.storage.documents import read_yaml
+from gftkit.geometry import read_grids
+from gftkit.storage import read_yaml
 
 
 class Uniform:
@@ -87,7 +87,9 @@ class Explicit:
     def times(self, steps: int) -> list[float]:
         """The times, where they make this number of steps."""
         if steps != len(self.at) - 1:
-            raise ValueError(f"{len(self.at)} times make {len(self.at) - 1} steps, and steps is {steps}.")
+            raise ValueError(
+                f"{len(self.at)} times make {len(self.at) - 1} steps, and steps is {steps}. Make them agree."
+            )
         return self.at
 
 
@@ -123,8 +125,8 @@ class Fitted:
         if steps not in self._grids:
             fitted = ", ".join(map(str, sorted(self._grids)))
             raise ValueError(
-                f"{self.file} holds grids of {fitted} steps, and steps is {steps}. Fit one by `gft fit-grid --steps "
-                f"{steps}`, or take another grid."
+                f"{self.file} has grids for {fitted} steps, and steps is {steps}. Fit one by `gft fit-grid --steps "
+                f"{steps}`, or use another grid."
             )
         return self._grids[steps]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel import ConfigError
 
 
-def imported(target: str, folder: Path, kind: str) -> Callable[..., Any]:
+def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     """The class or function that a target names.
 
     The folder is put at the front of Python's path, as that of a script is, so that the network's own module finds its
@@ -37,39 +37,43 @@ def imported(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     mine = [file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()]
     if other is not None and mine and Path(other).resolve() != mine[0].resolve():
         raise ConfigError(
-            f"{kind}.target: {mine[0]} was meant, and this process has already imported {other} under the name "
+            f"{kind}.target: the target is in {mine[0]}, and this process has already imported {other} under the name "
             f"'{top}'. Rename one of them."
         )
     try:
-        found: Any = importlib.import_module(where)
+        target_object: Any = importlib.import_module(where)
     except ModuleNotFoundError as error:
         missing = error.name or where
         if f"{where}.".startswith(f"{missing}."):
             raise ConfigError(
-                f"{kind}.target: there is no module '{missing}', neither in {place} nor on Python's path. Install it, "
-                f"or name the folder that holds it: folder: DIR."
+                f"{kind}.target: no module '{missing}', neither in {place} nor on Python's path. Install it, or set "
+                f"its folder: folder: DIR."
             ) from error
-        raise ConfigError(f"{kind}.target: '{where}' imports '{missing}', which isn't installed.") from error
+        raise ConfigError(
+            f"{kind}.target: '{where}' imports '{missing}', which isn't installed. Install it."
+        ) from error
     except Exception as error:
         raise ConfigError(f"{kind}.target: '{where}' fails to import: {type(error).__name__}: {error}") from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            holder = getattr(found, "__name__", where)
-            raise ConfigError(f"{kind}.target: {holder} has no '{part}'. Networks in it: {_networks(found)}.")
-        found = getattr(found, part)
-    if not callable(found) or isinstance(found, nn.Module):
-        raise ConfigError(f"{kind}.target: wanted a class or function, and '{target}' is a {type(found).__name__}.")
-    return found
+        if not hasattr(target_object, part):
+            holder = getattr(target_object, "__name__", where)
+            raise ConfigError(f"{kind}.target: {holder} has no '{part}'. Networks in it: {_networks(target_object)}.")
+        target_object = getattr(target_object, part)
+    if not callable(target_object) or isinstance(target_object, nn.Module):
+        raise ConfigError(
+            f"{kind}.target: wanted a class or function, and '{target}' is a {type(target_object).__name__}."
+        )
+    return target_object
 
 
-def made(make: Callable[..., Any], options: Mapping[str, Any], target: str, kind: str) -> nn.Module:
+def build_network(factory: Callable[..., Any], options: Mapping[str, Any], target: str, kind: str) -> nn.Module:
     """The network that a class or function gives.
 
     Raises:
         ConfigError: where it fails, or gives something else.
     """
     try:
-        network = make(**options)
+        network = factory(**options)
     except Exception as error:
         raise ConfigError(f"{kind}.options: '{target}' fails: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
@@ -78,5 +82,5 @@ def made(make: Callable[..., Any], options: Mapping[str, Any], target: str, kind
 
 
 def _networks(module: Any) -> str:
-    names = [name for name, held in vars(module).items() if isinstance(held, type) and issubclass(held, nn.Module)]
+    names = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
     return ", ".join(sorted(names)) or "none"

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 
 import gftkit
-from gftkit.runtime.randomness import stream
-from gftkit.theory.objective import squared_norm
-from gftkit.training.state import TrainingState
+from gftkit.kernel import TrainingView
+from gftkit.runtime import stream
+from gftkit.theory import squared_norm
 
 
 class AnchorDistance:
-    """How far the drift has moved from the pretrained one: (E|b - b_pre|^2)^(1/2) along the path.
+    """Distance of the drift from the pretrained one: (E|b - b_pre|^2)^(1/2) along the path.
 
     Measured on training targets with fresh source samples, times and noise, the same at every step. At the optimum of
     a temperature it is (1 - rho) times the drift gap (theory, T1); that of the run's flow matching loss, also on raw
@@ -32,15 +32,15 @@ class AnchorDistance:
         self.count = count
 
     @torch.no_grad()
-    def observe(self, state: TrainingState) -> dict[str, float]:
+    def observe(self, state: TrainingView) -> dict[str, float]:
         """``flow_matching_loss``, E|b - b_t(x|z)|^2, and ``anchor_distance``."""
         drawn = state.draw(self.count, stream(state.seed, "anchor-distance"))
         drift = state.drift(drawn.t, drawn.x, **drawn.conditions)
-        found = {"flow_matching_loss": float(squared_norm(drift - drawn.target).mean())}
+        measurements = {"flow_matching_loss": float(squared_norm(drift - drawn.target).mean())}
         if state.anchor is not None:
             anchored = state.anchor(drawn.t, drawn.x, **drawn.conditions)
-            found["anchor_distance"] = float(squared_norm(drift - anchored).mean().sqrt())
-        return found
+            measurements["anchor_distance"] = float(squared_norm(drift - anchored).mean().sqrt())
+        return measurements
 
     def finish(self, folder: Path) -> None:
         """Nothing to write: the measurements are in metrics.jsonl."""

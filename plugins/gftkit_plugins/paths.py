@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 import gftkit
-from gftkit.theory import flow
+from gftkit.theory import compile_formula, differentiate, expand, parse_formula, value_at
 
 Coefficients = tuple[Tensor, Tensor, Tensor]
 FinalStep = Literal["euler-maruyama", "mean"]
@@ -94,23 +94,21 @@ class Affine:
     def __init__(
         self, alpha: str = "t", sigma: str = "1 - t", delta: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
     ) -> None:
-        from gftkit.theory import expression
-
-        formulas = {"sigma": expression.parse(sigma), "alpha": expression.parse(alpha)}
+        formulas = {"sigma": parse_formula(sigma), "alpha": parse_formula(alpha)}
         for name, formula, ends in (("sigma", formulas["sigma"], (1, 0)), ("alpha", formulas["alpha"], (0, 1))):
             for t, wanted in zip((0, 1), ends, strict=True):
-                value = formula.subs(expression.TIME, t)
+                value = value_at(formula, t)
                 if not (value.is_finite and abs(complex(value) - wanted) < 1e-12):
                     raise ValueError(f"{name}({t}) must be {wanted}; '{formula}' gives {value}.")
-        self._coefficients = tuple(expression.function(formula) for formula in formulas.values())
-        slopes = [formula.diff(expression.TIME) for formula in formulas.values()]
-        if not all(slope.subs(expression.TIME, 0).is_finite for slope in slopes):
+        self._coefficients = tuple(compile_formula(formula) for formula in formulas.values())
+        slopes = [differentiate(formula) for formula in formulas.values()]
+        if not all(value_at(slope, 0).is_finite for slope in slopes):
             raise ValueError(
                 f"a derivative of alpha = '{alpha}' or sigma = '{sigma}' is infinite at t = 0, where sampling starts. "
                 f"Choose formulas with finite derivatives there."
             )
-        self._rates = tuple(expression.function(slope) for slope in slopes)
-        self.t_end = 1.0 if all(slope.subs(expression.TIME, 1).is_finite for slope in slopes) else 1 - delta
+        self._rates = tuple(compile_formula(slope) for slope in slopes)
+        self.t_end = 1.0 if all(value_at(slope, 1).is_finite for slope in slopes) else 1 - delta
         inside = torch.linspace(0, self.t_end, 1001, dtype=torch.float64)
         if not all(torch.isfinite(values).all() for values in (*self.coefficients(inside), *self.rates(inside))):
             raise ValueError(f"alpha = '{alpha}' and sigma = '{sigma}' must be finite and smooth between 0 and 1.")
@@ -168,7 +166,8 @@ class BrownianBridge:
 
     def drift(self, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor) -> Tensor:
         """(x1 - x_t)/(1 - t) at the sample of this noise; finite at t = 0, where rates and score are not."""
-        return x1 - x0 - flow.expand(self.scale * torch.sqrt(t / (1 - t)), noise) * noise
+        # Not by (x1 - x_t)/(1 - t), which divides a difference of nearly equal numbers by 1 - t near t = 1.
+        return x1 - x0 - expand(self.scale * torch.sqrt(t / (1 - t)), noise) * noise
 
 
 @gftkit.hookimpl

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gftkit.kernel.errors import RunError
-from gftkit.runs.folder import SUMMARY, RunFolder
-from gftkit.storage.documents import read_json
-from gftkit.storage.log import curve
+from gftkit.kernel import RunError
+from gftkit.runs import SUMMARY, RunFolder
+from gftkit.storage import curve, read_json
 
 ROUND_OFF = 1e-9
 """Of a progress, relative to a step."""
@@ -34,7 +33,7 @@ class Recorded:
     def __init__(self, run: Path) -> None:
         recorded = RunFolder.open(run)
         if recorded.config.kind != "finetune" or not recorded.finished:
-            raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Name another.")
+            raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Choose another run.")
         self.run = run
         self._steps, self._temperatures = curve(recorded.history(), "temperature", "train")
         self._of = recorded.config.train.steps
@@ -43,12 +42,12 @@ class Recorded:
 
     @property
     def done(self) -> bool:
-        """Whether this run has come as far as that one did, and that one was ended early."""
+        """True where the recorded run ended early and this one has come as far."""
         return self._end < self._of and self._progress * self._of >= self._end - ROUND_OFF
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason, in words."""
         return f"{self.run} ended there, after {self._end} of {self._of} steps." if self.done else ""
 
     def temperature(self, progress: float) -> float:
@@ -61,7 +60,7 @@ class Recorded:
         self._progress = progress
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this run has come."""
+        """The progress of this run."""
         return {"progress": self._progress}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

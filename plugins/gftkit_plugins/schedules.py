@@ -11,7 +11,7 @@ from pydantic import Field
 import gftkit
 
 Temperature = Annotated[float, Field(ge=0)]
-Progress = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Schedule(ABC):
@@ -47,14 +47,14 @@ class Exponential(_Schedule):
         (2.0, 0.0)
     """
 
-    def __init__(self, start: Temperature = 4.0, rate: Temperature = 6.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, rate: Temperature = 6.0, zero_from: Share = 0.9) -> None:
         self.start, self.rate, self.zero_from = start, rate, zero_from
 
     def _warm(self, progress: float) -> float:
         return self.start * math.exp(-self.rate * progress)
 
 
-class Linear(_Schedule):
+class LinearCooling(_Schedule):
     """Linear cooling: start (1 - s/zero_from), then exactly 0.
 
     Args:
@@ -67,14 +67,14 @@ class Linear(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, zero_from: Share = 0.9) -> None:
         self.start, self.zero_from = start, zero_from
 
     def _warm(self, progress: float) -> float:
         return self.start * (1 - progress / self.zero_from)
 
 
-class Cosine(_Schedule):
+class CosineCooling(_Schedule):
     """Cosine cooling: (start/2)(1 + cos(pi s/zero_from)), then exactly 0.
 
     Args:
@@ -87,7 +87,7 @@ class Cosine(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, zero_from: Share = 0.9) -> None:
         self.start, self.zero_from = start, zero_from
 
     def _warm(self, progress: float) -> float:
@@ -108,7 +108,7 @@ class Inverse(_Schedule):
         2.0
     """
 
-    def __init__(self, start: Temperature = 4.0, rate: Temperature = 40.0, zero_from: Progress = 0.9) -> None:
+    def __init__(self, start: Temperature = 4.0, rate: Temperature = 40.0, zero_from: Share = 0.9) -> None:
         self.start, self.rate, self.zero_from = start, rate, zero_from
 
     def _warm(self, progress: float) -> float:
@@ -135,7 +135,7 @@ class Stepwise:
         self, temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (4.0, 1.0, 0.25, 0.0)
     ) -> None:
         if any(later > earlier for earlier, later in itertools.pairwise(temperatures)):
-            raise ValueError(f"temperatures never rise in Gradual Fine-Tuning, got {list(temperatures)}.")
+            raise ValueError(f"temperatures: wanted numbers that never rise, got {list(temperatures)}. Sort them.")
         self.temperatures = temperatures
         self.floor = temperatures[-1]
         self._starts = [part / len(temperatures) for part in range(len(temperatures))]
@@ -145,7 +145,7 @@ class Stepwise:
         return self.temperatures[bisect.bisect_right(self._starts, progress) - 1]
 
 
-class Constant:
+class ConstantTemperature:
     """One temperature for the whole run: the optimum keeps a share beta/(1 + beta) of the pretrained drift.
 
     Args:
@@ -165,7 +165,7 @@ class Constant:
         return self.value
 
 
-class Zero(Constant):
+class Zero(ConstantTemperature):
     """Temperature 0 throughout: plain flow matching fine-tuning, without an anchor.
 
     Example:
@@ -194,11 +194,11 @@ def gftkit_schedules() -> dict[str, type]:
 
     return {
         "adaptive": Adaptive,
-        "constant": Constant,
-        "cosine": Cosine,
+        "constant": ConstantTemperature,
+        "cosine": CosineCooling,
         "exponential": Exponential,
         "inverse": Inverse,
-        "linear": Linear,
+        "linear": LinearCooling,
         "recorded": Recorded,
         "stepwise": Stepwise,
         "zero": Zero,

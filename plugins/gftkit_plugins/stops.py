@@ -11,8 +11,8 @@ class CopyingStop:
 
     The monitor ``memorisation`` measures the distance ratio of samples of the EMA weights: above 1 the samples still
     lie beside the data, 1 is what samples of the data's own law have, below 1 they come to copy. The run ends at the
-    first evaluation where it isn't above 1 by more than ``errors`` of its standard errors, so that the samples can't be
-    told from the law's own by their distances: the discrepancy principle, by which a fit to noisy data ends where its
+    first evaluation where it isn't above 1 by more than ``errors`` of its standard errors, so that distances don't
+    distinguish the samples from the law's own: the discrepancy principle, by which a fit to noisy data ends where its
     misfit is that of the truth. No data are held out.
 
     Args:
@@ -40,12 +40,12 @@ class CopyingStop:
 
     @property
     def done(self) -> bool:
-        """Whether the ratio has come down to 1, as far as can be told."""
+        """True where the ratio isn't significantly above 1."""
         return self._last is not None and self._last[0] - self.errors * self._last[1] <= 1
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason, in words."""
         if self._last is None or not self.done:
             return ""
         ratio, error = self._last
@@ -53,8 +53,8 @@ class CopyingStop:
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Take up the latest ratio; that of the start, before anything was trained, doesn't end a run."""
-        found = measurements["memorisation"]
-        self._last = (found["distance_ratio"], found["distance_ratio_stderr"]) if progress > 0 else None
+        measured = measurements["memorisation"]
+        self._last = (measured["distance_ratio"], measured["distance_ratio_stderr"]) if progress > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """The latest ratio and its standard error."""

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gftkit import Run
-from gftkit.recording.pictures import samples, write_png
+from gftkit.recording.pictures import sample_picture, write_png
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"
@@ -21,7 +21,7 @@ DATA = {
 def main() -> None:
     run = Run.open(OUT / "gft")
     panels = {f"temperature {beta:g}": run.samples(36, 1, temperature=beta)[0] for beta in TEMPERATURES}
-    write_png(OUT / "blend.png", samples(panels, run.weights()[1].range))
+    write_png(OUT / "blend.png", sample_picture(panels, run.weights()[1].range))
     shown = Table("temperature", *(f"Frechet distance to the {name} data" for name in DATA))
     for beta in TEMPERATURES:
         found = [run.evaluate([METRICS, data], temperature=beta) for data in DATA.values()]

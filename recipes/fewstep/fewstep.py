@@ -14,7 +14,7 @@ from rich.table import Table
 
 import gftkit
 from gftkit.api import Run
-from gftkit.recording.pictures import png, write_png
+from gftkit.recording.pictures import figure_png, write_png
 from gftkit.runs.folder import is_run
 from gftkit.storage.documents import write_json
 
@@ -71,7 +71,7 @@ def drawn(curves: dict[str, list[dict[str, float]]]) -> bytes:
     axis.set_xlabel("network evaluations for a sample")
     axis.set_ylabel("Fréchet distance to held-out digits")
     axis.legend(frameon=False)
-    return png(figure)
+    return figure_png(figure)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gftkit.api import Run
 from gftkit.kernel.errors import WeightsError
-from gftkit.networks.foreign_weights import read as weights_read
+from gftkit.networks.foreign_weights import read_weights_file as weights_read
 from gftkit.runs import checkpoint
 
 
@@ -54,7 +54,7 @@ def test_sound_weights_are_taken(gft, weights, write_config, finetune_config, na
 def test_weights_that_do_not_fit_name_their_keys(finetuning, weights):
     message = finetuning(**{**weights("w.safetensors"), "drift": {"name": "mlp", "width": 8, "depth": 1}})
     assert "the weights don't fit the drift" in message
-    assert "wrong shape: from_state.weight is (16, 2), the drift wants (8, 2)" in message
+    assert "wrong shape: from_state.weight is (16, 2), wanted (8, 2)" in message
     message = finetuning(**{**weights("w.safetensors"), "drift": {"name": "mlp", "width": 16, "depth": 2}})
     assert "missing: body.1.bias" in message or "missing: body.3.weight" in message
     message = finetuning(
@@ -203,7 +203,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(
 def test_too_little_space_is_seen_before_the_training(refused, write_config, pretrain_config, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
     message = refused("pretrain", write_config(pretrain_config), "--out", "new")
-    assert "the run will write about 10 MB and 0 MB are free" in message
+    assert "the run needs about 10 MB, and 0 MB are free" in message
     assert not (tmp_path / "new").exists()
 
 

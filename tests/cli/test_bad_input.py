@@ -181,7 +181,7 @@ def test_a_plugin_that_fails_to_import_is_named(
     monkeypatch.syspath_prepend(distribution("sick", {"sick": "sick_one"}, {"sick_one": "import not_there_at_all"}))
     message = pretraining(coupling={"name": "icy"})
     assert "unknown coupling 'icy'" in message
-    assert "plugin 'sick' of sick 1.0 may give it but failed to load: ModuleNotFoundError" in message
+    assert "plugin 'sick' of sick 1.0 may provide it but failed to load: ModuleNotFoundError" in message
     assert "plugin 'sick' of sick 1.0 failed: ModuleNotFoundError" in gft("plugins").out
     assert gft("pretrain", write_config(pretrain_config), "--out", "new", "--json").code == 0
 

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
+import gftkit
 from gftkit.api import Run
 from gftkit.cli import app as cli
 from gftkit.cli.sections import SECTIONS
@@ -43,7 +44,7 @@ def test_help_answers_without_torch(process):
 
 def test_version(process):
     done = process("--version")
-    assert (done.code, done.out.strip(), done.err) == (0, "gftkit 0.1.0", "")
+    assert (done.code, done.out.strip(), done.err) == (0, f"gftkit {gftkit.__version__}", "")
 
 
 @pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -172,7 +173,7 @@ def test_only_the_first_process_of_a_node_reports_an_error(refused, monkeypatch,
 
 def test_a_blocked_plugin_is_listed(gft, monkeypatch):
     monkeypatch.setenv("GFTKIT_BLOCK", "gftkit-monitors")
-    assert "plugin 'gftkit-monitors' of gftkit 0.1.0 blocked" in gft("plugins").out
+    assert f"plugin 'gftkit-monitors' of gftkit {gftkit.__version__} blocked" in gft("plugins").out
 
 
 def test_samples_in_every_format(gft, pretrained, tmp_path, with_pictures):

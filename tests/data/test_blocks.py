@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from gftkit.data.blocks import Blocks
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, permuted, source_of
+from gftkit.data.samples import Samples, VisitOrder, permuted_indices, source_of
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
@@ -49,7 +49,7 @@ def taken(order, first, n):
 
 
 def ordered(*blocks, seed=0, buffer=4):
-    return Order(Samples(Stretched(*blocks), "data"), seed, buffer)
+    return VisitOrder(Samples(Stretched(*blocks), "data"), seed, buffer)
 
 
 @settings(max_examples=50)
@@ -88,7 +88,7 @@ def test_a_reader_stays_within_few_blocks():
     blocks = [set((taken(order, first, 40) // 10).tolist()) for first in range(0, 1000, 40)]
     assert max(map(len, blocks)) <= 5
     assert len(set.union(*blocks)) == 100
-    plain = Order(Samples(Whole(1000), "data"), 0)
+    plain = VisitOrder(Samples(Whole(1000), "data"), 0)
     assert len(set((taken(plain, 0, 40) // 10).tolist())) > 20
 
 
@@ -124,9 +124,9 @@ def test_an_ordinary_set_keeps_its_order():
     """Without blocks the order is one permutation an epoch of the stream 'data': older runs resume exactly."""
     for epoch in (0, 3):
         expected = torch.randperm(30, generator=stream(5, "data", epoch))
-        assert torch.equal(taken(Order(Samples(Whole(30), "data"), 5), 30 * epoch, 30), expected)
+        assert torch.equal(taken(VisitOrder(Samples(Whole(30), "data"), 5), 30 * epoch, 30), expected)
     assert torch.equal(
-        permuted(7, 30, stream(0, "a")),
+        permuted_indices(7, 30, stream(0, "a")),
         torch.randperm(30, generator=stream(0, "a"))[:7],
     )
 
@@ -151,7 +151,7 @@ def test_blocks_that_do_not_add_up_are_refused(blocks):
             self.blocks = blocks
 
     with pytest.raises(PluginError, match=r"data: wanted blocks of at least 1 sample that add up to 5, the size of"):
-        Order(Samples(Wrong(), "data"), 0)
+        VisitOrder(Samples(Wrong(), "data"), 0)
 
 
 # Workers
@@ -174,7 +174,13 @@ class Steps(torch.utils.data.Dataset):
 def pairs_of(samples, registry):
     law = Samples(registry.create("dataset", "gaussian", event_shape=samples.event_shape), "source")
     return Pairs(
-        Order(samples, 0, 8), source_of(law), registry.create("coupling", "independent"), 4, 8, 0, within_labels=False
+        VisitOrder(samples, 0, 8),
+        source_of(law),
+        registry.create("coupling", "independent"),
+        4,
+        8,
+        0,
+        within_labels=False,
     )
 
 

@@ -8,7 +8,7 @@ import yaml
 import gftkit
 from gftkit.data import conditions
 from gftkit.data.samples import Samples
-from gftkit.data.subset import subset
+from gftkit.data.subset import select_subset
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, DataError, GftkitError
 from gftkit.runtime.randomness import stream
@@ -77,25 +77,25 @@ def test_a_batch_carries_its_conditions_through_indexing_and_devices():
 def test_a_drift_is_given_what_it_declares_and_nothing_else():
     batch = Batch(torch.zeros(4, 2), torch.arange(4), None, {"age": torch.arange(4.0), "text": torch.zeros(4, 3)})
     drift = torch.nn.Identity()
-    assert conditions.of(drift, batch) == {}
+    assert conditions.conditions_of(drift, batch) == {}
     drift.conditions = ("age", "label")
-    assert list(conditions.of(drift, batch)) == ["age", "label"]
+    assert list(conditions.conditions_of(drift, batch)) == ["age", "label"]
     drift.conditions = ("age", "height")
     with pytest.raises(DataError, match=r"without 'height'.*they have: 'age', 'text', 'label'"):
-        conditions.of(drift, batch)
+        conditions.conditions_of(drift, batch)
 
 
 def test_conditions_are_left_out_whole_samples_at_a_time_and_only_where_there_is_a_null():
     drift = torch.nn.Identity()
     drift.null = {"age": torch.tensor([5.0, 6.0]), "label": 3}
     given = {"age": torch.zeros(3, 2), "label": torch.zeros(3, dtype=torch.int64), "mask": torch.ones(3)}
-    some = conditions.without(drift, given, torch.tensor([False, True, False]))
+    some = conditions.without_conditions(drift, given, torch.tensor([False, True, False]))
     assert some["age"].tolist() == [[0, 0], [5, 6], [0, 0]]
     assert some["label"].tolist() == [0, 3, 0]
     assert some["label"].dtype == torch.int64
     assert some["mask"] is given["mask"]
-    assert conditions.without(drift, given)["label"].tolist() == [3, 3, 3]
-    share = conditions.dropped(20_000, 0.1, torch.Generator().manual_seed(0)).double().mean()
+    assert conditions.without_conditions(drift, given)["label"].tolist() == [3, 3, 3]
+    share = conditions.draw_dropped(20_000, 0.1, torch.Generator().manual_seed(0)).double().mean()
     assert abs(share - 0.1) < 5 * (0.09 / 20_000) ** 0.5
 
 
@@ -118,7 +118,7 @@ def test_loop_and_anchor_are_given_the_same_and_as_much_is_left_out(tmp_path):
         assert torch.equal(anchor["label"], drift["label"])
         out = (drift["where"] == 9).all(1)
         assert torch.equal(out, drift["label"] == 7)
-        assert torch.equal(out, conditions.dropped(16, 0.5, stream(0, "condition-dropout", step)))
+        assert torch.equal(out, conditions.draw_dropped(16, 0.5, stream(0, "condition-dropout", step)))
         rows = [int((where == value).all(1).nonzero()[0, 0]) for value in drift["where"][~out]]
         assert torch.equal(drift["label"][~out], label[rows]), "a condition of another sample"
 
@@ -141,13 +141,13 @@ def test_a_built_in_drift_depends_on_each_condition_and_knows_that_none_is_given
         for key in given:
             other = given | {key: given[key].roll(1, 0)}
             assert not torch.allclose(drift(t, x, **other), usual), key
-        none = conditions.without(drift, given)
+        none = conditions.without_conditions(drift, given)
         assert set(drift.null) == set(drift.conditions) == set(given)
         absent = drift(t, x, **none)
         assert absent.isfinite().all()
         assert not torch.allclose(absent, usual)
         # One sample's null is its own: the others are as before.
-        mixed = drift(t, x, **conditions.without(drift, given, torch.tensor([True] + 4 * [False])))
+        mixed = drift(t, x, **conditions.without_conditions(drift, given, torch.tensor([True] + 4 * [False])))
         assert torch.allclose(mixed[:1], absent[:1])
         assert torch.allclose(mixed[1:], usual[1:])
         padded = given["text"].clone()
@@ -191,7 +191,7 @@ def test_parts_of_a_data_set_keep_their_conditions(registry, tmp_path):
             c = torch.rand(n, 1, generator=generator)
             return Batch(2 * c, None, None, {"c": c})
 
-    drawn = subset(Law(), count=5)
+    drawn = select_subset(Law(), count=5)
     assert drawn.condition_shapes == {"c": (1,)}
     assert torch.equal(drawn.batch(torch.arange(5)).x1, 2 * drawn.batch(torch.arange(5)).conditions["c"])
 
@@ -218,7 +218,7 @@ def test_conditions_that_do_not_fit_are_refused_before_training(tmp_path, change
 def test_condition_dropout_wants_a_drift_with_a_null(tmp_path):
     arrays(tmp_path)
     run = config(tmp_path, {"conditions": []}, {"conditions": []}, condition_dropout=0.1)
-    with pytest.raises(ConfigError, match=r"train.condition_dropout: the drift 'mlp' is given no condition"):
+    with pytest.raises(ConfigError, match=r"train.condition_dropout: the drift 'mlp' uses no condition"):
         gftkit.pretrain(run, tmp_path / "run")
     with pytest.raises(ConfigError, match="has no `null`"):
         conditions.check_null(type("Foreign", (), {"conditions": ("label",)})(), "foreign", "here")
@@ -257,7 +257,10 @@ class Careless:
     [
         ({"conditions": torch.zeros(3, 2)}, "wanted condition 'c' of shape \\(3, 1\\)"),
         ({"conditions": torch.zeros(3, 1, dtype=torch.int64)}, "floating type"),
-        ({"conditions": torch.tensor([[0.0], [0.0], [float("nan")]])}, "sample 2 holds NaN or infinity, in its cond"),
+        (
+            {"conditions": torch.tensor([[0.0], [0.0], [float("nan")]])},
+            "sample 2 contains NaN or infinity, in its cond",
+        ),
         ({"name": "d"}, "wanted the conditions \\['c'\\].*got \\['d'\\]"),
         ({"label": torch.full((3,), 2)}, "wanted labels from 0 to 1, got 2 to 2"),
         ({"label": torch.full((3,), -1)}, "wanted labels from 0 to 1, got -1"),

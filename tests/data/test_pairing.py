@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit.data.pairing import Pairs, pair
-from gftkit.data.samples import Order, Samples, permuted
+from gftkit.data.samples import Samples, VisitOrder, permuted_indices
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError, PluginError
 from gftkit.runtime.randomness import stream
@@ -36,7 +36,7 @@ def source(n, generator):
 
 
 def pairs_of(n, coupling, batch_size=8, pairing_batch=24, within_labels=False, seed=0):
-    order = Order(Samples(Numbers(n), "data"), seed)
+    order = VisitOrder(Samples(Numbers(n), "data"), seed)
     return Pairs(order, source, coupling, batch_size, pairing_batch, seed, within_labels)
 
 
@@ -109,7 +109,7 @@ def test_pairs_that_come_with_the_data_are_kept(registry):
             found = super().batch(indices)
             return Batch(found.x1, found.label, -found.x1)
 
-    order = Order(Samples(Paired(30), "data"), 0)
+    order = VisitOrder(Samples(Paired(30), "data"), 0)
     batch = Pairs(order, source, registry.create("coupling", "optimal-transport"), 8, 8, 0, False).at(2)
     assert torch.equal(batch.x0, -batch.x1)
 
@@ -137,6 +137,6 @@ def test_data_that_break_their_word_are_refused():
 
 
 def test_permuted_indices_may_exceed_the_set():
-    counts = torch.bincount(permuted(23, 5, torch.Generator().manual_seed(0)), minlength=5)
+    counts = torch.bincount(permuted_indices(23, 5, torch.Generator().manual_seed(0)), minlength=5)
     assert counts.min() >= 4
     assert counts.sum() == 23

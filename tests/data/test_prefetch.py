@@ -5,8 +5,8 @@ import torch
 
 import gftkit
 from gftkit.data.pairing import Pairs
-from gftkit.data.prefetch import ahead
-from gftkit.data.samples import Order, Samples
+from gftkit.data.prefetch import prefetch
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import DataError
 
@@ -20,7 +20,7 @@ def gaussian(n, generator):
 def pairs_of(registry, data=None, pairing_batch=8):
     data = data or registry.create("dataset", "gaussian-mixture", count=20)
     coupling = registry.create("coupling", "optimal-transport")
-    return Pairs(Order(Samples(data, "data"), 1), gaussian, coupling, 4, pairing_batch, 2, within_labels=False)
+    return Pairs(VisitOrder(Samples(data, "data"), 1), gaussian, coupling, 4, pairing_batch, 2, within_labels=False)
 
 
 def same(one, other):
@@ -32,7 +32,7 @@ def test_workers_make_the_pairs_that_the_loop_would(registry, workers, first, pa
     pairs = pairs_of(registry, pairing_batch=pairing_batch)
     wanted = [pairs.at(step) for step in range(first, STEPS)]
     before = torch.get_rng_state()
-    with ahead(pairs_of(registry, pairing_batch=pairing_batch), first, STEPS, workers, pin=False) as made:
+    with prefetch(pairs_of(registry, pairing_batch=pairing_batch), first, STEPS, workers, pin=False) as made:
         found = [made.at(step) for step in range(first, STEPS)]
     assert all(same(*both) for both in zip(wanted, found, strict=True))
     assert not same(wanted[0], found[1])
@@ -42,7 +42,7 @@ def test_workers_make_the_pairs_that_the_loop_would(registry, workers, first, pa
 @pytest.mark.parametrize("workers", [0, None])
 def test_without_workers_the_loop_makes_its_pairs(registry, workers):
     pairs = pairs_of(registry)
-    with ahead(pairs, 0, STEPS, workers, pin=False) as made:
+    with prefetch(pairs, 0, STEPS, workers, pin=False) as made:
         assert made is pairs
 
 
@@ -65,9 +65,9 @@ def test_an_error_of_the_data_is_the_users_not_a_workers(registry):
         for step in range(STEPS):
             made.at(step)
 
-    with ahead(pairs_of(registry, Broken()), 0, STEPS, 1, pin=False) as made, pytest.raises(DataError) as caught:
+    with prefetch(pairs_of(registry, Broken()), 0, STEPS, 1, pin=False) as made, pytest.raises(DataError) as caught:
         read(made)
-    assert str(caught.value) == "data: sample 13 holds NaN or infinity. Remove or mend it."
+    assert str(caught.value) == "data: sample 13 contains NaN or infinity. Remove or correct it."
 
 
 def test_a_run_is_the_same_with_workers(registry, tmp_path):

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gftkit.data.blocks import blocks_of
-from gftkit.data.samples import Order, Samples
-from gftkit.data.subset import Subset, subset
+from gftkit.data.samples import Samples, VisitOrder
+from gftkit.data.subset import Subset, select_subset
 from gftkit.kernel.contracts import Batch
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -58,10 +58,10 @@ def test_a_subset_of_a_blocked_set_stays_blocked(sizes, data):
 
 @pytest.mark.parametrize("options", [{"split": "train"}, {"count": 30, "seed": 2}, {"split": "test", "count": 9}])
 def test_the_options_of_a_subset_keep_blocks(options):
-    part = subset(Stretched(*[10] * 10), **options)
+    part = select_subset(Stretched(*[10] * 10), **options)
     assert torch.equal(part.indices, part.indices.sort().values)
     owner = torch.repeat_interleave(torch.arange(len(part.blocks)), part.blocks)
     assert all(len((part.indices[owner == k] // 10).unique()) == 1 for k in range(len(part.blocks)))
-    assert set(part.indices.tolist()) == set(subset(Whole(100), **options).indices.tolist())
-    seen = taken(Order(Samples(part, "data"), 0, 20), 0, len(part))
+    assert set(part.indices.tolist()) == set(select_subset(Whole(100), **options).indices.tolist())
+    seen = taken(VisitOrder(Samples(part, "data"), 0, 20), 0, len(part))
     assert torch.equal(seen.sort().values, part.indices)

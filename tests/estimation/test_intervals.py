@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from support.evaluations import draw
 
-from gftkit.estimation.intervals import log_normal, percentiles, proportion, weights
+from gftkit.estimation.intervals import bootstrap_weights, log_normal, percentiles, proportion
 from gftkit.kernel.contracts import Estimate
 
 
@@ -18,7 +18,7 @@ def generator(seed=0):
 
 def test_weights_are_dirichlets():
     n, replicates = 8, 20_000
-    drawn = weights(n, replicates, generator()) / n
+    drawn = bootstrap_weights(n, replicates, generator()) / n
     torch.testing.assert_close(drawn.sum(1), torch.ones(replicates, dtype=torch.float64))
     law = stats.dirichlet([1.0] * n)
     errors = drawn.std(0) / math.sqrt(replicates)
@@ -33,7 +33,7 @@ def test_weighted_means_hold_the_mean_as_often_as_they_say():
     held, narrow, trials = 0, 0, 400
     for seed in range(trials):
         x = draw(60, seed=seed).exp()  # skewed
-        replicates = weights(60, 300, generator(seed)) @ x / 60
+        replicates = bootstrap_weights(60, 300, generator(seed)) @ x / 60
         low, high = percentiles(replicates)
         held += low < math.exp(0.5) < high
         narrow += percentiles(replicates[:3])[0] < math.exp(0.5) < percentiles(replicates[:3])[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.evaluations import draw
 
-from gftkit.estimation.jackknife import jackknife
+from gftkit.estimation.jackknife import jackknife_estimate
 
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
 STANDARD_ERRORS = 4.0  # two-sided false-alarm rate 6e-5
@@ -20,17 +20,17 @@ def mean_of(x):
 
 def without_the_factor(statistic, samples, generator, groups):
     """Wrong: the (G - 1)/G is missing."""
-    error = jackknife(statistic, samples, generator, groups).stderr
+    error = jackknife_estimate(statistic, samples, generator, groups).stderr
     return error * math.sqrt(groups / (groups - 1))
 
 
 def spread_of_left_out(statistic, samples, generator, groups):
     """Wrong: the standard deviation of the left-out values, as of a bootstrap."""
-    return jackknife(statistic, samples, generator, groups).stderr / (groups - 1) * math.sqrt(groups)
+    return jackknife_estimate(statistic, samples, generator, groups).stderr / (groups - 1) * math.sqrt(groups)
 
 
 def right(statistic, samples, generator, groups):
-    return jackknife(statistic, samples, generator, groups).stderr
+    return jackknife_estimate(statistic, samples, generator, groups).stderr
 
 
 def exact_error(method):
@@ -62,7 +62,8 @@ def test_jackknife_of_a_mean_is_sigma_over_root_n():
 def test_jackknife_adds_the_variances_of_independent_samples():
     x, y = draw(40, seed=1), draw(80, seed=2)
     difference = [
-        jackknife(lambda a, b: float(a.mean() - b.mean()), [x, y], torch.Generator().manual_seed(seed)).stderr ** 2
+        jackknife_estimate(lambda a, b: float(a.mean() - b.mean()), [x, y], torch.Generator().manual_seed(seed)).stderr
+        ** 2
         for seed in range(SEEDS)
     ]
     expected = float(x.var() / 40 + y.var() / 80)
@@ -71,7 +72,7 @@ def test_jackknife_adds_the_variances_of_independent_samples():
 
 def test_jackknife_follows_its_generator():
     x = draw(40, seed=1)
-    first, again, other = (jackknife(mean_of, [x], torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (jackknife_estimate(mean_of, [x], torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first == again
     assert first.value == other.value
     assert first.stderr != other.stderr
@@ -80,4 +81,4 @@ def test_jackknife_follows_its_generator():
 @pytest.mark.parametrize(("count", "groups"), [(10, 1), (10, 11)])
 def test_jackknife_refuses_too_few(count, groups):
     with pytest.raises(ValueError, match="Make more samples"):
-        jackknife(mean_of, [draw(count, seed=0)], torch.Generator(), groups)
+        jackknife_estimate(mean_of, [draw(count, seed=0)], torch.Generator(), groups)

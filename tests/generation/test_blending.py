@@ -161,7 +161,7 @@ def test_an_anchor_that_never_trained_without_conditions_is_not_guided(
     if dropout:
         assert run.samples(3, temperature=0.3, guidance=2.0)[0].shape == (3, 2)
         return
-    with pytest.raises(ConfigError, match="never trained that"):
+    with pytest.raises(ConfigError, match="didn't train it"):
         run.samples(3, temperature=0.3, guidance=2.0)
-    with pytest.raises(ConfigError, match="never trained that"):
+    with pytest.raises(ConfigError, match="didn't train it"):
         run.evaluate(["evaluate.guidance=2"], temperature=0.3)

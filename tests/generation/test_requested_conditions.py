@@ -159,7 +159,7 @@ def test_the_command_line_samples_under_conditions_and_guidance(gft, write_confi
     run["train"]["condition_dropout"] = 0.0
     refused = gft("pretrain", write_config(run), "--out", "other")
     assert refused.code == 2
-    assert "evaluate.guidance: 1.5 wants the drift without its conditions too" in refused.err
+    assert "evaluate.guidance: 1.5 requires the drift without conditions" in refused.err
 
 
 def test_a_fine_tune_that_forgets_the_null_is_warned_about(trained, tmp_path):

@@ -87,7 +87,9 @@ def test_numbers_that_a_batch_draws_anew_are_seen(flow, monkeypatch, wrong):
     """Wrong twins: the source, or the noise, of a batch is that of the first one."""
     whole = flow.samples(COUNT, 3, NOISY)[0]
     if wrong == "source":
-        monkeypatch.setattr(sampling, "by_block", lambda draw, seed, _, count: noise.by_block(draw, seed, 0, count))
+        monkeypatch.setattr(
+            sampling, "draw_by_block", lambda draw, seed, _, count: noise.draw_by_block(draw, seed, 0, count)
+        )
     else:
         monkeypatch.setattr(sampling, "ByBlock", lambda seed, device, _: noise.ByBlock(seed, device))
     assert apart(Sampler(flow, Request(COUNT, 3, NOISY)).part(64, 50), whole[64:114]) > 0.1

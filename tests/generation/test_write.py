@@ -16,7 +16,7 @@ from gftkit.kernel.errors import DivergenceError
 
 
 def test_samples_that_are_not_finite_leave_no_parts(flow, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "by_block", lambda *_: torch.full((COUNT, 2), float("nan")))
+    monkeypatch.setattr(sampling, "draw_by_block", lambda *_: torch.full((COUNT, 2), float("nan")))
     with pytest.raises(DivergenceError, match="150 of 150 samples are not finite in the source"):
         bulk.write(flow, Request(COUNT), tmp_path / "s.npz", device="cpu")
     assert not list(tmp_path.iterdir())

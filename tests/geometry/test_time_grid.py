@@ -170,7 +170,7 @@ def test_a_run_s_grids_are_written_sampled_with_and_refused_by_name(pretrained, 
     assert "the solver is heun" in warned.err
     assert "fitted to other weights" in warned.err
     refused = gft(*sampled, "--steps", "5", "--out", str(tmp_path / "other.npz"))
-    assert "holds grids of 2, 3 steps, and steps is 5" in " ".join(refused.err.split())
+    assert "has grids for 2, 3 steps, and steps is 5" in " ".join(refused.err.split())
     assert "exists" in gft("fit-grid", pretrained, *options).err
     assert "wanted .yaml" in gft("fit-grid", pretrained, "--out", str(tmp_path / "a.json")).err
 

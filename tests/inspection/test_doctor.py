@@ -248,7 +248,7 @@ def test_a_wrong_convention_fits_nothing(gft, case):
     [
         ({"weights": None}, "drift.weights is missing"),
         ({"weights": "none.pt"}, "none.pt: no such weights file"),
-        ({"key": "net"}, "no network that fits lies at key: net. Those that fit: 'ema', 'model'"),
+        ({"key": "net"}, "no network that fits at key: net. Those that fit: 'ema', 'model'"),
         ({"name": "mlp"}, "unknown option of drift 'mlp'"),
         ({"convention": {"preset": "sitt"}}, "unknown preset of a convention: 'sitt'. Did you mean 'sit'"),
         ({"convention": {"tme": 1}}, "Did you mean 'time'"),

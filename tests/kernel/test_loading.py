@@ -91,7 +91,7 @@ def test_a_plugin_that_fails_to_import_is_recorded_and_named(distribution, monke
     assert (failed.origin.plugin, failed.origin.distribution, failed.origin.version) == ("bad", "bad-one", "3.2")
     assert "a_module_that_is_not_there" in failed.error
     assert "Traceback" in failed.traceback
-    with pytest.raises(UnknownNameError, match=r"plugin 'bad' of bad-one 3.2 may give it but failed to load"):
+    with pytest.raises(UnknownNameError, match=r"plugin 'bad' of bad-one 3.2 may provide it but failed to load"):
         registry.create("schedule", "icy")
     with pytest.raises(PluginError, match=r"plugin 'bad' of bad-one 3.2 failed to load: ModuleNotFoundError"):
         gftkit.load(strict=True)

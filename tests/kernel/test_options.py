@@ -89,7 +89,7 @@ def test_a_whole_number_is_not_a_bool_or_a_float(registry, value):
 
 
 def test_a_missing_option_says_its_type(registry):
-    with pytest.raises(ConfigError, match=r"dataset.file is missing: dataset 'arrays' wants it \(file or folder\)"):
+    with pytest.raises(ConfigError, match=r"dataset.file is missing: dataset 'arrays' requires it \(file or folder\)"):
         registry.create("dataset", "arrays")
 
 
@@ -103,7 +103,7 @@ def test_a_result_that_breaks_the_contract_is_refused():
         """No schedule at all."""
         return object()
 
-    with pytest.raises(PluginError, match="schedule 'cool' of plugin 'mine' gave a object, which isn't a Schedule"):
+    with pytest.raises(PluginError, match="schedule 'cool' of plugin 'mine' made a object, which isn't a Schedule"):
         with_schedule(warm).create("schedule", "cool")
 
 
@@ -194,7 +194,7 @@ def test_the_kernel_supplies_what_a_factory_asks_for(registry):
 
 
 def test_a_supplied_option_is_missed_where_nothing_tells_it(registry):
-    with pytest.raises(ConfigError, match=r"drift.event_shape is missing: nothing here tells it"):
+    with pytest.raises(ConfigError, match=r"drift.event_shape is missing, and there are no data to take it from"):
         registry.create("drift", "mlp")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.adapter_layers import DEFAULT, choose
+from gftkit.networks.adapter_layers import DEFAULT, choose_layers
 from gftkit.networks.adapters import Adapters
 
 
@@ -27,7 +27,7 @@ from gftkit.networks.adapters import Adapters
     ],
 )
 def test_layers_are_chosen_by_name(targets, exclude, wanted):
-    assert list(choose(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
+    assert list(choose_layers(Small(), targets, exclude, (*DEFAULT, nn.Embedding))) == sorted(wanted, key=order)
     adapted = adapt(Small(), Adapters(rank=2, targets=targets, exclude=exclude))
     assert set(adapted.layers) == set(wanted)
 
@@ -39,7 +39,7 @@ def order(name):
 @pytest.mark.parametrize("width", [16, 32])
 def test_at_least_nine_tenths_of_the_unet_lie_in_adapted_layers(registry, width):
     drift = registry.create("drift", "unet", event_shape=[1, 16, 16], width=width)
-    chosen = choose(drift, None, [], DEFAULT)
+    chosen = choose_layers(drift, None, [], DEFAULT)
     held = sum(weight.numel() for layer in chosen.values() for weight in layer.parameters())
     whole = sum(weight.numel() for weight in drift.parameters())
     linear = sum(
@@ -109,7 +109,7 @@ def with_reader(cls):
         (
             Small,
             {"targets": ["norm"]},
-            "norm is a GroupNorm, which can't be adapted here. Wanted Linear, Conv1d, Conv2d",
+            "norm is a GroupNorm, which can't be adapted. Wanted Linear, Conv1d, Conv2d",
         ),
         (Small, {"targets": ["embed"], "name": "loha"}, "embed is a Embedding, which can't be adapted here"),
         (Small, {"exclude": ["firts"]}, "adapters.exclude: 'firts' matches no layer"),
@@ -117,13 +117,17 @@ def with_reader(cls):
         (Small, {"also_train": ["nrom"]}, "also_train: 'nrom' matches no module with parameters"),
         (Small, {"also_train": ["drop"]}, "also_train: 'drop' matches no module with parameters"),
         (Small, {"also_train": ["inner"]}, r"also_train: 'inner' holds inner\.mix, which is adapted"),
-        (Small, {"rank": 10**6}, r"adapters.rank: 1000000 is beyond every layer .* allows 8 \(first\)"),
-        (Small, {"rank": 3, "targets": ["last"]}, r"beyond every layer .* allows 1 \(last\)"),
-        (Small, {"name": "loha", "dora": True}, "adapters.dora: belongs to lora, not to loha"),
+        (
+            Small,
+            {"rank": 10**6},
+            r"adapters.rank: 1000000 is larger than every adapted layer allows; .* allows 8 \(first\)",
+        ),
+        (Small, {"rank": 3, "targets": ["last"]}, r"larger than every adapted layer allows; .* allows 1 \(last\)"),
+        (Small, {"name": "loha", "dora": True}, "adapters.dora: an option of lora, not of loha"),
         (Small, {"name": "lokr", "dropout": 0.1}, "adapters.dropout: belongs to lora"),
         (lambda: changed(norm=nn.BatchNorm2d(8)), {}, "norm keep running statistics"),
         (lambda: changed(norm=nn.Conv2d(8, 8, 3, padding=1, groups=4)), {}, "norm are grouped convolutions"),
-        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm compute another function than the layer"),
+        (lambda: changed(norm=Standardized(8, 8, 3, padding=1)), {}, "norm override the forward of their torch layer"),
         (
             lambda: changed(norm=parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))),
             {},
@@ -162,5 +166,5 @@ def test_peft_is_asked_for_where_it_is_missing(monkeypatch):
 def test_names_that_peft_confuses_are_refused():
     drift = Small()
     drift.add_module("xnorm", nn.GroupNorm(2, 8))
-    with pytest.raises(ConfigError, match="peft can't tell xnorm from others by name"):
+    with pytest.raises(ConfigError, match="peft can't distinguish xnorm from other layers by name"):
         adapt(drift, Adapters(rank=2, also_train=["norm"]))

@@ -98,10 +98,10 @@ def test_bad_convention_blocks_are_refused(block, message):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"predicts": "velocity"}, "velocity gives no drift on this path"),
-        ({"predicts": "score"}, "score gives no drift on this path"),
+        ({"predicts": "velocity"}, "velocity doesn't determine the drift on this path"),
+        ({"predicts": "score"}, "score doesn't determine the drift on this path"),
         ({"predicts": "drift", "time": "reversed"}, "g.2 times the score"),
-        ({"predicts": "drift", "range": (0, 1)}, "rescaled on paths without noise only"),
+        ({"predicts": "drift", "range": (0, 1)}, "rescaled only on paths without noise"),
     ],
 )
 def test_a_convention_that_contradicts_a_noisy_path_is_refused(block, message):
@@ -114,7 +114,7 @@ def test_a_convention_that_contradicts_a_noisy_path_is_refused(block, message):
 
 @pytest.mark.parametrize("block", [{"predicts": "noise"}, {"range": (0, 1)}])
 def test_a_conversion_wants_a_path(block):
-    with pytest.raises(ConfigError, match="need the path of the run"):
+    with pytest.raises(ConfigError, match="requires the path of the run"):
         ForeignDrift(Recorder(), Convention.of(block))
 
 
@@ -122,7 +122,7 @@ def test_a_score_wants_independent_pairs_and_a_normal_source():
     score = Convention.of({"predicts": "score"})
     check_score(score, independent=True, normal=True)
     check_score(Convention.of("torchcfm"), independent=False, normal=False)
-    with pytest.raises(ConfigError, match="only where x0 is independent of x1"):
+    with pytest.raises(ConfigError, match="only if x0 is independent of x1"):
         check_score(score, independent=False, normal=True)
     with pytest.raises(ConfigError, match="only for the source"):
         check_score(score, independent=True, normal=False)

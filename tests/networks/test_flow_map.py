@@ -61,7 +61,7 @@ def test_the_end_counts_once_it_is_learned_and_without_one_it_is_the_start(name)
     assert not torch.allclose(student(t, x, end=end), student(t, x))
     assert torch.equal(student(t, x, end=t), student(t, x))
     t, end, x, student = t.double(), end.double(), x.double(), student.double()
-    here, slope = flow_map.moving(lambda until: student(t, x, end=until), end)
+    here, slope = flow_map.value_and_derivative(lambda until: student(t, x, end=until), end)
     assert torch.allclose(here, student(t, x, end=end), atol=1e-6)
     (steeper,) = torch.autograd.grad(slope.square().sum(), student.embed[-1].weight, retain_graph=True)
     assert float(steeper.abs().max()) > 0

@@ -224,7 +224,7 @@ def test_a_foreign_network_is_called_as_written():
     assert by_position[0] is x
     assert by_position[2] is label
     assert by_name == {}
-    with pytest.raises(ConfigError, match="gives the network 'label', and there is none here"):
+    with pytest.raises(ConfigError, match="uses 'label', which these data don't have"):
         drift(t, x)
 
 
@@ -241,7 +241,7 @@ def test_state_and_time_may_be_given_side_by_side(shape):
     network = Recorder(lambda both: both[:, 1:])
     assert torch.equal(ForeignDrift(network, Convention.of({"call": "cat(t, x)", "time_shape": shape}))(t, x), x)
     assert torch.equal(torch.cat([call[0][0] for call in network.calls]), torch.cat([t[:, None], x], 1))
-    with pytest.raises(ConfigError, match=r"numbers and vectors side by side, got shapes .9, 3, 1., .9,"):
+    with pytest.raises(ConfigError, match=r"takes numbers and vectors, got shapes .9, 3, 1., .9,"):
         ForeignDrift(network, Convention.of({"call": "cat(x, t)"}))(t, x[:, :, None])
 
 
@@ -266,7 +266,7 @@ def test_the_output_is_the_part_that_is_named():
 @pytest.mark.parametrize(
     ("block", "out", "message"),
     [
-        ({}, lambda x: (x, x), "wanted a tensor, got a tuple of 2. Name the part"),
+        ({}, lambda x: (x, x), "wanted a tensor, got a tuple of 2. Set `output` to the part"),
         ({}, lambda x: {"sample": x}, "got a dict with sample"),
         ({"output": "sample"}, lambda x: x, "a tensor of shape .* has no 'sample'"),
         ({"output": 2}, lambda x: (x, x), "a tuple of 2, has no '2'"),

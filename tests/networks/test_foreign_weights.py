@@ -64,7 +64,7 @@ def test_the_network_is_found_whatever_wraps_it(tmp_path, name, wraps):
     file = tmp_path / "x.pt"
     torch.save(FILES[name], file)
     inner = network()
-    notes = weights.load(wraps(inner), file)
+    notes = weights.load_foreign_weights(wraps(inner), file)
     assert same(inner, EMA if name in AVERAGED else RAW)
     assert not same(inner, RAW if name in AVERAGED else EMA)
     assert bool(notes) == (name in AVERAGED)
@@ -86,34 +86,32 @@ def test_the_network_is_found_whatever_wraps_it(tmp_path, name, wraps):
 def test_a_key_chooses_the_network(tmp_path, name, key):
     torch.save(FILES[name], tmp_path / "x.ckpt")
     module = network()
-    assert weights.load(module, tmp_path / "x.ckpt", key) == []
+    assert weights.load_foreign_weights(module, tmp_path / "x.ckpt", key) == []
     assert same(module, RAW)
 
 
 def test_a_key_that_is_not_there_names_those_that_are(tmp_path):
     torch.save(FILES["torchcfm"], tmp_path / "x.pt")
-    with pytest.raises(
-        WeightsError, match=r"no network that fits lies at key: ema. Those that fit: 'net_model', 'ema_m"
-    ):
-        weights.load(network(), tmp_path / "x.pt", "ema")
+    with pytest.raises(WeightsError, match=r"no network that fits at key: ema. Those that fit: 'net_model', 'ema_m"):
+        weights.load_foreign_weights(network(), tmp_path / "x.pt", "ema")
 
 
 def test_a_network_whose_names_share_a_prefix_of_their_own_is_one(tmp_path):
     inner = Around(network())
     torch.save({"model": inner.state_dict()}, tmp_path / "x.pt")
-    assert [found.name for found in weights.candidates(weights.read(tmp_path / "x.pt"), inner.state_dict())] == [
-        "model"
-    ]
-    assert weights.load(Around(inner), tmp_path / "x.pt") == []
+    assert [
+        found.name for found in weights.candidates(weights.read_weights_file(tmp_path / "x.pt"), inner.state_dict())
+    ] == ["model"]
+    assert weights.load_foreign_weights(Around(inner), tmp_path / "x.pt") == []
 
 
 def test_an_ambiguous_choice_of_two_networks_is_refused(tmp_path):
     torch.save({"a": RAW, "b": EMA}, tmp_path / "x.pt")
     module = network()
     with pytest.raises(WeightsError, match=r"several networks that fit: 'a', 'b'. Choose one of them with `key`"):
-        weights.load(module, tmp_path / "x.pt")
+        weights.load_foreign_weights(module, tmp_path / "x.pt")
     assert same(module, network().state_dict())
-    weights.load(module, tmp_path / "x.pt", "b")
+    weights.load_foreign_weights(module, tmp_path / "x.pt", "b")
     assert same(module, EMA)
 
 
@@ -121,31 +119,31 @@ def test_an_optimiser_alone_is_no_network(tmp_path):
     """Its state has the shapes of the weights, and other names."""
     torch.save({"optim": OPTIM.state_dict(), "step": 3}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match="wanted a state dict"):
-        weights.load(network(), tmp_path / "x.pt")
+        weights.load_foreign_weights(network(), tmp_path / "x.pt")
 
 
 def test_weights_that_nearly_fit_are_refused_with_what_differs(tmp_path):
     torch.save({"ema_model": prefixed(network(width=6).state_dict(), "module."), "step": 3}, tmp_path / "x.pt")
     with pytest.raises(WeightsError) as caught:
-        weights.load(network(), tmp_path / "x.pt")
+        weights.load_foreign_weights(network(), tmp_path / "x.pt")
     message = str(caught.value)
     assert "the weights don't fit the drift, which has 9 tensors. In the file: 'ema_model' (9) tensors" in message
     assert "nearest is 'ema_model.module'" in message
-    assert "wrong shape: 0.weight is (6, 2), the drift wants (4, 2)" in message
+    assert "wrong shape: 0.weight is (6, 2), wanted (4, 2)" in message
     assert "missing" not in message
     less = {name: value for name, value in RAW.items() if name != "2.bias"}
     torch.save({"model": {**less, "head.bias": RAW["2.bias"]}}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=r"missing: 2.bias \(2,\)\n  unknown: head.bias \(2,\)"):
-        weights.load(network(), tmp_path / "x.pt")
+        weights.load_foreign_weights(network(), tmp_path / "x.pt")
 
 
 def test_pickled_code_in_weights_is_named(tmp_path):
     torch.save({"state_dict": RAW, "hyper_parameters": argparse.Namespace(a=1)}, tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match=r"this file doesn't \(it names argparse.Namespace\)"):
-        weights.load(network(), tmp_path / "x.ckpt")
+        weights.load_foreign_weights(network(), tmp_path / "x.ckpt")
     torch.save(network(), tmp_path / "whole.pt")
     with pytest.raises(WeightsError, match=r"it names torch.nn.modules.container.Sequential\).* was not run"):
-        weights.load(network(), tmp_path / "whole.pt")
+        weights.load_foreign_weights(network(), tmp_path / "whole.pt")
 
 
 def test_safetensors_and_old_files_are_read(tmp_path):
@@ -153,13 +151,13 @@ def test_safetensors_and_old_files_are_read(tmp_path):
     torch.save({"model": RAW}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     for name in ("x.safetensors", "x.pth"):
         module = network()
-        weights.load(module, tmp_path / name)
+        weights.load_foreign_weights(module, tmp_path / name)
         assert same(module, RAW)
 
 
 def test_half_precision_becomes_the_network_s_own(tmp_path):
     save_file({name: value.half() for name, value in RAW.items()}, tmp_path / "x.safetensors")
     module = network()
-    weights.load(module, tmp_path / "x.safetensors")
+    weights.load_foreign_weights(module, tmp_path / "x.safetensors")
     assert module[0].weight.dtype == torch.float32
     torch.testing.assert_close(module[0].weight, RAW["0.weight"], rtol=1e-3, atol=1e-3)

@@ -8,7 +8,7 @@ from gftkit.data import conditions
 from gftkit.kernel.errors import ConfigError, UnknownNameError
 from gftkit.networks.convention import Convention
 from gftkit.networks.foreign import ForeignDrift
-from gftkit.networks.guidance import Guided, check_guidance, guided
+from gftkit.networks.guidance import Guided, check_guidance, with_guidance
 from gftkit.sampling.integrate import generate
 
 SPREAD, WIDTH = 0.7, 1.3
@@ -60,17 +60,17 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
 
     def end(drift):
         path, solver = registry.create("path", "linear"), registry.create("solver", "rk4")
-        x1 = generate(drift, path, solver, 60, x0, torch.Generator(), given)
+        x1 = generate(drift, path, solver, 60, x0, torch.Generator(), conditions=given)
         return torch.stack([x1.mean(), x1.var(correction=0)])
 
     wanted = torch.tensor(moments(scale, c), dtype=torch.float64)
-    assert torch.allclose(end(guided(ClosedForm(), scale)), wanted, atol=1e-6)
+    assert torch.allclose(end(with_guidance(ClosedForm(), scale)), wanted, atol=1e-6)
     if scale == 1:
         assert torch.allclose(wanted, torch.tensor([c, SPREAD**2], dtype=torch.float64), atol=1e-6)
 
     class Swapped(Guided):
         def __call__(self, t, x, **given):
-            none = self.drift(t, x, **conditions.without(self.drift, given))
+            none = self.drift(t, x, **conditions.without_conditions(self.drift, given))
             usual = self.drift(t, x, **given)
             return usual + self.scale * (none - usual)
 
@@ -81,7 +81,7 @@ def test_a_guided_gaussian_flow_ends_where_its_moments_do(registry, scale):
 def test_guidance_is_one_call_on_twice_the_batch_and_scale_one_is_free():
     drift = ClosedForm()
     t, x, c = torch.rand(3), torch.randn(3, 1), torch.randn(3, 1)
-    assert guided(drift, 1.0) is drift
+    assert with_guidance(drift, 1.0) is drift
     found = Guided(drift, 3.0)(t, x, c=c)
     assert drift.calls == [6]
     none, usual = drift(t, x, c=torch.full_like(c, torch.nan)), drift(t, x, c=c)
@@ -92,9 +92,9 @@ def test_guidance_is_one_call_on_twice_the_batch_and_scale_one_is_free():
 def test_guidance_is_refused_where_it_means_nothing():
     check_guidance(1.0, torch.nn.Identity(), 0.0, "here")
     check_guidance(2.0, ClosedForm(), 0.1, "here")
-    with pytest.raises(ConfigError, match=r"this run never trained that .*condition_dropout"):
+    with pytest.raises(ConfigError, match=r"this run didn't train it .*condition_dropout"):
         check_guidance(2.0, ClosedForm(), 0.0, "here")
-    with pytest.raises(ConfigError, match="is given no condition"):
+    with pytest.raises(ConfigError, match="uses no condition"):
         check_guidance(2.0, torch.nn.Identity(), 0.1, "here")
     for scale in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="wanted a finite scale"):

@@ -12,7 +12,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
 from gftkit.runs import checkpoint
 from gftkit.theory.objective import retention
-from gftkit_plugins.adaptive import LAG, Adaptive, kept, lowest
+from gftkit_plugins.adaptive import LAG, Adaptive, lowest_retention, remaining_lag
 from gftkit_plugins.stops import CopyingStop
 
 FAR = {"memorisation": {"distance_ratio": 2.0, "distance_ratio_stderr": 0.05}}
@@ -100,7 +100,7 @@ def test_adaptive_concludes_nothing_from_the_first_evaluation():
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.100001, 0.3, 0.7, 0.99, 1.0])
 @pytest.mark.parametrize("left", [-0.2, 0.0, 0.05, 0.3, 0.8, 1.0])
 def test_the_lowest_retention_that_can_be_followed(rate, left):
-    rho = lowest(rate, left)
+    rho = lowest_retention(rate, left)
     assert 0 <= rho <= 1
     assert rate * (left - rho) <= LAG * (1 - rho) + 1e-12
     if rho > 0:  # and none lower
@@ -108,7 +108,12 @@ def test_the_lowest_retention_that_can_be_followed(rate, left):
 
 
 def test_the_share_of_a_lag_that_is_left():
-    assert (kept(0.2, 0.1), kept(0.2, -0.1), kept(0.2, 0.3), kept(0.0, 0.0)) == (0.5, 0.0, 1.0, 1.0)
+    assert (remaining_lag(0.2, 0.1), remaining_lag(0.2, -0.1), remaining_lag(0.2, 0.3), remaining_lag(0.0, 0.0)) == (
+        0.5,
+        0.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_adaptive_ends_by_its_rule_at_the_temperature_it_has(registry):

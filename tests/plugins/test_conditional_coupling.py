@@ -102,11 +102,11 @@ def config(tmp_path):
 def test_a_run_pairs_by_condition_and_says_that_it_is_approximate(config, registry):
     experiment = build(resolve_config(config, "pretrain", registry)[0], registry)
     (warning,) = experiment.warnings
-    assert "only nearly of the source's law" in warning
+    assert "the source's law only approximately" in warning
     batch = experiment.matching.pairs.at(0)
     assert experiment.matching.pairs.conditions == ("c",)
     told = abs(float((batch.x0[:, 0] * batch.conditions["c"]).mean()))
-    experiment.matching.pairs.conditions, experiment.matching.pairs._made = (), None
+    experiment.matching.pairs.conditions, experiment.matching.pairs._latest = (), None
     untold = experiment.matching.pairs.at(0)
     assert told < 0.5 < float((untold.x0[:, 0] * untold.conditions["c"]).mean())
 

@@ -121,7 +121,7 @@ def test_runs_may_be_collected_in_one_folder(tmp_path, registry):
         run(tmp_path / name, registry, track)
         assert agree(events(tmp_path / "board" / name)[0], logged(tmp_path / name))
     assert not (tmp_path / "a" / "tensorboard").exists()
-    with pytest.raises(RunError, match=r"board/a is there already, and events of two runs would mix"):
+    with pytest.raises(RunError, match=r"board/a exists, and the events of two runs would mix"):
         run(tmp_path / "elsewhere" / "a", registry, track)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -279,7 +279,7 @@ def test_a_failing_tracker_is_reported_once_and_the_run_goes_on(tmp_path, regist
     done = run(tmp_path / "run", registry, ["wandb", "tensorboard"])
     assert done.finished
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("track: 'wandb' failed and is left out from here on (ConnectionError: no network, again).") == 1
+    assert said.count("track: 'wandb' failed and is not used any more (ConnectionError: no network, again).") == 1
     assert said.count("Warning") == 1
     assert agree(events(done.folder / "tensorboard")[0], logged(done.folder))
 
@@ -342,8 +342,8 @@ def test_bad_tracker_options_are_refused(pretraining, track, message):
 def test_a_package_that_is_missing_is_named(pretraining, monkeypatch, name, install):
     monkeypatch.setattr(tracking, "find_spec", lambda package: None)
     message = pretraining(track=[name])
-    assert message.startswith(f"track: '{name}' wants the package {name}, which isn't installed.")
-    assert f"pip install {install}, or leave it out" in message
+    assert message.startswith(f"track: '{name}' requires the package {name}, which isn't installed.")
+    assert f"pip install {install}; or leave '{name}' out" in message
 
 
 def test_metric_names_suit_every_tracker():

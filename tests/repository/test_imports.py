@@ -87,4 +87,9 @@ def test_nothing_heavy_is_imported_before_it_is_used(process):
     assert bare == cli == plugins == "[]"
     assert {"torch", "gftkit_plugins"} <= set(ast.literal_eval(everything))  # the probe sees what is there
     slow = {"scipy", "sympy", "torch.distributed.tensor", "torchsde", "torchdiffeq"}
-    assert not slow & set(ast.literal_eval(everything))
+    loaded_too_early = slow & set(ast.literal_eval(everything))
+    if loaded_too_early == {"sympy"}:  # torch 2.6 imports it by itself
+        alone = process("import sys, torch.utils.checkpoint; print('sympy' in sys.modules)", start=("-c",))
+        assert alone.out.strip() == "True"
+    else:
+        assert not loaded_too_early

@@ -28,12 +28,12 @@ def test_a_launch_that_starts_one_process_is_warned_about(monkeypatch):
     one, two = (SimpleNamespace(num_processes=count, device=torch.device("cpu")) for count in (1, 2))
     for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
-    assert devices.warnings_of(one, "float32") == []
+    assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.warnings_of(one, "float32")[0]
-    assert devices.warnings_of(two, "float32") == []
+    assert "use torchrun" in devices.launch_warnings(one, "float32")[0]
+    assert devices.launch_warnings(two, "float32") == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_launch_that_starts_one_process_is_warned_about(monkeypatch):
 )
 def test_a_precision_that_the_cpu_is_slow_at_is_warned_about(monkeypatch, device, capability, precision, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    found = devices.warnings_of(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
+    found = devices.launch_warnings(SimpleNamespace(num_processes=2, device=torch.device(device)), precision)
     assert bool(found) == told
 
 
@@ -58,15 +58,15 @@ def test_a_precision_that_the_cpu_is_slow_at_is_warned_about(monkeypatch, device
 def test_accelerate_variables_beyond_the_configuration_are_refused(variable, monkeypatch):
     for value in ("no", "NO"):
         monkeypatch.setenv(variable, value)
-        assert devices.accelerator_of("cpu").num_processes == 1
+        assert devices.start_accelerator("cpu").num_processes == 1
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match=f"{variable}=true, and a run does only what its file says: leave"):
-        devices.accelerator_of("cpu")
+    with pytest.raises(ConfigError, match=f"{variable}=true changes a run without its configuration. Instead, leave"):
+        devices.start_accelerator("cpu")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"2 processes on this node, and 1 GPU"):
-        devices.accelerator_of("cuda")
+    with pytest.raises(ConfigError, match=r"2 processes on this node share 1 GPU"):
+        devices.start_accelerator("cuda")

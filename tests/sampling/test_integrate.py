@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gftkit.kernel.errors import ConfigError, DivergenceError
-from gftkit.sampling.integrate import bind, generate, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.integrate import bind_conditions, generate, grid_of, trajectory
+from gftkit.sampling.noise import FromGenerator
 from gftkit.theory import flow
 from gftkit_verification.testbeds.problems import random_flow
 
@@ -88,10 +88,12 @@ def test_the_closing_step_of_the_bridge(registry, final_step):
     delta, goal = 0.04, 3.0
     path = registry.create("path", "brownian-bridge", scale=2.0, delta=delta, final_step=final_step)
     solver = registry.create("solver", "euler-maruyama")
-    to_goal = bind(lambda t, x: (goal - x) / (1 - t[:, None]))
+    to_goal = bind_conditions(lambda t, x: (goal - x) / (1 - t[:, None]))
     x0 = torch.zeros(N, 1, dtype=torch.float64)
     states = list(
-        trajectory(to_goal, lambda t: 2.0, solver, grid_of(path, 5), x0, Drawn(torch.Generator().manual_seed(3)))
+        trajectory(
+            to_goal, lambda t: 2.0, solver, grid_of(path, 5), x0, FromGenerator(torch.Generator().manual_seed(3))
+        )
     )
     assert len(states) == 7
     if final_step == "mean":

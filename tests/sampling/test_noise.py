@@ -5,14 +5,14 @@ import torch
 
 from gftkit.kernel.errors import DivergenceError
 from gftkit.sampling.integrate import generate
-from gftkit.sampling.noise import BLOCK, ByBlock, by_block
+from gftkit.sampling.noise import BLOCK, ByBlock, draw_by_block
 from gftkit.sampling.stochastic import StochasticPath
 
 
 def noisy(registry, count, batch_size, offset=0, seed=3, event=(2,)):
     """A Brownian motion of samples ``offset`` to ``offset + count - 1``, from a source that is drawn by index too."""
     path = StochasticPath(registry.create("path", "linear"), torch.ones_like)
-    x0 = by_block(lambda n, generator: torch.randn(n, *event, generator=generator), seed, offset, count)
+    x0 = draw_by_block(lambda n, generator: torch.randn(n, *event, generator=generator), seed, offset, count)
     solver = registry.create("solver", "euler-maruyama")
     noise = ByBlock(seed, "cpu", offset)
     return generate(lambda t, x: torch.zeros_like(x), path, solver, 5, x0, noise, batch_size=batch_size)

@@ -30,7 +30,7 @@ def test_broken_yaml_names_file_and_line(tmp_path, text):
 
 
 def test_a_yaml_key_that_stands_twice_is_named():
-    with pytest.raises(ConfigError, match="'steps' stands twice"):
+    with pytest.raises(ConfigError, match="'steps' occurs twice"):
         parse_yaml("train: {steps: 1, steps: 2}", "here")
     assert parse_yaml("x: &a {k: 1}\ny: {<<: *a, k: 2}", "here")["y"] == {"k": 2}
 

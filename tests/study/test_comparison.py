@@ -1,11 +1,12 @@
 """The comparison of fine-tunes of one pretrained flow."""
 
 import json
+import sys
 
 import pytest
 
 import gftkit
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.errors import ConfigError, MissingPackageError
 from gftkit.study.comparison import compare, table
 
 
@@ -22,6 +23,13 @@ def runs(pretrained, tmp_path_factory):
         name: gftkit.finetune({**config, "schedule": {"name": schedule}}, folder / name)
         for name, schedule in (("plain", "zero"), ("gft", "exponential"))
     }
+
+
+def test_a_comparison_without_matplotlib_is_refused_before_it_begins(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"a comparison: .*pip install 'gftkit\[report\]'"):
+        compare(runs, tmp_path, "energy", "A title")
+    assert not list(tmp_path.iterdir())
 
 
 def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path, with_pictures):

@@ -154,7 +154,7 @@ def test_a_study_of_more_samples_than_there_are_is_refused(refused, write_study,
     base = {**BASE, "data": {"name": "arrays", "file": "few.npy"}}
     message = refused("compare", write_study(base=base), "--out", "out", "--workers", "1")
     assert "groups: 30 samples of base.data" in message
-    assert "30 samples wanted, 25 are left" in message
+    assert "30 samples wanted, 25 available" in message
 
 
 def test_missing_files_and_folders_of_a_study_are_named(refused, write_study, tmp_path):

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from gftkit.experiment.build import build
-from gftkit.networks.adapters import Adapted
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.runs.resolve import resolve_config
-from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.devices import start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.training import loop
 
@@ -44,7 +44,7 @@ def inputs(count=5):
 
 
 def adapt(drift, options, seed=0):
-    return Adapted(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
+    return AdaptedDrift(drift, options, lambda: drift(**inputs()), torch.Generator().manual_seed(seed))
 
 
 def train(adapted):
@@ -94,4 +94,4 @@ def tuning(source, **changes):
 
 def run_loop(config, registry):
     experiment = build(resolve_config(config, "finetune", registry)[0], registry)
-    return loop.Loop(experiment, registry, Path(), accelerator_of("cpu"), Progress(6, "finetune", True))
+    return loop.Loop(experiment, registry, Path(), start_accelerator("cpu"), Progress(6, "finetune", True))

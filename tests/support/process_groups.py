@@ -141,7 +141,7 @@ def sample(run, out, request, resume=False, by_rank=False, moment=None):
 
     if by_rank:
         apart = 1000 * noise.BLOCK * int(os.environ["RANK"])
-        sampling.by_block = lambda source, seed, first, count: noise.by_block(source, seed, first + apart, count)
+        sampling.by_block = lambda source, seed, first, count: noise.draw_by_block(source, seed, first + apart, count)
     if moment == "half":
         killing.within_a_write(killing.Countdown(1), "samples-")
     elif moment == "whole":

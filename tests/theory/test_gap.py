@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gftkit.theory import flow
-from gftkit.theory.gap import Statistics, mean, ratio, root, statistics, summary
+from gftkit.theory.gap import Statistics, mean_estimate, ratio_estimate, root_estimate, statistics, summary
 from gftkit.theory.objective import blend
 from gftkit_verification.oracles.gaussian import GaussianFlow
 
@@ -143,7 +143,7 @@ def test_errors_are_over_batches():
     shared = torch.randn(trials, batches, 1, generator=generator, dtype=torch.float64)
     own = torch.randn(trials, batches, n, generator=generator, dtype=torch.float64)
     pairs = shared + own
-    found = [mean(trial.mean(1)) for trial in pairs]
+    found = [mean_estimate(trial.mean(1)) for trial in pairs]
     scores = torch.tensor([score(estimate) for estimate in found])
     assert 0.9 < float(scores.std()) < 1.25  # Student's t with 15 degrees: 1.07
     naive = pairs.flatten(1).mean(1) / (pairs.flatten(1).std(1) / math.sqrt(batches * n))
@@ -173,15 +173,15 @@ def test_ratios_of_the_gap_without_a_value_are_nan():
     assert math.isnan(still.reached.value)
     away = summary([Statistics(2.0, -3.0, 1.0), Statistics(2.1, -3.0, 1.0)], 1.0)
     assert math.isnan(away.reached.value)
-    assert root(replace(away.g, value=-1.0)).value == 0
-    assert root(replace(away.g, value=4.0, stderr=0.4)).stderr == pytest.approx(0.1)
+    assert root_estimate(replace(away.g, value=-1.0)).value == 0
+    assert root_estimate(replace(away.g, value=4.0, stderr=0.4)).stderr == pytest.approx(0.1)
 
 
 def test_the_error_of_a_ratio():
     generator = torch.Generator().manual_seed(4)
     below = 2 + 0.1 * torch.randn(2000, 16, generator=generator, dtype=torch.float64)
     above = 3 * below + 0.3 * torch.randn(2000, 16, generator=generator, dtype=torch.float64)
-    found = [ratio(a, b) for a, b in zip(above, below, strict=True)]
+    found = [ratio_estimate(a, b) for a, b in zip(above, below, strict=True)]
     values = torch.tensor([estimate.value for estimate in found])
     errors = torch.tensor([estimate.stderr for estimate in found])
     assert float(values.mean()) == pytest.approx(3, abs=0.01)

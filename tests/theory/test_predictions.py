@@ -132,7 +132,7 @@ def test_t15_the_best_temperature_is_where_the_error_is_least():
     assert math.isclose(least, noise * gap**2 / (noise + gap**2))
     assert all(error_with_noise(best + apart, gap, noise) > least for apart in (-0.05, 0.05))
     assert error_with_noise(retention(noise / gap), gap, noise) > least * 1.01  # the gap not squared
-    with pytest.raises(ValueError, match="without a gap the pretrained drift is the best"):
+    with pytest.raises(ValueError, match="Without a gap the pretrained drift is the optimum"):
         best_temperature(0.0, 1.0)
 
 

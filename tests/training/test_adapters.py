@@ -117,7 +117,7 @@ def test_no_peft_is_needed_to_sample(tuned, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     samples, _ = gftkit.Run.open(tuned).samples(3)
     assert samples.shape == (3, 1, 8, 8)
-    with pytest.raises(ConfigError, match="adapters want the peft library"):
+    with pytest.raises(ConfigError, match="adapters require the package peft"):
         gftkit.Run.open(tuned).drift("raw")
 
 
@@ -212,7 +212,7 @@ def test_adapters_belong_to_a_fine_tune(source, registry):
 
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
-    monkeypatch.setattr(devices, "shards", lambda _: True)
+    monkeypatch.setattr(devices, "is_sharded", lambda _: True)
     with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
 

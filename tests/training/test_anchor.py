@@ -4,7 +4,7 @@ import pytest
 from support.runs_on_moons import STEPS, model
 
 import gftkit
-from gftkit.networks.anchor import FrozenAnchor, identity
+from gftkit.networks.anchor import FrozenAnchor, drift_hash
 from gftkit.storage.tensors import digest
 from gftkit.training import loop
 
@@ -23,7 +23,7 @@ def test_the_anchor_is_the_pretrained_ema_and_stays_so(tuning, tmp_path, registr
         "drift": {"name": "mlp", "width": 16, "depth": 2, "conditional": False, "conditions": []},
         "event_shape": [2],
     }
-    assert seen == [identity(digest(model(tuning["pretrained"])), spec)]
+    assert seen == [drift_hash(digest(model(tuning["pretrained"])), spec)]
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("zero", 0), ("constant", STEPS), ("linear", 22)])

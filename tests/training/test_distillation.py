@@ -105,12 +105,12 @@ def test_a_resumed_distillation_equals_an_undisturbed_one(student, pretrained, t
 def test_start_and_end_of_a_jump_are_two_sorted_uniform_times(pretrained):
     from gftkit.experiment.build import build
     from gftkit.runs.resolve import resolve_config
-    from gftkit.runtime.devices import accelerator_of
+    from gftkit.runtime.devices import start_accelerator
     from gftkit.runtime.randomness import stream
     from gftkit.training.distillation import Distillation
 
     config = resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY).config
-    steps = Distillation(build(config, REGISTRY), accelerator_of("cpu"))
+    steps = Distillation(build(config, REGISTRY), start_accelerator("cpu"))
     t = steps.times(40_000, stream(0, "here"))
     end = steps.ends(0, t)
     assert bool(((t >= 0) & (t <= end) & (end <= 1)).all())

@@ -12,7 +12,7 @@ from gftkit.kernel.errors import ConfigError, RunError, UnknownNameError
 from gftkit.kernel.loading import load
 from gftkit.runs import checkpoint
 from gftkit.storage.tensors import read_tensors, write_tensors
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.feedback import Feedback, by_monitor
 
 STEPS, EVERY = 24, 5
@@ -202,7 +202,7 @@ def test_a_temperature_above_the_start_is_refused(config, listening, tmp_path):
 def test_monitors_that_are_listened_to(config, listening, tmp_path):
     there = {**config, "monitors": ["count"]}
     assert gftkit.finetune(there, tmp_path / "run", registry=listening).config.monitors == [{"name": "count"}]
-    with pytest.raises(ConfigError, match="'count' stands twice"):
+    with pytest.raises(ConfigError, match="'count' occurs twice"):
         gftkit.finetune({**config, "monitors": ["count", "count"]}, tmp_path / "new", registry=listening)
     listening.component("schedule", "halving").factory.needs = ("cuont",)
     try:
@@ -225,8 +225,8 @@ def test_lines_of_a_log_become_measurements():
 
 def test_components_that_listen_are_recognised():
     schedules = gftkit.load()
-    assert not listens(None)
-    assert not listens(schedules.create("schedule", "zero"))
-    assert listens(Halving())
+    assert not has_feedback(None)
+    assert not has_feedback(schedules.create("schedule", "zero"))
+    assert has_feedback(Halving())
     alone = Feedback(schedules.create("schedule", "zero"), None, "zero", 10)
     assert (alone.listeners, alone.done, alone.reason, alone.state()) == ({}, False, "", {})

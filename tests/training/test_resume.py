@@ -156,7 +156,7 @@ def test_a_run_folder_locked_by_another_process_is_refused(registry, tmp_path):
     command = [sys.executable, "-c", HOLDER, str(out / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=r"another process is at work in it \(process 1 on another\)"):
+        with pytest.raises(RunError, match=r"another process is using this folder \(process 1 on another\)"):
             gftkit.pretrain(MLP, out, registry=registry)
         assert os.listdir(out) == [LOCK]
         other.kill()

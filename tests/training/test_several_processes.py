@@ -286,7 +286,7 @@ def test_accelerate_launch_that_starts_one_process_is_warned_about(pretrain_conf
 
 def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"would quietly run NO on 1 process\(es\) of cpu"):
+    with pytest.raises(ConfigError, match=r"accelerate would run NO on 1 process\(es\) of cpu"):
         gftkit.finetune(tuning, tmp_path / "run", registry=registry, device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -294,7 +294,7 @@ def test_sharding_that_would_not_happen_is_refused(tuning, tmp_path, registry, m
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version):
-    message = r"would quietly run MULTI_CPU on 2 process\(es\) of cpu"
+    message = r"accelerate would run MULTI_CPU on 2 process\(es\) of cpu"
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version}
     several.run(several.refused, [tuning] * 2, [tmp_path / "run"] * 2, message, **environment)
     assert not (tmp_path / "run").exists()

@@ -118,7 +118,7 @@ def refuse():
 @pytest.mark.parametrize(
     ("kind", "make", "why"),
     [
-        ("schedule", Negative, "a temperature is a finite number >= 0, got -0.0"),
+        ("schedule", Negative, "temperature: wanted a finite number >= 0, got -0.0"),
         ("path", Lost, "RuntimeError: lost"),
         ("coupling", refuse, "RuntimeError: refused"),
         ("solver", refuse, "RuntimeError: refused"),

@@ -163,14 +163,18 @@ def last_state(run):
 
 def loop_of(run, monitors):
     from gftkit.experiment.build import build
-    from gftkit.runtime.devices import accelerator_of
+    from gftkit.runtime.devices import start_accelerator
     from gftkit.runtime.progress import Progress
 
     experiment = build(run.config, run.registry)
     experiment = replace(experiment, measurement=replace(experiment.measurement, monitors=monitors))
     experiment.networks.drift.train()
     return loop.Loop(
-        experiment, run.registry, run.folder, accelerator_of("cpu"), Progress(run.config.train.steps, "finetune", True)
+        experiment,
+        run.registry,
+        run.folder,
+        start_accelerator("cpu"),
+        Progress(run.config.train.steps, "finetune", True),
     )
 
 

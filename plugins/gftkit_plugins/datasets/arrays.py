@@ -5,11 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.reading import Arrays as Found
-from gftkit_plugins.datasets.reading import read_arrays
-from gftkit_plugins.datasets.rows import Rows
+from gftkit.kernel import Batch, DataError
+from gftkit_plugins.datasets.reading import NamedArrays, read_arrays
+from gftkit_plugins.datasets.rows import NpyRows
 
 _SAMPLES = ("x1", "samples", "data")
 _LABEL, _PARTNER = "label", "x0"
@@ -57,10 +55,10 @@ class Arrays:
     def __init__(
         self, file: Path, key: str | None = None, labels: str | None = None, conditions: tuple[str, ...] = ()
     ) -> None:
-        found = read_arrays(file)
-        key = _samples_key(found, key, labels, conditions)
+        arrays = read_arrays(file)
+        key = _samples_key(arrays, key, labels, conditions)
         self._file, self._key = file, key
-        self._x1: Tensor | Rows = found[key]
+        self._x1: Tensor | NpyRows = arrays[key]
         shape = tuple(self._x1.shape)
         who = _named(file, key)
         if len(shape) == 1:
@@ -74,8 +72,8 @@ class Arrays:
         if self.blocks is None:
             _check_finite(self._x1, who)
         elif file.suffix.lower() == ".npy":
-            self._x1 = Rows.open(file) or self._x1
-        self._x0 = found[_PARTNER] if _PARTNER in found and key != _PARTNER else None
+            self._x1 = NpyRows.open(file) or self._x1
+        self._x0 = arrays[_PARTNER] if _PARTNER in arrays and key != _PARTNER else None
         if self._x0 is not None:
             who = _named(file, _PARTNER)
             if tuple(self._x0.shape) != shape:
@@ -85,12 +83,12 @@ class Arrays:
                 )
             if self.blocks is None:
                 _check_finite(self._x0, who)
-        if labels is not None and labels not in found:
-            raise DataError(f"{file}: no array '{labels}' for labels. It holds: {_listed(found)}.")
-        label_key = labels or (_LABEL if _LABEL in found and key != _LABEL else None)
-        self.labels = None if label_key is None else _labels(found[label_key], shape[0], _named(file, label_key))
+        if labels is not None and labels not in arrays:
+            raise DataError(f"{file}: no array '{labels}' for labels. Arrays: {_listed(arrays)}.")
+        label_key = labels or (_LABEL if _LABEL in arrays and key != _LABEL else None)
+        self.labels = None if label_key is None else _labels(arrays[label_key], shape[0], _named(file, label_key))
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
-        self._conditions = {name: _condition(found, name, shape[0]) for name in conditions}
+        self._conditions = {name: _condition(arrays, name, shape[0]) for name in conditions}
         if self.blocks is None:
             for name, values in self._conditions.items():
                 _check_finite(values, _named(file, name))
@@ -108,28 +106,32 @@ class Arrays:
         label = None if self.labels is None else self.labels[indices]
         x1 = self._x1[indices].to(torch.float32)
         x0 = None if self._x0 is None else self._x0[indices].to(torch.float32)
-        given = {name: values[indices].to(torch.float32) for name, values in self._conditions.items()}
+        conditions = {name: values[indices].to(torch.float32) for name, values in self._conditions.items()}
         if self.blocks is not None:
-            for values, key in ((x1, self._key), (x0, _PARTNER), *((values, name) for name, values in given.items())):
+            for values, key in (
+                (x1, self._key),
+                (x0, _PARTNER),
+                *((values, name) for name, values in conditions.items()),
+            ):
                 if values is not None:
                     _check_rows(values, indices, _named(self._file, key))
-        return Batch(x1, label, x0, given)
+        return Batch(x1, label, x0, conditions)
 
 
-def _samples_key(found: Found, key: str | None, labels: str | None, conditions: tuple[str, ...]) -> str:
+def _samples_key(arrays: NamedArrays, key: str | None, labels: str | None, conditions: tuple[str, ...]) -> str:
     """The name of the array with the samples."""
     if key is not None:
-        if key not in found:
-            raise DataError(f"{found.file}: no array '{key}'. It holds: {_listed(found)}. Set `key` to one of them.")
+        if key not in arrays:
+            raise DataError(f"{arrays.file}: no array '{key}'. Arrays: {_listed(arrays)}. Set `key` to one of them.")
         return key
-    others = [name for name in found if name not in (_LABEL, _PARTNER, labels, *conditions)]
-    usual = [name for name in _SAMPLES if name in others]
-    if not usual and len(others) != 1:
+    others = [name for name in arrays if name not in (_LABEL, _PARTNER, labels, *conditions)]
+    default_names = [name for name in _SAMPLES if name in others]
+    if not default_names and len(others) != 1:
         raise DataError(
-            f"{found.file}: wanted one array of samples, or one called {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
-            f"It holds: {_listed(found)}. Set `key` to the one that is meant."
+            f"{arrays.file}: wanted one array of samples, or one named {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
+            f"Arrays: {_listed(arrays)}. Set `key` to one of them."
         )
-    return (usual or others)[0]
+    return (default_names or others)[0]
 
 
 def _labels(label: Tensor, n: int, who: str) -> Tensor:
@@ -156,11 +158,11 @@ def _blocks(values: Tensor) -> Tensor | None:
     return sizes
 
 
-def _condition(found: Found, name: str, n: int) -> Tensor:
+def _condition(arrays: NamedArrays, name: str, n: int) -> Tensor:
     """(n, *shape), checked."""
-    if name not in found:
-        raise DataError(f"{found.file}: no array '{name}' for a condition. It holds: {_listed(found)}.")
-    values, who = found[name], _named(found.file, name)
+    if name not in arrays:
+        raise DataError(f"{arrays.file}: no array '{name}' for a condition. Arrays: {_listed(arrays)}.")
+    values, who = arrays[name], _named(arrays.file, name)
     if values.ndim == 0 or len(values) != n or 0 in values.shape:
         raise DataError(f"{who}: wanted a condition for each of {n} samples, ({n}, *shape), got {tuple(values.shape)}.")
     return values
@@ -179,8 +181,8 @@ def _check_rows(values: Tensor, rows: Tensor, who: str) -> None:
     bad = ~values[:, None].flatten(1).isfinite().all(1)
     if bad.any():
         raise DataError(
-            f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number in row "
-            f"{int(rows[bad][0])} (counted from 0). Repair or drop that row."
+            f"{who}: wanted finite numbers in float32, got NaN, infinity or too large a number in row "
+            f"{int(rows[bad][0])} (counted from 0). Correct or remove the row."
         )
 
 
@@ -188,5 +190,5 @@ def _named(file: Path, key: str) -> str:
     return f"{file}, array '{key}'" if key else f"{file}"
 
 
-def _listed(found: Found) -> str:
-    return ", ".join(name or "one array without a name" for name in found) or "no array"
+def _listed(arrays: NamedArrays) -> str:
+    return ", ".join(name or "one array without a name" for name in arrays) or "no array"

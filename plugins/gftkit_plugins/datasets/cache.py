@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gftkit.kernel.errors import RunError, WeightsError
-from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.kernel import RunError, WeightsError
+from gftkit.storage import read_tensors, write_tensors
 
 VARIABLE = "GFTKIT_CACHE"
 """Environment variable that names the cache folder."""
@@ -20,14 +20,14 @@ def folder() -> Path:
     Raises:
         RuntimeError: where none is set and the user has no home.
     """
-    if given := os.environ.get(VARIABLE):
-        return Path(given)
+    if configured := os.environ.get(VARIABLE):
+        return Path(configured)
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "gftkit"
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``make`` gives, from the cache where it holds a readable copy.
+    """The result of ``make``, from the cache where it holds a readable copy.
 
     A missing or damaged copy is made again. A cache that can't be written costs time only. Two processes at once are
     safe: a file appears whole (written beside its place, then renamed) or not at all.

@@ -7,13 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.generation.requested_conditions import read_conditions
-from gftkit.generation.sampler import Request, Sampler
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import ConfigError
-from gftkit.kernel.options import plain
-from gftkit.runs.folder import RunFolder
-from gftkit.storage.tensors import read_tensors, write_tensors
+from gftkit.generation import Request, Sampler, read_conditions
+from gftkit.kernel import Batch, ConfigError, plain
+from gftkit.runs import RunFolder
+from gftkit.storage import read_tensors, write_tensors
 
 PART = 2**14
 """Samples that are made before the next ones are begun, a multiple of 64."""
@@ -23,7 +20,7 @@ class GeneratedPairs:
     """Pairs of a finished run: x1 is where its flow brings x0. A fine-tune on them is reflow.
 
     Index by index x1 is the sample that ``gft sample`` gives for this seed, and x0 the source sample that it came from.
-    They are kept together: no coupling is asked. So x0 and x1 have the laws of the run's own source and samples, and
+    They stay together: no coupling is used. So x0 and x1 have the laws of the run's own source and samples, and
     the flow that is learned ends in the run's law, along straighter paths. Conditions are those that each was made
     under. Values and their range are those of the run's data.
 
@@ -57,33 +54,35 @@ class GeneratedPairs:
         file: Path | None = None,
     ) -> None:
         if file is not None and file.suffix != ".safetensors":
-            raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}.")
-        given = None if conditions is None else read_conditions(conditions)
-        request = Request(count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=given)
+            raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}. Rename it.")
+        requested = None if conditions is None else read_conditions(conditions)
+        request = Request(
+            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=requested
+        )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
-        facts, asked = self._sampler.facts, self._sampler.conditions(0, size)
+        facts, conditions_in_turn = self._sampler.facts, self._sampler.conditions(0, size)
         self.event_shape, self.range, self.classes = facts.event_shape, facts.range, facts.classes
-        self.labels: Tensor | None = asked.pop("label", None)
-        self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in asked.items()}
-        self._conditions = asked
+        self.labels: Tensor | None = conditions_in_turn.pop("label", None)
+        self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in conditions_in_turn.items()}
+        self._conditions = conditions_in_turn
         self._pairs: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return self._size
 
     def __getstate__(self) -> dict[str, Any]:
-        self._made()  # once, and not in every process that reads
+        self._all_pairs()  # once, and not in every process that reads
         return {**vars(self), "_sampler": None}
 
     def batch(self, indices: Tensor) -> Batch:
         """The pairs at these indices; the first call makes all of them."""
-        pairs = self._made()
+        pairs = self._all_pairs()
         label = None if self.labels is None else self.labels[indices]
-        given = {name: values[indices] for name, values in self._conditions.items()}
-        return Batch(pairs["x1"][indices], label, pairs["x0"][indices], given)
+        conditions = {name: values[indices] for name, values in self._conditions.items()}
+        return Batch(pairs["x1"][indices], label, pairs["x0"][indices], conditions)
 
-    def _made(self) -> dict[str, Tensor]:
+    def _all_pairs(self) -> dict[str, Tensor]:
         if self._sampler is not None:
             self._pairs = self._kept(self._sampler)
             self._sampler = None
@@ -100,8 +99,8 @@ class GeneratedPairs:
             differs = sorted(key for key in wanted if known.get(key) != wanted[key])
             if differs:
                 raise ConfigError(
-                    f"file: {self._file} holds pairs of another run, or made otherwise ({', '.join(differs)}). Choose "
-                    f"another file, or delete this one."
+                    f"file: {self._file} contains pairs of another run, or made with other options "
+                    f"({', '.join(differs)}). Choose another file, or delete this one."
                 )
             return pairs
         pairs = _generated(sampler, self._size)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
+from gftkit.kernel import Batch
 
 
 class InMemory:

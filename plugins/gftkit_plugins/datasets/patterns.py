@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -35,10 +35,10 @@ def files_of(pattern: Path, ending: str) -> list[Path]:
     if pattern.is_file():
         return [pattern]
     if pattern.is_dir():
-        found = sorted(file for file in pattern.iterdir() if file.name.endswith(ending) and file.name[0] != ".")
-        if not found:
+        inside = sorted(file for file in pattern.iterdir() if file.name.endswith(ending) and file.name[0] != ".")
+        if not inside:
             raise DataError(f"{pattern}: wanted a folder with {ending} files, found none in it. Check the path.")
-        return found
+        return inside
     files: list[Path] = []
     missing: list[str] = []
     for name in _expanded(str(pattern)):
@@ -59,17 +59,17 @@ def files_of(pattern: Path, ending: str) -> list[Path]:
 
 def _expanded(text: str) -> list[str]:
     """Every text that braces stand for, innermost first."""
-    found = _BRACES.search(text)
-    if not found:
+    braces = _BRACES.search(text)
+    if not braces:
         return [text]
-    span = _RANGE.fullmatch(found[1])
+    span = _RANGE.fullmatch(braces[1])
     if span:
         low, high = int(span[1]), int(span[2])
         parts = [str(number).zfill(len(span[1])) for number in range(low, high + 1)]
-    elif "," in found[1]:
-        parts = found[1].split(",")
+    elif "," in braces[1]:
+        parts = braces[1].split(",")
     else:
         raise DataError(
-            f"{text}: braces hold a range of whole numbers as {{000..099}}, or a list as {{a,b}}; got {found[0]}."
+            f"{text}: braces hold a range of whole numbers as {{000..099}}, or a list as {{a,b}}; got {braces[0]}."
         )
-    return [whole for part in parts for whole in _expanded(text[: found.start()] + part + text[found.end() :])]
+    return [whole for part in parts for whole in _expanded(text[: braces.start()] + part + text[braces.end() :])]

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _UNSAFE = (
 )
 
 
-class Arrays(Mapping[str, Tensor]):
+class NamedArrays(Mapping[str, Tensor]):
     """The arrays of one file by name; each is read, or mapped into memory, when it is asked for.
 
     Args:
@@ -52,7 +52,7 @@ class Arrays(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def read_arrays(file: Path) -> Arrays:
+def read_arrays(file: Path) -> NamedArrays:
     """The arrays of a .npy, .npz, .pt or .safetensors file; the one of a file without names is called "".
 
     Raises:
@@ -69,16 +69,16 @@ def read_arrays(file: Path) -> Arrays:
     return _guarded(file, lambda: reader(file))
 
 
-def _npy(file: Path) -> Arrays:
+def _npy(file: Path) -> NamedArrays:
     with file.open("rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise ValueError("it doesn't start as a .npy file does")
-    # "c": changes would stay in memory. torch wants writable arrays, and the file is never written.
+    # "c": changes would stay in memory. torch warns of arrays that it can't write, and the file is never written.
     values = np.load(file, mmap_mode="c", allow_pickle=False)
-    return Arrays(file, [""], lambda _: values)
+    return NamedArrays(file, [""], lambda _: values)
 
 
-def _npz(file: Path) -> Arrays:
+def _npz(file: Path) -> NamedArrays:
     if not zipfile.is_zipfile(file):
         raise ValueError("it isn't the zip archive that an .npz file is")
 
@@ -87,30 +87,30 @@ def _npz(file: Path) -> Arrays:
             return archive[name]
 
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        return Arrays(file, list(archive.files), get)
+        return NamedArrays(file, list(archive.files), get)
 
 
-def _pt(file: Path) -> Arrays:
+def _pt(file: Path) -> NamedArrays:
     # Only the zip format, torch's default since 1.6, can be mapped.
     mapped = zipfile.is_zipfile(file)
     with warnings.catch_warnings(action="ignore"):  # guesses about a foreign file; what matters is raised
-        found = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
-    if isinstance(found, Tensor):
-        return Arrays(file, [""], lambda _: found)
-    if not isinstance(found, dict):
+        contents = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
+    if isinstance(contents, Tensor):
+        return NamedArrays(file, [""], lambda _: contents)
+    if not isinstance(contents, dict):
         raise DataError(
-            f"{file}: wanted a tensor or a dict of tensors, got a {type(found).__name__}. Save one of them."
+            f"{file}: wanted a tensor or a dict of tensors, got a {type(contents).__name__}. Save one of them."
         )
-    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return Arrays(file, list(tensors), tensors.__getitem__)
+    tensors = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return NamedArrays(file, list(tensors), tensors.__getitem__)
 
 
-def _safetensors(file: Path) -> Arrays:
+def _safetensors(file: Path) -> NamedArrays:
     handle: Any = safetensors.safe_open(file, framework="pt", device="cpu")  # maps the file into memory
-    return Arrays(file, list(handle.keys()), handle.get_tensor)
+    return NamedArrays(file, list(handle.keys()), handle.get_tensor)
 
 
-_READERS: dict[str, Callable[[Path], Arrays]] = {
+_READERS: dict[str, Callable[[Path], NamedArrays]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".pt": _pt,
@@ -119,7 +119,7 @@ _READERS: dict[str, Callable[[Path], Arrays]] = {
 
 
 def _guarded(file: Path, read: Callable[[], T]) -> T:
-    """What ``read`` gives; whatever goes wrong in a parser becomes one message about the file."""
+    """The result of ``read``; any failure in a parser becomes one message about the file."""
     try:
         return read()
     except (DataError, MemoryError):
@@ -132,7 +132,7 @@ def _guarded(file: Path, read: Callable[[], T]) -> T:
         if "allow_pickle" in reason or "Python objects" in reason or reason.startswith("Weights only load failed"):
             raise DataError(_UNSAFE.format(file=file)) from error
         raise DataError(
-            f"{file}: wanted a whole {file.suffix} file, and this one is damaged, cut off or of another format "
+            f"{file}: wanted a complete {file.suffix} file, and this one is damaged, incomplete or of another format "
             f"({reason}). Write or copy it again."
         ) from error
 

@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data.samples import Scaling, classes_of, condition_shapes_of
-from gftkit.kernel.contracts import Batch, Dataset
-from gftkit.kernel.errors import ConfigError, DataError
+from gftkit.data import Scaling, classes_of, condition_shapes_of
+from gftkit.kernel import Batch, ConfigError, DataError, Dataset
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 
 
@@ -19,8 +18,8 @@ class Replay:
 
     A flow that learns them ends in the arithmetic mixture (1 - share) q + share q_pre of the target's law and the run's
     (theory, T17): it keeps the old law beside the new one. The set is finite. It holds every target sample equally
-    often, and as many generated ones as the share wants; so each epoch visits all of them, in one random order, and a
-    batch holds the share up to chance.
+    often, and as many generated ones as the share requires; so each epoch visits all of them, in one random order, and
+    a batch holds the share up to chance.
 
     Values and their range are the target's. Generated samples come with the same place in the range: black stays black.
     Labels and conditions of generated samples are those that they were made under; there are labels where the target
@@ -58,14 +57,14 @@ class Replay:
         file: Path | None = None,
     ) -> None:
         if not isinstance(target, Dataset):
-            raise ValueError("target: wanted a finite set, and a synthetic one has no end. Say its `count`.")
+            raise ValueError("target: wanted a finite set, and a synthetic one is infinite. Set its `count`.")
         if len(target) == 0:
             raise DataError("target: the data set is empty. Give at least one sample.")
         self._target = target
         self._copies = math.ceil(size * (1 - share) / (share * len(target)))
         self._targets = self._copies * len(target)
         count = max(1, round(self._targets * share / (1 - share)))
-        self._old = GeneratedPairs(run, count, source_seed, solver, None, conditions, "ema", file)
+        self._old = GeneratedPairs(run, count, source_seed=source_seed, solver=solver, conditions=conditions, file=file)
         if tuple(self._old.event_shape) != tuple(target.event_shape):
             raise ConfigError(
                 f"run: wanted samples of the target's shape {tuple(target.event_shape)}, and {run} gives "
@@ -74,7 +73,7 @@ class Replay:
         if condition_shapes_of(target) != self._old.condition_shapes:
             raise ConfigError(
                 f"run: wanted samples with the target's conditions {condition_shapes_of(target)}, and {run} gives "
-                f"{self._old.condition_shapes}. Replay a run that knows the same ones."
+                f"{self._old.condition_shapes}. Replay a run with the same conditions."
             )
         self.event_shape = tuple(target.event_shape)
         self.range = None if target.range is None else (float(target.range[0]), float(target.range[1]))
@@ -94,17 +93,21 @@ class Replay:
         new = indices < self._targets
         target = self._target.batch(indices[new] % len(self._target))
         if target.x0 is not None:
-            raise DataError("target: its samples have partners of their own, and generated ones would have none.")
+            raise DataError(
+                "target: its samples have fixed partners, and generated ones have none. Use another data set."
+            )
         old = self._old.batch(indices[~new] - self._targets)
         unscaled = Scaling(self.range).unscale(Scaling(self._old.range).scale(old.x1))
-        given = {name: _merged(new, target.conditions[name], old.conditions[name]) for name in self.condition_shapes}
+        conditions = {
+            name: _merged(new, target.conditions[name], old.conditions[name]) for name in self.condition_shapes
+        }
         label = None if self.labels is None else self.labels[indices]
-        return Batch(_merged(new, target.x1, unscaled), label, None, given)
+        return Batch(_merged(new, target.x1, unscaled), label, None, conditions)
 
 
 def _merged(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """Rows of one tensor where ``first`` is true, in their order, and of another elsewhere."""
-    made = one.new_empty(len(first), *one.shape[1:])
-    made[first] = one
-    made[~first] = other.to(one.dtype)
-    return made
+    merged = one.new_empty(len(first), *one.shape[1:])
+    merged[first] = one
+    merged[~first] = other.to(one.dtype)
+    return merged

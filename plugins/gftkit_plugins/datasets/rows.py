@@ -9,7 +9,7 @@ from torch import Tensor
 from gftkit_plugins.datasets.stretches import Stretches
 
 
-class Rows:
+class NpyRows:
     """The array of an .npy file, read row by row where rows are asked for.
 
     Args:
@@ -33,7 +33,7 @@ class Rows:
         self._file = Stretches([file])
 
     @classmethod
-    def open(cls, file: Path) -> "Rows | None":
+    def open(cls, file: Path) -> "NpyRows | None":
         """The rows of a file, or None where they don't lie one after the other (Fortran order)."""
         mapped = np.load(file, mmap_mode="r", allow_pickle=False)
         if not mapped.flags["C_CONTIGUOUS"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 _OPEN = 64
 """Files that are kept open at once."""
@@ -39,21 +39,21 @@ class Stretches:
         Raises:
             DataError: where the file can't be opened, or has become shorter.
         """
-        held = bytearray(size)
+        stretch = bytearray(size)
         done = 0
         try:
             handle = self._handle(number)
             while done < size:
-                got = os.preadv(handle, [memoryview(held)[done:]], offset + done)
+                got = os.preadv(handle, [memoryview(stretch)[done:]], offset + done)
                 if got == 0:
                     raise DataError(
-                        f"{self.files[number]}: wanted {size} bytes from byte {offset} on, and the file ends before. "
-                        f"It was changed since the run started: restore it, and resume."
+                        f"{self.files[number]}: wanted {size} bytes from byte {offset} on, and the file is shorter. "
+                        f"It has changed since the run started. Restore it, and resume."
                     )
                 done += got
         except OSError as error:
-            raise cannot_read(self.files[number], error) from error
-        return held
+            raise unreadable_file_error(self.files[number], error) from error
+        return stretch
 
     def _handle(self, number: int) -> int:
         if number not in self._open:
@@ -71,6 +71,6 @@ class Stretches:
             os.close(handle)
 
 
-def cannot_read(file: Path, error: OSError) -> DataError:
-    """What to say where the operating system doesn't give a file."""
+def unreadable_file_error(file: Path, error: OSError) -> DataError:
+    """The error for a file that the operating system doesn't give."""
     return DataError(f"{file}: can't be read ({error.strerror or error}). Check the path and its permissions.")

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Batch
+from gftkit.kernel import Batch
 
 Positive = Annotated[float, Field(gt=0)]
-Row = Annotated[list[float], Field(min_length=1)]
+Numbers = Annotated[list[float], Field(min_length=1)]
 EventShape = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 
 _SYMMETRY = 1e-9
@@ -56,7 +56,7 @@ class Gaussian:
                 f"mean: wanted one number, or {size} for event_shape {list(self.event_shape)}, got {len(mean)}."
             )
         if std is not None and covariance is not None:
-            raise ValueError("std and covariance both set the spread: give one of them.")
+            raise ValueError("std and covariance both set the spread. Give one of them.")
         self.mean = torch.tensor(mean, dtype=torch.float64).expand(size)
         self.std = 1.0 if std is None else std
         self.covariance = None if covariance is None else _covariance(covariance, size)
@@ -105,13 +105,13 @@ class GaussianMixture:
 
     def __init__(
         self,
-        means: Annotated[list[Row], Field(min_length=1)] | None = None,
+        means: Annotated[list[Numbers], Field(min_length=1)] | None = None,
         std: Positive = 0.2,
         weights: Annotated[list[Positive], Field(min_length=1)] | None = None,
         radius: Positive | None = None,
     ) -> None:
         if means is not None and radius is not None:
-            raise ValueError("radius belongs to the default circle: give it or means.")
+            raise ValueError("radius is an option of the default circle. Give radius or means, not both.")
         if means is None:
             angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
             self.means = (2.0 if radius is None else radius) * torch.stack([angles.cos(), angles.sin()], 1)

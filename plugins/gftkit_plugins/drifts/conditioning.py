@@ -1,4 +1,4 @@
-"""What a drift is told beside the state: the time and, where it is conditional, class and named conditions."""
+"""Embeddings of a drift's time and, where it is conditional, of its class and named conditions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Conditioning(nn.Module):
 
     Attributes:
         names: every condition that is used, ``label`` first.
-        null: what stands for "not given", by condition.
+        null: the value that stands for "not given", by condition.
 
     Raises:
         ValueError: for a conditional drift without classes, or a condition that the data don't have.
@@ -48,8 +48,8 @@ class Conditioning(nn.Module):
         super().__init__()
         if conditional and classes is None:
             raise ValueError(
-                "conditional: true wants class labels, and the data have no labels. "
-                "Use data with labels, or conditional: false."
+                "conditional: true requires class labels, and the data have none. Use data with labels, or "
+                "conditional: false."
             )
         octaves = torch.linspace(0, _OCTAVES, FEATURES // 2, dtype=torch.float64)
         frequencies = (math.pi * 2**octaves).to(torch.get_default_dtype())
@@ -59,25 +59,27 @@ class Conditioning(nn.Module):
         self.names: tuple[str, ...] = (*(("label",) if conditional else ()), *names)
         self.null = {name: classes if name == "label" else math.nan for name in self.names}
 
-    def forward(self, t: Tensor, label: Tensor | None, given: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None, conditions: Mapping[str, Tensor]) -> Tensor:
         """The embedding, in the dtype of the module.
 
         Raises:
-            ValueError: for a condition that is missing, not wanted or of the wrong shape, or a label above ``classes``.
+            ValueError: for a condition that is missing, unknown or of the wrong shape, or a label above ``classes``.
         """
         angle = t[:, None].to(self.frequencies.dtype) * self.frequencies  # (batch, FEATURES / 2)
         features = torch.cat([angle.sin(), angle.cos()], dim=1)
         if self.embedding is not None:
             features = features + self._class(self.embedding, t, label)
         elif label is not None:
-            raise ValueError("label: this drift isn't told it. Leave it out, or make it with conditional: true.")
-        if set(given) != set(self.named):
             raise ValueError(
-                f"wanted the conditions {sorted(self.named)}, got {sorted(given)}. Give those that the drift was made "
-                f"with, in `conditions`."
+                "label: this drift doesn't use labels. Leave it out, or make the drift with conditional: true."
+            )
+        if set(conditions) != set(self.named):
+            raise ValueError(
+                f"wanted the conditions {sorted(self.named)}, got {sorted(conditions)}. Give those that the drift "
+                f"was made with, in `conditions`."
             )
         for name, embed in self.named.items():
-            features = features + embed(given[name], len(t))
+            features = features + embed(conditions[name], len(t))
         return features
 
     def _class(self, embedding: nn.Embedding, t: Tensor, label: Tensor | None) -> Tensor:
@@ -116,8 +118,8 @@ class Named(nn.Module):
         super().__init__()
         if len(shape) > 2 or 0 in shape:
             raise ValueError(
-                f"conditions: '{name}' has shape {shape}: wanted () for a number, (d,) for a vector or (tokens, d) for "
-                f"a sequence. Flatten it, or bring a network of your own."
+                f"conditions: '{name}' has shape {shape}: wanted () for a number, (d,) for a vector or (tokens, d) "
+                f"for a sequence. Flatten it, or use your own network."
             )
         self.name, self.shape = name, shape
         into = shape[-1] if shape else 1
@@ -143,7 +145,7 @@ class Named(nn.Module):
 def _shape(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     if name not in shapes:
         raise ValueError(
-            f"conditions: the data have no '{name}' (they have: {', '.join(shapes) or 'none'}). Name it in the data's "
+            f"conditions: the data have no '{name}' (they have: {', '.join(shapes) or 'none'}). Add it to the data's "
             f"`conditions`, or leave it out."
         )
     return tuple(shapes[name])
@@ -153,7 +155,7 @@ def check_inputs(t: Tensor, x: Tensor, event_shape: tuple[int, ...]) -> None:
     """Refuse a time or state of the wrong shape.
 
     Raises:
-        ValueError: saying what was wanted and what came.
+        ValueError: with the wanted shapes and those that came.
     """
     if x.ndim != 1 + len(event_shape) or x.shape[1:] != event_shape or t.shape != x.shape[:1]:
         wanted = ", ".join(["batch", *map(str, event_shape)])

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gftkit.data import conditions as conditioned
-from gftkit.kernel.contracts import Drift
+from gftkit.data import condition_names, condition_nulls
+from gftkit.kernel import Drift
 
 FREQUENCIES = 3
 """Of the embedding of a jump's length: pi, 2 pi and 4 pi. Low ones, since the loss holds the derivative by the end."""
@@ -58,18 +58,18 @@ class FlowMap(nn.Module):
         super().__init__()
         assert isinstance(drift, nn.Module)  # the contract of the kind
         self.drift = drift
-        self.conditions, self.null = conditioned.names(drift), conditioned.nulls(drift)
+        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
         self.notes = tuple(getattr(drift, "notes", ()))
         modules = {name: module for name, module in drift.named_modules() if name}
         if into is not None and into not in modules:
-            raise ValueError(f"into: this network has no module '{into}'. It has {', '.join(modules)}.")
+            raise ValueError(f"into: this network has no module '{into}'. Modules: {', '.join(modules)}.")
         self.into = EMBEDS_TIME if into is None and EMBEDS_TIME in modules else into
         size = math.prod(event_shape)
         if self.into is not None:
-            given = {name: torch.zeros(2, *shape) for name, shape in (condition_shapes or {}).items()}
-            given["label"] = torch.zeros(2, dtype=torch.int64)
-            size = _width(drift, self.into, event_shape, {name: given[name] for name in self.conditions})
-            modules[self.into].register_forward_hook(self._told)
+            examples = {name: torch.zeros(2, *shape) for name, shape in (condition_shapes or {}).items()}
+            examples["label"] = torch.zeros(2, dtype=torch.int64)
+            size = _width(drift, self.into, event_shape, {name: examples[name] for name in self.conditions})
+            modules[self.into].register_forward_hook(self._add_embedding)
         last = nn.Linear(width, size)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -87,7 +87,7 @@ class FlowMap(nn.Module):
         finally:
             self._added = None
 
-    def _told(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def _add_embedding(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         """The hook of the module ``into``."""
         return output if self._added is None else output + self._added
 
@@ -99,17 +99,20 @@ def _features(length: Tensor) -> Tensor:
     return torch.cat([length[:, None], angle.sin(), angle.cos()], dim=1)
 
 
-def _width(drift: nn.Module, into: str, event_shape: tuple[int, ...], given: dict[str, Tensor]) -> int:
+def _width(drift: nn.Module, into: str, event_shape: tuple[int, ...], conditions: dict[str, Tensor]) -> int:
     """The d of the output (batch, d) of a network's module, found by trying the network on zeros."""
     seen: list[Any] = []
     hook = drift.get_submodule(into).register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
     try:
         with torch.no_grad():
-            drift(torch.full((2,), 0.5), torch.zeros(2, *event_shape), **given)
+            drift(torch.full((2,), 0.5), torch.zeros(2, *event_shape), **conditions)
     finally:
         hook.remove()
-    found = seen[0] if seen else None
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        came = "nothing" if found is None else f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else found
-        raise ValueError(f"into: wanted a module whose output is (batch, d), and that of '{into}' is {came}.")
-    return found.shape[1]
+    output = seen[0] if seen else None
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        came = "nothing" if output is None else f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else output
+        raise ValueError(
+            f"into: wanted a module whose output is (batch, d), and the output of '{into}' is {came}. Choose another "
+            f"module."
+        )
+    return output.shape[1]

@@ -21,8 +21,8 @@ class Mlp(nn.Module):
         condition_shapes: shapes of the data's named conditions.
         width: units of a hidden layer.
         depth: number of hidden layers.
-        conditional: whether the drift is told the class of a sample.
-        conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
+        conditional: whether the drift uses the class of a sample.
+        conditions: which of the data's named conditions it uses: numbers, vectors, or sequences of embeddings, of
             which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:

@@ -6,19 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from gftkit.kernel.contracts import Path
-from gftkit.kernel.errors import ConfigError, WeightsError
-from gftkit.networks import foreign_weights as foreign
-from gftkit.networks.convention import Convention
-from gftkit.networks.foreign import ForeignDrift
-from gftkit.networks.state import load_weights
-from gftkit.storage.documents import read_json
-from gftkit_plugins.importing import imported, made
+from gftkit.kernel import ConfigError, Path, WeightsError
+from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights
+from gftkit.storage import read_json
+from gftkit_plugins.importing import build_network, import_target
 
 DIFFUSERS_CONFIG = "config.json"
 
 
-class Module(ForeignDrift):
+class ModuleDrift(ForeignDrift):
     """A network of your own or of another library, by the name of its class, with its weights and its convention.
 
     The network takes what its convention says and gives what it says: see the guide, "Your own network". Its parameters
@@ -57,12 +53,12 @@ class Module(ForeignDrift):
         folder: FilePath = FilePath("."),
         path: Path | None = None,
     ) -> None:
-        make, given = imported(target, folder, "drift"), options or {}
+        factory, arguments = import_target(target, folder, "drift"), options or {}
         if weights is not None and weights.is_dir():
-            network, notes = _from_diffusers(make, given, weights, target), []
+            network, notes = _from_diffusers(factory, arguments, weights, target), []
         else:
-            network = made(make, given, target, "drift")
-            notes = [] if weights is None else foreign.load(network, weights, key)
+            network = build_network(factory, arguments, target, "drift")
+            notes = [] if weights is None else load_foreign_weights(network, weights, key)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
 
@@ -81,27 +77,27 @@ class Module(ForeignDrift):
 
 
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
-    """What a folder that diffusers has saved tells of its network."""
+    """The options of the network in a folder that diffusers has saved."""
     config = folder / DIFFUSERS_CONFIG
-    held = read_json(config) if config.is_file() else None
-    if not isinstance(held, dict) or "_class_name" not in held:
+    saved = read_json(config) if config.is_file() else None
+    if not isinstance(saved, dict) or "_class_name" not in saved:
         raise WeightsError(
             f"{folder}: wanted a weights file, or a folder of diffusers with {DIFFUSERS_CONFIG} and "
-            f"diffusion_pytorch_model.safetensors. Of a pipeline give the folder of its network, such as unet/."
+            f"diffusion_pytorch_model.safetensors. For a pipeline, give the folder of its network, such as unet/."
         )
-    if target.rpartition(":")[2] != held["_class_name"]:
+    if target.rpartition(":")[2] != saved["_class_name"]:
         raise ConfigError(
-            f"drift.target: {config} is of the class {held['_class_name']}, and the target is '{target}'. "
-            f"Wanted `target: diffusers:{held['_class_name']}`."
+            f"drift.target: {config} describes the class {saved['_class_name']}, and the target is '{target}'. Use "
+            f"`target: diffusers:{saved['_class_name']}`."
         )
-    return {key: value for key, value in held.items() if not key.startswith("_")}
+    return {key: value for key, value in saved.items() if not key.startswith("_")}
 
 
-def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
+def _from_diffusers(factory: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
     """The network of a folder, by diffusers' own loader; its pickles are never read."""
     saved = _saved_options(folder, target)
     try:
-        network: nn.Module = make.from_pretrained(
+        network: nn.Module = factory.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:
@@ -109,6 +105,6 @@ def _from_diffusers(make: Any, options: Mapping[str, Any], folder: FilePath, tar
     changed = sorted(key for key, value in options.items() if saved.get(key) != value)
     if not changed:
         return network
-    changed_network = made(make, options, target, "drift")
+    changed_network = build_network(factory, options, target, "drift")
     load_weights(changed_network, network.state_dict(), folder)
     return changed_network

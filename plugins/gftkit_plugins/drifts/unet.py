@@ -32,8 +32,8 @@ class Unet(nn.Module):
         head_channels: channels of an attention head, which divide those of every level with attention; null for one
             head.
         dropout: share of activations dropped in each block while training.
-        conditional: whether the drift is told the class of a sample.
-        conditions: which of the data's named conditions it is told: numbers, vectors, or sequences of embeddings, of
+        conditional: whether the drift uses the class of a sample.
+        conditions: which of the data's named conditions it uses: numbers, vectors, or sequences of embeddings, of
             which the mean over tokens counts. Bring their values to about [-1, 1].
 
     Raises:
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         if rest:
             raise ValueError(
                 f"head_channels: {head_channels} doesn't divide the {channels} channels of a level with attention. "
-                f"Take a divisor of them, or another width."
+                f"Choose a divisor, or another width."
             )
         self.norm = _norm(channels)
         self.to_qkv = nn.Conv1d(channels, 3 * channels, 1, bias=False)
@@ -213,9 +213,9 @@ def _zero(layer: Layer) -> Layer:
 def _check_event_shape(event_shape: tuple[int, ...], levels: int) -> None:
     factor = 2 ** (levels - 1)
     if len(event_shape) != 3:
-        raise ValueError(f"unet wants images (channels, height, width), got events of shape {event_shape}. Use mlp.")
+        raise ValueError(f"unet takes images (channels, height, width), got events of shape {event_shape}. Use mlp.")
     if any(side % factor for side in event_shape[1:]):
         raise ValueError(
-            f"unet with {levels} levels wants height and width divisible by {factor}, got {event_shape[1:]}. "
-            f"Use fewer multipliers, or pad or resize the images."
+            f"unet with {levels} levels requires height and width divisible by {factor}, got {event_shape[1:]}. Use "
+            f"fewer multipliers, or pad or resize the images."
         )

@@ -4,7 +4,7 @@ import gftkit
 from gftkit_plugins.features.digits_classifier import DigitsClassifier
 from gftkit_plugins.features.efficientnet import EfficientNetLite0
 from gftkit_plugins.features.identity import Identity
-from gftkit_plugins.features.module import Module
+from gftkit_plugins.features.module import ModuleFeature
 
 
 @gftkit.hookimpl
@@ -14,5 +14,5 @@ def gftkit_features() -> dict[str, type]:
         "digits-classifier": DigitsClassifier,
         "efficientnet-lite0": EfficientNetLite0,
         "identity": Identity,
-        "module": Module,
+        "module": ModuleFeature,
     }

@@ -1,4 +1,4 @@
-"""What a small network sees in handwritten digits, trained here once."""
+"""Features of handwritten digits: a small network's, trained here once."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SIZE = 64
+FEATURES = 64
 """Number of features."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the network is trained; its hash names the cached weights. Raise ``version`` when the code changes."""
+    """The training of the network; its hash names the cached weights. Raise ``version`` when the code changes."""
 
     version: int = 1
     seed: int = 0
@@ -56,8 +56,8 @@ class DigitsClassifier:
         from gftkit_plugins.datasets.cache import cached
 
         recipe = Recipe()
-        self._network = network(recipe)
-        self._network.load_state_dict(cached(recipe.name, lambda: train(recipe)))
+        self._network = build_classifier(recipe)
+        self._network.load_state_dict(cached(recipe.name, lambda: train_classifier(recipe)))
         self._network.eval().requires_grad_(False)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -69,20 +69,21 @@ class DigitsClassifier:
         return self._network(_small(x)).argmax(1)
 
 
-def network(recipe: Recipe) -> nn.Sequential:
+def build_classifier(recipe: Recipe) -> nn.Sequential:
     """The untrained classifier, (n, 1, 8, 8) -> (n, 10) logits; its weights don't depend on or touch global state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        return nn.Sequential(
+        layers = (
             nn.Conv2d(1, 24, 3, padding=1), nn.SiLU(),
             nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.SiLU(),  # 4x4
             nn.Conv2d(48, 48, 3, padding=1), nn.SiLU(),
-            nn.Flatten(), nn.Dropout(recipe.dropout), nn.Linear(48 * 16, SIZE), nn.SiLU(),
-            nn.Linear(SIZE, 10),
-        ).float()  # fmt: skip
+            nn.Flatten(), nn.Dropout(recipe.dropout), nn.Linear(48 * 16, FEATURES), nn.SiLU(),
+            nn.Linear(FEATURES, 10),
+        )  # fmt: skip
+        return nn.Sequential(*layers).float()
 
 
-def train(recipe: Recipe) -> dict[str, Tensor]:
+def train_classifier(recipe: Recipe) -> dict[str, Tensor]:
     """The trained weights. Deterministic on one machine; global random state is left as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums don't depend on the number of cores, and so small a network gains little from them
@@ -93,14 +94,14 @@ def train(recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
-    net = network(recipe)
+    net = build_classifier(recipe)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(recipe.seed)
         for _ in range(recipe.steps):
-            chosen = torch.randint(len(x), (recipe.batch_size,))
-            loss = functional.cross_entropy(net(x[chosen]), label[chosen])
+            batch = torch.randint(len(x), (recipe.batch_size,))
+            loss = functional.cross_entropy(net(x[batch]), label[batch])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -110,10 +111,10 @@ def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def training_data() -> tuple[Tensor, Tensor]:
     """(n, 1, 8, 8) in [-1, 1] and (n,): mnist5k at 8x8, then the training split of digits."""
-    from gftkit.data.subset import subset
+    from gftkit.data import select_subset
     from gftkit_plugins.datasets.images.packaged import digits, mnist5k
 
-    parts = [(mnist5k(size=8), 255), (subset(digits(), split="train"), 16)]
+    parts = [(mnist5k(size=8), 255), (select_subset(digits(), split="train"), 16)]
     batches = [(data.batch(torch.arange(len(data))), high) for data, high in parts]
     images = [batch.x1 * (2 / high) - 1 for batch, high in batches]
     labels = [batch.label for batch, _ in batches if batch.label is not None]
@@ -124,7 +125,7 @@ def _small(x: Tensor) -> Tensor:
     """The images at 8x8."""
     if tuple(x.shape[1:]) not in ((1, 8, 8), (1, 16, 16)):
         raise ValueError(
-            f"digits-classifier wants images of shape (n, 1, 8, 8) or (n, 1, 16, 16), got {tuple(x.shape)}. For other "
+            f"digits-classifier takes images of shape (n, 1, 8, 8) or (n, 1, 16, 16), got {tuple(x.shape)}. For other "
             f"images use efficientnet-lite0 or identity."
         )
     return functional.avg_pool2d(x.float(), x.shape[-1] // 8)

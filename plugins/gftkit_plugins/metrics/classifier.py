@@ -9,11 +9,10 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from gftkit.estimation.intervals import proportion
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit.estimation import proportion
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 FOLDS = 5
 """Parts of the cross-validation."""
@@ -22,10 +21,10 @@ STEPS, LEARNING_RATE, DECAY = 150, 1e-2, 1e-2
 """Of the classifier's training by AdamW, on all of its data in each step."""
 
 
-class ClassifierTwoSample(OfFeatures):
+class ClassifierTwoSample(FeatureMetric):
     """Classifier two-sample test (C2ST): held-out accuracy of a network that tells samples from held-out data.
 
-    0.5 is chance: nothing that this network finds distinguishes them. 1 is told apart always. Equal numbers of both
+    0.5 is chance: nothing that this network finds distinguishes them. 1 distinguishes always. Equal numbers of both
     are taken, min(n, m) at random. The network has one hidden layer of ``width`` units (ReLU) on standardised features;
     accuracy is by cross-validation in 5 parts, so each sample is judged once, by a network that hasn't seen it.
 
@@ -47,7 +46,7 @@ class ClassifierTwoSample(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 9, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "classifier-two-sample")
@@ -57,25 +56,25 @@ class ClassifierTwoSample(OfFeatures):
     """
 
     def __init__(
-        self, feature: Feature | None = None, width: Annotated[int, Field(gt=0)] = 20, steps: Steps = None
+        self, feature: Feature | None = None, width: Annotated[int, Field(gt=0)] = 20, steps: SolverSteps = None
     ) -> None:
         super().__init__(feature, steps)
         self.width = width
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The accuracy on the evaluation's samples and its reference."""
-        made = self.vectors(evaluation)
-        count = min(map(len, made))
+        vectors = self.vectors(evaluation)
+        count = min(map(len, vectors))
         if count < 20:
             raise ValueError(f"wanted at least 20 samples and 20 data, got {count} samples. Make more samples.")
-        x, y = (each[torch.randperm(len(each), generator=generator)[:count]] for each in made)
+        x, y = (each[torch.randperm(len(each), generator=generator)[:count]] for each in vectors)
         share = accuracy(torch.cat([x, y]).float(), self.width, generator)
         size = 2 * count
-        found = {
+        estimates = {
             "classifier_two_sample": proportion(share, math.sqrt(share * (1 - share) / size), size),
             "classifier_two_sample_null": Estimate(0.5, 0.5 / math.sqrt(size)),
         }
-        return {key(name, self.steps): estimate for name, estimate in found.items()}
+        return {value_name(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def accuracy(x: Tensor, width: int, generator: Generator) -> float:
@@ -95,7 +94,7 @@ def accuracy(x: Tensor, width: int, generator: Generator) -> float:
         for shape, scale in zip(shapes, scales, strict=True)
     ]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, weight_decay=DECAY)
-    with torch.enable_grad():
+    with torch.enable_grad():  # metrics are measured without gradients
         for _ in range(STEPS):
             losses = functional.binary_cross_entropy_with_logits(
                 _logits(x, weights), label.expand(FOLDS, -1), reduction="none"

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Generator
 
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import enough
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import check_enough
 from gftkit_plugins.metrics.pairs import discrepancy
 
 
@@ -21,7 +20,7 @@ class Energy:
     number of samples: 12 bytes for every pair, in each of three matrices.
 
     Value: ``energy``, or ``energy_4_steps`` for ``steps=4``; standard error by the jackknife, which errs upwards
-    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.estimation.weights``.
+    by up to sqrt(2) near 0; interval by the Bayesian bootstrap, ``gftkit.estimation.bootstrap_weights``.
 
     Args:
         steps: solver steps of the samples; the evaluation's own number by default.
@@ -34,7 +33,7 @@ class Energy:
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "energy")
@@ -42,16 +41,16 @@ class Energy:
         True
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples."""
-        enough(scope)
+        check_enough(scope)
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x = evaluation.samples(self.steps).flatten(1).double()
         y = evaluation.reference.x1.flatten(1).double()
         xx, yy, xy = (-torch.cdist(*pair) for pair in ((x, x), (y, y), (x, y)))
-        return {key("energy", self.steps): discrepancy(xx, yy, xy, generator)}
+        return {value_name("energy", self.steps): discrepancy(xx, yy, xy, generator)}

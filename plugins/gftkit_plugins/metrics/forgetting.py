@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Generator
 
-from gftkit.data.samples import Samples
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Batch, Dataset, Estimate, Metric, Sampler
-from gftkit.runtime.randomness import stream
+from gftkit.data import Samples
+from gftkit.evaluation import Scope
+from gftkit.kernel import Batch, Dataset, Estimate, EvaluationView, Metric, Sampler
+from gftkit.runtime import stream
 from gftkit_plugins.metrics.energy import Energy
 
 
@@ -33,7 +32,7 @@ class Forgetting:
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> old, new = Batch(x + 1), Batch(x + 9)
         >>> model = SimpleNamespace(samples=lambda n: x, reference=new, count=50, inherited=lambda n: old)
@@ -62,15 +61,15 @@ class Forgetting:
         if ask is not None:
             ask(replace(scope, reference=count, held_out=True))
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The metric's values for the evaluation's samples and the old distribution."""
         if self._old is None:
             self._old = self._some(evaluation)
         compared: Any = _Compared(evaluation, self._old)
-        found = self.metric.measure(compared, generator)
-        return {f"forgetting_{name}": estimate for name, estimate in found.items()}
+        estimates = self.metric.measure(compared, generator)
+        return {f"forgetting_{name}": estimate for name, estimate in estimates.items()}
 
-    def _some(self, evaluation: Evaluation) -> Batch:
+    def _some(self, evaluation: EvaluationView) -> Batch:
         """As many data of the old distribution as there are samples, if there are so many; scaled."""
         if self.data is not None:
             shape = tuple(evaluation.reference.x1.shape[1:])
@@ -83,7 +82,7 @@ class Forgetting:
 class _Compared:
     """An evaluation, with other data to compare its samples with."""
 
-    def __init__(self, evaluation: Evaluation, reference: Batch) -> None:
+    def __init__(self, evaluation: EvaluationView, reference: Batch) -> None:
         self._evaluation, self.reference = evaluation, reference
 
     def __getattr__(self, name: str) -> Any:

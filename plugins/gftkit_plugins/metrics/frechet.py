@@ -5,14 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate
-from gftkit_plugins.metrics.naming import key
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit.estimation import jackknife_estimate
+from gftkit.kernel import Estimate, EvaluationView
+from gftkit_plugins.metrics.naming import value_name
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class Frechet(OfFeatures):
+class Frechet(FeatureMetric):
     """Frechet distance between the Gaussians with the mean and covariance of the features of samples and data.
 
     It is biased upwards: n samples and m data of one law N(0, I) in d dimensions score about
@@ -35,7 +34,7 @@ class Frechet(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "frechet", feature={"name": "identity"}, steps=4)
@@ -43,13 +42,13 @@ class Frechet(OfFeatures):
         50.0
     """
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
 
         def distance(x: Tensor, y: Tensor) -> float:
             return frechet_distance(x.mean(0), covariance(x), y.mean(0), covariance(y))
 
-        return {key("frechet", self.steps): jackknife(distance, self.vectors(evaluation), generator)}
+        return {value_name("frechet", self.steps): jackknife_estimate(distance, self.vectors(evaluation), generator)}
 
 
 def covariance(x: Tensor) -> Tensor:

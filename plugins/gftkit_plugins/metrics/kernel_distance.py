@@ -7,18 +7,17 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import GROUPS
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit.estimation import GROUPS
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import FeatureMetric
 from gftkit_plugins.metrics.pairs import discrepancy
 
 SUBSETS = 100
 """Default number of subsets, as in the reference."""
 
 
-class KernelDistance(OfFeatures):
+class KernelDistance(FeatureMetric):
     """Kernel distance (KID): the unbiased MMD^2 of features under the kernel (x.y/d + 1)^3.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y) for samples x and held-out data y. Unlike the Frechet distance it isn't biased
@@ -44,7 +43,7 @@ class KernelDistance(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "kernel-distance")
@@ -57,16 +56,16 @@ class KernelDistance(OfFeatures):
         feature: Feature | None = None,
         subset: Annotated[int, Field(ge=20)] | None = None,
         subsets: Annotated[int, Field(gt=1)] = SUBSETS,
-        steps: Steps = None,
+        steps: SolverSteps = None,
     ) -> None:
         super().__init__(feature, steps)
         self.subset, self.subsets = subset, subsets
         self.least = subset or GROUPS
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
-        name = key("kernel_distance", self.steps)
+        name = value_name("kernel_distance", self.steps)
         if self.subset is None:
             return {name: discrepancy(cubic(x, x), cubic(y, y), cubic(x, y), generator)}
         return {name: self._over_subsets(x, y, self.subset, generator)}
@@ -75,13 +74,15 @@ class KernelDistance(OfFeatures):
         """The mean over random subsets of one size."""
         smaller = min(len(x), len(y))
         if smaller < size:
-            raise ValueError(f"a subset takes {size} samples, got {smaller} samples. Lower `subset`, or make more.")
-        found = torch.empty(self.subsets, dtype=torch.float64)
+            raise ValueError(
+                f"wanted at least {size} samples for a subset, got {smaller}. Lower `subset`, or make more samples."
+            )
+        distances = torch.empty(self.subsets, dtype=torch.float64)
         for index in range(self.subsets):
             some = [each[torch.randperm(len(each), generator=generator)[:size]] for each in (x, y)]
             within = [(cubic(each, each).sum() - cubic_of_itself(each)) / (size * (size - 1)) for each in some]
-            found[index] = within[0] + within[1] - 2 * cubic(*some).mean()
-        return Estimate(float(found.mean()), float(found.std()) * (1 / self.subsets + size / smaller) ** 0.5)
+            distances[index] = within[0] + within[1] - 2 * cubic(*some).mean()
+        return Estimate(float(distances.mean()), float(distances.std()) * (1 / self.subsets + size / smaller) ** 0.5)
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:

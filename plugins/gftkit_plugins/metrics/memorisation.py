@@ -5,22 +5,20 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import log_normal
-from gftkit.estimation.jackknife import GROUPS, jackknife
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures, Remembered, distances
+from gftkit.estimation import GROUPS, jackknife_estimate, log_normal
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import CachedFeatures, FeatureMetric, distances
 
 
-class Memorisation(OfFeatures):
+class Memorisation(FeatureMetric):
     """Nearest-neighbour ratio: mean distance of samples to the training data over that to held-out data.
 
     mean_i min_(y in A) |x_i - y| / mean_i min_(y in B) |x_i - y|: x are the samples, A and B are c training and c
     held-out data, c the smaller of both numbers, each chosen at random where there are more; distances are Euclidean
     between features. If the model knows no training datum better than a held-out one, A and B may be swapped, and the
-    ratio is 1 up to chance. Below 1 samples lie nearer to what was trained on; 0 is a copy of every sample. It wants
+    ratio is 1 up to chance. Below 1 samples lie nearer to what was trained on; 0 is a copy of every sample. It needs
     held-out data of the training data's law: with other data it compares laws.
 
     At most ``evaluate.count`` training data are looked at: of a larger set copies are found in proportion only.
@@ -44,16 +42,16 @@ class Memorisation(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> old, new = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
         >>> copies = SimpleNamespace(samples=lambda n: old, reference=Batch(new), training=Batch(old), held_out=True)
         >>> gftkit.load().create("metric", "memorisation").measure(copies, torch.Generator())["memorisation"].value
         0.0
     """
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, steps: SolverSteps = None) -> None:
         super().__init__(feature, steps)
-        self._of_training = Remembered(feature)
+        self._of_training = CachedFeatures(feature)
 
     def check(self, scope: Scope) -> None:
         """Refuse a run without held-out data, too few samples, and events that the feature isn't for."""
@@ -62,7 +60,7 @@ class Memorisation(OfFeatures):
         if scope.training < GROUPS:
             raise ValueError(f"wanted at least {GROUPS} training data, got {scope.training}. Leave the metric out.")
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The ratio for the evaluation's samples, the run's training data and its held-out data."""
         _held_out(evaluation.held_out and evaluation.training is not None)
         assert evaluation.training is not None
@@ -76,15 +74,15 @@ class Memorisation(OfFeatures):
             return float(near[0] / near[1])
 
         if not new.amin(1).any():
-            raise ValueError("every sample is a copy of a held-out datum. Give other data to hold out.")
+            raise ValueError("every sample is a copy of a held-out sample. Hold out other data.")
         indices = [torch.arange(len(x)), torch.arange(count), torch.arange(count)]
-        return {key("memorisation", self.steps): log_normal(jackknife(ratio, indices, generator))}
+        return {value_name("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
 
 
-def _held_out(given: bool) -> None:
+def _held_out(available: bool) -> None:
     """Refuse to compare without held-out data."""
-    if not given:
+    if not available:
         raise ValueError(
-            "memorisation compares training data with data that weren't trained on, and nothing is held out. Name "
-            "some as evaluate.data, such as the same data set with `split: test`."
+            "memorisation compares training data with held-out data, and none are held out. Set evaluate.data, for "
+            "example to the same data set with `split: test`."
         )

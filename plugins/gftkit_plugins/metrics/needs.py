@@ -1,27 +1,26 @@
-"""What metrics want before anything is sampled, and what they take events for."""
+"""Requirements of metrics, checked before anything is sampled, and the features that they compare."""
 
 import torch
 from torch import Tensor
 
-from gftkit.estimation.jackknife import GROUPS
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Feature
-from gftkit_plugins.metrics.naming import Steps
+from gftkit.estimation import GROUPS
+from gftkit.evaluation import Scope
+from gftkit.kernel import EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps
 
 
-def enough(scope: Scope, least: int = GROUPS) -> None:
+def check_enough(scope: Scope, least: int = GROUPS) -> None:
     """Refuse fewer samples, or data to compare them with, than ``least``.
 
     Raises:
         ValueError: with the number that is too small.
     """
     if scope.count < least:
-        raise ValueError(f"wanted at least {least} samples, and evaluate.count is {scope.count}. Raise it.")
+        raise ValueError(f"wanted at least {least} samples, and evaluate.count is {scope.count}. Raise evaluate.count.")
     if scope.reference < least:
         raise ValueError(
-            f"wanted at least {least} samples to compare with, and there are {scope.reference}. Give more data, or "
-            f"leave the metric out."
+            f"wanted at least {least} samples to compare with, got {scope.reference}. Give more data, or leave the "
+            f"metric out."
         )
 
 
@@ -32,19 +31,19 @@ def features(feature: Feature | None, x: Tensor) -> Tensor:
         ValueError: where it isn't (n, d), or not finite.
     """
     with torch.no_grad():
-        made = x.flatten(1) if feature is None else feature(x)
-    if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != len(x):
-        came = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        vectors = x.flatten(1) if feature is None else feature(x)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(x):
+        came = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ValueError(
-            f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten what it gives."
+            f"wanted a feature that maps {tuple(x.shape)} to ({len(x)}, d), got {came}. Flatten its output."
         )
-    made = made.double()
-    if not made.isfinite().all():
-        raise ValueError("the feature gives NaN or infinity. Check its weights, and the range that it wants events in.")
-    return made
+    vectors = vectors.double()
+    if not vectors.isfinite().all():
+        raise ValueError("the feature gives NaN or infinity. Check its weights, and the range of events that it takes.")
+    return vectors
 
 
-def suits(feature: Feature | None, scope: Scope) -> int:
+def feature_size(feature: Feature | None, scope: Scope) -> int:
     """Try a feature on two events of zeros: its size d.
 
     Raises:
@@ -55,10 +54,11 @@ def suits(feature: Feature | None, scope: Scope) -> int:
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """(n, d), (m, d) -> (n, m): Euclidean distances, exactly 0 between equal points."""
+    # Not by |x|^2 + |y|^2 - 2 x.y, cdist's way for many points: round-off would give copies a distance above 0.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-class Remembered:
+class CachedFeatures:
     """Features of data that are asked for again and again: those of the last data are kept.
 
     Args:
@@ -76,28 +76,28 @@ class Remembered:
         return self._last[1]
 
 
-class OfFeatures:
-    """What metrics of features share: the feature, the solver steps, what they refuse, and the vectors they compare.
+class FeatureMetric:
+    """Base of the metrics of features: the feature, the solver steps, the checks, and the vectors to compare.
 
     Args:
         feature: maps events to vectors; None for the flattened events.
         steps: solver steps of the samples; None for the evaluation's own number.
 
     Attributes:
-        least: samples, and data, that are wanted.
+        least: the least number of samples, and of data.
     """
 
     least = GROUPS
 
-    def __init__(self, feature: Feature | None = None, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, steps: SolverSteps = None) -> None:
         self.feature, self.steps = feature, steps
-        self._of_data = Remembered(feature)
+        self._of_data = CachedFeatures(feature)
 
     def check(self, scope: Scope) -> None:
         """Refuse too few samples, and events that the feature isn't for."""
-        enough(scope, self.least)
-        suits(self.feature, scope)
+        check_enough(scope, self.least)
+        feature_size(self.feature, scope)
 
-    def vectors(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    def vectors(self, evaluation: EvaluationView) -> tuple[Tensor, Tensor]:
         """The features of the evaluation's samples, (n, d), and of its reference, (m, d)."""
         return features(self.feature, evaluation.samples(self.steps)), self._of_data(evaluation.reference.x1)

@@ -3,9 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import percentiles, weights
-from gftkit.estimation.jackknife import jackknife
-from gftkit.kernel.contracts import Estimate
+from gftkit.estimation import bootstrap_weights, jackknife_estimate, percentiles
+from gftkit.kernel import Estimate
 
 REPLICATES = 400
 """Of the bootstrap: the ends of an interval are then known to about a tenth of its length."""
@@ -14,7 +13,7 @@ REPLICATES = 400
 def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Estimate:
     """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: equal pairs i = j are left out.
 
-    Standard error by the jackknife, interval by the Bayesian bootstrap (``gftkit.estimation.weights``).
+    Standard error by the jackknife, interval by the Bayesian bootstrap (``gftkit.estimation.bootstrap_weights``).
 
     Args:
         xx: (n, n), the kernel within the samples.
@@ -35,8 +34,8 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Est
         u[0, kept_x], v[0, kept_y] = 1, 1
         return float(_weighted(xx, yy, xy, u, v))
 
-    estimate = jackknife(of, [torch.arange(n), torch.arange(m)], generator)
-    drawn = [weights(size, REPLICATES, generator).float() for size in (n, m)]
+    estimate = jackknife_estimate(of, [torch.arange(n), torch.arange(m)], generator)
+    drawn = [bootstrap_weights(size, REPLICATES, generator).float() for size in (n, m)]
     replicates = _weighted(xx.float(), yy.float(), xy.float(), *drawn)
     return Estimate(estimate.value, estimate.stderr, percentiles(replicates))
 

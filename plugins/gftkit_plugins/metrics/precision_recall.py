@@ -7,15 +7,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.intervals import proportion
-from gftkit.estimation.jackknife import GROUPS, jackknives
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures, distances
+from gftkit.estimation import GROUPS, jackknife_estimates, proportion
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import FeatureMetric, distances
 
 
-class PrecisionRecall(OfFeatures):
+class PrecisionRecall(FeatureMetric):
     """Precision, recall, density and coverage of samples x against held-out data y, in the space of features.
 
     With B(y) the ball about y that reaches to its k-th nearest neighbour among the data, B(x) likewise among samples:
@@ -48,7 +46,7 @@ class PrecisionRecall(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x, y = torch.randn(2, 60, 2, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 100, reference=Batch(y))
         >>> found = gftkit.load().create("metric", "precision-recall").measure(evaluation, torch.Generator())
@@ -57,37 +55,39 @@ class PrecisionRecall(OfFeatures):
     """
 
     def __init__(
-        self, feature: Feature | None = None, neighbours: Annotated[int, Field(gt=0)] = 5, steps: Steps = None
+        self, feature: Feature | None = None, neighbours: Annotated[int, Field(gt=0)] = 5, steps: SolverSteps = None
     ) -> None:
         super().__init__(feature, steps)
         self.neighbours = neighbours
         self.least = max(GROUPS, 2 * (neighbours + 1))
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The four numbers for the evaluation's samples and its reference."""
         x, y = self.vectors(evaluation)
         least = 2 * (self.neighbours + 1)
         if min(len(x), len(y)) < least:
             raise ValueError(
-                f"{self.neighbours} neighbours want at least {least} samples and data, got {min(len(x), len(y))}. "
+                f"{self.neighbours} neighbours require at least {least} samples and data, got {min(len(x), len(y))}. "
                 f"Make more samples, hold out more data, or lower `neighbours`."
             )
         xx, yy, xy = (distances(*pair).float() for pair in ((x, x), (y, y), (x, y)))
         for within, what in ((yy, "data"), (xx, "samples")):
             if not radii(within, self.neighbours).any():
                 raise ValueError(
-                    f"the features of the {what} coincide: no ball about one of them has a radius. Is there only one "
-                    f"class, or one image? Give data that differ, or another feature."
+                    f"the features of the {what} coincide, so no ball has a radius. Is there only one class, or one "
+                    f"image? Use data that differ, or another feature."
                 )
 
         def of(kept_x: Tensor, kept_y: Tensor) -> tuple[float, ...]:
             return shares(xx[kept_x][:, kept_x], yy[kept_y][:, kept_y], xy[kept_x][:, kept_y], self.neighbours)
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
-        found = dict(zip(("precision", "recall", "density", "coverage"), jackknives(of, kept, generator), strict=True))
+        estimates = dict(
+            zip(("precision", "recall", "density", "coverage"), jackknife_estimates(of, kept, generator), strict=True)
+        )
         for name, count in (("precision", len(x)), ("recall", len(y)), ("coverage", len(y))):
-            found[name] = proportion(found[name].value, found[name].stderr, count)
-        return {key(name, self.steps): estimate for name, estimate in found.items()}
+            estimates[name] = proportion(estimates[name].value, estimates[name].stderr, count)
+        return {value_name(name, self.steps): estimate for name, estimate in estimates.items()}
 
 
 def shares(xx: Tensor, yy: Tensor, xy: Tensor, neighbours: int) -> tuple[float, float, float, float]:

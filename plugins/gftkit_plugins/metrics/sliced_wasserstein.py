@@ -7,14 +7,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit.estimation import jackknife_estimate
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class SlicedWasserstein(OfFeatures):
+class SlicedWasserstein(FeatureMetric):
     """Sliced Wasserstein distance: (mean over directions u of W_p(u.x, u.y)^p)^(1/p), u uniform on the unit sphere.
 
     Of each direction the one-dimensional distance is exact, for any numbers of samples x and held-out data y. It is
@@ -39,7 +38,7 @@ class SlicedWasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
         >>> evaluation = SimpleNamespace(samples=lambda steps: x + 5, reference=Batch(x))
         >>> metric = gftkit.load().create("metric", "sliced-wasserstein")
@@ -52,12 +51,12 @@ class SlicedWasserstein(OfFeatures):
         feature: Feature | None = None,
         p: Literal[1, 2] = 2,
         projections: Annotated[int, Field(gt=0)] = 200,
-        steps: Steps = None,
+        steps: SolverSteps = None,
     ) -> None:
         super().__init__(feature, steps)
         self.p, self.projections = p, projections
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
         directions = torch.randn(self.projections, x.shape[1], generator=generator, dtype=torch.float64)
@@ -69,14 +68,14 @@ class SlicedWasserstein(OfFeatures):
             return float(powers.mean()) ** (1 / self.p)
 
         counts = [torch.arange(each.shape[1]) for each in (x, y)]
-        return {key("sliced_wasserstein", self.steps): jackknife(distance, counts, generator)}
+        return {value_name("sliced_wasserstein", self.steps): jackknife_estimate(distance, counts, generator)}
 
 
 def _kept(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
     """The values of the kept points alone, still sorted: (lines, n) -> (lines, kept)."""
-    held = torch.zeros(ordered.shape[1], dtype=torch.bool)
-    held[kept] = True
-    return ordered[held[rank]].view(len(ordered), -1)
+    selected = torch.zeros(ordered.shape[1], dtype=torch.bool)
+    selected[kept] = True
+    return ordered[selected[rank]].view(len(ordered), -1)
 
 
 def on_lines(x: Tensor, y: Tensor, p: int) -> Tensor:

@@ -1,14 +1,13 @@
-"""How samples travel from source to data: how far, how straight, at what cost."""
+"""Trajectories from source to data: length, straightness, kinetic energy."""
 
 from collections.abc import Mapping
 
 from torch import Generator, Tensor
 
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.geometry.shape import energies, lengths, straightness
-from gftkit.kernel.contracts import Estimate
-from gftkit.theory.gap import mean
-from gftkit_plugins.metrics.naming import Steps, key
+from gftkit.geometry import energies, lengths, straightness
+from gftkit.kernel import Estimate, EvaluationView
+from gftkit.theory import mean_estimate
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
 
 
 class PathLength:
@@ -36,13 +35,13 @@ class PathLength:
         Estimate(value=6.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean length over the evaluation's first samples."""
         values = lengths(evaluation.trajectory(self.steps))
-        return {key("path_length", self.steps): _over_samples(values, "path-length")}
+        return {value_name("path_length", self.steps): _over_samples(values, "path-length")}
 
 
 class Straightness:
@@ -71,15 +70,15 @@ class Straightness:
         Estimate(value=4.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean over the evaluation's first samples."""
         states, times = _of_ode(evaluation, self.steps, "straightness")
         if len(times) < 3:
-            raise ValueError("straightness wants at least 2 steps: one is always straight.")
-        return {key("straightness", self.steps): _over_samples(straightness(states, times), "straightness")}
+            raise ValueError("straightness requires at least 2 steps: one step is always straight. Raise `steps`.")
+        return {value_name("straightness", self.steps): _over_samples(straightness(states, times), "straightness")}
 
 
 class KineticEnergy:
@@ -107,24 +106,29 @@ class KineticEnergy:
         Estimate(value=20.0, stderr=0.0, interval=None)
     """
 
-    def __init__(self, steps: Steps = None) -> None:
+    def __init__(self, steps: SolverSteps = None) -> None:
         self.steps = steps
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:  # noqa: ARG002
         """The mean over the evaluation's first samples."""
         values = energies(*_of_ode(evaluation, self.steps, "kinetic-energy"))
-        return {key("kinetic_energy", self.steps): _over_samples(values, "kinetic-energy")}
+        return {value_name("kinetic_energy", self.steps): _over_samples(values, "kinetic-energy")}
 
 
-def _of_ode(evaluation: Evaluation, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:
+def _of_ode(evaluation: EvaluationView, steps: int | None, metric: str) -> tuple[Tensor, tuple[float, ...]]:
     """States and times of a flow without noise."""
     if evaluation.stochastic:
-        raise ValueError(f"{metric} is that of a flow without noise: with noise it grows with the number of steps.")
+        raise ValueError(
+            f"{metric} requires a flow without noise: with noise it grows with the number of steps. Use an ODE "
+            f"solver, or leave the metric out."
+        )
     return evaluation.trajectory(steps), evaluation.times(steps)
 
 
 def _over_samples(values: Tensor, metric: str) -> Estimate:
     """The mean of (n,) and its standard error."""
     if len(values) < 2:
-        raise ValueError(f"{metric} wants at least 2 samples for a standard error, got {len(values)}.")
-    return mean(values)
+        raise ValueError(
+            f"{metric} requires at least 2 samples for a standard error, got {len(values)}. Make more samples."
+        )
+    return mean_estimate(values)

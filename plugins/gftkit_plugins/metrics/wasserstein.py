@@ -8,19 +8,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gftkit.estimation.jackknife import jackknife
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Scope
-from gftkit.kernel.contracts import Estimate, Feature
-from gftkit_plugins.metrics.naming import Steps, key
-from gftkit_plugins.metrics.needs import OfFeatures
+from gftkit.estimation import jackknife_estimate
+from gftkit.evaluation import Scope
+from gftkit.kernel import Estimate, EvaluationView, Feature
+from gftkit_plugins.metrics.naming import SolverSteps, value_name
+from gftkit_plugins.metrics.needs import FeatureMetric
 
 
-class Wasserstein(OfFeatures):
+class Wasserstein(FeatureMetric):
     """Exact Wasserstein distance W_p = (min over plans of E|x - y|^p)^(1/p) between samples x and held-out data y.
 
     |.| is the Euclidean norm of the features. Equal numbers are an assignment, which scipy solves; others are a linear
-    programme, which wants POT. It is biased upwards, and in d dimensions the bias falls only as n^(-1/d): in many
+    programme, which needs POT. It is biased upwards, and in d dimensions the bias falls only as n^(-1/d): in many
     dimensions two samples of one law are far apart. Compare equal numbers only, in few dimensions.
 
     Value: ``wasserstein``, or ``wasserstein_4_steps`` for ``steps=4``, in the unit of the features; standard error by
@@ -41,7 +40,7 @@ class Wasserstein(OfFeatures):
     Example:
         >>> import gftkit, torch
         >>> from types import SimpleNamespace
-        >>> from gftkit.kernel.contracts import Batch
+        >>> from gftkit.kernel import Batch
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> shifted = x[torch.randperm(50)] + torch.tensor([3.0, 4.0])
         >>> evaluation = SimpleNamespace(samples=lambda steps: shifted, reference=Batch(x))
@@ -50,7 +49,7 @@ class Wasserstein(OfFeatures):
         (5.0, True)
     """
 
-    def __init__(self, feature: Feature | None = None, p: Literal[1, 2] = 2, steps: Steps = None) -> None:
+    def __init__(self, feature: Feature | None = None, p: Literal[1, 2] = 2, steps: SolverSteps = None) -> None:
         super().__init__(feature, steps)
         self.p = p
 
@@ -59,7 +58,7 @@ class Wasserstein(OfFeatures):
         super().check(scope)
         _solvable(scope.count, scope.reference)
 
-    def measure(self, evaluation: Evaluation, generator: Generator) -> Mapping[str, Estimate]:
+    def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The distance of the evaluation's samples from its reference."""
         x, y = self.vectors(evaluation)
         _solvable(len(x), len(y))
@@ -69,14 +68,14 @@ class Wasserstein(OfFeatures):
             return least_cost(costs[kept_x][:, kept_y].numpy()) ** (1 / self.p)
 
         kept = [torch.arange(len(x)), torch.arange(len(y))]
-        return {key("wasserstein", self.steps): jackknife(distance, kept, generator)}
+        return {value_name("wasserstein", self.steps): jackknife_estimate(distance, kept, generator)}
 
 
 def _solvable(n: int, m: int) -> None:
     """Refuse unequal numbers where POT isn't installed."""
     if n != m and importlib.util.find_spec("ot") is None:
         raise ValueError(
-            f"unequal numbers, {n} samples and {m} data, want the package POT. Set evaluate.count to {min(n, m)}, or "
+            f"unequal numbers ({n} samples, {m} data) require the package POT. Set evaluate.count to {min(n, m)}, or "
             f"install it: pip install 'gftkit[transport]'"
         )
 

@@ -1,11 +1,11 @@
-"""What the adapters of libraries' solvers share."""
+"""Shared by the adapters of libraries' solvers."""
 
 import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gftkit.kernel.errors import DivergenceError
+from gftkit.kernel import DivergenceError
 
 
 def check_installed(package: str) -> None:
@@ -15,11 +15,11 @@ def check_installed(package: str) -> None:
         ImportError: where it isn't installed, naming the extra.
     """
     if importlib.util.find_spec(package) is None:
-        raise ImportError(f"it wants the package {package}. Install it with: pip install 'gftkit[solvers]'")
+        raise ImportError(f"the package {package} is required. Install it: pip install 'gftkit[solvers]'")
 
 
 @contextmanager
-def explained(causes: tuple[str, ...], advice: str) -> Iterator[None]:
+def explain_failures(causes: tuple[str, ...], advice: str) -> Iterator[None]:
     """Turn a library's way of giving up into an error that says what to do.
 
     Args:

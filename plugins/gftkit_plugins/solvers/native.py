@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gftkit.kernel.contracts import Diffusion, Field, Jump
+from gftkit.kernel import Diffusion, Field, Jump
 
 
 class Euler:
@@ -23,7 +23,7 @@ class Euler:
 
     def step(self, drift: Field, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
         """The state at t + h."""
-        return torch.add(x, drift(t, x), alpha=h)
+        return torch.add(x, drift(t, x), alpha=h)  # one pass over memory, where x + h * b takes two
 
 
 class Midpoint:
@@ -94,8 +94,8 @@ class RungeKutta4:
 class FlowMap:
     """Jumps by a flow map, x + h u(t, t + h, x): exact for any h where the map is, so that 1 or 2 steps may do.
 
-    It wants a network that is told the end of a jump, such as a student of ``gft distill``. Of one that doesn't heed
-    the end it is Euler's method.
+    It needs a network that takes the end of a jump, such as a student of ``gft distill``. With one that ignores the
+    end it is Euler's method.
 
     Reference: Boffi, Albergo, Vanden-Eijnden (2024), Flow map matching, arXiv:2406.07507.
 

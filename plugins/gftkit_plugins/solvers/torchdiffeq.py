@@ -9,9 +9,8 @@ import pydantic
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import BrownianPath, Diffusion, Field
-from gftkit.kernel.errors import ConfigError, DivergenceError
-from gftkit_plugins.solvers.library import check_installed, explained
+from gftkit.kernel import BrownianPath, ConfigError, Diffusion, DivergenceError, Field
+from gftkit_plugins.solvers.library import check_installed, explain_failures
 
 Tolerance = Annotated[float, pydantic.Field(gt=0)]
 Method = Literal[
@@ -44,7 +43,7 @@ class TorchDiffEq:
     """A solver of torchdiffeq, by the name that it has there. ODEs only.
 
     euler, midpoint, heun2, heun3 and rk4 take the grid's steps. explicit_adams, implicit_adams and its older name
-    fixed_adams do too, remember earlier ones, and want equal steps; they are kept at order 4. adaptive_heun, bosh3,
+    fixed_adams do too, use earlier ones, and need equal steps; they are kept at order 4. adaptive_heun, bosh3,
     dopri5, dopri8 and fehlberg2 choose their own steps, and the grid's times are those that they meet: their error
     falls in proportion to the tolerances, and their steps are common to 64 samples.
 
@@ -83,7 +82,7 @@ class TorchDiffEq:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError(f"torchdiffeq's {self.method} solves ODEs only.")
+        raise ConfigError(f"torchdiffeq's {self.method} solves ODEs only. Use an SDE solver.")
 
     def integrate(
         self,
@@ -103,8 +102,8 @@ class TorchDiffEq:
             steps = [later - t for t, later in itertools.pairwise(times)]
             if not all(math.isclose(step, steps[0], rel_tol=1e-6) for step in steps):
                 raise ConfigError(
-                    f"solver torchdiffeq: {self.method} remembers earlier steps and wants equal ones: the uniform "
-                    f"grid. Choose that, or another method."
+                    f"solver torchdiffeq: {self.method} uses earlier steps and requires equal ones. Use the uniform "
+                    f"grid, or another method."
                 )
             yield from self._states(drift, times, x, {"max_order": MULTISTEP[self.method], "max_iters": ITERATIONS})
         else:
@@ -125,9 +124,9 @@ class TorchDiffEq:
 
         at = torch.tensor(times, dtype=torch.float64, device=x.device)
         try:
-            with explained(
+            with explain_failures(
                 ("underflow in dt", "non-finite values in state", "Functional iteration did not converge"),
-                "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
+                "use larger tolerances, more steps, or another solver; if the drift isn't finite, none helps",
             ):
                 return odeint(field, x, at, rtol=self.rtol, atol=self.atol, method=self.method, options=dict(options))
         except DivergenceError as error:

@@ -9,9 +9,8 @@ import pydantic
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import BrownianPath, Diffusion, Field
-from gftkit.kernel.errors import DivergenceError
-from gftkit_plugins.solvers.library import check_installed, explained
+from gftkit.kernel import BrownianPath, Diffusion, DivergenceError, Field
+from gftkit_plugins.solvers.library import check_installed, explain_failures
 
 Tolerance = Annotated[float, pydantic.Field(gt=0)]
 Method = Literal["euler", "euler_heun", "heun", "midpoint", "milstein", "reversible_heun", "srk"]
@@ -47,7 +46,7 @@ class Equation:
         diffusion: g.
         shape: of the states, (batch, *event).
         calculus: "ito" or "stratonovich".
-        diagonal: whether g is given as a vector, which reversible_heun wants.
+        diagonal: whether g is given as a vector, as reversible_heun needs it.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class Equation:
         """(batch, d) -> (batch, d)."""
         self.seen = min(float(t), self._end)
         if self._known is None or self._known[0] != self.seen or self._known[1] is not y:
-            found = self._drift(self.seen, y.reshape(self._shape)).reshape(y.shape)
-            self._known = self.seen, y, found
+            velocity = self._drift(self.seen, y.reshape(self._shape)).reshape(y.shape)
+            self._known = self.seen, y, velocity
         return self._known[2]
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
@@ -113,7 +112,7 @@ class Shaped:
         """The increment from s to t, and with ``return_U`` the integral of the path less its value at s."""
         if not return_U:
             return self._interval(s, t).reshape(self.shape)
-        return tuple(found.reshape(self.shape) for found in self._interval(s, t, return_U=True))
+        return tuple(tensor.reshape(self.shape) for tensor in self._interval(s, t, return_U=True))
 
 
 class TorchSDE:
@@ -195,9 +194,9 @@ class TorchSDE:
             # Interval by interval: between its own steps torchsde interpolates linearly, which isn't a solution.
             at = torch.tensor([t, later], dtype=torch.float64, device=x.device)
             try:
-                with explained(
+                with explain_failures(
                     ("Hitting minimum allowed step size", "Found nans in the error estimate"),
-                    "choose larger tolerances, more steps, or another solver; a drift that isn't finite stays so",
+                    "use larger tolerances, more steps, or another solver; if the drift isn't finite, none helps",
                 ):
                     states, extra = sdeint(
                         equation,
@@ -205,6 +204,7 @@ class TorchSDE:
                         at,
                         bm=path,
                         method=self.method,
+                        # A first step of the whole interval, a little more so that round-off leaves no second one.
                         dt=math.nextafter(later - t, math.inf) if self.adaptive else 1.0,
                         adaptive=self.adaptive,
                         rtol=self.rtol,

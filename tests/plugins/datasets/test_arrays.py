@@ -194,7 +194,7 @@ def test_arrays_refuse_damaged_files(registry, tmp_path, ending):
         registry.create("dataset", "arrays", file=bad)
     for damaged in (content[:-9], content[: len(content) // 2], content[:5], b"these are no arrays at all"):
         bad.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"bad\S+: (wanted a whole .*Write or copy it again|it holds pickled)"):
+        with pytest.raises(DataError, match=r"bad\S+: (wanted a complete .*Write or copy it again|it holds pickled)"):
             registry.create("dataset", "arrays", file=bad)
 
 
@@ -247,7 +247,7 @@ def test_pickled_content_never_runs(registry, tmp_path, ending, wrapped):
     if (wrapped and ending != ".safetensors") or ending == ".pt":
         assert re.search("pickled Python objects, .* could run code, .* Save plain arrays", str(caught.value))
     else:
-        assert "damaged, cut off or of another format" in str(caught.value)
+        assert "damaged, incomplete or of another format" in str(caught.value)
 
 
 def test_the_payload_would_run(tmp_path):
@@ -311,7 +311,7 @@ def test_a_large_file_that_shrinks_is_named(registry, tmp_path, nothing_is_small
     with file.open("r+b") as stream:
         stream.truncate(2000)
     assert whole_rows(dataset, 0, 2) == 1.0
-    with pytest.raises(DataError, match=r"s\.npy: wanted 800 bytes from byte \d+ on, and the file ends before"):
+    with pytest.raises(DataError, match=r"s\.npy: wanted 800 bytes from byte \d+ on, and the file is shorter"):
         dataset.batch(torch.tensor([999]))
     file.unlink()
     with pytest.raises(DataError, match=r"s\.npy: can't be read \(No such file or directory\)\. Check the path"):

@@ -17,7 +17,7 @@ from support.wilds_folders import MADE as WILDS
 from torch.utils.data import DataLoader
 
 import gftkit
-from gftkit.data.subset import Subset, subset
+from gftkit.data.subset import Subset, select_subset
 from gftkit.kernel.contracts import Batch, Dataset, Sampler
 from gftkit.kernel.errors import DataError
 
@@ -225,7 +225,7 @@ def test_skip_leaves_out_what_a_smaller_count_chooses(made, name):
     assert not first & rest
     assert first | rest == every
     size = len(made(name))
-    with pytest.raises(DataError, match=r"count: 2 samples wanted, 1 are left"):
+    with pytest.raises(DataError, match=r"count: 2 samples wanted, 1 available"):
         made(name, count=2, skip=size - 1)
     with pytest.raises(DataError, match="wants a `count`"):
         made(name, skip=1)
@@ -233,7 +233,7 @@ def test_skip_leaves_out_what_a_smaller_count_chooses(made, name):
 
 @every_law
 def test_a_law_has_no_order_to_skip_in(made, name):
-    with pytest.raises(DataError, match="Take another `seed`"):
+    with pytest.raises(DataError, match="Use another `seed`"):
         made(name, count=9, skip=1)
 
 
@@ -252,7 +252,7 @@ def test_a_law_gives_any_number_of_samples(made, name):
 @every_finite_one
 def test_more_samples_than_there_are_is_refused(seen, made, name):
     size = len(seen(name)[0])
-    with pytest.raises(DataError, match=f"count: {size + 1} samples wanted, {size} are left. Ask for at most"):
+    with pytest.raises(DataError, match=f"count: {size + 1} samples wanted, {size} available. Lower `count`"):
         made(name, count=size + 1)
 
 
@@ -287,7 +287,7 @@ def test_a_law_that_gives_partners_keeps_them():
             x0 = torch.randn(n, 1, generator=generator)
             return Batch(2 * x0, None, x0)
 
-    batch = whole(subset(Paired(), count=5))
+    batch = whole(select_subset(Paired(), count=5))
     assert torch.equal(batch.x1, 2 * batch.x0)
 
 

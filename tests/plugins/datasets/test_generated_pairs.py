@@ -44,10 +44,12 @@ def test_each_end_is_where_the_flow_brings_its_start(conditional):
     assert torch.equal(batch.label, asked["label"])
     path, solver = REGISTRY.create("path", "linear"), REGISTRY.create("solver", "heun")
     x0 = batch.x0 / 8 - 1  # values in [0, 16] as the network knows them
-    x1 = integrate.generate(run.drift(), path, solver, 4, x0, torch.Generator(), {"label": batch.label})
+    x1 = integrate.generate(run.drift(), path, solver, 4, x0, torch.Generator(), conditions={"label": batch.label})
     assert torch.allclose(8 * (x1 + 1), batch.x1, atol=1e-4)
     shuffled = batch.x0.roll(1, 0) / 8 - 1
-    x1 = integrate.generate(run.drift(), path, solver, 4, shuffled, torch.Generator(), {"label": batch.label})
+    x1 = integrate.generate(
+        run.drift(), path, solver, 4, shuffled, torch.Generator(), conditions={"label": batch.label}
+    )
     assert not torch.allclose(8 * (x1 + 1), batch.x1, atol=1e-1)
 
 
@@ -94,7 +96,7 @@ def test_a_file_keeps_generated_pairs_and_is_read_for_the_same_run(pretrained, t
     assert torch.equal(first.x0, again.x0)
     assert torch.equal(first.x1, again.x1)
     for changed in ({"source_seed": 1}, {"size": 71}, {"solver": {"name": "euler", "steps": 3}}):
-        with pytest.raises(ConfigError, match="holds pairs of another run, or made otherwise"):
+        with pytest.raises(ConfigError, match="contains pairs of another run, or made with other options"):
             everything(pairs(pretrained, file=str(file), **changed))
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(WeightsError):
@@ -200,6 +202,6 @@ def test_a_fine_tune_on_pairs_is_a_run_like_others(pretrained, tmp_path, gft, wr
     assert "energy" in json.loads(done.out)["ema"]
     run = Run.open(tmp_path / "run")
     assert run.weights()[1].paired
-    with pytest.raises(ConfigError, match="partners of their own, as in reflow"):
+    with pytest.raises(ConfigError, match="fixed partners, as in reflow"):
         run.samples(4, solver={"name": "euler-maruyama", "steps": 4, "diffusion": {"name": "constant"}})
     assert Run.open(pretrained).samples(4, solver={"name": "euler-maruyama", "diffusion": {"name": "constant"}})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.data_files import encoded, whole
 
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.errors import ConfigError, DataError
 
 
@@ -168,7 +168,7 @@ def test_rows_come_in_blocks(load, tmp_path, monkeypatch):
     arrow(points(*range(10)), tmp_path / "saved")
     dataset = load("saved")
     assert dataset.blocks.tolist() == [4, 3, 3]
-    assert sorted(Order(Samples(dataset, "data"), 0, 4).take(0, 10).x1[:, 0].tolist()) == list(range(10))
+    assert sorted(VisitOrder(Samples(dataset, "data"), 0, 4).take(0, 10).x1[:, 0].tolist()) == list(range(10))
     assert load("saved", count=5).blocks.sum() == 5
 
 

@@ -141,7 +141,7 @@ def test_pictures_are_refused(registry, tmp_path):
     assert load_folder(registry, tmp_path, size=4).event_shape == (3, 4, 4)
     for damaged in (b"", b"no picture", bad.read_bytes()[:-40], bad.read_bytes()[:20]):
         bad.write_bytes(damaged)
-        refused(r"b\.png: this picture can't be read \(.*\)\. It is damaged or cut off: replace or remove it")
+        refused(r"b\.png: this picture can't be read \(.*\)\. It is damaged or incomplete\. Replace or remove it")
     Image.fromarray(np.zeros((4, 5), np.uint16)).save(bad)
     refused(r"b\.png: wanted 8 bits for each colour, got Pillow mode 'I;16'\. Convert it to 8 bits")
 

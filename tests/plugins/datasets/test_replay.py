@@ -84,7 +84,7 @@ def test_samples_that_cannot_be_mixed_are_refused(pretrained, images, tmp_path):
         replay(images / "run", moons)
     np.savez(tmp_path / "pairs.npz", x1=np.zeros((4, 2), "f4"), x0=np.ones((4, 2), "f4"))
     made = replay(pretrained, {"name": "arrays", "file": str(tmp_path / "pairs.npz")}, size=4)
-    with pytest.raises(DataError, match="partners of their own"):
+    with pytest.raises(DataError, match="fixed partners"):
         made.batch(torch.arange(4))
     with pytest.raises(gftkit.GftkitError, match="holds no run"):
         replay(tmp_path, moons)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.data_files import encoded, tar, whole
 
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.errors import ConfigError, DataError
 
 
@@ -153,11 +153,11 @@ def test_blocks_are_neighbours(load, tmp_path, monkeypatch):
     tar(tmp_path / "b.tar", {f"{i}.npy": numbers(10 + i) for i in range(3)})
     dataset = load()
     assert dataset.blocks.tolist() == [4, 3, 3, 3]
-    order = Order(Samples(dataset, "data"), 0, 4)
+    order = VisitOrder(Samples(dataset, "data"), 0, 4)
     assert sorted(order.take(0, 13).x1[:, 0].tolist()) == list(range(13))
     half = load(split="train", count=7, seed=1)
     assert half.blocks.sum() == 7
-    assert sorted(Order(Samples(half, "data"), 0, 4).take(0, 7).x1[:, 0].tolist()) == half.indices.tolist()
+    assert sorted(VisitOrder(Samples(half, "data"), 0, 4).take(0, 7).x1[:, 0].tolist()) == half.indices.tolist()
 
 
 def test_more_shards_than_may_be_open(load, tmp_path, monkeypatch):
@@ -222,9 +222,9 @@ def test_shards_that_are_no_tar_files(refused, tmp_path):
 
     bad(b"", r"the shard is empty \(0 bytes\)\. Write it again")
     bad(bytes(10240), r"the shard is empty: it holds no sample")
-    bad(gzip.compress(whole_shard), r"wanted a plain \.tar file, got one packed by gzip\. .*unpack it")
-    bad(b"these are no members" * 100, r"wanted a whole \.tar file, .* Write or copy it again")
-    bad(whole_shard + whole_shard, r"more follows after the end of the archive .*tar --concatenate")
+    bad(gzip.compress(whole_shard), r"wanted a plain \.tar file, got one compressed by gzip\. Decompress it")
+    bad(b"these are no members" * 100, r"wanted a complete \.tar file, .* Write or copy it again")
+    bad(whole_shard + whole_shard, r"the archive ends at byte \d+, and more bytes follow.*tar --concatenate")
 
 
 @pytest.mark.parametrize("cut", [300, 512, 600, 1024, 1500, 2048, 4000, 5120])
@@ -232,7 +232,7 @@ def test_a_shard_cut_off_anywhere_is_refused(refused, tmp_path, cut):
     """Also between two members, where tarfile sees an archive that ends."""
     whole_shard = tar(tmp_path / "a.tar", {f"{i}.png": grey(i) for i in range(5)}).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole_shard[:cut])
-    refused(r"a\.tar: wanted a whole \.tar file, and this one is damaged, cut off")
+    refused(r"a\.tar: wanted a complete \.tar file, and this one is damaged, incomplete")
 
 
 @pytest.mark.parametrize("cut", [2048, 4096])
@@ -241,7 +241,7 @@ def test_a_shard_cut_off_within_a_sample_is_not_told_to_lack_a_member(refused, t
     members = {f"{i}.{ending}": content for i in range(3) for ending, content in (("png", grey(i)), ("cls", b"0"))}
     whole_shard = tar(tmp_path / "a.tar", members).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole_shard[: cut + 1024])
-    refused(r"a\.tar: wanted a whole \.tar file, and this one is damaged, cut off")
+    refused(r"a\.tar: wanted a complete \.tar file, and this one is damaged, incomplete")
 
 
 def test_a_damaged_header_is_refused(refused, tmp_path):
@@ -266,9 +266,9 @@ def test_a_damaged_header_is_refused(refused, tmp_path):
         (
             {"0.png": grey(0), "1.cls": b"1"},
             {},
-            r"sample '1': it has no member \.png, only \.cls\. Members of a sample",
+            r"sample '1': no member \.png, only \.cls\. The members of a sample",
         ),
-        ({"0.png": grey(0), "0.cls": b"1", "1.png": grey(0)}, {}, r"sample '1': it has no member \.cls"),
+        ({"0.png": grey(0), "0.cls": b"1", "1.png": grey(0)}, {}, r"sample '1': no member \.cls"),
         ({"0.png": grey(0), "0.cls": b"cat"}, {}, r"'0\.cls': wanted a class as a whole number, got b'cat'"),
         ({"0.png": grey(0), "0.cls": b"-1"}, {}, r"'0\.cls': wanted a class from 0 on, got -1"),
         (
@@ -297,7 +297,7 @@ def test_a_damaged_header_is_refused(refused, tmp_path):
         ({"0.safetensors": b"12345678901"}, {}, r"'0\.safetensors': wanted a whole \.safetensors file"),
         ({"0.safetensors": encoded({"a": [1.0], "b": [2.0]}, "safetensors")}, {}, r"wanted one array, .*holds: a, b"),
         ({"0.safetensors": encoded({"a": [True]}, "safetensors")}, {}, r"wanted real numbers .*got BOOL"),
-        ([("0.png", grey(0)), ("0.png", grey(1))], {}, r"member '0\.png': it stands there twice"),
+        ([("0.png", grey(0)), ("0.png", grey(1))], {}, r"member '0\.png': it occurs twice"),
         ({"0.png": grey(0)}, {"conditions": ["npy"]}, r"wanted endings such as 'text\.npy', .*got 'npy'"),
         (
             {"0.png": grey(0), "0.b.png": grey(0)},
@@ -353,7 +353,7 @@ def test_bad_content_behind_good_headers_is_named_when_it_is_read(load, tmp_path
         dataset.batch(torch.tensor([0, 1]))
     tar(tmp_path / "b.tar", {"0.npy": numbers(1.0), "1.npy": numbers(np.nan)})
     dataset = load("b.tar", count=2)
-    with pytest.raises(DataError, match=r"b\.tar, member '1\.npy': wanted finite numbers .*Repair or drop"):
+    with pytest.raises(DataError, match=r"b\.tar, member '1\.npy': wanted finite numbers .*Correct or remove"):
         whole(dataset)
 
 
@@ -361,7 +361,7 @@ def test_a_shard_that_shrinks_or_goes_is_named(load, tmp_path):
     shard = tar(tmp_path / "a.tar", {f"{i}.npy": numbers(i) for i in range(50)})
     dataset = load()
     os.truncate(shard, 2048)
-    with pytest.raises(DataError, match=r"a\.tar: wanted 132 bytes from byte \d+ on, and the file ends before"):
+    with pytest.raises(DataError, match=r"a\.tar: wanted 132 bytes from byte \d+ on, and the file is shorter"):
         whole(dataset)
     shard.unlink()
     with pytest.raises(DataError, match=r"a\.tar: can't be read \(No such file or directory\)"):

@@ -225,7 +225,7 @@ def test_folders_are_refused(registry, tmp_path):
             registry.create("dataset", "camelyon17", folder=folder)
 
     folder = camelyon17(tmp_path / "camelyon17_v1.0")
-    refused(r"wanted the data set's own folder\. It lies in this one: give .*camelyon17_v1\.0\.", tmp_path)
+    refused(r"wanted the data set's own folder, which is inside this one\. Give .*camelyon17_v1\.0\.", tmp_path)
     refused(r"missing: wanted the folder camelyon17_v1\.0 as .*, found nothing there", tmp_path / "missing")
     refused(r"wanted the folder camelyon17_v1\.0 as WILDS unpacks it, found a file", folder / "metadata.csv")
     refused(r"metadata\.csv: wanted a metadata file, found nothing there", folder / "patches")
@@ -245,9 +245,9 @@ def test_metadata_are_refused(registry, tmp_path, name):
             registry.create("dataset", name, folder=tmp_path / "d")
 
     refused(r"the file is empty \(0 bytes\)\. Copy or unpack it again", "")
-    refused(r"it has column names, and no row below them", text.splitlines(keepends=True)[0])
-    refused(r"its last line doesn't end with a line break, as that of a file that was cut off", text[:-1])
-    refused(r"its last line doesn't end with a line break", text[: len(text) // 2])
+    refused(r"it has column names and no rows", text.splitlines(keepends=True)[0])
+    refused(r"the last line has no line break, so the file may be incomplete", text[:-1])
+    refused(r"the last line has no line break", text[: len(text) // 2])
     lines = text.splitlines(keepends=True)
     refused(r"line 4: wanted \d values, one for each column, got 2\. The", "".join([*lines[:3], "1,2\n"]))
     refused(r"line 2: wanted \d values, .* got \d+\.", "".join([lines[0], lines[1][:-1] + ",5\n"]))

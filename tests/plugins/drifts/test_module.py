@@ -189,16 +189,16 @@ def test_a_weights_file_may_stand_in_pretrained_too(settings, tmp_path, own):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "nowhere_at_all:Net"}, "there is no module 'nowhere_at_all', neither in"),
-        ({"target": "torch.nowhere:Net"}, "there is no module 'torch.nowhere'"),
+        ({"target": "nowhere_at_all:Net"}, "no module 'nowhere_at_all', neither in"),
+        ({"target": "torch.nowhere:Net"}, "no module 'torch.nowhere'"),
         ({"target": "torch.nn"}, "wanted 'package.module:Class', got 'torch.nn'"),
         ({"target": "OWN:Nett"}, "own_.* has no 'Nett'. Networks in it: Net"),
         ({"target": "OWN:NET"}, "wanted a class or function, and 'own_.*:NET' is a Net"),
         ({"target": "OWN:broken"}, "gives a int; wanted a torch.nn.Module"),
         ({"options": {"widht": 3}}, "'own_.*:Net' fails: TypeError: .*unexpected keyword argument 'widht'"),
-        ({"options": {"width": 3}}, "wrong shape: first.weight is .8, 3., the drift wants .3, 3."),
+        ({"options": {"width": 3}}, "wrong shape: first.weight is .8, 3., wanted .3, 3."),
         ({"weights": "none.pt"}, "none.pt: no such weights file"),
-        ({"key": "ema"}, "no network that fits lies at key: ema. Those that fit: 'net'"),
+        ({"key": "ema"}, "no network that fits at key: ema. Those that fit: 'net'"),
         ({"convention": {"preset": "torchfcm"}}, "Did you mean 'torchcfm'"),
         ({"convention": None}, "drift.convention is missing"),
     ],
@@ -251,11 +251,13 @@ def test_a_convention_that_contradicts_the_run_is_refused(settings, own):
     trigonometric = {**settings, "path": {"name": "trigonometric"}}
     assert "was trained on {'name': 'linear'}, and the run's path" in refusal(trigonometric)
     bridge = {**with_convention(path=None), "path": {"name": "brownian-bridge"}, "evaluate": {"metrics": []}}
-    assert "velocity gives no drift on this path" in refusal(bridge)
+    assert "velocity doesn't determine the drift on this path" in refusal(bridge)
     scored = with_convention(predicts="score")
-    assert "only where x0 is independent" in refusal({**scored, "coupling": {"name": "optimal-transport"}})
+    assert "only if x0 is independent" in refusal({**scored, "coupling": {"name": "optimal-transport"}})
     assert "only for the source N(0, I)" in refusal({**scored, "source": {"name": "two-moons"}})
-    assert "the drift is given 'colour', and the data have no such" in refusal(with_convention(call="x, t, colour"))
+    assert "the drift uses the conditions 'colour', and the data have none" in refusal(
+        with_convention(call="x, t, colour")
+    )
     assert "wanted a tensor, got a tuple of 2" in refusal(with_convention(output=None))
     assert "'module' on a batch of shape (2, 2): convention.output" in refusal(with_convention(output=None))
     assert not (own.folder / "new").exists()
@@ -315,7 +317,7 @@ def test_folders_that_diffusers_did_not_save_are_refused(saved, registry, tmp_pa
     spec = {"name": "module", "target": "diffusers:UNet2DModel", "convention": {"preset": "diffusers"}}
     with pytest.raises(WeightsError, match=r"wanted a weights file, or a folder of diffusers with config.json"):
         registry.build("drift", {**spec, "weights": str(tmp_path)})
-    with pytest.raises(ConfigError, match="is of the class UNet2DModel, and the target is 'diffusers:UNet1DModel'"):
+    with pytest.raises(ConfigError, match="describes the class UNet2DModel, and the target is 'diffusers:UNet1DModel'"):
         registry.build("drift", {**spec, "target": "diffusers:UNet1DModel", "weights": str(saved.folder)})
     broken = shutil.copytree(saved.folder, tmp_path / "broken")
     file = broken / "diffusion_pytorch_model.safetensors"

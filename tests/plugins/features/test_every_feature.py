@@ -90,13 +90,13 @@ def test_classifier_is_trained_on_no_held_out_digit(cache):
 def test_classifier_training_is_deterministic_and_leaves_global_state(cache):
     torch.manual_seed(5)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = digits_classifier.train(SHORT)
+    first = digits_classifier.train_classifier(SHORT)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     torch.manual_seed(6)
     with torch.no_grad():
-        again = digits_classifier.train(SHORT)
-    other = digits_classifier.train(replace(SHORT, seed=1))
+        again = digits_classifier.train_classifier(SHORT)
+    other = digits_classifier.train_classifier(replace(SHORT, seed=1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not any(torch.equal(first[key], other[key]) for key in first)
 
@@ -115,7 +115,7 @@ def test_classifier_file_depends_on_its_recipe():
 
 def test_classifier_works_without_a_cache_that_can_be_written(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
-    untrained = digits_classifier.network(SHORT).state_dict()
+    untrained = digits_classifier.build_classifier(SHORT).state_dict()
     monkeypatch.setattr(digits_classifier, "train", lambda recipe: untrained)
     monkeypatch.setenv("GFTKIT_CACHE", str(tmp_path / "file"))
     assert REGISTRY.create("feature", "digits-classifier")(images(2)).shape == (2, 64)

@@ -39,5 +39,5 @@ def test_kernel_distance_over_subsets():
     spread = abs(halves[0].value - halves[1].value)
     assert spread < 0.5 * halves[0].stderr  # the same data: only the choice of subsets differs
     assert abs(halves[0].value - mmd(x, y)) < halves[0].stderr
-    with pytest.raises(ValueError, match="a subset takes 60 samples, got 40"):
+    with pytest.raises(ValueError, match="wanted at least 60 samples for a subset, got 40"):
         measure("kernel-distance", Made(x, y), subset=60)

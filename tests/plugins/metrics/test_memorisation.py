@@ -40,7 +40,7 @@ def test_memorisation_compares_equal_numbers():
 def test_memorisation_wants_held_out_data():
     x, y = pair()
     for made in (Made(x, y, y, held_out=False), Made(x, y)):
-        with pytest.raises(ValueError, match="nothing is held out"):
+        with pytest.raises(ValueError, match="none are held out"):
             measure("memorisation", made)
     with pytest.raises(ValueError, match="copy of a held-out"):
         measure("memorisation", Made(y, y, x))

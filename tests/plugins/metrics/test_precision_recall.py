@@ -78,5 +78,5 @@ def test_features_that_coincide_are_refused(which):
     made = Made(one, y) if which == "samples" else Made(x, one)
     with pytest.raises(ValueError, match=f"features of the {which} coincide.*one class"):
         measures("precision-recall", made)
-    with pytest.raises(ValueError, match="20 neighbours want at least 42"):
+    with pytest.raises(ValueError, match="20 neighbours require at least 42"):
         measures("precision-recall", Made(x, y), neighbours=20)

@@ -12,7 +12,7 @@ import gftkit
 from gftkit.evaluation.metrics import Scope, check
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
-from gftkit.storage.log import names
+from gftkit.storage.log import measured_names
 
 NAMES = (
     "classifier-two-sample", "energy", "forgetting", "frechet", "kernel-distance", "memorisation", "precision-recall",
@@ -58,7 +58,7 @@ def test_metrics_without_their_data_are_refused_before_anything_is_sampled(name)
     few = Scope(40, 40, 19, True, (2,), True) if name == "memorisation" else Scope(40, 19, 40, False, (2,), True)
     if name == "forgetting":
         metric, few = REGISTRY.create("metric", name, data={"name": "two-moons", "count": 19}), SCOPE
-    with pytest.raises(ConfigError, match=r"at least 20 .*(19|24)|nothing is held out"):
+    with pytest.raises(ConfigError, match=r"at least 20 .*(19|24)|none are held out"):
         check([("evaluate.metrics[0]", metric)], few)
 
 
@@ -75,7 +75,7 @@ def test_features_of_the_wrong_size_are_refused_at_the_start(name):
 def test_options_of_single_metrics_are_refused_at_the_start(monkeypatch):
     with pytest.raises(ConfigError, match="nothing was pretrained"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "forgetting"))], Scope(40, 40, 40, True, (2,)))
-    with pytest.raises(ConfigError, match="nothing is held out"):
+    with pytest.raises(ConfigError, match="none are held out"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "memorisation"))], Scope(40, 40, 40, False, (2,)))
     with pytest.raises(ConfigError, match="at least 60 samples"):
         check([("evaluate.metrics[0]", REGISTRY.create("metric", "kernel-distance", subset=60))], SCOPE)
@@ -88,7 +88,7 @@ def test_options_of_single_metrics_are_refused_at_the_start(monkeypatch):
 
 
 def test_metric_names_leave_out_options_of_other_metrics():
-    assert names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
+    assert measured_names(["a", "a_stderr", "a_low", "a_high", "b_low", "b_low_stderr"]) == ["a", "b_low"]
 
 
 # In runs
@@ -103,7 +103,7 @@ def test_a_run_measures_two_sample_metrics_and_reports_their_intervals(finetune_
     run = gftkit.finetune(finetune_config, tmp_path / "run")
     values = run.evaluate()
     shown = ["precision", "recall", "density", "coverage", "memorisation", "forgetting_energy"]
-    assert names(values) == shown
+    assert measured_names(values) == shown
     line = run.history()[-1]
     assert all(line[name] == values[name] for name in values)
     assert all((f"{name}_low" in values) == (name != "density") for name in shown)
@@ -119,9 +119,9 @@ def test_a_run_measures_two_sample_metrics_and_reports_their_intervals(finetune_
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("memorisation", "nothing is held out"),
+        ("memorisation", "none are held out"),
         ({"name": "kernel-distance", "subset": 33}, "at least 33 samples, and evaluate.count is 32"),
-        ({"name": "frechet", "feature": {"name": "efficientnet-lite0"}}, "wants images of shape"),
+        ({"name": "frechet", "feature": {"name": "efficientnet-lite0"}}, "takes images of shape"),
         ({"name": "vendi", "feature": {"name": "module", "target": "torch.nn:Identity"}, "steps": 0}, "steps: wanted"),
         ({"name": "vendi", "feature": {"name": "module", "target": "torch.nn:Unflatten"}}, "feature.options"),
         ({"name": "forgetting", "data": {"name": "digits"}}, r"wanted samples of shape \(2,\)"),

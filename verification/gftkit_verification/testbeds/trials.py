@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.experiment.build import Experiment, Matching, Measurement
 from gftkit.experiment.networks import Networks
 from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule
@@ -17,7 +17,7 @@ from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs.schema import AnchorShare, Config, Evaluate, Objective, Train
-from gftkit.runtime.devices import accelerator_of
+from gftkit.runtime.devices import start_accelerator
 from gftkit.sampling.scheme import build_scheme
 from gftkit.theory.objective import Form
 from gftkit.training.steps import Steps
@@ -181,13 +181,13 @@ def trial(
         matching=Matching(
             path=path,
             source=source,
-            pairs=Pairs(Order(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
+            pairs=Pairs(VisitOrder(samples, seed), source, coupling, train.batch_size, size, seed, within_labels=False),
             schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
         ),
         measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
         warnings=[],
     )
-    return Steps(experiment, accelerator_of(torch.device(device).type))
+    return Steps(experiment, start_accelerator(torch.device(device).type))
 
 
 def step_gradient(loop: Steps, step: int) -> Tensor:

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 from gftkit_plugins.datasets.images.pictures import Decoder
 
 
 def holds_pictures(feature: Any) -> bool:
-    """Whether a feature is a picture, encoded: ``Image``, or plain bytes as other programs write them."""
+    """True for an encoded picture: ``Image``, or plain bytes as other programs write them."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return type(feature).__name__ == "Image" or str(getattr(feature, "dtype", "")).endswith("binary")
 
 
 def holds_arrays(feature: Any) -> bool:
-    """Whether a feature is an array of numbers, as far as its type tells."""
+    """True for an array of numbers, as far as its type shows."""
     while type(feature).__name__ in ("List", "LargeList", "Sequence"):
         feature = feature.feature
         if type(feature).__name__ == "Value" and str(feature.dtype).startswith(("float", "int", "uint")):
@@ -64,15 +64,15 @@ class Column:
         # in the order of the file: arrow then reads neighbours at once
         ascending, places = np.unique(np.asarray(rows), return_inverse=True)
         try:
-            held = self._rows[ascending][self.name]
+            column = self._rows[ascending][self.name]
         except Exception as error:  # a file that was cut off, or types that don't go together
             raise DataError(
                 f"{self._where}, column '{self.name}': can't be read ({str(error).splitlines()[0]}). The files are "
-                f"damaged or were changed: write them again."
+                f"damaged or have changed. Write them again."
             ) from error
-        one = self._array if self._decoder is None else self._picture
+        convert = self._array if self._decoder is None else self._picture
         who = f"{self._where}, column '{self.name}', row"
-        values = [one(value, f"{who} {row}") for value, row in zip(held, ascending, strict=True)]
+        values = [convert(value, f"{who} {row}") for value, row in zip(column, ascending, strict=True)]
         return torch.stack(values)[torch.from_numpy(places)]
 
     def _picture(self, value: Any, who: str) -> Tensor:
@@ -91,12 +91,12 @@ class Column:
         if array.dtype.kind not in "fiu" or (self.shape is not None and array.shape != self.shape):
             wanted = "of one shape" if self.shape is None else f"of shape {self.shape}, as in the first row"
             raise DataError(
-                f"{who}: wanted numbers {wanted}, got {array.dtype} of shape {array.shape}. Give every row as many."
+                f"{who}: wanted numbers {wanted}, got {array.dtype} of shape {array.shape}. Give all rows one shape."
             )
-        found = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-        if not found.sum().isfinite() and not found.isfinite().all():  # a sum is quick, and may overflow
+        tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():  # a sum is quick, and may overflow
             raise DataError(
-                f"{who}: wanted finite numbers that float32 can hold, got NaN, inf or too large a number. Repair or "
-                f"drop that row."
+                f"{who}: wanted finite numbers in float32, got NaN, infinity or too large a number. Correct or remove "
+                f"the row."
             )
-        return found
+        return tensor

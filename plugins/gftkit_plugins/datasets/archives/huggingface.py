@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets import cache
 from gftkit_plugins.datasets.archives.columns import Column, holds_arrays, holds_pictures
 from gftkit_plugins.datasets.images.pictures import Decoder, Mode
@@ -64,33 +63,33 @@ class HuggingFace:
         mode: Mode = "RGB",
     ) -> None:
         self._where = str(files)
-        found = _opened(files)
-        if len(found) == 0:
+        table = _opened(files)
+        if len(table) == 0:
             raise DataError(_EMPTY.format(files))
-        names = list(found.column_names)
+        names = list(table.column_names)
         for name in filter(None, (column, labels, *conditions)):
             if name not in names:
-                raise DataError(f"{files}: no column '{name}'. It has: {', '.join(names)}.")
+                raise DataError(f"{files}: no column '{name}'. Columns: {', '.join(names)}.")
         if labels is None and _LABEL in names and _LABEL not in (column, *conditions):
             labels = _LABEL
-        column = column or self._only_column(found, (labels, *conditions))
+        column = column or self._only_column(table, (labels, *conditions))
         self.labels: Tensor | None = None
         self.classes: int | None = None
         if labels is not None:
-            self.labels = self._labels(found, labels)
-            self.classes = getattr(found.features[labels], "num_classes", None) or int(self.labels.max()) + 1
-        pictures = holds_pictures(found.features[column])
+            self.labels = self._labels(table, labels)
+            self.classes = getattr(table.features[labels], "num_classes", None) or int(self.labels.max()) + 1
+        pictures = holds_pictures(table.features[column])
         self.range: tuple[float, float] | None = (0.0, 255.0) if pictures else None
-        self._samples = self._column(found, column, Decoder(size, mode) if pictures else None)
-        self._conditions = [self._column(found, name, None) for name in conditions]
+        self._samples = self._column(table, column, Decoder(size, mode) if pictures else None)
+        self._conditions = [self._column(table, name, None) for name in conditions]
         self.event_shape = self._samples.shape or ()
         if not self.event_shape:
             raise DataError(
                 f"{files}, column '{column}': wanted pictures or arrays, got single numbers. Put them in lists."
             )
         self.condition_shapes = {each.name: each.shape or () for each in self._conditions}
-        self.blocks = blocks_of_neighbours(len(found))
-        self._length = len(found)
+        self.blocks = blocks_of_neighbours(len(table))
+        self._length = len(table)
 
     def __len__(self) -> int:
         return self._length
@@ -106,38 +105,38 @@ class HuggingFace:
         label = None if self.labels is None else self.labels[indices]
         return Batch(self._samples.read(rows), label, None, {each.name: each.read(rows) for each in self._conditions})
 
-    def _column(self, found: Any, name: str, decoder: Decoder | None) -> Column:
+    def _column(self, table: Any, name: str, decoder: Decoder | None) -> Column:
         from datasets import Image
 
-        if decoder is None and not holds_arrays(found.features[name]):
+        if decoder is None and not holds_arrays(table.features[name]):
             raise DataError(
-                f"{self._where}, column '{name}': wanted pictures or arrays of numbers, got {found.features[name]}. "
+                f"{self._where}, column '{name}': wanted pictures or arrays of numbers, got {table.features[name]}. "
                 f"Name another column."
             )
-        rows = found.select_columns([name])
-        if type(found.features[name]).__name__ == "Image":
+        rows = table.select_columns([name])
+        if type(table.features[name]).__name__ == "Image":
             rows = rows.cast_column(name, Image(decode=False))
         return Column(rows.with_format("numpy"), name, self._where, decoder)
 
-    def _only_column(self, found: Any, taken: tuple[str | None, ...]) -> str:
+    def _only_column(self, table: Any, taken: tuple[str | None, ...]) -> str:
         able = [
             name
-            for name, feature in found.features.items()
+            for name, feature in table.features.items()
             if name not in taken and (holds_pictures(feature) or holds_arrays(feature))
         ]
         if len(able) != 1:
             raise DataError(
                 f"{self._where}: wanted one column of pictures or arrays, found {', '.join(able) or 'none'} among "
-                f"{', '.join(found.column_names)}. Set `column` to the one that is meant."
+                f"{', '.join(table.column_names)}. Set `column` to one of them."
             )
         return able[0]
 
-    def _labels(self, found: Any, name: str) -> Tensor:
+    def _labels(self, table: Any, name: str) -> Tensor:
         """(n,) of int64, checked."""
-        values = found.select_columns([name]).with_format("numpy")[:][name]
+        values = table.select_columns([name]).with_format("numpy")[:][name]
         if values.dtype.kind not in "iu" or values.ndim != 1:
             raise DataError(
-                f"{self._where}, column '{name}': wanted one whole number in every row, got {found.features[name]}, or "
+                f"{self._where}, column '{name}': wanted one whole number in every row, got {table.features[name]}, or "
                 f"rows without any. Number the classes from 0."
             )
         labels = torch.from_numpy(values).to(torch.int64)
@@ -152,7 +151,7 @@ def _opened(files: Path) -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f"it wants the package datasets: {error}. Install it with: pip install 'gftkit[streaming]'"
+            f"the package datasets is required: {error}. Install it: pip install 'gftkit[streaming]'"
         ) from error
     if (files / "dataset_dict.json").is_file():
         names = ", ".join(sorted(part.name for part in files.iterdir() if part.is_dir()))
@@ -164,16 +163,16 @@ def _opened(files: Path) -> Any:
     ending = (
         ".parquet" if files.suffix != ".arrow" and not (files.is_dir() and any(files.glob("*.arrow"))) else ".arrow"
     )
-    found = files_of(files, ending)
+    paths = files_of(files, ending)
     if ending == ".arrow":
-        parts = [_guarded(file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in found]
-        _check_alike(found, [part.features for part in parts])
+        parts = [_guarded(file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in paths]
+        _check_alike(paths, [part.features for part in parts])
         return datasets.concatenate_datasets(parts)
-    _check_parquet(found)
+    _check_parquet(paths)
     return _guarded(
         files,
         lambda: datasets.Dataset.from_parquet(
-            [str(file) for file in found], cache_dir=str(cache.folder() / "huggingface"), keep_in_memory=False
+            [str(file) for file in paths], cache_dir=str(cache.folder() / "huggingface"), keep_in_memory=False
         ),
     )
 
@@ -193,15 +192,16 @@ def _check_parquet(files: list[Path]) -> None:
 
 
 def _check_alike(files: list[Path], columns: list[Any]) -> None:
-    for file, found in zip(files, columns, strict=True):
-        if found != columns[0]:
+    for file, own in zip(files, columns, strict=True):
+        if own != columns[0]:
             raise DataError(
-                f"{file}: wanted the columns of {files[0].name}, {columns[0]}, got {found}. Write them alike."
+                f"{file}: wanted the columns of {files[0].name}, {columns[0]}, got {own}. Write all files with the "
+                f"same columns."
             )
 
 
 def _guarded(file: Path, read: Any) -> Any:
-    """What ``read`` gives; whatever goes wrong in a library becomes one message about the file."""
+    """The result of ``read``; any failure in a library becomes one message about the file."""
     try:
         return read()
     except MemoryError:
@@ -210,6 +210,6 @@ def _guarded(file: Path, read: Any) -> Any:
         cause = error.__cause__ or error
         reason = str(cause).split("\n", 1)[0].rstrip(".") or type(cause).__name__
         raise DataError(
-            f"{file}: can't be read ({reason}). Check its permissions and the space in the cache folder; write a file "
-            f"that is damaged, cut off or of another format again."
+            f"{file}: can't be read ({reason}). Check its permissions and the space in the cache folder. If it is "
+            f"damaged or of another format, write it again."
         ) from error

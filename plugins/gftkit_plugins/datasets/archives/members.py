@@ -1,4 +1,4 @@
-"""What a member of a tar shard holds: a picture, or an array of numbers."""
+"""Members of a tar shard: pictures, or arrays of numbers."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 from gftkit_plugins.datasets.images.pictures import ENDINGS, Decoder, header_shape
 
 _PREFIX = 128
@@ -22,12 +22,12 @@ _HEADER_MOST = 2**20
 
 
 def is_picture(ending: str) -> bool:
-    """Whether members with this ending hold pictures: "png", "left.jpg"."""
+    """True for the ending of a picture: "png", "left.jpg"."""
     return f".{ending.rpartition('.')[2]}" in ENDINGS
 
 
 def is_readable(ending: str) -> bool:
-    """Whether members with this ending can be samples."""
+    """True for the ending of a member that can be a sample."""
     return is_picture(ending) or ending.rpartition(".")[2] in ("npy", "safetensors")
 
 
@@ -52,7 +52,7 @@ def shape_of(ending: str, stream: IO[bytes], size: int, who: str) -> tuple[int, 
     except DataError:
         raise
     except Exception as error:  # parsers of damaged bytes raise nearly anything
-        raise damaged(who, ending, error) from error
+        raise damaged_member_error(who, ending, error) from error
 
 
 def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) -> Tensor:
@@ -73,7 +73,7 @@ def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) 
     except DataError:
         raise
     except Exception as error:
-        raise damaged(who, ending, error) from error
+        raise damaged_member_error(who, ending, error) from error
 
 
 def label_of(ending: str, data: bytes, key: str, who: str) -> int:
@@ -83,24 +83,24 @@ def label_of(ending: str, data: bytes, key: str, who: str) -> int:
         DataError: for anything else.
     """
     try:
-        found: Any = json.loads(data)[key] if ending.endswith("json") else int(data.decode().strip())
+        label: Any = json.loads(data)[key] if ending.endswith("json") else int(data.decode().strip())
     except (ValueError, KeyError, TypeError, IndexError) as error:
         where = f" under the key '{key}'" if ending.endswith("json") else ""
         raise DataError(
             f"{who}: wanted a class as a whole number{where}, got {bytes(data[:40])!r}. Number the classes from 0; for "
             f"JSON name the key with `label_key`."
         ) from error
-    if type(found) is not int or not 0 <= found < 2**31:
-        raise DataError(f"{who}: wanted a class from 0 on, got {found!r}. Number the classes from 0.")
-    return found
+    if type(label) is not int or not 0 <= label < 2**31:
+        raise DataError(f"{who}: wanted a class from 0 on, got {label!r}. Number the classes from 0.")
+    return label
 
 
-def damaged(who: str, ending: str, error: Exception) -> DataError:
-    """What to say of a member that doesn't hold what its ending says."""
+def damaged_member_error(who: str, ending: str, error: Exception) -> DataError:
+    """The error for a member that doesn't hold what its ending says."""
     reason = str(error).split("\n", 1)[0].rstrip(".") or type(error).__name__
     return DataError(
-        f"{who}: wanted a whole .{ending.rpartition('.')[2]} file, and this one is damaged, cut off or of another "
-        f"format ({reason}). Write the shard again, or drop the sample."
+        f"{who}: wanted a complete .{ending.rpartition('.')[2]} file, and this one is damaged, incomplete or of "
+        f"another format ({reason}). Write the shard again, or remove the sample."
     )
 
 
@@ -124,7 +124,7 @@ def _npy(data: bytes | bytearray) -> Tensor:
 
 
 def _npy_start(data: bytes | bytearray) -> int:
-    """Where the numbers of an .npy file start, in bytes."""
+    """The offset of the numbers in an .npy file, in bytes."""
     if data[6:7] == b"\x01":
         return 10 + int.from_bytes(data[8:10], "little")
     return 12 + int.from_bytes(data[8:12], "little")
@@ -144,23 +144,23 @@ def _safetensors_header(stream: IO[bytes], size: int) -> dict[str, Any]:
     length = int.from_bytes(stream.read(8), "little")
     if length > min(size, _HEADER_MOST):
         raise ValueError(f"its header claims {length} bytes")
-    held: dict[str, Any] = json.loads(stream.read(length))
-    held.pop("__metadata__", None)
-    end = max((found["data_offsets"][1] for found in held.values()), default=0)
+    header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"its header says {8 + length + end} bytes, and it has {size}")
-    return held
+    return header
 
 
 def _chosen(header: dict[str, Any], who: str) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the array that is meant."""
-    usual = [name for name in _NAMES if name in header]
-    if not usual and len(header) != 1:
+    default_names = [name for name in _NAMES if name in header]
+    if not default_names and len(header) != 1:
         raise DataError(
-            f"{who}: wanted one array, or one called {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. It holds: "
+            f"{who}: wanted one array, or one named {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. Arrays: "
             f"{', '.join(header) or 'none'}."
         )
-    name = (usual or list(header))[0]
+    name = (default_names or list(header))[0]
     if header[name]["dtype"] not in _REAL:
         raise DataError(f"{who}: wanted real numbers (float, int), got {header[name]['dtype']}. Convert it to float32.")
     return name, tuple(int(side) for side in header[name]["shape"])

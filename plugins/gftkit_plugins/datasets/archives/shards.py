@@ -7,14 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets.archives.members import is_picture, is_readable, values_of
 from gftkit_plugins.datasets.archives.tar_index import Fields, find_member, position, read_index, read_samples
 from gftkit_plugins.datasets.images.pictures import Decoder, Mode
 from gftkit_plugins.datasets.neighbours import blocks_of_neighbours
 from gftkit_plugins.datasets.patterns import files_of
-from gftkit_plugins.datasets.stretches import Stretches, cannot_read
+from gftkit_plugins.datasets.stretches import Stretches, unreadable_file_error
 
 
 class Shards:
@@ -35,7 +34,7 @@ class Shards:
             picture or array of the first sample.
         labels: ending of the members with the class, a whole number as text or in JSON; by default ``cls``, where the
             first sample has one.
-        label_key: where the class stands in a JSON object.
+        label_key: the key of the class in a JSON object.
         conditions: endings of further arrays, such as ``text.npy``: given to the drift as the condition ``text``.
         size: side of the square that every picture is cut (centrally) and resized to, bicubic and antialiased. Without
             it all pictures must have one size.
@@ -92,7 +91,9 @@ class Shards:
         shapes = [first.shape[1:] if pictures else first.shape]
         for number, ending in enumerate(conditions, 1):
             if is_picture(ending):
-                raise DataError(f"conditions: wanted arrays (.npy, .safetensors), got '{ending}'. Name other members.")
+                raise DataError(
+                    f"conditions: wanted arrays (.npy, .safetensors), got '{ending}'. Choose other members."
+                )
             shapes.append(self._read(0, 0, number).shape)
         self.condition_shapes = {name: tuple(shape) for name, shape in zip(self._names, shapes[1:], strict=True)}
         for number, shape in enumerate(shapes):
@@ -112,12 +113,12 @@ class Shards:
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._ends])
         rows = indices - starts[shards]
         shapes = [self.event_shape, *self.condition_shapes.values()]
-        held = [torch.empty(len(indices), *shape) for shape in shapes]
+        outputs = [torch.empty(len(indices), *shape) for shape in shapes]
         for place in indices.argsort().tolist():  # in the order of the files
-            for number, values in enumerate(held):
+            for number, values in enumerate(outputs):
                 values[place] = self._read(int(shards[place]), int(rows[place]), number)
         label = None if self.labels is None else self.labels[indices]
-        return Batch(held[0], label, None, dict(zip(self._names, held[1:], strict=True)))
+        return Batch(outputs[0], label, None, dict(zip(self._names, outputs[1:], strict=True)))
 
     def _read(self, shard: int, row: int, number: int) -> Tensor:
         """A member's values, as float32 where they are no picture."""
@@ -125,14 +126,14 @@ class Shards:
         data = self._bytes.read(shard, offset, int(self._index[shard]["size"][row, number]))
         try:
             values = values_of(ending, data, self._decoder, "?")
-        except DataError:  # once more, with the name that is slow to find
+        except DataError:  # once more, with the member's name: to find it reads the whole shard's headers
             values = values_of(ending, data, self._decoder, find_member(self.files[shard], offset))
         if not is_picture(ending):
             values = values.to(torch.float32)
             if not values.sum().isfinite() and not values.isfinite().all():  # a sum is quick, and may overflow
                 raise DataError(
-                    f"{find_member(self.files[shard], offset)}: wanted finite numbers that float32 can hold, got NaN, "
-                    f"inf or too large a number. Repair or drop that sample."
+                    f"{find_member(self.files[shard], offset)}: wanted finite numbers in float32, got NaN, infinity "
+                    f"or too large a number. Correct or remove the sample."
                 )
         return values
 
@@ -143,9 +144,9 @@ class Shards:
         """Refuse arrays whose headers say another shape than the first's, and pictures that want `size`."""
         ending = self._fields.arrays[number]
         for shard, index in enumerate(self._index):
-            found = index[f"shape{number}"]
-            if found.shape[1] == len(shape):
-                other = (found != shape).any(1)
+            shapes = index[f"shape{number}"]
+            if shapes.shape[1] == len(shape):
+                other = (shapes != shape).any(1)
                 if not other.any():
                     continue
                 row = int(other.nonzero()[0])
@@ -153,37 +154,37 @@ class Shards:
                 row = 0
             if is_picture(ending):
                 for turned in other.nonzero()[:, 0].tolist():  # the whole picture decides
-                    self._read(shard, turned if len(found) > 1 else 0, number)
+                    self._read(shard, turned if len(shapes) > 1 else 0, number)
                 continue
             raise DataError(
                 f"{find_member(self.files[shard], self._offset(shard, row, number))}: wanted an array of shape "
-                f"{tuple(shape.tolist())}, as the first, got {tuple(found[row].tolist())}. Reshape or drop it."
+                f"{tuple(shape.tolist())}, as the first, got {tuple(shapes[row].tolist())}. Reshape or drop it."
             )
 
 
 def _fields(first: Path, field: str | None, labels: str | None, key: str, conditions: tuple[str, ...]) -> Fields:
-    """Which members are read, from the first sample where nobody says it."""
+    """The members to read; the first sample decides what the options leave open."""
     try:
         sample = next(read_samples(first), None)
     except OSError as error:
-        raise cannot_read(first, error) from error
-    held = [] if sample is None else list(sample.members)
+        raise unreadable_file_error(first, error) from error
+    endings = [] if sample is None else list(sample.members)
     shown = f"{first}, sample '{sample.key if sample else ''}'"
-    if labels is None and "cls" in held:
+    if labels is None and "cls" in endings:
         labels = "cls"
     if field is None:
-        able = [ending for ending in held if is_readable(ending) and ending not in (*conditions, labels)]
-        if held and len(able) != 1:
+        able = [ending for ending in endings if is_readable(ending) and ending not in (*conditions, labels)]
+        if endings and len(able) != 1:
             raise DataError(
-                f"{shown}: wanted one picture or array, found {', '.join('.' + ending for ending in held)}. Set "
-                f"`field` to the ending of the members that are meant."
+                f"{shown}: wanted one picture or array, found {', '.join('.' + ending for ending in endings)}. Set "
+                f"`field` to one of these endings."
             )
         field = able[0] if able else "png"  # an empty shard is refused by its index
     for ending in (field, *conditions):
         if not is_readable(ending):
             raise DataError(
                 f"{shown}: '{ending}' is neither a picture nor an array (.npy, .safetensors). It has "
-                f"{', '.join('.' + name for name in held)}."
+                f"{', '.join('.' + name for name in endings)}."
             )
     return Fields((field, *conditions), labels, key)
 

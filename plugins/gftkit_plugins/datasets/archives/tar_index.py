@@ -1,4 +1,4 @@
-"""Where the samples of a tar shard lie: found once by its headers, kept in the cache folder."""
+"""The index of a tar shard: read once from its headers, kept in the cache folder."""
 
 import hashlib
 import tarfile
@@ -10,10 +10,10 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.archives.members import damaged, label_of, shape_of
+from gftkit.kernel import DataError
+from gftkit_plugins.datasets.archives.members import damaged_member_error, label_of, shape_of
 from gftkit_plugins.datasets.cache import cached
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
 _LAYOUT = 1
 """Goes into the cached file's name; raise it when what is cached changes."""
@@ -24,12 +24,12 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zs
 
 @dataclass(frozen=True)
 class Fields:
-    """Which members of a sample are read, by their endings.
+    """The members to read of each sample, by their endings.
 
     Attributes:
         arrays: of the sample itself, then of its conditions.
         labels: of the member with the class, or None.
-        label_key: where the class stands in a JSON object.
+        label_key: the key of the class in a JSON object.
     """
 
     arrays: tuple[str, ...]
@@ -47,13 +47,13 @@ class Sample:
 
     def open(self, ending: str) -> IO[bytes]:
         """The bytes of a member."""
-        found = self.tar.extractfile(self.members[ending])
-        assert found is not None  # regular files only
-        return found
+        stream = self.tar.extractfile(self.members[ending])
+        assert stream is not None  # regular files only
+        return stream
 
 
 def read_index(shard: Path, fields: Fields) -> dict[str, Tensor]:
-    """Where the samples of a shard lie, from the cache where the shard is as it was.
+    """The index of a shard's samples, from the cache where the shard is unchanged.
 
     Returns:
         ``place`` and ``size`` of each member in bytes, the former in units of 512, (n, arrays) of int32 each;
@@ -69,7 +69,7 @@ def read_index(shard: Path, fields: Fields) -> dict[str, Tensor]:
         with shard.open("rb"):
             pass
     except OSError as error:
-        raise cannot_read(shard, error) from error
+        raise unreadable_file_error(shard, error) from error
     said = repr((str(shard.resolve()), about.st_size, about.st_mtime_ns, astuple(fields)))
     name = f"shard-{_LAYOUT}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
     return cached(name, lambda: _index(shard, fields))
@@ -86,8 +86,8 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         packed = _PACKED.get(start)
         if packed:
             raise DataError(
-                f"{shard}: wanted a plain .tar file, got one packed by {packed}. Samples are read at random from it: "
-                f"unpack it to .tar (pictures hardly shrink)."
+                f"{shard}: wanted a plain .tar file, got one compressed by {packed}. Decompress it, because samples "
+                f"are read in random order."
             )
         if not start:
             raise DataError(f"{shard}: the shard is empty (0 bytes). Write it again, or remove it.")
@@ -115,7 +115,7 @@ def _samples(shard: Path, tar: tarfile.TarFile, stream: IO[bytes]) -> Iterator[S
             yield Sample(key, members, tar)
             members = {}
         if ending.lower() in members:
-            raise DataError(f"{shard}, member '{member.name}': it stands there twice. Remove one.")
+            raise DataError(f"{shard}, member '{member.name}': it occurs twice in its sample. Remove one.")
         key = name
         members[ending.lower()] = member
     _check_end(shard, stream, tar.offset)  # before the last sample: where the shard is cut off, that one isn't whole
@@ -133,8 +133,8 @@ def _check_end(shard: Path, stream: IO[bytes], offset: int) -> None:
     while rest := stream.read(2**20):
         if rest.strip(b"\0"):
             raise DataError(
-                f"{shard}: more follows after the end of the archive at byte {offset}. If shards were joined by `cat`, "
-                f"join them by `tar --concatenate`, or give them one by one."
+                f"{shard}: the archive ends at byte {offset}, and more bytes follow. To join shards use `tar "
+                f"--concatenate`, not `cat`, or give them one by one."
             )
 
 
@@ -146,33 +146,35 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
         for ending in wanted:
             if ending not in sample.members:
                 raise DataError(
-                    f"{shard}, sample '{sample.key}': it has no member .{ending}, only "
-                    f"{', '.join('.' + held for held in sample.members)}. Members of a sample are neighbours with one "
-                    f"name up to the first dot: add what is missing, or name others (`field`, `labels`, `conditions`)."
+                    f"{shard}, sample '{sample.key}': no member .{ending}, only "
+                    f"{', '.join('.' + name for name in sample.members)}. The members of a sample are neighbours "
+                    f"whose names agree up to the first dot. Add what is missing, or choose other members (`field`, "
+                    f"`labels`, `conditions`)."
                 )
-        found = [sample.members[ending] for ending in fields.arrays]
-        for held, ending, member in zip(shapes, fields.arrays, found, strict=True):
+        members = [sample.members[ending] for ending in fields.arrays]
+        for array_shapes, ending, member in zip(shapes, fields.arrays, members, strict=True):
             who = member_name(shard, sample.key, ending)
             try:
                 with sample.open(ending) as stream:
-                    held.append(shape_of(ending, stream, member.size, who))
+                    array_shapes.append(shape_of(ending, stream, member.size, who))
             except OSError as error:
-                raise damaged(who, ending, error) from error
-            if len(held[-1]) != len(held[0]):
+                raise damaged_member_error(who, ending, error) from error
+            if len(array_shapes[-1]) != len(array_shapes[0]):
                 raise DataError(
-                    f"{who}: wanted an array of shape {held[0]}, as the first, got {held[-1]}. Reshape or drop it."
+                    f"{who}: wanted an array of shape {array_shapes[0]}, as the first, got {array_shapes[-1]}. "
+                    f"Reshape or drop it."
                 )
         if fields.labels:
             with sample.open(fields.labels) as stream:
                 who = member_name(shard, sample.key, fields.labels)
                 labels.append(label_of(fields.labels, stream.read(), fields.label_key, who))
-        places.append([member.offset_data // _UNIT for member in found])
-        sizes.append([member.size for member in found])
+        places.append([member.offset_data // _UNIT for member in members])
+        sizes.append([member.size for member in members])
     if not places:
         raise DataError(f"{shard}: the shard is empty: it holds no sample. Write it again, or remove it.")
     index = {"place": torch.tensor(places, dtype=torch.int32), "size": torch.tensor(sizes, dtype=torch.int32)}
-    for number, held in enumerate(shapes):
-        alike = held[:1] if len(set(held)) == 1 else held
+    for number, array_shapes in enumerate(shapes):
+        alike = array_shapes[:1] if len(set(array_shapes)) == 1 else array_shapes
         index[f"shape{number}"] = torch.tensor(alike, dtype=torch.int32).reshape(len(alike), -1)
     if fields.labels:
         index["label"] = torch.tensor(labels, dtype=torch.int32)
@@ -180,17 +182,17 @@ def _index(shard: Path, fields: Fields) -> dict[str, Tensor]:
 
 
 def position(place: int) -> int:
-    """Where a member starts, in bytes."""
+    """The offset of a member, in bytes."""
     return place * _UNIT
 
 
 def member_name(shard: Path, key: str, ending: str) -> str:
-    """How messages call a member."""
+    """A member's name in messages."""
     return f"{shard}, member '{key}.{ending}'"
 
 
 def find_member(shard: Path, offset: int) -> str:
-    """How messages call the member whose content starts at this byte; slow, and only for messages."""
+    """The name in messages of the member whose content starts at this byte; slow, and only for messages."""
     try:
         for sample in read_samples(shard):
             for ending, member in sample.members.items():
@@ -203,6 +205,6 @@ def find_member(shard: Path, offset: int) -> str:
 
 def _broken(shard: Path, reason: str) -> DataError:
     return DataError(
-        f"{shard}: wanted a whole .tar file, and this one is damaged, cut off or of another format ({reason}). "
+        f"{shard}: wanted a complete .tar file, and this one is damaged, incomplete or of another format ({reason}). "
         f"Write or copy it again."
     )

@@ -8,8 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.kernel.contracts import Batch
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import Batch, DataError
 from gftkit_plugins.datasets.images.pictures import ENDINGS, Decoder, Mode, Pixels, header_shape
 
 _MEMORY = 512 * 2**20

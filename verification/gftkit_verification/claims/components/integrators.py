@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import BrownianPath, Diffusion, Field, Integrator
 from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
-from gftkit.sampling.noise import BLOCK, Drawn
+from gftkit.sampling.noise import BLOCK, FromGenerator
 from gftkit.verify.claims import Claim, Measurement, order, statistical
 from gftkit_verification.claims.components.solvers import (
     ODE_STEPS,
@@ -181,7 +181,7 @@ def _states(equation: Equation, solver: Integrator, steps: int, x0: Tensor, gene
     """States at times 0, 1/steps, ..., 1, by the sampler's loop; ``generate`` gives a library 64 samples at once."""
     grid = integrate.grid_of(equation, steps)
     g = integrate.diffusion_of(equation, grid.times)
-    run = integrate.trajectory(integrate.bind(equation.drift), g, solver, grid, x0, Drawn(generator))
+    run = integrate.trajectory(integrate.bind_conditions(equation.drift), g, solver, grid, x0, FromGenerator(generator))
     states = torch.stack(list(run))
     return states[torch.arange(steps + 1).clamp(max=len(states) - 1)]
 

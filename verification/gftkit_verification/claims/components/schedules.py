@@ -10,7 +10,7 @@ from torch import Generator
 from gftkit.kernel.contracts import Schedule
 from gftkit.kernel.registry import Registry
 from gftkit.theory.objective import retention
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.verify.claims import Claim, Measurement, exact
 from gftkit_verification.testbeds.components import components
 
@@ -105,7 +105,7 @@ def _claims_of(name: str, schedule: Schedule) -> Iterator[Claim]:
         f"Default options; {POINTS} equal parts of the progress with both sides of each limit, and {DRAWN} random "
         f"progresses."
     )
-    if not listens(schedule):  # with feedback it may rise, up to its start
+    if not has_feedback(schedule):  # with feedback it may rise, up to its start
         yield Claim(
             f"schedule-never-rises-{name}",
             f"The temperature of schedule {name} never rises.",

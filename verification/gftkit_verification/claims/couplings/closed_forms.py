@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples, Source
+from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.kernel.contracts import Coupling, Path, Solver
 from gftkit.kernel.registry import Registry
 from gftkit.sampling import integrate
@@ -197,7 +197,7 @@ def independence(coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E (x0 - m0).(x1 - m1) = tr Cov(x0, x1), over the pairs of a run."""
     seed = seed_of(generator)
     data = GaussianData(drawn_flow(2, on_cpu(generator)))
-    pairs = Pairs(Order(Samples(data, "data"), seed), data.source, coupling, SIZE, SIZE, seed, within_labels=False)
+    pairs = Pairs(VisitOrder(Samples(data, "data"), seed), data.source, coupling, SIZE, SIZE, seed, within_labels=False)
     found = []
     for step in range(BATCHES):
         batch = pairs.at(step)
@@ -209,7 +209,7 @@ def independence(coupling: Coupling, generator: Generator) -> float:
 def label_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E[x0 | label] from E[x0], over the pairs of a run that pairs within labels."""
     seed = seed_of(generator)
-    order = Order(Samples(TwoClasses(), "data"), seed)
+    order = VisitOrder(Samples(TwoClasses(), "data"), seed)
     pairs = made(
         order, lambda n, draws: torch.randn(n, 2, generator=draws), coupling, SIZE // 2, SIZE, seed, within_labels=True
     )
@@ -223,7 +223,7 @@ def label_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generat
 
 
 def _across_labels(
-    order: Order,
+    order: VisitOrder,
     source: Source,
     coupling: Coupling,
     size: int,

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from gftkit.data import pairing
 from gftkit.data.pairing import Pairs
-from gftkit.data.samples import Order, Samples
+from gftkit.data.samples import Samples, VisitOrder
 from gftkit.kernel.contracts import Batch, Coupling
 from gftkit.kernel.registry import Registry
 from gftkit.verify.claims import Claim, exact, statistical
@@ -90,7 +90,7 @@ def within_conditions(subject: Pairing, optimal: Coupling, generator: Generator)
 def condition_law(made: Callable[..., Pairs], coupling: Coupling, generator: Generator) -> float:
     """Standard errors of E[x0 | c] from E[x0], over the pairs of a run whose coupling is told c."""
     seed = seed_of(generator)
-    order = Order(Samples(FewConditions(), "data"), seed)
+    order = VisitOrder(Samples(FewConditions(), "data"), seed)
     pairs = made(
         order,
         lambda n, draws: torch.randn(n, 2, generator=draws),

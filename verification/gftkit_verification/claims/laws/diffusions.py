@@ -146,7 +146,7 @@ def chain(subject: Sampling, drift: Drift, path: Path, steps: int, d: int) -> tu
     x0 = torch.zeros(before + (steps + 1) * d, d, dtype=torch.float64)
     x0[1:before] = torch.eye(d, dtype=torch.float64)
     states = integrate.generate(
-        drift, path, subject.scheme.solver, steps, x0, Units(before, d), None, len(x0), whole=True
+        drift, path, subject.scheme.solver, steps, x0, Units(before, d), batch_size=len(x0), whole=True
     )
     states = states[[steps // 2, len(states) - 1]]
     rest = states[:, 1:] - states[:, :1]

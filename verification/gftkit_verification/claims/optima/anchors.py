@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from gftkit.kernel.contracts import Path
 from gftkit.kernel.registry import Registry
-from gftkit.networks.adapters import Adapted, Adapters
+from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.networks.anchor import AdaptersOffAnchor, FrozenAnchor
 from gftkit.theory import objective
 from gftkit.theory.objective import blended_loss, penalty_loss
@@ -133,7 +133,7 @@ class Adaptable(nn.Module):
         return out
 
 
-def adapters_off(make: Callable[[Adapted, str], Drift], generator: Generator) -> float:
+def adapters_off(make: Callable[[AdaptedDrift, str], Drift], generator: Generator) -> float:
     """The anchor of b_pre after adapters of the same network were trained to b_beta: the form is stationary there."""
     worst, generator = 0.0, on_cpu(generator)
     for d in DIMENSIONS:
@@ -142,7 +142,7 @@ def adapters_off(make: Callable[[Adapted, str], Drift], generator: Generator) ->
         target = Adaptable(goal).eval()(t, x).detach()
         for beta in TEMPERATURES:
             drift = Adaptable(before)
-            adapted = Adapted(drift, Adapters(rank=d), lambda: drift(t, x), generator)  # noqa: B023
+            adapted = AdaptedDrift(drift, Adapters(rank=d), lambda: drift(t, x), generator)  # noqa: B023
             anchor = make(adapted, "")
             layer = drift.layer
             first, second = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
@@ -166,12 +166,12 @@ def adapters_off(make: Callable[[Adapted, str], Drift], generator: Generator) ->
     return worst
 
 
-def left_on(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def left_on(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """The network in evaluation mode, its adapters on."""
     return torch.no_grad()(adapted.drift.eval())
 
 
-def off_in_training_mode(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def off_in_training_mode(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """Adapters off, and the network in the mode that it is in."""
 
     @torch.no_grad()
@@ -186,7 +186,7 @@ def off_in_training_mode(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG00
     return drift
 
 
-def left_off(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
+def left_off(adapted: AdaptedDrift, hashed: str) -> Drift:  # noqa: ARG001
     """Adapters off, in evaluation mode, and both stay so."""
 
     @torch.no_grad()
@@ -199,7 +199,7 @@ def left_off(adapted: Adapted, hashed: str) -> Drift:  # noqa: ARG001
     return drift
 
 
-def mode_left(adapted: Adapted, hashed: str) -> Drift:
+def mode_left(adapted: AdaptedDrift, hashed: str) -> Drift:
     """Adapters off and on again, and the network stays in evaluation mode."""
     whole = AdaptersOffAnchor(adapted, hashed)
 

@@ -77,7 +77,7 @@ def _neighbours(subject: Nearest, generator: Generator) -> Measurement:
     drawn = torch.randn(DRAWS, MADE + SET, 3, generator=on_cpu(generator), dtype=torch.float64)
     made, data = drawn[:, :MADE], drawn[:, MADE:]
     samples, others = subject(torch.cdist(made, data), torch.cdist(data, data))
-    found = statistics.mean(samples - others)
+    found = statistics.mean_estimate(samples - others)
     return Measurement(found.value / found.stderr)
 
 

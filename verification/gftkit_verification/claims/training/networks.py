@@ -16,8 +16,8 @@ from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs.schema import Train
 from gftkit.runtime.randomness import stream
-from gftkit.sampling.integrate import Grid, bind, diffusion_of, grid_of, trajectory
-from gftkit.sampling.noise import Drawn
+from gftkit.sampling.integrate import Grid, bind_conditions, diffusion_of, grid_of, trajectory
+from gftkit.sampling.noise import FromGenerator
 from gftkit.theory import objective, predictions
 from gftkit.theory.objective import squared_norm
 from gftkit.training.steps import Steps
@@ -138,10 +138,10 @@ def _path_kl(study: Study, subject: Subject, generator: Generator) -> Measuremen
         noise = stream(seed, "noise", d, device=problem.device)
         kl = torch.zeros(len(others), dtype=torch.float64)
         with torch.no_grad():
-            visited = trajectory(bind(plain), g, solver, Grid(times), x0, Drawn(noise))
+            visited = trajectory(bind_conditions(plain), g, solver, Grid(times), x0, FromGenerator(noise))
             for (t, later), x in zip(itertools.pairwise(times), visited, strict=False):
-                drift = bind(plain)(t, x)
-                squares = [squared_norm(bind(other)(t, x) - drift).mean() for other in others]
+                drift = bind_conditions(plain)(t, x)
+                squares = [squared_norm(bind_conditions(other)(t, x) - drift).mean() for other in others]
                 kl += (later - t) / (2 * g(t) ** 2) * torch.stack(squares).cpu()
         pretrained, *measured = kl.tolist()
         wanted = [subject.predicted(rho_of(beta), pretrained) for beta in subject.temperatures]

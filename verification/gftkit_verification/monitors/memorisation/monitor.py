@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.estimation.jackknife import GROUPS, jackknife
+from gftkit.estimation.jackknife import GROUPS, jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Estimate, Feature
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.guidance import guided
+from gftkit.networks.guidance import with_guidance
 from gftkit.runtime.randomness import stream
-from gftkit.theory.gap import ratio
+from gftkit.theory.gap import ratio_estimate
 from gftkit.theory.objective import retention
 from gftkit.training.state import TrainingState
 from gftkit_verification.monitors.probes import exact_drift, joined, leading, values_at, why_no_oracle
@@ -128,7 +128,7 @@ class Memorisation:
         """Samples of the EMA weights, from the same noise at every evaluation."""
         assert self._training is not None
         evaluation = Evaluation(
-            guided(state.ema, state.config.evaluate.guidance),
+            with_guidance(state.ema, state.config.evaluate.guidance),
             state.path,
             state.evaluation.scheme,
             state.source,
@@ -170,7 +170,7 @@ def position(drift: Tensor, anchor: Tensor, exact: Tensor, weight: Tensor | None
     if weight is not None:
         products = products * weight
     along, whole = products.reshape(2, BATCHES, -1).mean(2)
-    return ratio(along, whole)
+    return ratio_estimate(along, whole)
 
 
 def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Estimate:
@@ -188,7 +188,7 @@ def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Es
         return float(samples / others)
 
     groups = max(2, min(GROUPS, len(data) // 2))
-    return jackknife(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
+    return jackknife_estimate(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
 
 
 def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,4 +220,4 @@ def held_out_ratio(made: Tensor, data: Tensor, held_out: Tensor, generator: torc
     def statistic(of_made: Tensor) -> float:
         return float(near[of_made].mean() / far[of_made].mean())
 
-    return jackknife(statistic, [torch.arange(len(made))], generator)
+    return jackknife_estimate(statistic, [torch.arange(len(made))], generator)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number
+from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 
 Line = Mapping[str, Any]
@@ -27,8 +27,8 @@ def shown(lines: Sequence[Line]) -> list[Section]:
     rows: list[tuple[str, ...]] = [("", "at the start", "at the end")]
     for key, name in NAMES.items():
         if last.get(key) is not None:
-            rows.append((name, *(number(line.get(key), line.get(f"{key}_stderr")) for line in (lines[0], last))))
-    return [Section("Memorisation", text, rows, pictures.stacked(list(_panels(lines))))]
+            rows.append((name, *(format_number(line.get(key), line.get(f"{key}_stderr")) for line in (lines[0], last))))
+    return [Section("Memorisation", text, rows, pictures.panel_picture(list(_panels(lines))))]
 
 
 NAMES = {

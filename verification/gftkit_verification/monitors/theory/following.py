@@ -13,14 +13,14 @@ from torch import Tensor
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.errors import RunError
 from gftkit.recording import pictures
-from gftkit.recording.html import Section, number
+from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
 from gftkit.runs.folder import RunFolder
-from gftkit.storage.documents import finite, read_json
-from gftkit.theory.gap import mean, ratio, root
+from gftkit.storage.documents import nan_to_none, read_json
+from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
-from gftkit.theory.temperature import listens
+from gftkit.theory.temperature import has_feedback
 from gftkit.training.verdict import Verdict
 
 Point = Mapping[str, Any]
@@ -51,7 +51,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not lines:
         return {"setting": {}, "gap": None, "points": []}
     first, last = lines[0], lines[-1]
-    reachable = root(_estimate(last, "gap_squared_by_loss"))
+    reachable = root_estimate(_estimate(last, "gap_squared_by_loss"))
     gap = _estimate(first, "gap") if first.get("gap") is not None else reachable
     floor = math.sqrt(max(gap.value**2 - reachable.value**2, 0.0))
     points = []
@@ -61,7 +61,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         point["predicted_drift_error"] = rho * gap.value
         point["predicted_drift_error_with_floor"] = drift_error(rho, reachable.value, floor)
         point["predicted_distance_from_pretrained"] = (1 - rho) * reachable.value
-        closed = ratio(_towards(line), _closed_square(last))
+        closed = ratio_estimate(_towards(line), _closed_square(last))
         point["remaining"], point["remaining_stderr"] = 1 - closed.value, closed.stderr
         points.append(point)
     made = {
@@ -70,7 +70,7 @@ def record(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reachable_gap": {"value": reachable.value, "stderr": reachable.stderr},
         "points": points,
     }
-    return dict(finite(made))
+    return dict(nan_to_none(made))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -93,19 +93,21 @@ def shown(recorded: Mapping[str, Any]) -> list[Section]:
     )
     rows = [
         ("at the end", "measured", "predicted"),
-        ("share of the gap left", _shown(last, "remaining"), number(last["retention"])),
+        ("share of the gap left", _shown(last, "remaining"), format_number(last["retention"])),
         ("share of the way to the optimum", _shown(last, "reached"), "1"),
         ("T", _shown(last, "T"), "0"),
     ]
     if exact:
-        rows.append(("drift error |b - b_tgt|", _shown(last, "drift_error"), number(last["predicted_drift_error"])))
+        rows.append(
+            ("drift error |b - b_tgt|", _shown(last, "drift_error"), format_number(last["predicted_drift_error"]))
+        )
         rows.append(("distance to the optimum |b - b_beta|", _shown(last, "distance_to_optimum"), "0"))
     caption = (
         ("Top: drift errors and their predictions. " if exact else "")
         + "Share of the gap that is left, beside rho; T in standard errors, with 0 ± 2 shaded; two estimates of "
         "|Delta|^2, which mean it where T is near 0."
     )
-    return [Section("Theory", text, rows, pictures.stacked(list(_panels(recorded, exact))), caption)]
+    return [Section("Theory", text, rows, pictures.panel_picture(list(_panels(recorded, exact))), caption)]
 
 
 def _panels(recorded: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
@@ -154,7 +156,7 @@ def _panels(recorded: Mapping[str, Any], exact: bool) -> Iterator[Panel]:
 
 
 def _shown(point: Point, key: str) -> str:
-    return number(point.get(key), point.get(f"{key}_stderr"))
+    return format_number(point.get(key), point.get(f"{key}_stderr"))
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ def _schedule(held: Record) -> str | None:
     """
     run = held.run
     schedule, steps = run.registry.build("schedule", run.config.schedule or {}), run.config.train.steps
-    feedback = listens(schedule)
+    feedback = has_feedback(schedule)
     trained = [line for line in run.history() if line["kind"] == "train"]
     before = math.inf
     for line in sorted([*held.points, *trained], key=lambda line: line["step"]):
@@ -390,9 +392,9 @@ def _overshoot(held: Record) -> str | None:
     closed, exact = _closed_square(held.points[-1]), _exact_square(held)
     for point in held.points[1:]:
         score, towards, share = _score(point, "T"), _towards(point), 1 - point["retention"] + NEAR
-        beyond = [mean(towards - share * closed)]
+        beyond = [mean_estimate(towards - share * closed)]
         if exact is not None:  # this doesn't rely on the run's own end, which may have a temperature that isn't its own
-            along = mean(towards)
+            along = mean_estimate(towards)
             beyond.append(Estimate(along.value - share * exact.value, along.stderr + share * exact.stderr))
         if score is not None and score > held.bound and any(one.value > held.bound * one.stderr for one in beyond):
             left = point["remaining"] if exact is None else 1 - float(towards.mean()) / exact.value

@@ -15,7 +15,7 @@ from gftkit.runs.folder import LOG
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import write_json
 from gftkit.storage.log import read_log
-from gftkit.theory.gap import Statistics, Summary, mean, root, statistics, summary
+from gftkit.theory.gap import Statistics, Summary, mean_estimate, root_estimate, statistics, summary
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.training.state import Draw, TrainingState
 from gftkit.training.verdict import Verdict
@@ -177,7 +177,7 @@ class Theory:
 
         def over_batches(products: Tensor) -> Any:
             products = products.flatten(2).sum(2).double()
-            return mean((products if weight is None else weight * products).mean(1))
+            return mean_estimate((products if weight is None else weight * products).mean(1))
 
         optimum = blend(probe.exact, anchor, temperature)
         found: dict[str, Any] = {}
@@ -186,7 +186,7 @@ class Theory:
             ("distance_to_optimum", b - optimum),
             ("gap", anchor - probe.exact),
         ):
-            norm = root(over_batches(apart.square()))
+            norm = root_estimate(over_batches(apart.square()))
             found |= {name: norm.value, f"{name}_stderr": norm.stderr}
         exact, noise = over_batches((b - optimum) * (b - anchor)), over_batches((target - probe.exact) * anchor)
         found |= {"T_exact": exact.value, "T_exact_stderr": exact.stderr}
@@ -199,7 +199,7 @@ class Theory:
 
 def numbers(measured: Summary) -> dict[str, float]:
     """A summary as it is logged: name -> value, and name + "_stderr"."""
-    distance = root(measured.r)
+    distance = root_estimate(measured.r)
     estimates = {
         "T": measured.t,
         "reached": measured.reached,

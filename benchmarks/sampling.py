@@ -27,7 +27,7 @@ REGISTRY = load()
 
 
 class Diffusing:
-    """A path of noise scale 1 up to t = 1: the sampler takes exactly its steps. Nothing else of it is asked."""
+    """A path of noise scale 1 up to t = 1, with no more than the sampler needs: it takes exactly its steps."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_t = (1 - t) x0 + t x1."""
@@ -41,8 +41,8 @@ class Diffusing:
 def network(spec: Mapping[str, Any], event: tuple[int, ...], device: torch.device) -> nn.Module:
     """A network in evaluation mode, and the same weights every time."""
     torch.manual_seed(0)
-    made: nn.Module = REGISTRY.build("drift", spec, event_shape=event)
-    return made.eval().requires_grad_(False).to(device)
+    drift: nn.Module = REGISTRY.build("drift", spec, event_shape=event)
+    return drift.eval().requires_grad_(False).to(device)
 
 
 def start(event: tuple[int, ...], batch: int) -> Tensor:
@@ -53,10 +53,10 @@ def start(event: tuple[int, ...], batch: int) -> Tensor:
 def ours(drift: nn.Module, solver: str, x0: Tensor, device: torch.device) -> Step:
     """A whole integration."""
     path = REGISTRY.create("path", "linear") if solver == "euler" else Diffusing()
-    made = REGISTRY.create("solver", solver)
+    stepper = REGISTRY.create("solver", solver)
 
     def integrate(turn: int) -> Tensor:
-        return generate(drift, path, made, STEPS, x0, ByBlock(turn, device), batch_size=len(x0))
+        return generate(drift, path, stepper, STEPS, x0, ByBlock(turn, device), batch_size=len(x0))
 
     return integrate
 
@@ -107,8 +107,8 @@ def torchdiffeq_euler(drift: nn.Module, x0: Tensor, device: torch.device) -> Ste
     def integrate(_: int) -> Tensor:
         x = x0.to(device)
         options = {"step_size": 1 / STEPS}
-        found = torchdiffeq.odeint(lambda t, y: drift(t.expand(len(y)), y), x, times, method="euler", options=options)
-        return found[-1].cpu()
+        states = torchdiffeq.odeint(lambda t, y: drift(t.expand(len(y)), y), x, times, method="euler", options=options)
+        return states[-1].cpu()
 
     return integrate
 
@@ -126,11 +126,13 @@ def against(peer: Peer, solver: str, spec: Mapping[str, Any], event: tuple[int, 
     return sides
 
 
-def _row(solver: str, peer: Peer, told: str, target: float, batch: int, turns: int, images: bool = False) -> Row:
+def _row(
+    solver: str, peer: Peer, peer_name: str, target: float, batch: int, turns: int, *, images: bool = False
+) -> Row:
     spec, event = (UNET, IMAGES) if images else (MLP, PLANE)
     where = "U-Net 1x16x16" if images else "MLP 128x3 in the plane"
     name = f"{STEPS} steps of {solver}: {where}, batch {batch:,}"
-    return Row(name, told, target, turns, 1, against(peer, solver, spec, event, batch))
+    return Row(name, peer_name, target, turns, 1, against(peer, solver, spec, event, batch))
 
 
 CALLS = f"{STEPS} network calls"
@@ -149,7 +151,7 @@ ROWS = (
 
 
 def rows(device: torch.device) -> tuple[Row, ...]:  # noqa: ARG001
-    """All that are measured on a device."""
+    """The rows for a device."""
     return ROWS
 
 

@@ -1,4 +1,4 @@
-"""Two sides of a comparison in one process, in turns: what the benchmarks share."""
+"""Two sides of a comparison in one process, in turns, for all benchmarks."""
 
 import argparse
 import ctypes
@@ -28,15 +28,15 @@ class Row:
     peer: str
     target: float | None
     turns: int
-    """How often both sides are timed, in turns."""
+    """Turns in which both sides are timed."""
     steps: int
     """Steps in a turn."""
     sides: Sides
     whole: bool = False
-    """Whether the steps differ and are added up, where else their median counts."""
+    """Whether the steps differ and are added up; otherwise their median counts."""
 
 
-def measure(row: Row, device: torch.device, quick: bool) -> dict[str, Any]:
+def measure(row: Row, device: torch.device, *, quick: bool) -> dict[str, Any]:
     """Seconds of a step on both sides, and their ratio."""
     turns, steps = (1, 1) if quick else (row.turns, row.steps)
     spent: tuple[list[float], list[float]] = ([], [])
@@ -72,7 +72,7 @@ def _wait(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """A description of the machine of the figures."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
@@ -87,10 +87,10 @@ def _cpu_lines() -> list[str]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what is freed, for both sides.
+    """Let glibc's allocator keep freed memory, for both sides.
 
-    Otherwise, where tensors are near 128 KiB, it depends on what ran before whether each of them is asked of the kernel
-    anew, page by page: differences of a fifth, on either side.
+    Otherwise, with tensors near 128 KiB, it depends on earlier allocations whether each of them is requested from the
+    operating system again, page by page: differences of a fifth, on either side.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -102,24 +102,26 @@ def main(about: str | None, rows: Callable[[torch.device], Sequence[Row]]) -> No
     """Measure and print every row; write them as JSON where asked."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds this text")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this text")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="one step a side: tries the script, measures nothing")
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    there = rows(device)
-    chosen = [row for row in there if given.only in row.name]
-    if not chosen:
-        parser.error(f"--only: no row holds '{given.only}'; there are: " + "; ".join(row.name for row in there))
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    available = rows(device)
+    selected = [row for row in available if options.only in row.name]
+    if not selected:
+        parser.error(
+            f"--only: no row contains '{options.only}'; there are: " + "; ".join(row.name for row in available)
+        )
     print(machine(device))
     done = []
-    for row in chosen:
-        found = measure(row, device, given.quick)
-        done.append(found)
+    for row in selected:
+        result = measure(row, device, options.quick)
+        done.append(result)
         print(
-            f"{found['name']:<86} {1e3 * found['ours_seconds']:>10.2f} ms  {found['peer']:<28} "
-            f"{1e3 * found['peer_seconds']:>10.2f} ms  ratio {found['ratio']:.3f} (target {found['target']})",
+            f"{result['name']:<86} {1e3 * result['ours_seconds']:>10.2f} ms  {result['peer']:<28} "
+            f"{1e3 * result['peer_seconds']:>10.2f} ms  ratio {result['ratio']:.3f} (target {result['target']})",
             flush=True,
         )
-    if given.json is not None:
-        write_json(given.json, done)
+    if options.json is not None:
+        write_json(options.json, done)

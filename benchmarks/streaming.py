@@ -5,7 +5,7 @@
 
 Every set is written, read for one epoch in the order of training by a process of its own, and deleted. Peak memory is
 the largest resident set of that process (VmHWM of Linux), with the interpreter and torch in it: a process that reads
-nothing tells how much that is. The allocator is told to give large blocks back at once. Speeds are medians of
+nothing shows how much that is. The allocator is set to give large blocks back at once. Speeds are medians of
 interleaved rounds over the same pictures, in the system's cache.
 """
 
@@ -86,23 +86,23 @@ def npy(values: np.ndarray[Any, Any]) -> bytes:
     return stream.getvalue()
 
 
-def read(spec: dict[str, Any] | None, held: bool = False) -> dict[str, float]:
+def read(spec: dict[str, Any] | None, *, keep: bool = False) -> dict[str, float]:
     """One epoch of a data set in the order of training: samples, seconds and this process's peak memory in MB.
 
     Args:
         spec: the data set; None reads nothing.
-        held: keep everything that was read, as a reader does that isn't a streaming one.
+        keep: keep everything that was read, as a reader does that doesn't stream.
     """
     torch.set_num_threads(1)
     registry, kept, count = gftkit.load(), [], 0
     opened = started = time.perf_counter()
     if spec is not None:
-        found = Samples(registry.build("dataset", spec), "data")
+        samples_read = Samples(registry.build("dataset", spec), "data")
         opened = time.perf_counter()
-        order, count = VisitOrder(found, 0), found.size or 0
+        order, count = VisitOrder(samples_read, 0), samples_read.size or 0
         for first in range(0, count, BATCH):
             batch = order.take(first, min(BATCH, count - first))
-            if held:
+            if keep:
                 kept.append(batch)
     now = time.perf_counter()
     return {"samples": count, "opening": opened - started, "seconds": now - opened, "peak_mb": peak()}
@@ -113,45 +113,45 @@ def peak() -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise SystemExit("/proc/self/status tells no VmHWM: this wants Linux.")
+    raise SystemExit("/proc/self/status has no VmHWM: this benchmark needs Linux.")
 
 
-def in_a_process(spec: dict[str, Any] | None, held: bool, folder: Path) -> dict[str, float]:
+def in_a_process(spec: dict[str, Any] | None, *, keep: bool, folder: Path) -> dict[str, float]:
     """``read`` in a process of its own, with a cache folder of its own."""
-    words = [sys.executable, __file__, "--read", json.dumps(spec), *(["--held"] if held else [])]
+    words = [sys.executable, __file__, "--read", json.dumps(spec), *(["--keep"] if keep else [])]
     # glibc would keep freed blocks of up to 32 MB; how many differs from run to run by more than what is measured.
     environment = {"GFTKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
-def memory(kind: str, megabytes: int, where: Path | None, held: bool = False) -> dict[str, Any]:
+def memory(kind: str, megabytes: int, where: Path | None, *, keep: bool = False) -> dict[str, Any]:
     """Peak memory of one epoch over a set of this size.
 
     Raises:
-        SystemExit: where the disk can't hold it.
+        SystemExit: where the disk is too small.
     """
     with tempfile.TemporaryDirectory(dir=where) as name:
         folder = Path(name)
         check_disk(folder, megabytes)
         (folder / "set").mkdir()
         spec = WRITERS[kind](folder / "set", max(1, round(megabytes * 1e6 / np.prod(SHAPE))))
-        return {"kind": kind, "megabytes": megabytes, **in_a_process(spec, held, folder)}
+        return {"kind": kind, "megabytes": megabytes, **in_a_process(spec, keep, folder)}
 
 
 def check_disk(folder: Path, megabytes: float) -> None:
-    """Refuse what doesn't fit.
+    """Refuse a set that doesn't fit on the disk.
 
     Raises:
-        SystemExit: saying what is wanted and what is free.
+        SystemExit: with the wanted and the free space.
     """
     free = shutil.disk_usage(folder).free / 1e6
     if free < 1.2 * megabytes + 500:
         raise SystemExit(
-            f"{folder}: {1.2 * megabytes + 500:.0f} MB are wanted and {free:.0f} MB are free. Free some, or name "
+            f"{folder}: wanted {1.2 * megabytes + 500:.0f} MB, and {free:.0f} MB are free. Free some, or choose "
             f"another folder with --folder."
         )
 
@@ -187,14 +187,14 @@ def speed(count: int, rounds: int, where: Path | None) -> list[dict[str, Any]]:
             orders = {key: VisitOrder(Samples(registry.build("dataset", spec), key), 0) for key, spec in specs.items()}
         finally:
             image_folder._MEMORY = kept
-        found: dict[str, list[float]] = {key: [] for key in orders}
+        speeds: dict[str, list[float]] = {key: [] for key in orders}
         for turn in range(rounds + 1):
             for key, order in orders.items():
                 started = time.perf_counter()
                 for first in range(turn * count, (turn + 1) * count, BATCH):
                     order.take(first, BATCH)
-                found[key].append(count / (time.perf_counter() - started))
-    medians = {key: statistics.median(values[1:]) for key, values in found.items()}  # the first round warms up
+                speeds[key].append(count / (time.perf_counter() - started))
+    medians = {key: statistics.median(values[1:]) for key, values in speeds.items()}  # the first round warms up
     return [
         {"kind": key, "samples_per_second": median, "times_image_folder": median / medians["image-folder"]}
         for key, median in medians.items()
@@ -205,15 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print tables, and write them with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[50, 500, 5000], help="sizes of the sets")
-    parser.add_argument("--rounds", type=int, default=7, help="of the speeds; 0 for none")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="whose reading is timed")
-    parser.add_argument("--folder", type=Path, help="where the sets are written for the while")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing; 0 for none")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="number of pictures whose reading is timed")
+    parser.add_argument("--folder", type=Path, help="folder for the sets, which are deleted afterwards")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--read", help=argparse.SUPPRESS)
-    parser.add_argument("--held", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.read:
-        print(json.dumps(read(json.loads(options.read), options.held)))
+        print(json.dumps(read(json.loads(options.read), options.keep)))
         return
     sets = [("shards", size) for size in options.megabytes]
     sets += [("array", size) for size in options.megabytes if size >= SMALLEST_ARRAY]
@@ -226,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = rows[0] if kind == "nothing" else memory(kind, size, options.folder)
         rows += [] if kind == "nothing" else [row]
         rate = f"{row['samples'] / row['seconds']:.0f}" if row["samples"] else ""
-        shown = f"| {kind} | {size} | {row['samples']} | {row['peak_mb']:.0f} | {row['opening']:.1f} | {rate} |"
-        print(shown, flush=True)
+        line = f"| {kind} | {size} | {row['samples']} | {row['peak_mb']:.0f} | {row['opening']:.1f} | {rate} |"
+        print(line, flush=True)
     speeds = speed(options.pictures, options.rounds, options.folder) if options.rounds else []
     if speeds:
         print(f"\n| {options.pictures} pictures of {SIDE} x {SIDE} | samples/s | times image-folder |\n|---|---|---|")

@@ -1,6 +1,6 @@
 """Training steps side by side: GFT against plain flow matching, and against torchcfm's own OT-CFM step.
 
-Both sides of a row run in this process, in turns, so that what else the machine does meets both. A row's seconds are
+Both sides of a row run in this process, in turns, so that other load of the machine affects both. A row's seconds are
 medians of a step over the turns, and its ratio is ours to the peer's.
 
     make bench-env && .venv-bench/bin/python benchmarks/training.py --json training.json
@@ -25,7 +25,7 @@ from gftkit.kernel.loading import load
 from gftkit.runs.schema import Train
 from gftkit.runtime.devices import emulates_half
 from gftkit.training.steps import Steps
-from gftkit_verification.testbeds.trials import trial
+from gftkit_verification.testbeds.loops.shipped import build_loop
 
 BATCH = 256
 """Pairs in a step of the rows against torchcfm."""
@@ -69,28 +69,28 @@ def gft(
     **train: Any,
 ) -> Steps:
     """gftkit's own training steps; ``schedule`` None is plain flow matching."""
-    made = trial(
-        REGISTRY,
-        network(spec, event_shape),
-        Noise(event_shape),
-        lambda n, generator: torch.randn(n, *event_shape, generator=generator),
-        REGISTRY.create("path", "linear"),
-        REGISTRY.create("coupling", coupling),
-        0.0 if schedule is None else schedule,
-        Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
+    loop = build_loop(
+        registry=REGISTRY,
+        drift=network(spec, event_shape),
+        data=Noise(event_shape),
+        source=lambda n, generator: torch.randn(n, *event_shape, generator=generator),
+        path=REGISTRY.create("path", "linear"),
+        coupling=REGISTRY.create("coupling", coupling),
+        schedule=0.0 if schedule is None else schedule,
+        train=Train(steps=steps, batch_size=batch, learning_rate=2e-4, ema=0.9999, clip=1.0, **train),
         seed=0,
         device=device,
         anchor_share=share,
     )
     if schedule is None:
-        made.anchor = None
-        experiment = made.experiment
-        made.experiment = replace(
+        loop.anchor = None
+        experiment = loop.experiment
+        loop.experiment = replace(
             experiment,
             networks=replace(experiment.networks, anchor=None),
             matching=replace(experiment.matching, schedule=None),
         )
-    return made
+    return loop
 
 
 def torchcfm_step(spec: dict[str, Any], event_shape: tuple[int, ...], device: torch.device, batch: int) -> Step:
@@ -125,9 +125,9 @@ def torchcfm_step(spec: dict[str, Any], event_shape: tuple[int, ...], device: to
 
 
 def with_workers(steps: Steps, stack: ExitStack) -> Step:
-    """The same steps with pairs made ahead by a process of their own."""
+    """The same steps with pairs made ahead by a worker process."""
     pin = steps.device.type == "cuda"
-    steps.batches = stack.enter_context(prefetch(steps.pairs, 0, steps.config.train.steps, 1, pin))
+    steps.batches = stack.enter_context(prefetch(steps.pairs, 0, steps.config.train.steps, 1, pin=pin))
     return steps.take
 
 
@@ -153,7 +153,7 @@ def whole_run(device: torch.device, _: ExitStack) -> tuple[Step, Step]:
 
 
 def pairing(spec: dict[str, Any], event_shape: tuple[int, ...]) -> Sides:
-    """GFT with optimal transport and with independent pairs, both made ahead by a process with a core of its own."""
+    """GFT with optimal transport and with independent pairs, both made ahead by a worker process on its own core."""
 
     def sides(device: torch.device, stack: ExitStack) -> tuple[Step, Step]:
         threads = torch.get_num_threads()
@@ -222,7 +222,7 @@ ROWS = (
 
 
 def rows(device: torch.device) -> tuple[Row, ...]:
-    """All that are measured on a device."""
+    """The rows for a device."""
     return *ROWS, *fast_rows(device)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gftkit
-from gftkit.cli.sections import keys
+from gftkit.cli.sections import section_keys
 from gftkit.kernel.hooks import WRAPPERS
 from gftkit.kernel.kinds import KINDS
 from gftkit.kernel.options import Option
@@ -37,7 +37,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each ``<!-- keys: train -->`` by that section's table."""
-    return _MARK.sub(lambda mark: table(keys(mark[1])), markdown)
+    return _MARK.sub(lambda mark: table(section_keys(mark[1])), markdown)
 
 
 def pages(registry: Registry) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_MODULES = {
     "GftkitError": "gftkit.kernel.errors",
     "Registry": "gftkit.kernel.registry",
     "Run": "gftkit.api",
@@ -30,13 +30,13 @@ _WHERE = {
     "pretrain": "gftkit.api",
     "retention": "gftkit.theory.objective",
 }
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gftkit' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

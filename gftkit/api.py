@@ -36,10 +36,10 @@ class Run(RunFolder):
         return restore.trained_drift(self, weights, device)[0]
 
     def training_data(self, count: int) -> Batch:
-        """At most ``count`` samples of the data that it was trained on, scaled; of one ``count`` always the same."""
+        """At most ``count`` samples of its training data, scaled; the same ones for the same ``count``."""
         return restore.training_data(self, count)
 
-    def samples(
+    def samples(  # noqa: PLR0913
         self,
         count: int,
         seed: int = 0,
@@ -49,27 +49,28 @@ class Run(RunFolder):
         device: torch.device | str = "cpu",
         advance: Callable[[int], None] = lambda _: None,
         guidance: float | None = None,
-        given: Mapping[str, Tensor] | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
         temperature: float = 0.0,
         precision: Precision = "float32",
         batch_size: int = BATCH_SIZE,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Generated samples in the data's own values, (count, *event), and the conditions that each was made under.
+        """Generated samples in the data's own values, (count, *event), and the conditions of each.
 
         Args:
-            count: how many.
-            seed: of the source samples, labels and noise: of one seed, the same index gives the same sample.
-            solver: {name: ..., steps: ...}; by default as the run is evaluated.
-            label: the class to sample; all in turn by default, where the drift is told nothing else.
+            count: number of samples.
+            seed: of the source samples, labels and noise: with one seed, the same index gives the same sample.
+            solver: {name: ..., steps: ...}; by default that of the run's evaluations.
+            label: the class to sample; by default all in turn, where the drift takes no other condition.
             weights: "ema" or "raw".
             device: where to evaluate the drift.
             advance: called with the number of samples done in each batch.
-            guidance: scale of classifier-free guidance, >= 0, 1 for none; by default as the run is evaluated.
-            given: conditions by name, (n, ...) each, taken in turn where n < count.
-            temperature: beta >= 0, to sample (b + beta b_pre)/(1 + beta): 0 for the fine-tuned drift, large for the
-                pretrained one.
+            guidance: scale of classifier-free guidance, >= 0, 1 for none; by default that of the run's
+                evaluations.
+            conditions: by name, (n, ...) each, taken in turn where n < count.
+            temperature: beta >= 0 of the blend (b + beta b_pre)/(1 + beta) that is sampled: 0 for the fine-tuned drift,
+                large for the pretrained one.
             precision: of the drift's layers; states are float32.
-            batch_size: samples integrated at once; in whole blocks of 64 where it is more.
+            batch_size: samples integrated at once; rounded down to whole blocks of 64 where it is more.
 
         Raises:
             GftkitError: see ``gftkit.generation.Sampler``.
@@ -81,7 +82,7 @@ class Run(RunFolder):
             label=label,
             weights=weights,
             guidance=guidance,
-            given=given,
+            conditions=conditions,
             temperature=temperature,
             precision=precision,
             batch_size=batch_size,
@@ -105,7 +106,7 @@ class Run(RunFolder):
             weights: "ema" or "raw".
             device: where to evaluate the drift.
             temperature: of a blend with the anchor, see ``samples``.
-            seed: of the samples; by default the run's. The data that they are compared with stay the same.
+            seed: of the samples; by default the run's. The reference data stay the same.
 
         Raises:
             GftkitError: for an override that has no valid value, or data that can't be read.
@@ -120,7 +121,7 @@ class TrainOptions(TypedDict, total=False):
         registry: components; by default every installed plugin.
         overrides: settings as ``a.b=c``, which win over the file.
         device: "auto" (the accelerator where there is one), "cpu" or "cuda".
-        resume: go on with an unfinished run of the same configuration.
+        resume: continue an unfinished run of the same configuration.
         quiet: show no progress bar; True by default.
     """
 
@@ -174,5 +175,5 @@ def distill(config: Path | str | Mapping[str, Any], out: Path | str, **options: 
 
 
 def _run(folder: RunFolder) -> Run:
-    """A trained run with the operations on it."""
+    """A run folder as a ``Run``, with its operations."""
     return Run(folder.folder, folder.config, folder.registry)

@@ -21,13 +21,13 @@ from gftkit.cli.training import distill, finetune, pretrain
 from gftkit.cli.verifying import verify
 
 PATIENCE = 10.0
-"""Seconds that the other processes of a node leave to the first one to tell of an error that all of them meet."""
+"""Seconds that the other processes of a node wait for the first one to report an error that all of them meet."""
 
 app = typer.Typer(
     name="gft",
     help="Gradual Fine-Tuning for flow matching models: adapt a pretrained flow to new data, and check the theory.",
     epilog="A first run: gft pretrain pretrain.yaml --out runs/pre; gft finetune finetune.yaml --out runs/gft; "
-    "gft sample runs/gft. A network from elsewhere: gft inspect theirs.yaml. See `gft COMMAND --help`.",
+    "gft sample runs/gft. For a network from elsewhere: gft inspect theirs.yaml. See `gft COMMAND --help`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,17 +73,17 @@ def _gft(
 
 
 def main() -> None:
-    """Run ``gft``; an error that the user can mend is one message and its exit code."""
+    """Run ``gft``; an error that the user can correct is one message and an exit code."""
     debug = "--debug" in sys.argv
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except Exception as error:
-        from gftkit.kernel.errors import GftkitError  # loads torch, which an answer such as --help can do without
+        from gftkit.kernel.errors import GftkitError  # imports torch, which --help does without
 
         if not isinstance(error, GftkitError):
             raise
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(PATIENCE)  # torchrun ends this process if the first one of its node has failed, and told, too
+            time.sleep(PATIENCE)  # torchrun ends this process once the first one has reported the error and failed
         if debug:
             traceback.print_exc()
         text = escape(str(error))  # an error may quote what looks like markup, such as a list

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from gftkit.cli.options import Device, Json, Overrides
-from gftkit.cli.output import table
+from gftkit.cli.output import check_absent, table
 
 
 def inspect(
@@ -19,37 +19,39 @@ def inspect(
         typer.Argument(metavar="[CONFIG]", help="YAML file with `drift` and `data`, such as a fine-tune's."),
     ] = None,
     overrides: Overrides = None,
-    target: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="For --set drift.target=...")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="For --set drift.weights=...")] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="For --set data.name=...")] = None,
+    target: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="Sets drift.target.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Sets drift.weights.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Sets data.name.")] = None,
     count: Annotated[int, typer.Option(help="Pairs to measure on.")] = 2048,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of pairs and times.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the drift with its convention, and what it was found with, as YAML."),
+        typer.Option(
+            metavar="FILE", help="Write the drift with its convention, and the settings of the inspection, as YAML."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find out the convention of a network: how its time runs, what it predicts, which of its weights to take.
+    """Find the convention of a network: the direction of its time, its prediction, the weights to use.
 
-    It tries every hypothesis on samples like those that the network was trained on, ranks them by one-step denoising
-    error, and prints the convention to put into a config. Fields that the config's convention has are taken as known.
-    Exit code 1: a close call, which is reported as one, or weights that fit no hypothesis.
+    Every hypothesis is tried on samples like those that the network was trained on, and ranked by its one-step
+    denoising error; the best convention is printed for a configuration. Fields that the configuration's convention
+    has are taken as known. Exit code 1: several hypotheses fit equally well, or none fits.
 
     Example: gft inspect theirs.yaml --set drift.key=ema --out convention.yaml
     """
     from rich.progress import Progress
 
     from gftkit.inspection import doctor
-    from gftkit.kernel.errors import InspectionError, RunError
+    from gftkit.kernel.errors import InspectionError
     from gftkit.kernel.loading import load
     from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none, write_text
 
-    if out is not None and out.exists() and not force:
-        raise RunError(f"{out} exists. Choose another --out, or overwrite it with --force.")
+    if out is not None:
+        check_absent(out, "--out", force)
     named = {"drift.target": target, "drift.weights": weights, "data.name": data}
     flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     console = Console(stderr=True)
@@ -60,17 +62,17 @@ def inspect(
                 config,
                 load(),
                 [*flags, *(overrides or [])],
-                count,
-                seed,
-                resolve_device(device),
-                lambda total: progress.update(task, total=total, completed=0),
-                lambda done: progress.advance(task, done),
-                None if out is None else out.parent,
+                count=count,
+                seed=seed,
+                device=resolve_device(device),
+                begin=lambda total: progress.update(task, total=total, completed=0),
+                advance=lambda done: progress.advance(task, done),
+                folder=None if out is None else out.parent,
             )
     clear = inspection.verdict == "clear"
-    answer = doctor.block(inspection.best, settings) if clear else None
+    block = doctor.block(inspection.best, settings) if clear else None
     if as_json:
-        print(json.dumps(nan_to_none({**inspection.to_dict(), "config": answer}), indent=2))
+        print(json.dumps(nan_to_none({**inspection.to_dict(), "config": block}), indent=2))
     else:
         table(doctor.HEAD, doctor.rows(inspection))
     words = doctor.conclusion(inspection, settings)
@@ -78,7 +80,7 @@ def inspect(
         raise InspectionError(words)
     if not as_json:
         print(words)
-    if answer is None:
+    if block is None:
         raise typer.Exit(1)
     if out is not None:
-        write_text(out, doctor.as_yaml(answer))
+        write_text(out, doctor.as_yaml(block))

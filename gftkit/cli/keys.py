@@ -13,19 +13,18 @@ def keys(
     section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="Such as train or convention.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the keys of a section of a configuration, with types, ranges and defaults; of the whole file without one.
+    """Show the keys of a section of a configuration, with types, ranges and defaults; without one, of the whole file.
 
     Example: gft keys train
     """
-    from gftkit.cli.sections import SECTIONS
-    from gftkit.cli.sections import keys as keys_of
+    from gftkit.cli.sections import SECTIONS, section_keys
 
-    found = keys_of(section).values()
+    options = section_keys(section).values()
     if as_json:
-        print(json.dumps([option.to_dict() for option in found], indent=2))
+        print(json.dumps([option.to_dict() for option in options], indent=2))
     elif section is not None:
-        options_table("key", found)
+        options_table("key", options)
     else:
-        table(["key", "what it is"], [(option.name, option.help) for option in found])
+        table(["key", "description"], [(option.name, option.help) for option in options])
         print(f"Keys of a section: gft keys {'|'.join(SECTIONS)}")
         print("Options of a component: gft plugins show KIND NAME")

@@ -1,4 +1,4 @@
-"""``gft likelihood``: the densities of data under a finished run."""
+"""``gft likelihood``: log-likelihoods of data under a finished run."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
-from gftkit.cli.output import table
-from gftkit.cli.sampling import weights_of
+from gftkit.cli.output import check_absent, table
+from gftkit.cli.sampling import check_weights
 
 
 def likelihood(
@@ -17,7 +17,9 @@ def likelihood(
     data: Annotated[
         str | None, typer.Option(help="Samples: '{name: NAME, ...}'.  (default: the run's held-out data)")
     ] = None,
-    count: Annotated[int | None, typer.Option(help="How many.  (default: as the run is evaluated)")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Number of samples.  (default: that of the run's evaluations)")
+    ] = None,
     solver: Annotated[
         str | None, typer.Option(help="ODE solver: '{name: NAME, steps: N, ...}'.  (default: rk4, 20 steps)")
     ] = None,
@@ -28,9 +30,9 @@ def likelihood(
         ),
     ] = None,
     quantum: Annotated[
-        float | None, typer.Option(help="Step of whole-numbered data (1 for 0..255): adds noise of that width.")
+        float | None, typer.Option(help="Step of discrete data, such as 1 for 0..255: adds noise of that width.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the chosen samples, the probes and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the subset of the data, the probes and the noise.")] = 0,
     weights: WeightsName = "ema",
     out: Annotated[Path | None, typer.Option(help="Write bits, log and stderr of each sample: .safetensors.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
@@ -44,42 +46,40 @@ def likelihood(
     from rich.progress import Progress
 
     from gftkit.api import Run
-    from gftkit.generation.likelihood import likelihood as measure
-    from gftkit.kernel.errors import ConfigError, RunError
+    from gftkit.generation.run_likelihood import likelihood as measure
+    from gftkit.kernel.errors import ConfigError
     from gftkit.recording.html import estimate_rows
     from gftkit.runtime.environment import resolve_device
     from gftkit.sampling.scheme import resolve_scheme
     from gftkit.storage.documents import parse_yaml
     from gftkit.storage.tensors import write_tensors
 
-    chosen = weights_of(weights)
     if out is not None and out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: wanted .safetensors, got '{out.suffix}'.")
-    if out is not None and out.exists() and not force:
-        raise RunError(f"{out} exists. Choose another --out, or overwrite it with --force.")
+    if out is not None:
+        check_absent(out, "--out", force)
     opened = Run.open(run)
+    registry, here = opened.registry, Path.cwd()
+    data_spec = registry.resolve("dataset", parse_yaml(data, "--data"), "--data", here) if data is not None else None
+    scheme = resolve_scheme(parse_yaml(solver, "--solver"), registry, "--solver", here) if solver is not None else None
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("likelihood", total=count or opened.config.evaluate.count)
-        found = measure(
+        measured = measure(
             opened,
-            None
-            if data is None
-            else opened.registry.resolve("dataset", parse_yaml(data, "--data"), "--data", Path.cwd()),
-            count,
-            None
-            if solver is None
-            else resolve_scheme(parse_yaml(solver, "--solver"), opened.registry, "--solver", Path.cwd()),
-            probes,
-            quantum,
-            seed,
-            chosen,
-            resolve_device(device),
-            lambda done: progress.advance(task, done),
+            data_spec,
+            count=count,
+            solver=scheme,
+            probes=probes,
+            quantum=quantum,
+            seed=seed,
+            weights=check_weights(weights),
+            device=resolve_device(device),
+            advance=lambda done: progress.advance(task, done),
         )
     if out is not None:
-        write_tensors(out, {"bits": found.bits, "log": found.log, "stderr": found.stderr}, {})
+        write_tensors(out, {"bits": measured.bits, "log": measured.log, "stderr": measured.stderr}, {})
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(measured.to_dict(), indent=2))
     else:
-        table(["measured", "value"], estimate_rows(found.to_dict()))
+        table(["measured", "value"], estimate_rows(measured.to_dict()))

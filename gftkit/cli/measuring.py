@@ -1,26 +1,31 @@
-"""``gft geometry`` and ``gft fit-grid``: what is measured along the trajectories of finished runs."""
+"""``gft geometry`` and ``gft fit-grid``: measurements along the trajectories of finished runs."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from gftkit.cli.options import Device, Json, RunPath, WeightsName
-from gftkit.cli.output import table, warn
-from gftkit.cli.sampling import weights_of
+from gftkit.cli.output import check_absent, table, warn
+from gftkit.cli.sampling import check_weights
 
-Count = Annotated[int, typer.Option(help="Starts of trajectories.")]
+if TYPE_CHECKING:
+    from gftkit.geometry.time_grid import Fit
+
+Count = Annotated[int, typer.Option(help="Number of trajectories.")]
 Fine = Annotated[int, typer.Option(help="Runge-Kutta steps of a fine trajectory.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starts, as in gft sample.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the starts, as in gft sample.")]
 
 
 def fit_grid(
     run: RunPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write; a picture beside it ends in .png.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="YAML file to write; a picture of the same name ends in .png.")
+    ],
     steps: Annotated[
         list[int] | None, typer.Option(help="Steps of a grid; may be repeated.  (default: 2, 4, 8)")
     ] = None,
@@ -32,7 +37,7 @@ def fit_grid(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fit the times of a few Euler steps to a run's flow; equal steps are kept where they do no worse.
+    """Fit the times of a few Euler steps to a run's flow; equal steps are kept where the fitted ones aren't better.
 
     Sample with them by `gft sample RUN --steps 4 --grid '{name: fitted, file: FILE}'`.
 
@@ -41,8 +46,7 @@ def fit_grid(
     from gftkit.api import Run
     from gftkit.geometry.pictures import fitted_grids
     from gftkit.geometry.time_grid import fit_run, write_grids
-    from gftkit.kernel.errors import ConfigError, RunError
-    from gftkit.recording.html import format_number
+    from gftkit.kernel.errors import ConfigError
     from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none
 
@@ -50,13 +54,18 @@ def fit_grid(
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
     picture = out.with_suffix(".png")
     for path in (out, picture):
-        if path.exists() and not force:
-            raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+        check_absent(path, "--out", force)
     opened = Run.open(run)
     with _stages() as stage:
-        chosen = steps or [2, 4, 8]
         fits, notes = fit_run(
-            opened, chosen, count, fine_steps, seed, weights_of(weights), resolve_device(device), stage
+            opened,
+            steps or [2, 4, 8],
+            count=count,
+            fine_steps=fine_steps,
+            seed=seed,
+            weights=check_weights(weights),
+            device=resolve_device(device),
+            stage=stage,
         )
     write_grids(out, fits, notes)
     written = [out, *_write_picture(picture, lambda: fitted_grids(fits))]
@@ -64,6 +73,14 @@ def fit_grid(
         content = {"file": str(out), "picture": str(picture) if picture in written else None, "fitted_on": notes}
         print(json.dumps(nan_to_none({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
+    _print_grids(fits)
+    print(f"Written: {_names(written)}")
+
+
+def _print_grids(fits: "Sequence[Fit]") -> None:
+    """Print the distances and times of fitted grids."""
+    from gftkit.recording.html import format_number
+
     rows = [
         (
             str(fit.steps),
@@ -74,7 +91,7 @@ def fit_grid(
         for fit in fits
     ]
     table(["steps", "uniform", "fitted", "gain", "kept", "times"], rows)
-    print(f"Distances are root mean squares of the whole event, as scaled in training. Written: {_names(written)}")
+    print("Distances are root mean squares over the whole event, scaled as in training.")
 
 
 def geometry(
@@ -87,7 +104,7 @@ def geometry(
     fine_steps: Fine = 100,
     seed: Seed = 0,
     weights: WeightsName = "ema",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -96,7 +113,7 @@ def geometry(
     Example: gft geometry runs/plain runs/gft --out geometry
     """
     from gftkit.api import Run
-    from gftkit.geometry.motion import motion, rows
+    from gftkit.geometry.motion import motion, motion_table
     from gftkit.geometry.pictures import motions
     from gftkit.geometry.tracing import flow_of
     from gftkit.kernel.errors import RunError
@@ -105,38 +122,38 @@ def geometry(
 
     files = out / "geometry.json", out / "geometry.png"
     for path in files:
-        if path.exists() and not force:
-            raise RunError(f"{path} exists. Choose another --out, or overwrite it with --force.")
+        check_absent(path, "--out", force)
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    chosen, where = weights_of(weights), resolve_device(device)
+    named, place = check_weights(weights), resolve_device(device)
     flows = {
-        name: flow_of(Run.open(folder), 0, count, seed, chosen, where) for name, folder in zip(names, runs, strict=True)
+        name: flow_of(Run.open(folder), 0, count, seed=seed, weights=named, device=place)
+        for name, folder in zip(names, runs, strict=True)
     }
-    found = {}
+    measured = {}
     with _stages() as stage:
         for name, flow in flows.items():
 
-            def told(text: str, name: str = name) -> None:
+            def stage_of_run(text: str, name: str = name) -> None:
                 stage(f"{name}: {text}")
 
-            found[name] = motion(flow, tolerance, fine_steps, seed, told)
+            measured[name] = motion(flow, tolerance, fine_steps, seed, stage_of_run)
     notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
-    content = {**notes, "runs": {name: each.to_dict() for name, each in found.items()}}
+    content = {**notes, "runs": {name: each.to_dict() for name, each in measured.items()}}
     write_json(files[0], content)
-    written = [files[0], *_write_picture(files[1], lambda: motions(found, tolerance))]
+    written = [files[0], *_write_picture(files[1], lambda: motions(measured, tolerance))]
     if as_json:
         print(json.dumps(nan_to_none(content), indent=2))
         return
-    table(["measure", *found], rows(list(found.values())))
-    print(f"{count} trajectories, as scaled in training; evaluations to a relative error of {tolerance:g} at t = 1.")
+    table(["measure", *measured], motion_table(list(measured.values())))
+    print(f"{count} trajectories, scaled as in training; evaluations for a relative error of {tolerance:g} at t = 1.")
     print(f"Written: {_names(written)}")
 
 
 def _write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
-    """Write a picture and give its path; only warn where it can't be drawn, since the numbers are what counts."""
+    """Write a picture and return its path; only warn where it can't be drawn, since the numbers are what counts."""
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.extras import missing
 
@@ -153,7 +170,7 @@ def _names(paths: list[Path]) -> str:
 
 @contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
-    """A spinner that tells what is being measured; on a terminal only."""
+    """A spinner that names the stage of a measurement; on a terminal only."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""What commands print: a table for people, or JSON."""
+"""Output of commands: tables for people, or JSON; and refusals to overwrite it."""
 
 import json
 from collections.abc import Iterable
@@ -8,13 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gftkit.kernel.options import Option
 
 
 def table(head: list[str], rows: list[Any]) -> None:
-    """Print a table as wide as the terminal; cells are wrapped between words, and in words where nothing else is left.
+    """Print a table no wider than the terminal; cells are wrapped between words, and inside words only if need be.
 
-    Brackets in cells are not taken for markup.
+    Brackets in cells are not markup.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
@@ -34,17 +36,16 @@ def table(head: list[str], rows: list[Any]) -> None:
     console.print(table)
 
 
-def options_table(head: str, options: "Iterable[Option]") -> None:
-    """Print options with their types, defaults and meaning."""
-    rows = [(one.name, one.type_text, one.default_text, one.help.replace("``", "")) for one in options]
-    table([head, "type", "default", "meaning"], rows)
+def check_absent(path: "Path", option: str, force: bool) -> None:
+    """Refuse to overwrite a file without --force.
 
+    Raises:
+        RunError: naming the option that chooses another one.
+    """
+    if path.exists() and not force:
+        from gftkit.kernel.errors import RunError
 
-def without_arguments(doc: str) -> str:
-    """A docstring without its ``Args:`` section, for where the options stand beside it."""
-    from gftkit.kernel.options import ARGUMENTS
-
-    return ARGUMENTS.sub("", doc).rstrip()
+        raise RunError(f"{path} exists. Choose another {option}, or overwrite it with --force.")
 
 
 def warn(text: str) -> None:
@@ -52,6 +53,19 @@ def warn(text: str) -> None:
     Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def answer(values: dict[str, Any], text: str, as_json: bool) -> None:
+def options_table(head: str, options: "Iterable[Option]") -> None:
+    """Print options with their types, defaults and meaning."""
+    rows = [(one.name, one.type_text, one.default_text, one.help.replace("``", "")) for one in options]
+    table([head, "type", "default", "meaning"], rows)
+
+
+def without_arguments(doc: str) -> str:
+    """A docstring without its ``Args:`` section, whose options are printed as a table."""
+    from gftkit.kernel.options import ARGUMENTS
+
+    return ARGUMENTS.sub("", doc).rstrip()
+
+
+def print_result(values: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: its values as JSON, or its text."""
     print(json.dumps(values, indent=2) if as_json else text)

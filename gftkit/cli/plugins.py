@@ -20,10 +20,15 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
     components = [registry.describe(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
     if as_json:
         listed = [{**vars(p.origin), "status": p.status, "error": p.error or None} for p in registry.plugins]
-        print(json.dumps({"components": [found.to_dict() for found in components], "plugins": listed}, indent=2))
+        print(
+            json.dumps({"components": [component.to_dict() for component in components], "plugins": listed}, indent=2)
+        )
         return
-    rows = [(found.kind, found.name, found.summary, f"{found.distribution} {found.version}") for found in components]
-    table(["kind", "name", "what it is", "from"], rows)
+    rows = [
+        (component.kind, component.name, component.summary, f"{component.distribution} {component.version}")
+        for component in components
+    ]
+    table(["kind", "name", "description", "from"], rows)
     for plugin in registry.plugins:
         if plugin.status != "loaded":
             print(f"{plugin.origin} {plugin.status}{': ' + plugin.error if plugin.error else ''}")
@@ -34,16 +39,18 @@ def show(
     name: Annotated[str, typer.Argument(help="Its name, e.g. exponential.")],
     as_json: Json = False,
 ) -> None:
-    """Show a component: what it is, its options with types, ranges and defaults, and where it comes from."""
+    """Show a component: its summary, its options with types, ranges and defaults, and its plugin."""
     from gftkit.kernel.loading import load
 
-    found = load().describe(kind, name)
+    component = load().describe(kind, name)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(component.to_dict(), indent=2))
         return
     console = Console()
-    console.print(f"[bold]{kind} {name}[/bold]  ({found.distribution} {found.version}, plugin {found.plugin})\n")
-    console.print(without_arguments(found.doc).replace("``", ""), markup=False, highlight=False)
-    if found.options:
+    console.print(
+        f"[bold]{kind} {name}[/bold]  ({component.distribution} {component.version}, plugin {component.plugin})\n"
+    )
+    console.print(without_arguments(component.doc).replace("``", ""), markup=False, highlight=False)
+    if component.options:
         console.print()
-        options_table("option", found.options)
+        options_table("option", component.options)

@@ -1,4 +1,4 @@
-"""``gft sample``, ``gft evaluate`` and ``gft export``: what is done with a finished run."""
+"""``gft sample``, ``gft evaluate`` and ``gft export``: uses of a finished run."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gftkit.cli.options import Device, Json, Overrides, RunPath, WeightsName
-from gftkit.cli.output import answer, table
+from gftkit.cli.output import print_result, table
 
 if TYPE_CHECKING:
     from gftkit.api import Run
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def sample(
     run: RunPath,
-    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of source samples, labels and noise.")] = 0,
+    count: Annotated[int, typer.Option(help="Number of samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of source samples, labels and noise.")] = 0,
     solver: Annotated[
-        str | None, typer.Option(help="Solver: NAME or '{name: NAME, ...}'.  (default: as the run is evaluated)")
+        str | None, typer.Option(help="Solver: NAME or '{name: NAME, ...}'.  (default: that of the run's evaluations)")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: as the run is evaluated)")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.  (default: those of the run's evaluations)")] = None,
     grid: Annotated[
-        str | None, typer.Option(help="Where the steps lie: uniform, cosine, ... or '{name: NAME, ...}'.")
+        str | None, typer.Option(help="Times of the steps: uniform, cosine, ... or '{name: NAME, ...}'.")
     ] = None,
     diffusion: Annotated[
         str | None, typer.Option(help="Sample a velocity's flow with noise: constant, ... or '{name: NAME, ...}'.")
@@ -32,10 +32,11 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Class to sample.  (default: all in turn)")] = None,
     conditions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Conditions of the samples: .npz or .safetensors, taken in turn."),
+        typer.Option(metavar="FILE", help="Conditions of the samples, .npz or .safetensors; rows are taken in turn."),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Scale of guidance, 1 for none.  (default: as the run is evaluated)")
+        float | None,
+        typer.Option(min=0, help="Scale of guidance, 1 for none.  (default: that of the run's evaluations)"),
     ] = None,
     weights: WeightsName = "ema",
     out: Annotated[
@@ -46,14 +47,14 @@ def sample(
         float, typer.Option(help="Blend with the anchor: 0 for the fine-tuned drift, large for the pretrained one.")
     ] = 0.0,
     precision: Annotated[
-        str, typer.Option(help="Of the drift's layers: float32, bfloat16 or float16.  States are float32.")
+        str, typer.Option(help="Precision of the drift's layers: float32, bfloat16 or float16.  States are float32.")
     ] = "float32",
     batch_size: Annotated[int, typer.Option(help="Samples integrated at once.")] = 512,
     trajectory: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Animated picture of the way there: .gif, .png or .webp.")
+        Path | None, typer.Option(metavar="FILE", help="Animation of the samples' trajectories: .gif, .png or .webp.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was made before an end.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted call.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -75,21 +76,30 @@ def sample(
         seed=seed,
         solver=_scheme(opened, solver, steps, grid, diffusion),
         label=label,
-        weights=weights_of(weights),
+        weights=check_weights(weights),
         guidance=guidance,
-        given=None if conditions is None else read_conditions(conditions),
+        conditions=None if conditions is None else read_conditions(conditions),
         temperature=temperature,
         precision=cast("Precision", precision),
         batch_size=batch_size,
     )
     try:
-        made = write(opened, request, target, trajectory, device, resume, force, as_json)
+        written = write(
+            opened,
+            request,
+            target,
+            trajectory=trajectory,
+            device=device,
+            resume=resume,
+            force=force,
+            quiet=as_json,
+        )
     except KeyboardInterrupt:
-        print(f"Interrupted: {target} isn't written. Go on by --resume.", file=sys.stderr)
+        print(f"Interrupted before {target} was written. Continue with --resume.", file=sys.stderr)
         raise typer.Exit(130) from None
-    if made.main:
-        values = {"file": str(target), "count": count, "seed": seed, "evaluations": made.evaluations}
-        answer(values, f"{count} samples in {target}", as_json)
+    if written.main:
+        values = {"file": str(target), "count": count, "seed": seed, "evaluations": written.evaluations}
+        print_result(values, f"{count} samples in {target}", as_json)
 
 
 def evaluate(
@@ -100,7 +110,7 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a finished run by the metrics of its config, each with its standard error.
+    """Evaluate a finished run by the metrics of its configuration, each with its standard error.
 
     Example: gft evaluate runs/gft --set evaluate.count=2000 --set evaluate.solver='{name: heun, steps: 10}'
     """
@@ -108,7 +118,7 @@ def evaluate(
     from gftkit.recording.html import estimate_rows
     from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], weights_of(weights), resolve_device(device), temperature)
+    values = Run.open(run).evaluate(overrides or [], check_weights(weights), resolve_device(device), temperature)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
@@ -119,61 +129,59 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")],
     adapter: Annotated[
-        bool, typer.Option("--adapter/--merged", help="The adapters in peft's format, or whole weights.")
+        bool, typer.Option("--adapter/--merged", help="Write the adapters in peft's format, or whole weights.")
     ] = False,
     weights: WeightsName = "ema",
     force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run's weights for use elsewhere: the whole network's, adapters merged in, or the adapters.
+    """Write a finished run's weights for other programs: the whole network, with adapters merged in, or the adapters.
 
     Example: gft export runs/gft-lora --adapter --out my-adapter
     """
     from gftkit.api import Run
-    from gftkit.generation.export import export as go
+    from gftkit.generation.export import export as write_export
 
-    written = go(Run.open(run), out, "adapter" if adapter else "merged", weights_of(weights), force)
-    answer({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
+    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", check_weights(weights), force=force)
+    print_result({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 
 def _scheme(
     run: "Run", solver: str | None, steps: int | None, grid: str | None, diffusion: str | None
 ) -> dict[str, Any] | None:
-    """How the options ask to sample, over how the run is evaluated."""
+    """The spec of the solver: that of the run's evaluations, changed by the options."""
     from gftkit.sampling.scheme import DEFAULT_STEPS, default_solver, resolve_scheme
     from gftkit.storage.documents import parse_yaml
 
     def named(text: str, key: str) -> dict[str, Any]:
-        found = parse_yaml(text, key)
-        if isinstance(found, dict):
-            return found
-        return {"name": found}
+        value = parse_yaml(text, key)
+        return value if isinstance(value, dict) else {"name": value}
 
     if steps is not None and steps < 1:
         from gftkit.kernel.errors import ConfigError
 
         raise ConfigError(f"--steps: wanted at least 1, got {steps}.")
-    usual = dict(run.config.evaluate.solver or {})
-    kept: dict[str, Any] = {key: usual[key] for key in ("steps", "grid", "diffusion") if key in usual}
-    given: dict[str, Any] = {
+    evaluated = dict(run.config.evaluate.solver or {})
+    inherited: dict[str, Any] = {key: evaluated[key] for key in ("steps", "grid", "diffusion") if key in evaluated}
+    options: dict[str, Any] = {
         key: named(text, f"--{key}") for key, text in (("grid", grid), ("diffusion", diffusion)) if text
     }
-    made: dict[str, Any] = {"steps": DEFAULT_STEPS, **kept, **given}
+    scheme: dict[str, Any] = {"steps": DEFAULT_STEPS, **inherited, **options}
     if solver:
-        made |= named(solver, "--solver")
-    elif usual and not diffusion:
-        made |= {key: value for key, value in usual.items() if key not in made}
+        scheme |= named(solver, "--solver")
+    elif evaluated and not diffusion:
+        scheme |= {key: value for key, value in evaluated.items() if key not in scheme}
     else:
-        made |= default_solver(run.path, made.get("diffusion"))
-    made |= {} if steps is None else {"steps": steps}
-    return resolve_scheme(made, run.registry, "--solver", Path.cwd())
+        scheme |= default_solver(run.path, scheme.get("diffusion"))
+    scheme |= {} if steps is None else {"steps": steps}
+    return resolve_scheme(scheme, run.registry, "--solver", Path.cwd())
 
 
-def weights_of(name: str) -> Any:
-    """The weights that --weights names.
+def check_weights(name: str) -> Any:
+    """Check the value of --weights.
 
     Raises:
-        ConfigError: for another name.
+        ConfigError: for another name than ema and raw.
     """
     if name not in ("ema", "raw"):
         from gftkit.kernel.errors import ConfigError

@@ -10,7 +10,7 @@ from gftkit.networks.adapters import Adapters
 from gftkit.networks.convention import Convention
 from gftkit.recording.trackers import TRACKERS
 from gftkit.runs.schema import Config, Evaluate, Objective, Train
-from gftkit.study.plan import Definition, Group, Study
+from gftkit.study.schema import Definition, Group, Study
 
 SECTIONS: Mapping[str, Any] = {
     "train": Train,
@@ -23,17 +23,17 @@ SECTIONS: Mapping[str, Any] = {
     "method": Definition,
     **TRACKERS,
 }
-"""What holds keys of its own, beside the components: parts of a configuration, foreign drifts, trackers, studies."""
+"""The sections with keys, beside the components: of configurations, foreign drifts, trackers and studies."""
 
 
-def keys(section: str | None = None) -> dict[str, Option]:
+def section_keys(section: str | None = None) -> dict[str, Option]:
     """The keys of a section by name; without one those of a whole configuration.
 
     Raises:
-        UnknownNameError: for what is no section.
+        UnknownNameError: for an unknown section.
 
     Example:
-        >>> keys("objective")["form"].default
+        >>> section_keys("objective")["form"].default
         'blended'
     """
     if section is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gftkit.cli.options import ConfigFile, Device, Json, Out, Overrides, Resume
-from gftkit.cli.output import answer, table
+from gftkit.cli.output import print_result, table
 
 if TYPE_CHECKING:
     from gftkit.api import Run
@@ -27,9 +27,9 @@ def pretrain(
 
     Example: gft pretrain recipes/demo/pretrain.yaml --set train.steps=500 --out runs/pre
     """
-    from gftkit.api import pretrain as go
+    from gftkit.api import pretrain as train
 
-    _train(go, config, overrides, out, device, resume, as_json)
+    _train(train, config, overrides=overrides, out=out, device=device, resume=resume, as_json=as_json)
 
 
 def finetune(
@@ -42,14 +42,14 @@ def finetune(
 ) -> None:
     """Adapt a pretrained flow to new data by Gradual Fine-Tuning.
 
-    The config adds `pretrained: RUN` and `schedule: {name: exponential}`; drift, source, path and coupling are
+    The configuration adds `pretrained: RUN` and `schedule: {name: exponential}`; drift, source, path and coupling are
     inherited from RUN unless given.
 
     Example: gft finetune recipes/demo/gft.yaml --set pretrained=../../runs/pre --out runs/gft
     """
-    from gftkit.api import finetune as go
+    from gftkit.api import finetune as train
 
-    _train(go, config, overrides, out, device, resume, as_json)
+    _train(train, config, overrides=overrides, out=out, device=device, resume=resume, as_json=as_json)
 
 
 def distill(
@@ -62,18 +62,20 @@ def distill(
 ) -> None:
     """Train a flow-map student of a finished run: one network that jumps from any time to any later one.
 
-    The config needs `pretrained: RUN` only; data, path, coupling and what is measured are RUN's unless given.
+    The configuration needs `pretrained: RUN` only; data, path, coupling and evaluation are inherited from RUN unless
+    given.
 
     Example: gft distill recipes/fewstep/student.yaml --set pretrained=../../runs/demo/gft --out runs/student
     """
-    from gftkit.api import distill as go
+    from gftkit.api import distill as train
 
-    _train(go, config, overrides, out, device, resume, as_json)
+    _train(train, config, overrides=overrides, out=out, device=device, resume=resume, as_json=as_json)
 
 
 def _train(
-    go: Callable[..., "Run"],
+    train: Callable[..., "Run"],
     config: Path,
+    *,
     overrides: list[str] | None,
     out: Path | None,
     device: str,
@@ -83,21 +85,21 @@ def _train(
     folder = out or Path("runs") / config.stem
     finished = resume and (folder / "model.safetensors").is_file()
     try:
-        made = go(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
+        run = train(config, folder, overrides=overrides or [], device=device, resume=resume, quiet=as_json)
     except KeyboardInterrupt:
-        kept = any((folder / "checkpoints").glob("*"))
-        cure = "Go on with it by --resume." if kept else "It had no checkpoint yet (see train.checkpoint_every)."
+        resumable = any((folder / "checkpoints").glob("*"))
+        cure = "Continue it with --resume." if resumable else "It had no checkpoint yet (see train.checkpoint_every)."
         print(f"Interrupted: {folder} is unfinished. {cure}", file=sys.stderr)
         raise typer.Exit(130) from None
     if finished:
-        print(f"{folder} was finished already: nothing was trained.", file=sys.stderr)
+        print(f"{folder} is finished already: nothing was trained.", file=sys.stderr)
     if os.environ.get("RANK", "0") != "0":
-        return  # one of several processes, and not the one that answers
+        return  # of several processes, only the main one prints the result
     from gftkit.recording.html import estimate_rows
     from gftkit.runs.folder import SUMMARY
     from gftkit.storage.documents import read_json
 
-    summary = read_json(made.folder / SUMMARY)
+    summary = read_json(run.folder / SUMMARY)
 
     if not as_json:
         table(["metric", "value"], estimate_rows(summary["ema"]))
@@ -107,4 +109,4 @@ def _train(
             )
     report = folder / "report.html"
     place = f"Run in {folder}: open {report}" if report.is_file() else f"Run in {folder}"
-    answer({"run": str(folder), **summary}, place, as_json)
+    print_result({"run": str(folder), **summary}, place, as_json)

@@ -45,6 +45,7 @@ class Pairs:
         batch_size: int,
         pairing_batch: int,
         seed: int,
+        *,
         within_labels: bool,
         process: tuple[int, int] = (0, 1),
         within: Within = "global",
@@ -106,6 +107,7 @@ def pair(
     x1: Tensor,
     generator: torch.Generator,
     label: Tensor | None = None,
+    *,
     within_labels: bool = False,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
@@ -129,7 +131,7 @@ def pair(
         more: Any = {"conditions": {name: values[rows] for name, values in heeded.items()}} if heeded else {}
         mine = None if label is None else label[rows]
         order: Tensor = coupling.pair(x0[rows], x1[rows], generator, mine, **more)
-        return _checked(order, len(x0[rows]), coupling)
+        return _check_permutation(order, len(x0[rows]), coupling)
 
     if not within_labels or label is None:
         return ask(slice(None))
@@ -140,7 +142,7 @@ def pair(
     return order
 
 
-def _checked(order: Tensor, n: int, coupling: Coupling) -> Tensor:
+def _check_permutation(order: Tensor, n: int, coupling: Coupling) -> Tensor:
     if order.shape != (n,) or not torch.equal(order.sort().values, torch.arange(n)):
         raise PluginError(
             f"coupling {type(coupling).__name__}: wanted a permutation of {n} indices, got shape {tuple(order.shape)} "

@@ -23,7 +23,7 @@ class Batches(Protocol):
 
 
 @contextmanager
-def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, pin: bool) -> Iterator[Batches]:
+def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, *, pin: bool) -> Iterator[Batches]:
     """The pairs of steps ``first`` to ``steps``, in that order, made by worker processes; by this one for 0 workers.
 
     The workers make the same pairs as this process would, because every set is a function of seed and number.

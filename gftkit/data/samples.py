@@ -78,8 +78,8 @@ class Samples:
             )
         if condition_shapes is not None and self.condition_shapes != condition_shapes:
             raise DataError(
-                f"{where}: wanted the conditions of the training data, {_listed(condition_shapes)}, got "
-                f"{_listed(self.condition_shapes)}. Give every sample these conditions."
+                f"{where}: wanted the conditions of the training data, {_list_shapes(condition_shapes)}, got "
+                f"{_list_shapes(self.condition_shapes)}. Give every sample these conditions."
             )
         for name in self.condition_shapes:
             if not name.isidentifier() or name in RESERVED:
@@ -92,18 +92,18 @@ class Samples:
         """n samples: fresh ones from a law; from a finite set, consecutive random permutations of it."""
         if isinstance(self.data, Dataset):
             return self.at(permuted_indices(n, len(self.data), generator))
-        return self._checked(self.data.draw(n, generator), n)
+        return self._check_batch(self.data.draw(n, generator), n)
 
     def at(self, indices: Tensor) -> Batch:
         """The samples of a finite set at these indices."""
         assert isinstance(self.data, Dataset)
-        return self._checked(self.data.batch(indices), len(indices), indices)
+        return self._check_batch(self.data.batch(indices), len(indices), indices)
 
     def some(self, count: int, generator: Generator) -> Batch:
         """At most ``count`` different samples."""
         return self.draw(count if self.size is None else min(count, self.size), generator)
 
-    def _checked(self, batch: Batch, n: int, indices: Tensor | None = None) -> Batch:
+    def _check_batch(self, batch: Batch, n: int, indices: Tensor | None = None) -> Batch:
         self._check("x1", batch.x1, n, self.event_shape, indices)
         if batch.x0 is not None:
             self._check("x0", batch.x0, n, self.event_shape, indices)
@@ -211,7 +211,7 @@ def classes_of(data: Dataset | Sampler) -> int | None:
     return None if labels is None or len(labels) == 0 else int(labels.max()) + 1
 
 
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _list_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes.items()) or "none"
 
 

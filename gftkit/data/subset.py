@@ -38,7 +38,7 @@ class Subset:
         self.labels: Tensor | None = None if labels is None else labels[indices]
         self.classes: int | None = classes_of(dataset)
         self.condition_shapes = condition_shapes_of(dataset)
-        self.blocks = _kept(blocks_of(dataset), indices)
+        self.blocks = _block_counts(blocks_of(dataset), indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -72,7 +72,7 @@ class Fixed:
         return self.samples[indices]
 
 
-def _kept(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
+def _block_counts(blocks: Tensor | None, indices: Tensor) -> Tensor | None:
     """The number of these ascending indices in each block; blocks without any are left out."""
     if blocks is None:
         return None
@@ -114,7 +114,7 @@ def select_subset(
             raise DataError(
                 "skip: a synthetic data set has no order. Use another `seed` for other samples, and leave `skip` out."
             )
-        return _drawn(dataset, classes, count, seed, split)
+        return _draw_subset(dataset, classes, count, seed, split)
     indices = np.arange(len(dataset))
     if split != "all":
         # Always seed 0, whatever `seed` is: else a train split with one seed would overlap a test split with another.
@@ -142,7 +142,7 @@ def select_subset(
     return Subset(dataset, torch.from_numpy(indices))
 
 
-def _drawn(law: Sampler, classes: list[int] | None, count: int | None, seed: int, split: str) -> Dataset:
+def _draw_subset(law: Sampler, classes: list[int] | None, count: int | None, seed: int, split: str) -> Dataset:
     if count is None:
         raise DataError("a synthetic data set is infinite. Set `count` to take a part of it.")
     # Three streams for each seed, one for each split, so that no seed of one split draws another's samples.

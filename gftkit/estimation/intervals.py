@@ -37,6 +37,7 @@ def bootstrap_weights(count: int, replicates: int, generator: Generator) -> Tens
         >>> torch.allclose(drawn.sum(1), torch.full((1000,), 5.0, dtype=torch.float64)), bool((drawn > 0).all())
         (True, True)
     """
+    # Exponential draws over their sum are a draw of the flat Dirichlet law.
     drawn = torch.empty(replicates, count, dtype=torch.float64).exponential_(generator=generator)
     return drawn * (count / drawn.sum(1, keepdim=True))
 

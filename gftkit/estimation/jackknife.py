@@ -64,6 +64,7 @@ def jackknife_estimates(
             f"wanted at least 2 groups and at least {groups} samples, one for each group of the standard error, got "
             f"{smallest} samples. Make more samples, or hold out more data."
         )
+    # A permutation modulo the number of groups: groups of equal size, up to one.
     members = [torch.randperm(len(sample), generator=generator) % groups for sample in samples]
     left_out = torch.tensor(
         [

@@ -50,7 +50,7 @@ def spearman(steps: Sequence[float], values: Sequence[float]) -> float:
 
     if len(steps) < 3 or len(set(values)) == 1:
         return float("nan")
-    return float(round(spearmanr(steps, values).statistic, 12))
+    return float(round(spearmanr(steps, values).statistic, 12))  # so that a steady fall is -1 and not nearly -1
 
 
 def instant_variance(steps: Sequence[float], values: Sequence[float], left_out: float = BURN_IN) -> float:

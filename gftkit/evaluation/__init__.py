@@ -1,4 +1,9 @@
 """A model under evaluation and the metrics that measure it."""
 
 from gftkit.evaluation.evaluation import Evaluation as Evaluation
-from gftkit.evaluation.metrics import Metrics as Metrics, Scope as Scope, check as check, measure as measure
+from gftkit.evaluation.metrics import (
+    Metrics as Metrics,
+    Scope as Scope,
+    check_metrics as check_metrics,
+    measure as measure,
+)

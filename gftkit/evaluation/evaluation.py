@@ -1,4 +1,4 @@
-"""A model under evaluation: samples, trajectories and reference data, each made when first asked for."""
+"""A model under evaluation: samples, trajectories and reference data, each computed when first used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from gftkit.theory import flow
 
 
 class Evaluation:
-    """What a metric sees of a model. Everything is on the CPU and scaled as in training, unless said otherwise.
+    """A model as its metrics see it. Tensors are on the CPU and scaled as in training, unless said otherwise.
 
     The source samples and the solver's noise depend on ``seed`` only: two models, or one at two steps of its
     training, are compared by common random numbers.
 
     Args:
-        drift: the trained drift, on ``device``, under guidance where that was asked for.
+        drift: the trained drift, on ``device``, guided where ``evaluate.guidance`` says so.
         path: the path it was trained on.
         scheme: how it is sampled; its number of steps is used where a metric doesn't choose its own.
         source: draws source samples.
@@ -34,15 +34,16 @@ class Evaluation:
         anchor: the pretrained drift, or None.
         history: lines of the run's metrics so far.
         batch_size: samples integrated at once.
-        held_out: whether the reference is data that it wasn't trained on.
-        inherited: gives at most so many samples of what the pretrained run was trained on, None where there is none.
+        held_out: whether the model wasn't trained on the reference data.
+        inherited: draws at most so many samples of the pretrained run's data; None without a pretrained run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         drift: Drift,
         path: Path,
         scheme: Scheme,
+        *,
         source: Source,
         reference: Batch,
         count: int,
@@ -67,7 +68,7 @@ class Evaluation:
         self._samples: dict[int, Tensor] = {}
 
     def samples(self, steps: int | None = None) -> Tensor:
-        """(count, *event): generated samples, made once for each number of steps.
+        """(count, *event): generated samples, computed once for each number of steps.
 
         Raises:
             DivergenceError: where a sample is not finite.
@@ -88,23 +89,24 @@ class Evaluation:
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise is added on the way."""
+        """True where samples follow an SDE."""
         return flow.is_stochastic(self._equation[1])
 
     def conditions(self, count: int) -> dict[str, Tensor]:
-        """What the drift is given for its first ``count`` samples: the conditions of random reference data."""
+        """The conditions of the first ``count`` samples: those of random reference data."""
         generator = stream(self.seed, "labels")
-        chosen = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
-        return conditions.conditions_of(self.drift, self.reference[chosen])
+        indices = torch.randint(len(self.reference), (self.count,), generator=generator)[:count]
+        return conditions.conditions_of(self.drift, self.reference[indices])
 
-    def _integrate(self, steps: int, count: int, whole: bool) -> Tensor:
+    def _integrate(self, steps: int, count: int, *, whole: bool) -> Tensor:
         """Samples or trajectories; noise and start don't depend on ``steps``."""
         return generate(
             *self._equation,
-            self.scheme.solver,
-            steps,
-            self._source(self.count, stream(self.seed, "source"))[:count],
-            stream(self.seed, "solver", device=self._device),
+            solver=self.scheme.solver,
+            steps=steps,
+            # All are drawn, then cut, so that trajectories are those of the first samples.
+            x0=self._source(self.count, stream(self.seed, "source"))[:count],
+            noise=stream(self.seed, "solver", device=self._device),
             conditions=self.conditions(count),
             batch_size=self._batch_size,
             whole=whole,

@@ -15,12 +15,12 @@ Metrics = Sequence[tuple[str, Metric]]
 
 @dataclass(frozen=True)
 class Scope:
-    """What an evaluation will have, known before anything is sampled.
+    """The extent of an evaluation, known before anything is sampled.
 
     Attributes:
-        count: samples that will be made.
-        reference: data that they will be compared with.
-        training: data that the model was trained on and that metrics see.
+        count: number of samples to generate.
+        reference: number of reference samples.
+        training: number of training samples.
         held_out: whether the reference is held out; otherwise it is training data.
         event_shape: of one sample.
         inherits: whether the pretrained run is known, and its data with it.
@@ -40,7 +40,7 @@ def measure(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, fl
     An estimate with an interval has its ends as name + "_low" and name + "_high".
 
     Raises:
-        ConfigError: where a metric refuses what it was given, such as too few samples, or two measure one name.
+        ConfigError: where a metric refuses its inputs, such as too few samples, or two metrics measure one name.
     """
     values: dict[str, float] = {}
     for index, (place, metric) in enumerate(metrics):
@@ -49,7 +49,8 @@ def measure(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, fl
         for name, estimate in measured.items():
             if name in values:
                 raise ConfigError(
-                    f"{place} ({type(metric).__name__}) measures {name}, as one before it does. Keep one of them."
+                    f"{place} ({type(metric).__name__}) measures {name}, as a metric before it does. Keep one of the "
+                    f"two."
                 )
             values[name] = estimate.value
             values[f"{name}_stderr"] = estimate.stderr
@@ -58,7 +59,7 @@ def measure(metrics: Metrics, evaluation: Evaluation, seed: int) -> dict[str, fl
     return values
 
 
-def check(metrics: Metrics, scope: Scope) -> None:
+def check_metrics(metrics: Metrics, scope: Scope) -> None:
     """Ask every metric whether it can measure in this scope; nothing is sampled.
 
     Raises:
@@ -73,7 +74,7 @@ def check(metrics: Metrics, scope: Scope) -> None:
 
 @contextmanager
 def _named(place: str, metric: Metric) -> Iterator[None]:
-    """A metric's refusal as an error of the configuration."""
+    """Turn a metric's refusal into an error of the configuration that names the metric."""
     try:
         yield
     except (ValueError, DataError) as error:

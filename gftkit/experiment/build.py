@@ -1,6 +1,6 @@
-"""Everything that a configuration names, built and checked against each other, before any work is done.
+"""The components that a configuration names, built and checked against each other before any work is done.
 
-Four stages, each giving one small object: data, networks, what the loss is made of, what is measured.
+Four stages, each giving one small object: data, networks, the parts of the loss, the measurement.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.evaluation.metrics import Metrics, Scope, check
+from gftkit.evaluation.metrics import Metrics, Scope, check_metrics
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
 from gftkit.experiment.checks import check_labels, check_same_path, check_student, inherit, scale_warnings
-from gftkit.experiment.networks import Builder, Networks
+from gftkit.experiment.networks import NetworkBuilder, Networks
 from gftkit.experiment.restore import training_data
 from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError
@@ -33,12 +33,13 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
+from gftkit.theory import expression
 from gftkit.theory.temperature import check_schedule
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What the loss of a step is made of.
+    """The parts of the loss of a step.
 
     Attributes:
         path: the conditional path.
@@ -59,16 +60,16 @@ class Matching:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured along a run, and on what.
+    """The measurements of a run, and the data that they use.
 
     Attributes:
-        scheme: how samples are made.
-        metrics: along the run.
-        final: at its ends, those along the run among them.
-        monitors: beside the run, by name.
+        scheme: solver, steps and diffusion of the samples.
+        metrics: measured along the run.
+        final: measured before the first step and at the end; includes ``metrics``.
+        monitors: they observe the run at every evaluation, by name.
         training: samples of the training data, scaled.
-        reference: what samples are compared with, scaled.
-        inherited: at most so many samples of the pretrained run's data; None where there is no such run.
+        reference: the data that samples are compared with, scaled.
+        inherited: draws at most so many samples of the pretrained run's data; None without a pretrained run.
     """
 
     scheme: Scheme
@@ -88,8 +89,8 @@ class Experiment:
         config: the configuration that names them.
         facts: of the data.
         networks: drift, anchor and adapters.
-        matching: what the loss is made of.
-        measurement: what is measured.
+        matching: the parts of the loss.
+        measurement: metrics and monitors, with their data.
         warnings: for the user, one sentence each.
     """
 
@@ -107,9 +108,9 @@ class Experiment:
             with_guidance(drift, self.config.evaluate.guidance),
             self.matching.path,
             measurement.scheme,
-            self.matching.source,
-            measurement.reference,
-            self.config.evaluate.count,
+            source=self.matching.source,
+            reference=measurement.reference,
+            count=self.config.evaluate.count,
             seed=self.config.seed,
             device=device,
             training=measurement.training,
@@ -121,7 +122,7 @@ class Experiment:
 
 
 class _Data(NamedTuple):
-    """The data sets of a run, and what is known about them."""
+    """The data sets of a run, their facts, and the pretrained run."""
 
     training: Samples
     reference: Samples
@@ -133,13 +134,13 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     """Build every component of a configuration.
 
     Args:
-        config: resolved. From a ``Resolution`` what was opened and built with it is taken, and not made again.
+        config: resolved. Of a ``Resolution``, the run that it opened and the components that it built are used.
         registry: components.
 
     Raises:
-        GftkitError: naming what doesn't fit, before anything is written.
+        GftkitError: for components that don't fit, before anything is written.
     """
-    resolution = config if isinstance(config, Resolution) else _opened(config, registry)
+    resolution = config if isinstance(config, Resolution) else _resolution_of(config, registry)
     config = resolution.config
     training = Samples(registry.build("dataset", config.data, "data"), "data")
     parent = resolution.parent
@@ -154,7 +155,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     notes += _check_conditions(config, networks.drift, data)
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
-    check_unpaired(scheme.diffusion, facts.paired)
+    check_unpaired(scheme.diffusion, paired=facts.paired)
     named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
     if not facts.paired:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
@@ -164,11 +165,11 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     assert train.pairing_batch is not None  # filled in where the configuration was resolved
     pairs = Pairs(
         VisitOrder(data.training, config.seed, train.shuffle_buffer),
-        source,
-        coupling,
-        train.batch_size,
-        train.pairing_batch,
-        config.seed,
+        source=source,
+        coupling=coupling,
+        batch_size=train.batch_size,
+        pairing_batch=train.pairing_batch,
+        seed=config.seed,
         within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
@@ -178,8 +179,8 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     return Experiment(config, facts, networks, matching, measurement, notes)
 
 
-def _opened(config: Config, registry: Registry) -> Resolution:
-    """A configuration that is resolved already, with its run opened, and its schedule and stopping rule built."""
+def _resolution_of(config: Config, registry: Registry) -> Resolution:
+    """The resolution of a configuration that is resolved already: its run opened, its schedule and stop built."""
     source = config.pretrained
     return Resolution(
         config,
@@ -191,7 +192,7 @@ def _opened(config: Config, registry: Registry) -> Resolution:
 
 
 def _build_data(config: Config, training: Samples, parent: RunFolder | None, path: Path, registry: Registry) -> _Data:
-    """The held-out data beside the training data, both checked against the pretrained run."""
+    """Build the held-out data, and check them and the training data against the pretrained run."""
     facts = Facts(training.event_shape, training.classes, training.scaling.range, training.condition_shapes)
     reference = training
     if config.evaluate.data is not None:
@@ -206,24 +207,26 @@ def _build_data(config: Config, training: Samples, parent: RunFolder | None, pat
 def _build_networks(
     config: Config, data: _Data, path: Path, coupling: Coupling, scheme: Scheme, registry: Registry
 ) -> tuple[Networks, list[str]]:
-    """The networks of a run, and what to tell the user about them."""
-    torch.manual_seed(config.seed)  # new weights are drawn from torch's global generator
-    builder = Builder(config, registry, path, coupling)
-    start = builder.own(data.facts, data.parent)
+    """The networks of a run, and notes for the user about them."""
+    # New weights are drawn from torch's global generator, which the caller forks: those of a seed don't depend on
+    # what was built before.
+    torch.manual_seed(config.seed)
+    builder = NetworkBuilder(config, registry, path, coupling)
+    start = builder.starting_drift(data.facts, data.parent)
     check_student(start.drift, config)
     check_jumps(scheme.solver, with_guidance(start.drift, config.evaluate.guidance))
     if config.kind == "pretrain":
         return Networks(start.drift), [*start.notes]
-    networks, notes = builder.tuned(start, data.facts, data.parent)
+    networks, notes = builder.tuned_networks(start, data.facts, data.parent)
     return networks, [*start.notes, *notes]
 
 
 def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str]:
-    """Refuse data whose conditions the drift can't use; give what to tell the user about dropping them.
+    """Refuse data whose conditions the drift can't use; a note for the user where dropping them ends.
 
     Raises:
-        DataError: for labels that are missing, or beyond those that the drift knows.
-        ConfigError: for conditions that the drift isn't given, or can't be without.
+        DataError: for labels that are missing, or beyond the drift's classes.
+        ConfigError: for conditions that the drift doesn't take, or can't do without.
     """
     used = conditions.condition_names(drift)
     if conditions.LABEL in used:
@@ -231,8 +234,8 @@ def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str
             check_labels(samples, data.facts)
     if extra := [name for name in data.facts.condition_shapes if name not in used]:
         raise ConfigError(
-            f"data: the drift '{config.drift['name']}' isn't given the condition {', '.join(map(repr, extra))}, which "
-            f"the data bring. Name it in the drift's `conditions`, or leave it out of the data's."
+            f"data: the drift '{config.drift['name']}' doesn't take the condition {', '.join(map(repr, extra))} of the "
+            f"data. Name it in the drift's `conditions`, or leave it out of the data's."
         )
     dropout, guidance = config.train.condition_dropout, config.evaluate.guidance
     if dropout > 0:
@@ -242,8 +245,8 @@ def _check_conditions(config: Config, drift: nn.Module, data: _Data) -> list[str
     if before == 0 or dropout > 0:
         return []
     return [
-        f"train.condition_dropout is 0, and the pretrained run's was {before:g}: "
-        f"the drift without conditions isn't fine-tuned, and samples can't be guided."
+        f"train.condition_dropout is 0, and the pretrained run's was {before:g}: the drift without conditions isn't "
+        f"fine-tuned, so samples can't be guided. Set train.condition_dropout to guide them."
     ]
 
 
@@ -255,13 +258,13 @@ def build_measurement(
     registry: Registry,
     parent: RunFolder | None,
 ) -> Measurement:
-    """Build what a configuration measures, and draw the samples that it is measured on.
+    """Build the metrics and monitors of a configuration, and draw the data that they use.
 
     Args:
         config: the configuration.
         training: the data that the run is trained on.
-        reference: what samples are compared with.
-        scheme: how samples are made.
+        reference: the data that samples are compared with.
+        scheme: solver, steps and diffusion of the samples.
         registry: components.
         parent: the pretrained run, where there is one.
 
@@ -275,15 +278,22 @@ def build_measurement(
     metrics, final = build_metrics(config.evaluate, registry)
     compared = reference.some(count, stream(config.seed, "reference"))
     held_out = config.evaluate.data is not None
-    check(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
+    # A metric refuses here, and not after hours of training, when it is first measured.
+    check_metrics(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
     inherited = None if parent is None else partial(training_data, parent)
-    return Measurement(scheme, metrics, final, monitors, trained, compared, inherited)
+    return Measurement(
+        scheme=scheme,
+        metrics=metrics,
+        final=final,
+        monitors=monitors,
+        training=trained,
+        reference=compared,
+        inherited=inherited,
+    )
 
 
 def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
     """The objective's weight as a function of t; None for one, which costs nothing."""
     if text.strip() == "1":
         return None
-    from gftkit.theory import expression  # loads sympy, which few runs need
-
     return expression.compile_formula(expression.parse_formula(text))

@@ -23,7 +23,7 @@ from gftkit.sampling.stochastic import check_known_score
 
 
 def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
-    """The network of a config, tried once on zeros.
+    """Build the network of a configuration, and evaluate it once on zeros.
 
     Raises:
         ConfigError: where its output isn't of its input's shape.
@@ -40,55 +40,55 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
     x = torch.zeros(2, *facts.event_shape)
     try:
         with torch.no_grad():
-            out = _tried(drift, facts)
+            out = _evaluate_on_zeros(drift, facts)
     except GftkitError as error:
         raise ConfigError(f"drift '{spec['name']}' on a batch of shape {tuple(x.shape)}: {error}") from error
     except Exception as error:
-        cure = "`gft --debug` shows where."
+        cure = "`gft --debug` shows the traceback."
         if isinstance(drift, ForeignDrift):
             cure = (
-                f"Check drift.options and convention.call ('{drift.convention.call}'): `gft inspect` finds out how a "
-                f"network is called. {cure}"
+                f"Check drift.options and convention.call ('{drift.convention.call}'): `gft inspect` finds the "
+                f"convention of a network. {cure}"
             )
         raise ConfigError(
             f"drift '{spec['name']}' fails on a batch of shape {tuple(x.shape)}: {type(error).__name__}: {error}\n"
             f"{cure}"
         ) from error
     if not isinstance(out, Tensor) or out.shape != x.shape:
-        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        received = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(
-            f"drift '{spec['name']}': wanted an output of its input's shape {tuple(x.shape)}, got {came}. "
+            f"drift '{spec['name']}': wanted an output of its input's shape {tuple(x.shape)}, got {received}. "
             f"A drift maps (batch, *event) to (batch, *event)."
         )
     return drift
 
 
-def _tried(drift: nn.Module, facts: Facts) -> Any:
-    """The drift of two samples that are zero; it is evaluated without its conditions too, where it allows that."""
-    given = facts.zeros(conditions.condition_names(drift), 2)
+def _evaluate_on_zeros(drift: nn.Module, facts: Facts) -> Any:
+    """The drift of two samples of zeros; it is evaluated without its conditions too, where it allows that."""
+    zeros = facts.zeros(conditions.condition_names(drift), 2)
     at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
-    drift(*at, **conditions.without_conditions(drift, given))
-    return drift(*at, **given)
+    drift(*at, **conditions.without_conditions(drift, zeros))
+    return drift(*at, **zeros)
 
 
 def adapt(drift: nn.Module, config: Config, facts: Facts) -> AdaptedDrift:
-    """Put the adapters of a configuration into its pretrained drift: of one configuration always the same.
+    """Put the adapters of a configuration into its pretrained drift; their weights depend on the seed only.
 
     Raises:
         ConfigError: for layers that can't be adapted.
     """
     assert config.adapters is not None
-    run, generator = lambda: _tried(drift, facts), stream(config.seed, "adapters")
+    run, generator = lambda: _evaluate_on_zeros(drift, facts), stream(config.seed, "adapters")
     return AdaptedDrift(drift, config.adapters, run, generator, own_network(drift))
 
 
 def build_source(spec: Spec, event_shape: tuple[int, ...], registry: Registry) -> Source:
-    """The source of a config."""
+    """Build the source of a configuration."""
     return source_of(Samples(registry.build("dataset", spec, "source", event_shape=event_shape), "source", event_shape))
 
 
 def is_standard_normal(source: Spec, registry: Registry) -> bool:
-    """Whether a source is N(0, I): the default one."""
+    """True for N(0, I), the default source."""
     return plain(source) == plain(registry.resolve("dataset", DEFAULTS["source"], "source"))
 
 
@@ -108,7 +108,7 @@ def scheme_of(
         path: of the run.
         registry: components.
         guidance: scale of classifier-free guidance.
-        coupling: of the run; built where it is needed and isn't given.
+        coupling: of the run; None to build it where it is needed.
 
     Raises:
         ConfigError: for noise that needs a score where none is known, and a solver that doesn't solve this flow.
@@ -116,17 +116,17 @@ def scheme_of(
     scheme = build_scheme(spec, path, registry)
     if scheme.diffusion is not None:
         coupling = coupling or registry.build("coupling", config.coupling)
-        check_known_score(path, coupling, is_standard_normal(config.source, registry), guidance)
+        check_known_score(path, coupling, normal=is_standard_normal(config.source, registry), guidance=guidance)
     scheme.check(path)
     return scheme
 
 
 def build_metrics(evaluate: Evaluate, registry: Registry) -> tuple[Metrics, Metrics]:
-    """The metrics of a section ``evaluate``, each with its place: those along a run, and those at its ends too."""
+    """Build the metrics of a section ``evaluate``, each with its place: those along a run, and those at its ends."""
 
-    def built(key: str, specs: Iterable[Any]) -> Metrics:
+    def build(key: str, specs: Iterable[Any]) -> Metrics:
         places = [(f"evaluate.{key}[{index}]", spec) for index, spec in enumerate(specs)]
         return [(place, registry.build("metric", spec, place)) for place, spec in places]
 
-    along = built("metrics", evaluate.metrics or [])
-    return along, [*along, *built("ends", evaluate.ends)]
+    along = build("metrics", evaluate.metrics or [])
+    return along, [*along, *build("ends", evaluate.ends)]

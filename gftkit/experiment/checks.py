@@ -1,4 +1,4 @@
-"""Refusals: components and data of a run that do not fit together."""
+"""Refusals of components and data that don't fit together, and warnings about scales."""
 
 from dataclasses import replace
 
@@ -28,16 +28,16 @@ FAR_OUTSIDE = 3.0
 def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFolder | None) -> list[str]:
     """A warning where data that aren't scaled go to a drift that was trained on [-1, 1], and lie far outside.
 
-    Also where a new drift would have to learn values far from size 1.
+    Also where a new drift would be trained on values far from size 1.
     """
     if config.kind == "pretrain":
         size = float(training.x1.double().square().mean().sqrt())
         if size <= LARGE:
             return []
         return [
-            f"data: values of size {size:.3g} (root mean square), and drifts are made for size 1: the loss starts near "
-            f"{size**2:.1g}, and training is slow or fails. Bring the values to [-1, 1] or to variance 1 first: those "
-            f"of images in 0 to 255, say, by x / 127.5 - 1."
+            f"data: the root mean square of the values is {size:.3g}, and drifts are made for values near 1: the loss "
+            f"starts near {size**2:.1g}, and training is slow or fails. Scale the values to [-1, 1] or to variance 1 "
+            f"first, for example images in 0 to 255 by x / 127.5 - 1."
         ]
     if parent is None or parent.facts.range is None or data.scaling.range is not None:
         return []
@@ -45,13 +45,13 @@ def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFo
     if largest <= FAR_OUTSIDE:
         return []
     return [
-        f"data: the pretrained drift knows values in [-1, 1], and these go to {largest:.4g}; data without a range are "
-        f"never rescaled. Bring them to [-1, 1] yourself."
+        f"data: the pretrained drift was trained on values in [-1, 1], and the largest value here is {largest:.4g}; "
+        f"data without a range are never rescaled. Scale them to [-1, 1] yourself."
     ]
 
 
 def inherit(facts: Facts, parent: RunFolder) -> Facts:
-    """The data's facts, with as many classes as the pretrained drift knows."""
+    """The facts of the data, with the number of classes of the pretrained drift."""
     before = parent.facts
     if before.event_shape != facts.event_shape:
         raise DataError(
@@ -72,43 +72,44 @@ def inherit(facts: Facts, parent: RunFolder) -> Facts:
 
 
 def check_labels(samples: Samples, facts: Facts) -> None:
-    """Refuse data whose labels a conditional drift can't use; of a part of a data set only its own labels count.
+    """Refuse data whose labels a conditional drift can't use; of a subset only its own labels count.
 
     Raises:
-        DataError: for data without labels, or with a label beyond the classes that the drift was made for.
+        DataError: for data without labels, or with a label beyond the classes of the drift.
     """
     labels = getattr(samples.data, "labels", None)
-    wanted = samples.classes if labels is None else int(labels.max()) + 1
-    if wanted is None:
+    needed = samples.classes if labels is None else int(labels.max()) + 1
+    if needed is None:
         raise DataError(
-            f"{samples.where}: the drift is conditional and the data have no labels. Give labels, or another drift."
+            f"{samples.where}: the drift is conditional and the data have no labels. Add labels, or choose another "
+            f"drift."
         )
-    if facts.classes is not None and wanted > facts.classes:
+    if facts.classes is not None and needed > facts.classes:
         raise DataError(
-            f"{samples.where}: labels up to {wanted - 1}, and the drift knows {facts.classes} classes. Choose those "
-            f"with `classes`, or train a drift on all of them."
+            f"{samples.where}: labels up to {needed - 1}, and the drift has {facts.classes} classes. Choose samples of "
+            f"those by `classes`, or train a drift on all classes."
         )
 
 
 def check_same_path(path: Path, config: Config, parent: RunFolder, key: str = "pretrained") -> None:
-    """Refuse a path or diffusion that differs from the anchor's: the blend of two such drifts means nothing.
+    """Refuse a path or diffusion that differs from the anchor's: a blend of the two drifts has no known law.
 
     Raises:
         ConfigError: with the reason.
     """
     if plain(config.path) == plain(parent.config.path):
         return
-    differs = differences(path, parent.path)
+    differs = path_differences(path, parent.path)
     if differs:
         raise ConfigError(
             f"path: {config.path} differs from the {key} run's {parent.config.path} in {', '.join(differs)}. "
-            f"Its anchor is the drift of another process, and a blend of the two would end in neither law. "
+            f"The anchor is the drift of another process, and the blend of the two would follow the law of neither. "
             f"Leave `path` out to inherit it, or pretrain on this path."
         )
 
 
-def differences(path: Path, other: Path) -> list[str]:
-    """What two paths differ in."""
+def path_differences(path: Path, other: Path) -> list[str]:
+    """The coefficients in which two paths differ, by name."""
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     one, two = ((*p.coefficients(t), flow.diffusion(p, t)) for p in (path, other))
     names = ("sigma", "alpha", "gamma", "diffusion g")
@@ -124,14 +125,14 @@ def check_student(drift: nn.Module, config: Config) -> None:
     if config.kind != "distill":
         if is_flow_map(drift):
             raise ConfigError(
-                f"drift: '{config.drift['name']}' is a flow map, which only `gft distill` trains. Pretrain or "
-                f"fine-tune the network that it wraps, then distil that run."
+                f"drift: '{config.drift['name']}' is a flow map, which only `gft distill` can train. Pretrain or "
+                f"fine-tune the network inside it, then distil that run."
             )
         return
     if not is_flow_map(drift):
         raise ConfigError(
-            f"drift: a distillation wants a flow map, and '{config.drift['name']}' isn't told the end of a jump. Leave "
-            f"`drift` out, or give {{name: flow-map}}."
+            f"drift: a distillation trains a flow map, and '{config.drift['name']}' doesn't take the end of a jump. "
+            f"Leave `drift` out, or set {{name: flow-map}}."
         )
 
 
@@ -141,7 +142,7 @@ def check_convention(
     """Refuse a network whose convention contradicts the run.
 
     Raises:
-        ConfigError: for another path than the network's, or a score that doesn't tell the velocity here.
+        ConfigError: for another path than the network's, or a score that doesn't determine the velocity here.
     """
     named = drift.convention.path
     trained = (
@@ -150,11 +151,11 @@ def check_convention(
     if "path" in spec:
         trained.append(("drift.path", spec["path"], drift.path))
     for where, of, other in trained:
-        differs = differences(path, other)
+        differs = path_differences(path, other)
         if differs:
             raise ConfigError(
                 f"{where}: the network was trained on {of}, and the run's path {config.path} differs in "
                 f"{', '.join(differs)}. Give the run the network's path, or correct the convention."
             )
     normal = is_standard_normal(config.source, registry)
-    check_score(drift.convention, getattr(coupling, "independent", False), normal)
+    check_score(drift.convention, independent=getattr(coupling, "independent", False), normal=normal)

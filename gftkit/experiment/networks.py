@@ -1,4 +1,4 @@
-"""The drift of a run with the weights that it starts from, and the anchor of a fine-tune."""
+"""The drift of a run with its first weights, and the anchor of a fine-tune."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,11 +31,11 @@ class Networks:
     """The networks of a run.
 
     Attributes:
-        drift: what is trained, with the weights that it starts from, and with its adapters where it has any.
+        drift: the network that is trained, with its first weights, and with its adapters where it has any.
         anchor: the pretrained drift; None in pretraining.
         anchors: hashes of the anchors of the fine-tunes that led here, oldest first, this run's own last.
         adapted: the drift with its adapters, where it has any.
-        base: digest of the weights that it starts from, where a resumed run needs them.
+        base: digest of the first weights, where a resumed run needs them: under adapters and L2-SP.
     """
 
     drift: nn.Module
@@ -46,13 +46,13 @@ class Networks:
 
 
 @dataclass
-class Start:
-    """A network with the weights that it starts from.
+class StartingDrift:
+    """A drift with its first weights.
 
     Attributes:
         drift: the network.
-        notes: what to tell the user about it, one sentence each.
-        known_digest: of its weights, where the file that they came from has told it.
+        notes: for the user, one sentence each.
+        known_digest: of its weights, where their file contains it.
     """
 
     drift: nn.Module
@@ -61,28 +61,28 @@ class Start:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its weights. To be asked before training moves them."""
+        """SHA-256 of its weights. Read it before training moves them."""
         return self.known_digest or digest(self.drift.state_dict())
 
 
-class Builder:
+class NetworkBuilder:
     """Builds the networks of a configuration.
 
     Args:
         config: the configuration.
         registry: components.
         path: of the run.
-        coupling: of the run, which tells whether a foreign network's score can be used; built where it is None.
+        coupling: of the run, which decides whether a foreign network's score can be used; None to build it.
     """
 
     def __init__(self, config: Config, registry: Registry, path: Path, coupling: Coupling | None = None) -> None:
         self._config, self._registry, self._path, self._coupling = config, registry, path, coupling
         self._files: dict[FilePath, TensorFile] = {}
 
-    def start(
+    def build(
         self, spec: Spec, facts: Facts, *, parent: RunFolder | None = None, file: FilePath | None = None
-    ) -> Start:
-        """A network with its first weights: a run's, a file's, those it brings, or new ones.
+    ) -> StartingDrift:
+        """A drift with its first weights: a run's, a file's, those of its spec, or new ones.
 
         Args:
             spec: of the drift.
@@ -95,15 +95,15 @@ class Builder:
             ConfigError: for a network whose convention contradicts the run.
         """
         drift = build_drift(spec, facts, self._registry, self._path)
-        start = Start(drift, [*getattr(drift, "notes", ())])
+        start = StartingDrift(drift, [*getattr(drift, "notes", ())])
         if parent is not None:
             weights = self._read(parent)
             student = is_flow_map(drift) and parent.config.kind != "distill"
             target = drift.get_submodule("drift") if student else drift
             load_weights(target, weights.tensors, parent.folder)
-            own = drift.state_dict()
+            loaded = drift.state_dict()
             # Loading converts to the network's own type: only where nothing was converted is the digest still right.
-            if not student and all(own[name].dtype == tensor.dtype for name, tensor in weights.tensors.items()):
+            if not student and all(loaded[name].dtype == tensor.dtype for name, tensor in weights.tensors.items()):
                 start.known_digest = weights.digest
         elif file is not None:
             start.notes += foreign_weights.load_foreign_weights(drift, file)
@@ -119,15 +119,17 @@ class Builder:
             self._files[run.folder] = run.averages()
         return self._files[run.folder]
 
-    def own(self, facts: Facts, parent: RunFolder | None) -> Start:
-        """The drift of the configuration itself; raises as ``start``."""
-        return self.start(self._config.drift, facts, parent=parent, file=self._config.pretrained)
+    def starting_drift(self, facts: Facts, parent: RunFolder | None) -> StartingDrift:
+        """The drift of the configuration itself, with its first weights; raises as ``build``."""
+        return self.build(self._config.drift, facts, parent=parent, file=self._config.pretrained)
 
-    def anchor(self, start: Start, facts: Facts, parent: RunFolder | None = None) -> tuple[Anchor | None, list[str]]:
-        """The anchor of a fine-tune, None for adapters-off, and what to tell the user about it.
+    def anchor(
+        self, start: StartingDrift, facts: Facts, parent: RunFolder | None = None
+    ) -> tuple[Anchor | None, list[str]]:
+        """The anchor of a fine-tune, None for adapters-off, and notes for the user.
 
         Args:
-            start: the drift that is trained, as it starts.
+            start: the drift that is trained, with its first weights.
             facts: of the data.
             parent: the run that an external anchor comes from, where it is open already.
 
@@ -136,10 +138,10 @@ class Builder:
         """
         spec = self._config.anchor or {}
         if spec["name"] == lineage.OFF:
-            return None, []
+            return None, []  # the trained network without its adapters: it is made after them
         if spec["name"] == lineage.FROZEN:
-            made_of = lineage.made_of(self._config.drift, facts, self._registry)
-            return FrozenAnchor(start.drift, made_of, start.digest), []
+            description = lineage.describe_drift(self._config.drift, facts, self._registry)
+            return FrozenAnchor(start.drift, description, start.digest), []
         source = None if spec["pretrained"] is None else FilePath(spec["pretrained"])
         other = None
         if source is not None and is_run(source):
@@ -148,39 +150,42 @@ class Builder:
             before = other.facts
             if before.event_shape != facts.event_shape:
                 raise ConfigError(
-                    f"anchor.pretrained: wanted a drift for samples of shape {facts.event_shape}, and {source} was "
-                    f"trained on {before.event_shape}. Choose another anchor."
+                    f"anchor.pretrained: wanted a drift for samples of shape {facts.event_shape}, got {source}, which "
+                    f"was trained on {before.event_shape}. Choose another anchor."
                 )
             facts = before
-        pretrained = self.start(spec["drift"], facts, parent=other, file=source)
+        pretrained = self.build(spec["drift"], facts, parent=other, file=source)
         lacking = sorted(
             set(conditions.condition_names(pretrained.drift)) - set(conditions.condition_names(start.drift))
         )
         if lacking:
             raise ConfigError(
-                f"anchor: its drift is given {', '.join(lacking)}, and the drift that is trained isn't. "
-                f"Choose an anchor without, or a conditional drift."
+                f"anchor: its drift takes the condition {', '.join(lacking)}, and the trained drift doesn't. "
+                f"Choose an anchor without it, or a conditional drift."
             )
-        made_of = lineage.made_of(spec["drift"], facts, self._registry)
-        return ExternalAnchor(pretrained.drift, made_of, pretrained.digest), pretrained.notes
+        description = lineage.describe_drift(spec["drift"], facts, self._registry)
+        return ExternalAnchor(pretrained.drift, description, pretrained.digest), pretrained.notes
 
-    def tuned(self, start: Start, facts: Facts, parent: RunFolder | None) -> tuple[Networks, Sequence[str]]:
-        """The networks of a fine-tune or distillation: the drift, its adapters, the anchor, and notes for the user."""
+    def tuned_networks(
+        self, start: StartingDrift, facts: Facts, parent: RunFolder | None
+    ) -> tuple[Networks, Sequence[str]]:
+        """The networks of a fine-tune or distillation: drift, adapters and anchor; and notes for the user."""
         config = self._config
         anchor, notes = self.anchor(start, facts, parent)
+        # Before the adapters are put in: the digest is of the weights as the pretrained run wrote them.
         base = start.digest if config.adapters is not None or config.objective.l2_sp > 0 else None
         adapted = None
         if config.adapters is not None:
-            off = drift_hash(start.digest, lineage.made_of(config.drift, facts, self._registry))
+            off_hash = drift_hash(start.digest, lineage.describe_drift(config.drift, facts, self._registry))
             adapted = adapt(start.drift, config, facts)
-            anchor = anchor or AdaptersOffAnchor(adapted, off)
+            anchor = anchor or AdaptersOffAnchor(adapted, off_hash)
         assert anchor is not None  # only adapters-off is made after the adapters
-        anchors = (*lineage.anchors(config.pretrained), anchor.hash)
+        anchors = (*lineage.anchor_hashes(config.pretrained), anchor.hash)
         return Networks(start.drift, anchor, anchors, adapted, base), notes
 
 
-def starting_networks(run: RunFolder, facts: Facts, anchor: bool = False) -> tuple[Start, Anchor | None]:
-    """The drift of a run with the weights that it started from, and its anchor where that is asked for.
+def starting_networks(run: RunFolder, facts: Facts, *, anchor: bool = False) -> tuple[StartingDrift, Anchor | None]:
+    """The drift of a run with its first weights, as it was when the run began, and its anchor where ``anchor`` is set.
 
     Raises:
         ConfigError: where the anchor doesn't fit the drift, since files have changed.
@@ -189,6 +194,6 @@ def starting_networks(run: RunFolder, facts: Facts, anchor: bool = False) -> tup
     parent = RunFolder.open(source, run.registry) if source is not None and is_run(source) else None
     drift = run.config.drift if run.config.drift.get("weights") else run.spec("drift")
     config = replace(run.config, drift=drift, coupling=run.spec("coupling"))
-    builder = Builder(config, run.registry, run.path)
-    start = builder.own(facts, parent)
+    builder = NetworkBuilder(config, run.registry, run.path)
+    start = builder.starting_drift(facts, parent)
     return start, builder.anchor(start, facts, parent)[0] if anchor else None

@@ -1,4 +1,4 @@
-"""The networks of a finished run, made again from its folder."""
+"""The networks of a finished run, restored from its folder."""
 
 from pathlib import Path
 
@@ -28,9 +28,10 @@ def weights_of(run: RunFolder, weights: Weights = "ema") -> tuple[State, str]:
     if weights == "ema":
         file = run.averages()
         return file.tensors, file.digest or digest(file.tensors)
-    facts = run.facts
-    alone = run.config.adapters is None
-    tensors = run.last_checkpoint().part("drift.") if alone else adapted_drift(run, facts).merged()
+    if run.config.adapters is None:
+        tensors = run.last_checkpoint().part("drift.")
+    else:
+        tensors = adapted_drift(run, run.facts).merged()
     return tensors, digest(tensors)
 
 
@@ -38,10 +39,10 @@ def trained_drift(
     run: RunFolder, weights: Weights = "ema", device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, str]:
     """The trained drift, in evaluation mode, and the digest of its weights; raises as ``weights_of``."""
-    tensors, hashed = weights_of(run, weights)
+    tensors, weights_digest = weights_of(run, weights)
     drift = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
     load_weights(drift, tensors, run.folder)
-    return drift.eval().requires_grad_(False).to(device), hashed
+    return drift.eval().requires_grad_(False).to(device), weights_digest
 
 
 def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> AdaptedDrift:
@@ -52,29 +53,29 @@ def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> Ada
         WeightsError: where the averages are missing or damaged.
     """
     newest = run.last_checkpoint() if weights == "raw" else None
-    place: Path
-    place, base = (
+    file: Path
+    file, base = (
         (run.folder / ADAPTER, run.notes.get("base")) if newest is None else (newest.path, newest.notes.get("base"))
     )
     start, _ = starting_networks(run, facts)
     if start.digest != base:
         raise RunError(
-            f"{place} holds adapters for {run.config.start}, and the weights there have changed. "
-            f"Restore them, or use the EMA weights, which are kept merged."
+            f"{file} contains adapters for {run.config.start}, and the weights there have changed. "
+            f"Restore them, or use the EMA weights, which are stored with the adapters merged in."
         )
     adapted = adapt(start.drift, run.config, facts)
     if newest is None:
-        adapted.load(place)
+        adapted.load(file)
     else:
         newest.fill(start.drift)
     return adapted
 
 
 def training_data(run: RunFolder, count: int) -> Batch:
-    """At most ``count`` samples of the data that a run was trained on, scaled; of one ``count`` always the same."""
+    """At most ``count`` samples of a run's training data, scaled; the same ones for the same ``count``."""
     return samples_of(run).some(count, stream(run.config.seed, "training"))
 
 
 def samples_of(run: RunFolder, event_shape: tuple[int, ...] | None = None) -> Samples:
-    """The data that a run was trained on."""
-    return Samples(run.registry.build("dataset", run.spec("data"), "data"), "data", event_shape)
+    """Build the training data of a run."""
+    return Samples(run.registry.build("dataset", run.config.data, "data"), "data", event_shape)

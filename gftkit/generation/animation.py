@@ -14,20 +14,20 @@ from gftkit.storage.files import write_atomically
 
 FORMATS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
 FRAMES = 60
-"""At most; of more states, as many are chosen evenly."""
+"""Most frames; of more states, as many are picked evenly."""
 FRAME, LAST = 80, 1500
 """Milliseconds that a frame is shown, and the last one."""
 IMAGES, POINTS = 36, 500
-"""How many samples are shown, at most."""
+"""Most samples in a picture."""
 
 
-def check_animation(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
+def check_animation(path: Path, event_shape: tuple[int, ...], *, force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:
         ConfigError: for an unknown suffix.
-        RunError: where something stands there and ``force`` is not set.
-        MissingPackageError: where matplotlib is wanted, and isn't installed.
+        RunError: for a file that exists, without ``force``.
+        MissingPackageError: where matplotlib is needed and isn't installed.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(f"--trajectory {path}: wanted {', '.join(FORMATS)}, got '{path.suffix}'.")
@@ -37,8 +37,8 @@ def check_animation(path: Path, event_shape: tuple[int, ...], force: bool) -> No
         require("report", f"--trajectory {path}")
 
 
-def shown(event_shape: tuple[int, ...]) -> int:
-    """How many samples an animation of such events shows, at most."""
+def most_samples(event_shape: tuple[int, ...]) -> int:
+    """The largest number of samples that an animation of such events shows."""
     points = math.prod(event_shape) == 1 or len(event_shape) == 1
     return POINTS if points else IMAGES
 
@@ -47,19 +47,19 @@ def frames(states: Tensor, span: tuple[float, float] | None) -> list[np.ndarray]
     """Pictures of the states, (times, n, *event), in order, each (rows, columns, 3) of uint8.
 
     Images are a grid, each in black and white's values ``span`` or those of the last state; other events as
-    ``pictures.sample_picture`` draws them, on axes that hold all states.
+    ``pictures.sample_picture`` draws them, on axes that are the same for all states.
     """
-    chosen = torch.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().long()
-    states, last = states[chosen].float(), states[-1].float()
+    picked = torch.linspace(0, len(states) - 1, min(FRAMES, len(states))).round().long()
+    states, last = states[picked].float(), states[-1].float()
     span = span or (float(last.min()), float(last.max()))
     if pictures.is_image(last.shape[1:]):
         scale = max(1, 32 // last.shape[-1])
         sheets = [pictures.image_grid(state, span) for state in states]
         return [sheet.repeat(scale, axis=0).repeat(scale, axis=1) for sheet in sheets]
-    return _drawn(states, span)
+    return _draw_frames(states, span)
 
 
-def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
+def _draw_frames(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,8 +67,8 @@ def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
     canvas, axis = FigureCanvasAgg(figure), figure.subplots()
     components = pictures.components(states[-1])
     limits = None
-    found = []
-    # The whole first, for axes that hold every state.
+    frames = []
+    # All states first, in a picture that is thrown away: its limits hold for every frame.
     for state in (states.flatten(0, 1), *states):
         axis.clear()
         if limits is not None:
@@ -78,8 +78,8 @@ def _drawn(states: Tensor, span: tuple[float, float]) -> list[np.ndarray]:
             limits = axis.get_xlim(), axis.get_ylim()
             continue
         canvas.draw()  # type: ignore[no-untyped-call]
-        found.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
-    return found
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())  # type: ignore[no-untyped-call]
+    return frames
 
 
 def write_animation(path: Path, states: Tensor, span: tuple[float, float] | None) -> None:

@@ -1,4 +1,4 @@
-"""A finished run measured again, by its own configuration or with other settings of ``evaluate``."""
+"""Evaluation of a finished run, by its own configuration or with other settings of ``evaluate``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ def evaluate(
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Measure a run by every metric of its ``evaluate`` section; see ``gftkit.Run.evaluate``.
+    """Evaluate a run by every metric of its ``evaluate`` section; see ``gftkit.Run.evaluate``.
 
     Raises:
         GftkitError: for an override that has no valid value, or data that can't be read.
@@ -38,14 +38,14 @@ def evaluate(
     raw = run.config.to_dict()
     for setting in overrides:
         if not setting.startswith("evaluate."):
-            raise ConfigError(f"--set {setting}: an evaluation takes keys of `evaluate`, e.g. evaluate.count=500.")
+            raise ConfigError(f"--set {setting}: wanted a key of `evaluate`, such as evaluate.count=500.")
         raw = override(raw, setting)
     registry = run.registry
     section = resolve_evaluate(raw["evaluate"], run.config.train, registry, Path.cwd())
     config, facts = replace(run.config, evaluate=section, monitors=[]), run.facts
     path = run.path
     scheme = scheme_of(config, section.solver, path, registry, section.guidance)
-    check_unpaired(scheme.diffusion, facts.paired)
+    check_unpaired(scheme.diffusion, paired=facts.paired)
     training = reference = samples_of(run, facts.event_shape)
     if section.data is not None:
         held_out = registry.build("dataset", section.data, "evaluate.data")
@@ -61,9 +61,9 @@ def evaluate(
         with_guidance(sampled.drift, section.guidance),
         path,
         scheme,
-        build_source(run.spec("source"), facts.event_shape, registry),
-        measurement.reference,
-        section.count,
+        source=build_source(run.spec("source"), facts.event_shape, registry),
+        reference=measurement.reference,
+        count=section.count,
         seed=config.seed if seed is None else seed,
         device=device,
         training=measurement.training,

@@ -11,19 +11,19 @@ from gftkit.runs.folder import ADAPTER, MODEL, RunFolder, Weights
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.tensors import read_tensors, write_tensors
 
-What = Literal["merged", "adapter"]
+Content = Literal["merged", "adapter"]
 
 
 def export(
-    run: RunFolder, out: Path, what: What = "merged", weights: Weights = "ema", force: bool = False
+    run: RunFolder, out: Path, content: Content = "merged", weights: Weights = "ema", *, force: bool = False
 ) -> list[Path]:
     """Write the weights of a finished run.
 
     Args:
         run: the run.
         out: the folder to write into.
-        what: "merged" for ``model.safetensors`` with the state dict of the network, adapters merged in; "adapter" for
-            the adapters in peft's own format. Of a foreign network, both have its own names.
+        content: "merged" for ``model.safetensors`` with the state dict of the network, adapters merged in; "adapter"
+            for the adapters in peft's own format. Of a foreign network, both have its own names.
         weights: "ema" or "raw".
         force: overwrite files of the same names.
 
@@ -31,22 +31,24 @@ def export(
         The files.
 
     Raises:
-        RunError: for a run that isn't finished, a checkpoint that is gone, or files that exist.
+        RunError: for a run that isn't finished, a missing checkpoint, or files that exist.
         ConfigError: for the adapter of a run that has none.
     """
-    if what == "adapter" and run.config.adapters is None:
-        raise ConfigError(f"{run.folder} has no adapters: all its weights were trained. Export them merged.")
-    files = [out / name for name in ([MODEL] if what == "merged" else [adapters.CONFIG, adapters.WEIGHTS])]
+    if content == "adapter" and run.config.adapters is None:
+        raise ConfigError(
+            f"{run.folder} has no adapters: all its weights were trained. Export them merged, without --adapter."
+        )
+    files = [out / name for name in ([MODEL] if content == "merged" else [adapters.CONFIG, adapters.WEIGHTS])]
     taken = [str(path) for path in files if path.exists()]
     if taken and not force:
-        raise RunError(f"{', '.join(taken)} exists. Choose another --out, or overwrite by --force.")
-    if what == "merged":
+        raise RunError(f"{', '.join(taken)} exists. Choose another --out, or overwrite with --force.")
+    if content == "merged":
         network = own_network(trained_drift(run, weights)[0])
         write_tensors(files[0], network.state_dict(), run.notes)
         return files
     if weights == "ema":
-        held, notes = read_tensors(run.folder / ADAPTER / adapters.WEIGHTS)
-        write_tensors(files[1], held, notes)
+        averages, notes = read_tensors(run.folder / ADAPTER / adapters.WEIGHTS)
+        write_tensors(files[1], averages, notes)
         write_json(files[0], read_json(run.folder / ADAPTER / adapters.CONFIG))
     else:
         adapted_drift(run, run.facts).save(out)

@@ -17,13 +17,13 @@ from gftkit.storage.tensors import write_tensors
 SUFFIXES = (".npz", ".safetensors", ".png", "")
 
 
-def check_target(path: Path, event_shape: tuple[int, ...], force: bool) -> None:
+def check_target(path: Path, event_shape: tuple[int, ...], *, force: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:
         ConfigError: for an unknown suffix, or a folder of pictures for events that are not images.
-        RunError: where something stands there and ``force`` is not set.
-        MissingPackageError: where matplotlib is wanted, and isn't installed.
+        RunError: for a target that exists, without ``force``.
+        MissingPackageError: where matplotlib is needed and isn't installed.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--out {path}: wanted .npz, .safetensors, .png or a folder, got '{path.suffix}'.")
@@ -40,18 +40,18 @@ def write_samples(
     path: Path,
     parts: Iterable[Tensor],
     shape: tuple[int, ...],
-    given: Mapping[str, Tensor],
+    conditions: Mapping[str, Tensor],
     span: tuple[float, float],
 ) -> None:
-    """Write samples as the suffix of ``path`` says; arrays are ``samples`` and the conditions.
+    """Write samples in the format of the suffix of ``path``; arrays are ``samples`` and the conditions.
 
-    A folder of pictures is written part by part; anything else is held in memory as a whole.
+    A folder of pictures is written part by part; the other formats need all samples in memory.
 
     Args:
         path: the target.
         parts: the samples in order, (n, *event) each.
         shape: (count, *event).
-        given: the conditions, (count, ...) each.
+        conditions: the conditions, (count, ...) each.
         span: black and white's values.
     """
     if path.suffix == "":
@@ -62,13 +62,13 @@ def write_samples(
         samples[done : done + len(part)] = part
         done += len(part)
     if path.suffix == ".safetensors":
-        write_tensors(path, {**given, "samples": samples}, {})
+        write_tensors(path, {**conditions, "samples": samples}, {})
     elif path.suffix == ".npz":
-        held = {name: tensor.numpy() for name, tensor in {**given, "samples": samples}.items()}
+        arrays = {name: tensor.numpy() for name, tensor in {**conditions, "samples": samples}.items()}
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, **held)  # type: ignore[arg-type]  # a keyword of newer versions only
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # a keyword of newer versions only
 
         write_atomically(path, write)
     elif pictures.is_image(shape[1:]):

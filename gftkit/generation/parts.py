@@ -1,4 +1,4 @@
-"""Samples on their way to a file: in parts beside it, which many processes make, and from which an end is resumed."""
+"""Samples on their way to a file, in parts in a folder next to it: processes can share the work and resume it."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ Span = tuple[int, int]
 
 
 class Parts:
-    """The parts of a target, in a folder beside it with its name and ``.parts``. Each is written whole or not at all.
+    """The parts of a target, in the folder ``TARGET.parts`` next to it. Each is written whole or not at all.
 
     Args:
-        target: where the samples will be written.
-        identity: plain values that determine the samples; parts of others are refused.
+        target: the file or folder of the samples.
+        identity: plain values that determine the samples; parts of other samples are refused.
 
     Attributes:
         folder: where the parts are.
@@ -37,73 +37,74 @@ class Parts:
     def __init__(self, target: Path, identity: Mapping[str, Any]) -> None:
         self.folder = target.with_name(target.name + ".parts")
         self._identity = dict(identity)
-        self._bound = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        self._identity_hash = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """True where there are any."""
         return bool(self.spans())
 
     @property
     def writing(self) -> bool:
-        """Whether all were made and the target was begun: what stands there may be half of it."""
+        """True where the target was begun: it may be incomplete."""
         return (self.folder / _WRITING).is_file()
 
     def spans(self) -> list[Span]:
-        """Which samples are there, in order."""
-        found = (_FILE.fullmatch(path.name) for path in self.folder.glob("samples-*"))
-        return sorted((int(match[1]), int(match[2])) for match in found if match)
+        """The samples that exist as parts, in order."""
+        matches = (_FILE.fullmatch(path.name) for path in self.folder.glob("samples-*"))
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def check(self) -> None:
-        """Refuse to go on with parts of other samples.
+        """Refuse parts of other samples.
 
         Raises:
             RunError: naming what differs.
         """
         before = read_json(self.folder / _JOB)
         if not isinstance(before, dict):
-            raise RunError(f"{self.folder / _JOB} is damaged. Start anew with --force.")
-        now = json.loads(json.dumps(self._identity))
+            raise RunError(f"{self.folder / _JOB} is damaged. Start again with --force.")
+        now = json.loads(json.dumps(self._identity))  # as a file gives it back: tuples become lists
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if changed:
-            told = [f"{key} ({before.get(key)} there, {now.get(key)} asked)" for key in changed if key in _SHOWN]
-            told += [key for key in changed if key not in _SHOWN]
+            differences = [f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed if key in _SHORT]
+            differences += [key for key in changed if key not in _SHORT]
             raise RunError(
-                f"{self.folder} holds parts of other samples: {', '.join(told)}. Ask for the same, choose another "
-                f"--out, or start anew with --force instead of --resume."
+                f"{self.folder} contains parts of other samples, which differ in {', '.join(differences)}. Request the "
+                f"same samples, choose another --out, or start again with --force instead of --resume."
             )
 
     def begin(self) -> None:
-        """Make the folder, empty but for what determines the samples.
+        """Make the folder, empty but for the identity of the samples.
 
         Raises:
-            RunError: where a folder of that name holds something else.
+            RunError: where a folder of that name contains other files.
         """
         if self.folder.exists() and not (self.folder / _JOB).is_file() and any(self.folder.iterdir()):
-            raise RunError(f"{self.folder} is where parts are kept, and holds something else. Choose another --out.")
+            raise RunError(f"{self.folder} is the folder for parts, and contains other files. Choose another --out.")
         self.remove()
         write_json(self.folder / _JOB, self._identity)
 
     def mend(self) -> list[str]:
-        """Remove what a killed process left and parts that can't be read, which are made again; a warning for each."""
+        """Remove leftovers of a killed process, and parts that can't be read; a warning for each of those."""
         remove_leftovers(self.folder)
         warnings = []
         for first, count in self.spans():
             try:
                 self._read(first, count)
             except (WeightsError, RunError) as error:
-                warnings.append(f"a damaged part is made again: {error}")
+                warnings.append(f"a damaged part is sampled again: {error}")
                 with explain_file_errors(self.folder, "tidy"):
                     self._path(first, count).unlink()
         return warnings
 
     def missing(self, total: int, size: int, processes: int = 1) -> list[Span]:
-        """What is still to be made: whole blocks of 64, as many at a time as fit, and so that every process has some.
+        """The samples still to be made: whole blocks of 64, as many at a time as fit, and some for every process.
 
         Args:
-            total: how many samples are wanted.
+            total: number of samples.
             size: of a batch.
-            processes: how many will share them.
+            processes: number of processes that share the work.
         """
+        # Gaps, and not the parts of a plan: an earlier call may have had another batch size or number of processes.
         gaps, at = [], 0
         for first, count in [*self.spans(), (total, 0)]:
             if at < first:
@@ -114,7 +115,7 @@ class Parts:
         return [(at, min(step, end - at)) for first, end in gaps for at in range(first, end, step)]
 
     def write(self, first: int, samples: Tensor, evaluations: float) -> None:
-        """Keep a part.
+        """Write a part.
 
         Args:
             first: its first index.
@@ -122,7 +123,7 @@ class Parts:
             evaluations: drift evaluations for each sample.
         """
         notes = {
-            "identity": self._bound,
+            "identity": self._identity_hash,
             "evaluations": evaluations,
             "low": float(samples.min()),
             "high": float(samples.max()),
@@ -142,16 +143,18 @@ class Parts:
     def _read(self, first: int, count: int) -> Tensor:
         path = self._path(first, count)
         tensors, notes = read_tensors(path, ours=True)
-        if notes.get("identity") != self._bound:
-            raise RunError(f"{path} holds other samples: something else wrote there. Start anew with --force.")
+        if notes.get("identity") != self._identity_hash:
+            raise RunError(
+                f"{path} contains other samples: another process has written there. Start again with --force."
+            )
         return tensors["samples"]
 
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
-        """Of each part, in order: how many samples, and their ``evaluations``, ``low`` and ``high``."""
+        """The number of samples of each part, in order, with their ``evaluations``, ``low`` and ``high``."""
         return [(count, read_notes(self._path(first, count))) for first, count in self.spans()]
 
     def begin_writing(self) -> None:
-        """Remember that from now on the target may hold a half of what it should."""
+        """Mark the target as begun: from now on it may be incomplete, and a resumed call may overwrite it."""
         write_json(self.folder / _WRITING, {})
 
     def remove(self) -> None:
@@ -164,5 +167,5 @@ class Parts:
         return self.folder / f"samples-{first:012d}-{count:06d}.safetensors"
 
 
-_SHOWN = ("count", "seed", "guidance", "temperature", "precision", "device")
-"""What determines samples and is short enough for a message."""
+_SHORT = ("count", "seed", "guidance", "temperature", "precision", "device")
+"""Keys of the identity whose values are short enough for a message."""

@@ -1,4 +1,4 @@
-"""Samples of a finished run by their index: the same index gives the same sample, in whatever parts it is made."""
+"""Samples of a finished run by index: the same index gives the same sample, however the work is divided."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -11,8 +11,8 @@ from torch import Tensor
 from gftkit.data import conditions
 from gftkit.data.samples import Scaling
 from gftkit.experiment.building import build_source, scheme_of
-from gftkit.generation import requested_conditions as asking
 from gftkit.generation.blending import sampled_drift
+from gftkit.generation.requested_conditions import conditions_at, parse_condition_request
 from gftkit.kernel.contracts import Drift, Integrator
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
@@ -33,7 +33,7 @@ BATCH_SIZE = 512
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be sampled from a run; see ``Run.samples``."""
+    """The samples that are requested of a run; see ``Run.samples``."""
 
     count: int
     seed: int = 0
@@ -42,14 +42,14 @@ class Request:
     label: int | None = None
     weights: Weights = "ema"
     guidance: float | None = None
-    given: Mapping[str, Tensor] | None = None
+    conditions: Mapping[str, Tensor] | None = None
     temperature: float = 0.0
     precision: Precision = "float32"
     batch_size: int = BATCH_SIZE
 
 
-class Counted:
-    """A drift that counts at how many samples it is evaluated.
+class CountedDrift:
+    """A drift that counts the samples at which it is evaluated.
 
     Args:
         drift: the drift.
@@ -60,30 +60,30 @@ class Counted:
         self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **named: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         self.evaluated += len(x)
-        return self._drift(t, x, **given)
+        return self._drift(t, x, **named)
 
 
 class Sampler:
-    """The samples 0 to ``count - 1`` of a run, any of them at any time.
+    """The samples 0 to ``count - 1`` of a run, any range of them at any time.
 
     Args:
         run: a finished run.
-        request: what is to be sampled.
+        request: the samples.
         device: where to evaluate the drift.
 
     Attributes:
-        count: how many there are.
+        count: their number.
         facts: of the run's data.
-        size: samples of a batch: ``batch_size``, in whole blocks of 64 where it is more.
-        integrated: how many samples were made so far; a library's solver makes whole blocks.
+        size: samples in a batch: ``batch_size``, rounded down to whole blocks of 64 where it is more.
+        integrated: number of samples made so far; a library's solver makes whole blocks.
 
     Raises:
         ConfigError: for a count, batch size, label, temperature or precision out of range, conditions that don't fit
             the drift, guidance that the run wasn't trained for, or a solver that doesn't solve this flow.
-        RunError: for a run that isn't finished, or has no anchor to be blended with.
+        RunError: for a run that isn't finished, or has no anchor to blend with.
     """
 
     def __init__(self, run: RunFolder, request: Request, device: torch.device | str = "cpu") -> None:
@@ -99,13 +99,14 @@ class Sampler:
         spec = request.solver or config.evaluate.solver
         scale = config.evaluate.guidance if request.guidance is None else request.guidance
         self._scheme = scheme_of(config, spec, self._path, registry, scale)
-        check_unpaired(self._scheme.diffusion, self.facts.paired)
+        check_unpaired(self._scheme.diffusion, paired=self.facts.paired)
         self.size = request.batch_size if request.batch_size < BLOCK else request.batch_size // BLOCK * BLOCK
         self._by_block = isinstance(self._scheme.solver, Integrator)
         if self._by_block and self.size < BLOCK:
             raise ConfigError(
                 f"batch_size: wanted at least {BLOCK}, got {request.batch_size}: a library's solver integrates that "
-                f"many samples together, and a smaller batch would change them. Use a solver of gftkit's own, or more."
+                f"many samples together, and a smaller batch would change them. Choose a larger batch, or one of "
+                f"gftkit's own solvers."
             )
         noisy = self._scheme.diffusion is not None
         sampled = sampled_drift(
@@ -119,11 +120,11 @@ class Sampler:
         )
         drift = sampled.drift
         check_guidance(scale, drift, config.train.condition_dropout, "guidance")
-        self._drift = Counted(with_guidance(drift, scale))
+        self._drift = CountedDrift(with_guidance(drift, scale))
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
-        self._rows = asking.conditions(
-            drift, request.given, request.label, self.facts.classes, self.facts.condition_shapes
+        self._rows = parse_condition_request(
+            drift, request.conditions, request.label, self.facts.classes, self.facts.condition_shapes
         )
         self._source = build_source(run.spec("source"), self.facts.event_shape, registry)
         self._run, self._request, self._spec, self._scale, self._sampled = run, request, spec, scale, sampled
@@ -131,21 +132,21 @@ class Sampler:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Plain values that determine the samples; weights, times and conditions by their digests."""
-        config, asked = self._run.config, self._request
+        config, request = self._run.config, self._request
         times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
         return {
-            "gftkit": versions()["gftkit"],
+            "gftkit": versions()["gftkit"],  # another version may sample differently
             "weights": self.weights_digest,
             "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
             "solver": {**plain(self._spec or {}), "times": digest({"times": times})},
-            "count": asked.count,
-            "seed": asked.seed,
+            "count": request.count,
+            "seed": request.seed,
             "conditions": digest(self._rows),
             "guidance": self._scale,
-            "temperature": asked.temperature,
+            "temperature": request.temperature,
             "anchor": self._sampled.anchor,
-            "precision": asked.precision,
-            "device": self._device.type,
+            "precision": request.precision,
+            "device": self._device.type,  # CPU and CUDA draw different numbers
         }
 
     @property
@@ -154,19 +155,19 @@ class Sampler:
         return self._sampled.weights
 
     def warnings(self) -> list[str]:
-        """What is allowed and seldom meant: a time grid that was fitted to another flow, or for another solver."""
-        told = getattr(self._scheme.spacing, "fitted_on", {})
+        """Warnings of a time grid that was fitted to another flow, or for another solver."""
+        fitted_on = getattr(self._scheme.spacing, "fitted_on", {})
         solver = str(self._spec["name"] if self._spec else "euler")
-        found = []
-        if "hash" in told and told["hash"] != self.weights_digest:
-            found.append(f"the time grid was fitted to other weights than these, those of {told.get('run')}.")
-        if "solver" in told and told["solver"] != solver:
-            found.append(f"the time grid was fitted for {told['solver']}, and the solver is {solver}.")
-        return found
+        warnings = []
+        if "hash" in fitted_on and fitted_on["hash"] != self.weights_digest:
+            warnings.append(f"the time grid was fitted to other weights than these, those of {fitted_on.get('run')}.")
+        if "solver" in fitted_on and fitted_on["solver"] != solver:
+            warnings.append(f"the time grid was fitted for {fitted_on['solver']}, and the solver is {solver}.")
+        return warnings
 
     @property
     def evaluated(self) -> int:
-        """At how many states the drift was evaluated so far; a guided or blended one counts once."""
+        """Number of states at which the drift was evaluated so far; a guided or blended one counts once."""
         return self._drift.evaluated
 
     @property
@@ -176,18 +177,18 @@ class Sampler:
 
     def conditions(self, first: int, count: int) -> dict[str, Tensor]:
         """The conditions of samples ``first`` to ``first + count - 1``, (count, ...) each."""
-        return asking.in_turn(self._rows, first, count)
+        return conditions_at(self._rows, first, count)
 
     def part(self, first: int, count: int, advance: Callable[[int], None] = lambda _: None) -> Tensor:
         """Samples ``first`` to ``first + count - 1`` in the data's own values, (count, *event).
 
         Args:
             first: a multiple of 64.
-            count: how many.
+            count: number of samples.
             advance: called with the number of samples done in each batch.
 
         Raises:
-            DivergenceError: where one is not finite.
+            DivergenceError: where a sample is not finite.
         """
         return self._integrate(first, count, advance, whole=False)
 
@@ -196,12 +197,12 @@ class Sampler:
         return Scaling(self.facts.range).unscale(self.starts(first, count))
 
     def starts(self, first: int, count: int) -> Tensor:
-        """The same source samples, scaled as in training: what the drift is given at t = 0."""
+        """The same source samples, scaled as in training: the drift's states at t = 0."""
         return draw_by_block(self._source, self._seed, first, count)
 
     @property
     def drift(self) -> Drift:
-        """What is integrated, before noise is added: guided or blended where that was asked for."""
+        """The drift that is integrated, guided or blended as requested, before a diffusion adds to it."""
         return self._drift
 
     def states(self, count: int) -> Tensor:
@@ -209,28 +210,29 @@ class Sampler:
         return self._integrate(0, min(count, self.count), whole=True)
 
     def samples(self, advance: Callable[[int], None] = lambda _: None) -> tuple[Tensor, dict[str, Tensor]]:
-        """All samples, (count, *event), and the conditions that each was made under."""
+        """All samples, (count, *event), and the conditions of each."""
         return self.part(0, self.count, advance), self.conditions(0, self.count)
 
     def _integrate(
-        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, whole: bool = False
+        self, first: int, count: int, advance: Callable[[int], None] = lambda _: None, *, whole: bool = False
     ) -> Tensor:
         def counted(done: int) -> None:
             self.integrated += done
             advance(done)
 
-        # A library's solver takes steps that depend on all samples of a block: also on those that weren't asked for.
-        made = -(-count // BLOCK) * BLOCK if self._by_block else count
-        found = generate(
+        # The steps of a library's solver depend on all samples of a block, so that whole blocks are integrated.
+        integrated = -(-count // BLOCK) * BLOCK if self._by_block else count
+        samples = generate(
             *self._scheme.equation(self._drift, self._path),
-            self._scheme.solver,
-            self._scheme.steps,
-            self.starts(first, made),
-            ByBlock(self._seed, self._device, first),
-            conditions=self.conditions(first, made),
+            solver=self._scheme.solver,
+            steps=self._scheme.steps,
+            x0=self.starts(first, integrated),
+            # By index and not by batch: any part, on any process, has the noise of the whole.
+            noise=ByBlock(self._seed, self._device, first),
+            conditions=self.conditions(first, integrated),
             batch_size=self.size,
             whole=whole,
             advance=counted,
             spacing=self._scheme.spacing,
         )
-        return Scaling(self.facts.range).unscale(found[:, :count] if whole else found[:count])
+        return Scaling(self.facts.range).unscale(samples[:, :count] if whole else samples[:count])

@@ -1,4 +1,4 @@
-"""How a run's flow moves: its geometry along fine trajectories, and what few steps of a solver make of it."""
+"""The motion of a run's flow: its geometry along fine trajectories, and the steps that solvers need for it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ from gftkit.theory.gap import mean_estimate, ratio_estimate, root_estimate
 
 SOLVERS = ("euler", "heun")
 MOST_STEPS = 64
-"""Steps that are tried at most to reach a tolerance."""
+"""Most steps that are tried to reach a tolerance."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The drift evaluations by which a solver comes near the flow's ends.
+    """The drift evaluations that a solver needs to come near the flow's ends.
 
     Attributes:
         steps: the smallest number of equal steps that was found to reach the tolerance; None where 64 don't.
@@ -76,10 +76,10 @@ def motion(
 
     Args:
         flow: with its starts, at least 20.
-        tolerance: relative error that solvers are to reach, see ``Cost``.
+        tolerance: relative error that solvers have to reach, see ``Cost``.
         fine_steps: of the trajectories.
-        seed: of the groups by which standard errors of transport costs are found.
-        stage: told what is done next.
+        seed: of the groups for standard errors of transport costs.
+        stage: called with the name of each stage.
 
     Raises:
         ConfigError: for fewer starts or fine steps, or a tolerance that isn't positive.
@@ -98,20 +98,20 @@ def motion(
     squares = a.flatten(2).square().sum(2)  # (times, n)
     stage("transport")
     measures = {
-        **_of_states(traced, seed),
+        **_state_measures(traced, seed),
         "acceleration": root_estimate(mean_estimate(geometry.over_time(squares, traced.times))),
         "turning": mean_estimate(geometry.over_time(turning, traced.times)),
     }
     return Motion(
-        measures,
-        traced.times,
-        [root_estimate(mean_estimate(each)) for each in squares],
-        [mean_estimate(each) for each in turning],
-        {name: cost(flow, name, traced.states[-1], tolerance, stage) for name in SOLVERS},
+        measures=measures,
+        times=traced.times,
+        acceleration=[root_estimate(mean_estimate(each)) for each in squares],
+        turning=[mean_estimate(each) for each in turning],
+        costs={name: cost(flow, name, traced.states[-1], tolerance, stage) for name in SOLVERS},
     )
 
 
-def _of_states(traced: Trajectory, seed: int) -> dict[str, Estimate]:
+def _state_measures(traced: Trajectory, seed: int) -> dict[str, Estimate]:
     states, times = traced.states, traced.times
     energy, ends = geometry.energies(states, times), (states[0], states[-1])
     return {
@@ -137,7 +137,7 @@ def cost(
         solver: by name, of ODEs.
         ends: the flow's, (n, *event).
         tolerance: of the relative error.
-        stage: told what is done next.
+        stage: called with the name of each stage.
     """
     built = flow.registry.create("solver", solver)
     spread = squared_distances(ends, ends.mean(0))
@@ -149,7 +149,7 @@ def cost(
         return errors[steps].value <= tolerance
 
     doubled = [2**k for k in range(MOST_STEPS.bit_length())]
-    reached = [steps for steps in doubled if near(steps)]
+    reached = [steps for steps in doubled if near(steps)]  # all of them: pictures show the whole curve
     each = getattr(built, "evaluations", 1)
     if not reached:
         return Cost(None, None, math.nan, each, errors)
@@ -165,17 +165,17 @@ def cost(
     return Cost(enough, evaluations, stderr, each, dict(sorted(errors.items())))
 
 
-def rows(motions: Sequence[Motion]) -> list[list[str]]:
+def motion_table(motions: Sequence[Motion]) -> list[list[str]]:
     """A table of several flows side by side: a measure in each row, a flow in each column after its name."""
-    found = [
+    rows = [
         [name, *(format_number(each.measures[name].value, each.measures[name].stderr) for each in motions)]
         for name in motions[0].measures
     ]
     for solver in motions[0].costs:
         costs = [each.costs[solver] for each in motions]
         cells = [_evaluations(each) for each in costs]
-        found.append([f"evaluations_{solver}", *cells])
-    return found
+        rows.append([f"evaluations_{solver}", *cells])
+    return rows
 
 
 def _evaluations(cost: Cost) -> str:

@@ -10,7 +10,7 @@ from gftkit.recording.pictures import COLOURS, figure_png, new_figure, tidy
 
 
 def fitted_grids(fits: Sequence[Fit]) -> bytes:
-    """The times of each number of steps, and the distances from the flow's ends, as PNG; bars are two errors."""
+    """The times of each number of steps, and the distances from the flow's ends, as PNG, with bars of two errors."""
     figure = new_figure(7.2, 3.2)
     left, right = figure.subplots(1, 2)
     for row, fit in enumerate(fits):
@@ -20,9 +20,9 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
     left.set(xlabel="t", ylabel="steps", yticks=range(len(fits)), yticklabels=[str(fit.steps) for fit in fits])
     steps = [fit.steps for fit in fits]
     for name, colour in (("uniform", COLOURS[4]), ("fitted", COLOURS[0])):
-        found = [getattr(fit, name) for fit in fits]
-        bars = [2 * each.stderr for each in found]
-        right.errorbar(steps, [each.value for each in found], yerr=bars, color=colour, marker="o", label=name)
+        distances = [getattr(fit, name) for fit in fits]
+        bars = [2 * each.stderr for each in distances]
+        right.errorbar(steps, [each.value for each in distances], yerr=bars, color=colour, marker="o", label=name)
     right.set(xlabel="Euler steps", ylabel="RMS distance from the flow's end", xscale="log", yscale="log")
     right.legend(frameon=False, fontsize=8)
     _plain(right.xaxis, steps)
@@ -32,7 +32,7 @@ def fitted_grids(fits: Sequence[Fit]) -> bytes:
 
 
 def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
-    """Acceleration, turning and what solvers reach, of several models side by side, as PNG; bands are two errors."""
+    """Acceleration, turning and solver errors of several models side by side, as PNG; bands are two standard errors."""
     figure = new_figure(10.2, 3.3)
     left, middle, right = figure.subplots(1, 3)
     for (name, motion), colour in zip(named.items(), itertools.cycle(COLOURS)):
@@ -44,8 +44,14 @@ def motions(named: Mapping[str, Motion], tolerance: float) -> bytes:
             reached = {steps: each for steps, each in cost.errors.items() if each.value > 0}
             evaluations = [steps * cost.each for steps in reached]
             values, bars = [e.value for e in reached.values()], [2 * e.stderr for e in reached.values()]
-            shown = {"color": colour, "linestyle": style, "marker": ".", "linewidth": 1.2, "label": f"{name}, {solver}"}
-            right.errorbar(evaluations, values, yerr=bars, **shown)
+            style_options = {
+                "color": colour,
+                "linestyle": style,
+                "marker": ".",
+                "linewidth": 1.2,
+                "label": f"{name}, {solver}",
+            }
+            right.errorbar(evaluations, values, yerr=bars, **style_options)
     right.axhline(tolerance, color=COLOURS[4], linewidth=0.8)
     left.set(xlabel="t", ylabel="acceleration, root mean square")
     middle.set(xlabel="t", ylabel="turning, radians for a unit of t")

@@ -1,4 +1,4 @@
-"""The shape of trajectories: length, energy, straightness, acceleration, turning; and how far optimal transport is.
+"""The shape of trajectories: length, energy, straightness, acceleration, turning; and the optimal transport cost.
 
 Lengths, energies and straightness are those of the polygon through the states. Each is at most that of the curve
 through them, and tends to it as the square of the step.
@@ -95,15 +95,15 @@ def accelerations(velocities: Tensor, times: Sequence[float]) -> Tensor:
         tensor([0., 2., 4., 6.], dtype=torch.float64)
     """
     at = (torch.tensor(times, dtype=torch.float64),)
-    (found,) = torch.gradient(velocities.double(), spacing=at, dim=0, edge_order=2)
-    return found
+    (acceleration,) = torch.gradient(velocities.double(), spacing=at, dim=0, edge_order=2)
+    return acceleration
 
 
 def turning_rates(velocities: Tensor, acceleration: Tensor) -> Tensor:
-    """How fast each trajectory turns, in radians for a unit of time: |a_perp|/|v|, its curvature times its speed.
+    """Turning rate of each trajectory in radians for a unit of time: |a_perp|/|v|, its curvature times its speed.
 
     a_perp is the part of a at right angles to v. The curvature itself, |a_perp|/|v|^2, has no mean in the plane where
-    v vanishes somewhere; this has. 0 where v is 0.
+    v vanishes somewhere; the rate has one. 0 where v is 0.
 
     Args:
         velocities: (times, n, *event).
@@ -183,6 +183,7 @@ def energy_over_transport(energy: Tensor, x0: Tensor, x1: Tensor, generator: Gen
 
 def _costs(x0: Tensor, x1: Tensor) -> Tensor:
     """|x0_i - x1_j|^2, (n, n)."""
+    # By differences: the faster matrix product loses the digits of points that are near each other.
     apart = torch.cdist(x0.flatten(1).double(), x1.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
     return apart.square()
 

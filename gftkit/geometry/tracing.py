@@ -1,4 +1,4 @@
-"""The ODE of a run, traced finely from starts of a seed: what few steps of a solver are measured against."""
+"""Fine trajectories of a run's ODE from the starts of a seed, the reference for a few steps of a solver."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,13 +61,13 @@ class Flow:
     def __post_init__(self) -> None:
         if flow.is_stochastic(self.path):
             raise ConfigError(
-                "this flow has noise (g > 0): its trajectories have no velocity, length or energy. Geometry and fitted "
-                "grids are those of flows without noise."
+                "this flow has noise (g > 0), so its trajectories have no velocity, length or energy. Geometry and "
+                "fitted grids need a run on a path without noise."
             )
         if flow.t_end(self.path) != 1:
             raise ConfigError(
-                f"this path stops at t = {flow.t_end(self.path):g}. Geometry and fitted grids are those of flows that "
-                f"are known up to t = 1."
+                f"this path ends at t = {flow.t_end(self.path):g}. Geometry and fitted grids need a flow that is known "
+                f"up to t = 1."
             )
 
     def ends(self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None) -> Tensor:
@@ -75,37 +75,52 @@ class Flow:
         return self._integrate(solver, steps, spacing).double()
 
     def trajectory(self, steps: int = FINE_STEPS) -> Trajectory:
-        """By equal steps of rk4, which bring 5 evaluations each."""
+        """Trace the flow by equal steps of rk4, 5 evaluations each with the velocity at its start."""
         states = self._integrate(self.registry.create("solver", "rk4"), steps, whole=True)
         times = grid_of(self.path, steps).times
-        given = {name: values.to(self.device) for name, values in self.conditions.items()}
-        field = bind_conditions(self.drift, **given)
+        conditions = {name: values.to(self.device) for name, values in self.conditions.items()}
+        field = bind_conditions(self.drift, **conditions)
         with torch.no_grad():
             velocities = [field(t, x.to(self.device)).cpu() for t, x in zip(times, states, strict=True)]
         return Trajectory(times, states.double(), torch.stack(velocities).double())
 
     def _integrate(
-        self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, whole: bool = False
+        self, solver: Solver | Integrator, steps: int, spacing: TimeGrid | None = None, *, whole: bool = False
     ) -> Tensor:
-        noise = torch.Generator(self.device)  # not asked: there is none
-        given = (self.drift, self.path, solver, steps, self.x0, noise)
-        return generate(*given, conditions=self.conditions, whole=whole, spacing=spacing)
+        return generate(
+            self.drift,
+            self.path,
+            solver=solver,
+            steps=steps,
+            x0=self.x0,
+            noise=torch.Generator(self.device),  # never drawn from: the flow has no noise
+            conditions=self.conditions,
+            whole=whole,
+            spacing=spacing,
+        )
 
 
 def flow_of(
-    run: RunFolder, first: int, count: int, seed: int = 0, weights: Weights = "ema", device: torch.device | str = "cpu"
+    run: RunFolder,
+    first: int,
+    count: int,
+    *,
+    seed: int = 0,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
 ) -> Flow:
     """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
 
     Raises as ``flows_of``.
     """
-    return flows_of(run, [first], count, seed, weights, device)[0]
+    return flows_of(run, [first], count, seed=seed, weights=weights, device=device)[0]
 
 
 def flows_of(
     run: RunFolder,
     firsts: Sequence[int],
     count: int,
+    *,
     seed: int = 0,
     weights: Weights = "ema",
     device: torch.device | str = "cpu",
@@ -121,18 +136,18 @@ def flows_of(
         device: where to evaluate the drift.
 
     Raises:
-        GftkitError: see ``sampling.Sampler``; ConfigError for a flow with noise.
+        GftkitError: see ``gftkit.generation.Sampler``; ConfigError for a flow with noise.
     """
     path = run.path
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
     sampler = Sampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
     return [
         Flow(
-            sampler.drift,
-            path,
-            sampler.starts(first, count),
-            sampler.conditions(first, count),
-            run.registry,
+            drift=sampler.drift,
+            path=path,
+            x0=sampler.starts(first, count),
+            conditions=sampler.conditions(first, count),
+            registry=run.registry,
             device=torch.device(device),
             weights=sampler.weights_digest,
         )

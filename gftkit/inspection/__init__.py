@@ -1,4 +1,4 @@
-"""How a foreign network is called, found out by trying."""
+"""The convention of a foreign network, found by measurement."""
 
 from gftkit.inspection.doctor import diagnose as diagnose
 from gftkit.inspection.ranking import Inspection as Inspection

@@ -1,4 +1,4 @@
-"""``gft inspect``: from a configuration to what was found out about its network, in words and as a block of YAML."""
+"""``gft inspect``: from a configuration to the convention of its network, in words and as a block of YAML."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,8 @@ import yaml
 from gftkit.data.description import Facts
 from gftkit.data.samples import Samples
 from gftkit.experiment.building import build_source
-from gftkit.inspection.hypotheses import Finding, estimate
+from gftkit.inspection.hypotheses import Finding
+from gftkit.inspection.hypotheses import estimate as batch_estimate
 from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.contracts import Path as ConditionalPath
@@ -37,6 +38,7 @@ def diagnose(
     registry: Registry,
     overrides: Sequence[str] = (),
     count: int = 2048,
+    *,
     seed: int = 0,
     device: torch.device | str = "cpu",
     begin: Callable[[int], None] = lambda _: None,
@@ -46,8 +48,7 @@ def diagnose(
     """Inspect the network of a configuration.
 
     Args:
-        config: a YAML file or a mapping, as of a fine-tune; it needs ``drift`` with weights and ``data``. Fields that
-            its convention has are taken as known.
+        config: a YAML file or a mapping, with ``drift``, its weights, and ``data``. Fields of its convention are known.
         registry: components.
         overrides: settings as ``a.b=c``.
         count: pairs to measure on.
@@ -55,17 +56,64 @@ def diagnose(
         device: where the network is evaluated.
         begin: called with the number of steps to come.
         advance: called with the number of steps done.
-        folder: where what was found is to be written; by default the configuration's.
+        folder: of the configuration that the returned components are for; by default that of ``config``.
 
     Returns:
-        What was found, and the settings that it was found with: the drift without its convention, the path, the
-        coupling and, if it is given, the source. Files are named as a configuration in ``folder`` names them.
+        The inspection, and the inspected components, the drift without its convention.
 
     Raises:
-        GftkitError: for bad input.
-        InspectionError: where the network can't be called.
+        GftkitError: for bad input, and a network that can't be called.
     """
-    base = Path.cwd() if not isinstance(config, Path) else config.resolve().parent
+    base = config.resolve().parent if isinstance(config, Path) else Path.cwd()
+    raw = _read(config, overrides)
+    known = _known_fields(raw["drift"].pop("convention", None))
+    written = {"drift": raw["drift"], **_components(raw, known.pop("path", None))}
+    resolved = _resolve(written, registry, base)
+    path: ConditionalPath = registry.build("path", resolved["path"])
+    samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
+    facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
+    network, candidates = _networks(resolved["drift"], facts, path, registry, seed)
+    inspection = inspect(
+        network,
+        candidates,
+        samples,
+        facts,
+        path=path,
+        source=build_source(resolved["source"], facts.event_shape, registry),
+        coupling=registry.build("coupling", resolved["coupling"]),
+        fixed=known,
+        path_spec=plain(resolved["path"]),
+        count=count,
+        seed=seed,
+        device=device,
+        begin=begin,
+        advance=advance,
+    )
+    folder = (folder or base).resolve()
+    return inspection, {
+        key: _relocated(spec, resolved[key], folder) for key, spec in written.items() if key != "source" or key in raw
+    }
+
+
+def _components(raw: Mapping[str, Any], known_path: Any) -> dict[str, Any]:
+    """Path, coupling and source of a configuration, by default those of a fine-tune, or the convention's path."""
+    return {
+        "path": raw.get("path", known_path or DEFAULTS["path"]),
+        "coupling": raw.get("coupling", DEFAULTS["coupling"]),
+        "source": raw.get("source", DEFAULTS["source"]),
+    }
+
+
+def _resolve(written: Mapping[str, Any], registry: Registry, base: Path) -> dict[str, Spec]:
+    """The resolved specs; the drift's has a neutral convention in place of the unknown one."""
+    specs = {**written, "drift": {**written["drift"], "convention": {"preset": "gftkit"}}}
+    return {
+        key: registry.resolve("dataset" if key == "source" else key, spec, key, base) for key, spec in specs.items()
+    }
+
+
+def _read(config: Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of an inspection, with a drift and data at least."""
     raw = dict(read_yaml(config)) if isinstance(config, Path) else dict(config or {})
     for setting in overrides:
         raw = override(raw, setting)
@@ -73,65 +121,29 @@ def diagnose(
     for key, example in (("drift", "{name: module, target: ..., weights: ...}"), ("data", "{name: arrays, file: ...}")):
         if not isinstance(raw.get(key), Mapping if key == "drift" else (Mapping, str)):
             raise ConfigError(f"{key} is missing: wanted `{key}: {example}`.")
-    given = {"name": "module", **raw["drift"]}
-    known = _known(given.get("convention"))
-    given = {key: value for key, value in given.items() if key != "convention"}
-    spec = registry.resolve("drift", {**given, "convention": {"preset": "gftkit"}}, "drift", base)
-    chosen = {
-        "path": raw.get("path", known.get("path") or DEFAULTS["path"]),
-        "coupling": raw.get("coupling", DEFAULTS["coupling"]),
-        "source": raw.get("source", DEFAULTS["source"]),
-    }
-    kinds = {"source": "dataset"}
-    resolved = {key: registry.resolve(kinds.get(key, key), value, key, base) for key, value in chosen.items()}
-    path_spec = resolved["path"]
-    path: ConditionalPath = registry.build("path", path_spec)
-    samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
-    facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network, found = _networks(spec, facts, path, registry)
-    inspection = inspect(
-        network,
-        found,
-        samples,
-        facts,
-        path,
-        build_source(resolved["source"], facts.event_shape, registry),
-        registry.build("coupling", resolved["coupling"]),
-        {key: value for key, value in known.items() if key != "path"},
-        plain(path_spec),
-        count,
-        seed,
-        device,
-        begin,
-        advance,
-    )
-    folder = base if folder is None else folder.resolve()
-    told = {key: value for key, value in chosen.items() if key != "source" or key in raw}
-    settings = {key: _told(value, resolved[key], folder) for key, value in told.items()}
-    return inspection, {"drift": _told(given, spec, folder), **settings}
+    return {**raw, "drift": {"name": "module", **raw["drift"]}}
 
 
-def _told(given: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A spec as it was given, with its files where they are: by name below a folder, or by their whole path.
+def _relocated(written: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A spec as it was written, with its files as a configuration in a folder names them.
 
-    A place that is meant though it isn't given, such as that of a network's module, is told too.
+    A file below the folder is named relative to it, and others by their absolute path. A path that isn't written and
+    that the component fills in, such as that of a network's module, is named too.
     """
-    found = dict(plain(given))
+    spec = dict(plain(written))
     for key, value in resolved.items():
         if isinstance(value, Path):
             whole = value.resolve()
             name = str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
-            if key in given or name != ".":
-                found[key] = name
-        elif isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
-            found[key] = _told(given[key], value, folder)
-    return found
+            if key in written or name != ".":
+                spec[key] = name
+        elif isinstance(value, Mapping) and isinstance(written.get(key), Mapping):
+            spec[key] = _relocated(written[key], value, folder)
+    return spec
 
 
-def _known(block: Any) -> dict[str, Any]:
-    """The fields that a convention block fixes, those of its preset included."""
+def _known_fields(block: Any) -> dict[str, Any]:
+    """The fields that a convention block fixes, including those of its preset."""
     if block is None:
         return {}
     if isinstance(block, str):
@@ -142,7 +154,7 @@ def _known(block: Any) -> dict[str, Any]:
     preset = block.get("preset")
     if preset is None:
         fields = rest
-    elif preset in PRESETS:  # a preset means all its fields, the usual values of the others too
+    elif preset in PRESETS:  # a preset fixes all fields, also those with default values
         fields = {**Convention.of(preset).to_dict(), **rest}
     else:
         raise unknown("preset of a convention:", preset, PRESETS)
@@ -151,34 +163,38 @@ def _known(block: Any) -> dict[str, Any]:
 
 
 def _networks(
-    spec: Spec, facts: Facts, path: ConditionalPath, registry: Registry
+    spec: Spec, facts: Facts, path: ConditionalPath, registry: Registry, seed: int
 ) -> tuple[torch.nn.Module, list[Candidate]]:
-    """The network as new, and the weights that it may have."""
+    """The network with new weights, and its candidate weights."""
     supplied: dict[str, Any] = {"event_shape": facts.event_shape, "classes": facts.classes, "path": path}
-    fresh = registry.build("drift", {**spec, "weights": None}, **supplied)
-    if not isinstance(fresh, ForeignDrift):
-        raise ConfigError(
-            f"drift: wanted {{name: module, ...}}, whose convention is open; '{spec['name']}' has its own."
-        )
     weights = spec["weights"]
-    if weights is None:
-        raise ConfigError("drift.weights is missing: wanted a weights file to inspect, or a folder of diffusers.")
-    if Path(weights).is_dir():
-        loaded = registry.build("drift", spec, **supplied)
-        return fresh.network, [Candidate("", loaded.network.state_dict())]
+    # The new weights are measured too, as the untrained network: they depend on the seed only.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = registry.build("drift", {**spec, "weights": None}, **supplied)
+        if not isinstance(fresh, ForeignDrift):
+            raise ConfigError(
+                f"drift: wanted {{name: module, ...}}, whose convention is unknown; '{spec['name']}' has a convention "
+                f"of its own."
+            )
+        if weights is None:
+            raise ConfigError("drift.weights is missing: wanted a weights file to inspect, or a folder of diffusers.")
+        if Path(weights).is_dir():
+            loaded = registry.build("drift", spec, **supplied)
+            return fresh.network, [Candidate("", loaded.network.state_dict())]
     return fresh.network, fitting_in(Path(weights), fresh.network.state_dict(), spec["key"])
 
 
-def block(found: Finding, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an inspection, whose drift has the weights and the whole convention of a hypothesis."""
+def block(finding: Finding, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an inspection, with the weights and the whole convention of a hypothesis."""
     drift = {key: value for key, value in settings["drift"].items() if key != "key"}
-    convention = {k: v for k, v in found.hypothesis.convention.to_dict().items() if v is not None}
-    return {**settings, "drift": {**drift, **_key(found), "convention": convention}}
+    convention = {k: v for k, v in finding.hypothesis.convention.to_dict().items() if v is not None}
+    return {**settings, "drift": {**drift, **_key(finding), "convention": convention}}
 
 
-def _key(found: Finding) -> dict[str, str]:
-    """The option that chooses the weights of a hypothesis in their file."""
-    return {"key": found.hypothesis.weights} if found.hypothesis.weights else {}
+def _key(finding: Finding) -> dict[str, str]:
+    """The option that selects the weights of a hypothesis in their file."""
+    return {"key": finding.hypothesis.weights} if finding.hypothesis.weights else {}
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
@@ -190,34 +206,34 @@ HEAD = ["weights", "call", "time", "predicts", "range", "denoising error", "flow
 
 
 def rows(inspection: Inspection) -> Rows:
-    """The table of hypotheses, the best first, then what needs no network."""
-    shown = [_row(found) for found in inspection.findings[:SHOWN]]
+    """The table of hypotheses, the best first, then the baselines."""
+    table = [_row(finding) for finding in inspection.findings[:SHOWN]]
     for name, value in sorted(inspection.baselines.items(), key=lambda item: item[1].value):
-        shown.append((f"({name})", "", "", "", "", _number(value), "", ""))
-    return shown
+        table.append((f"({name})", "", "", "", "", _number(value), "", ""))
+    return table
 
 
-def _row(found: Finding) -> tuple[str, ...]:
-    convention = found.hypothesis.convention
+def _row(finding: Finding) -> tuple[str, ...]:
+    convention = finding.hypothesis.convention
     time = "t" if convention.time == "forward" else "1 - t"
     if convention.time_scale != 1:
         time = f"{convention.time_scale:g} {time if time == 't' else f'({time})'}"
     low, high = convention.range
     span = "" if (low, high) == (-1, 1) else f"[{low:g}, {high:g}]{' of the state' * (convention.rescales == 'state')}"
     return (
-        found.hypothesis.weights or "(the file's)",
+        finding.hypothesis.weights or "(the file's)",
         convention.call,
         time,
         ("-" if convention.sign < 0 else "") + convention.predicts,
         span,
-        _number(estimate(found.denoising)),
-        _number(estimate(found.loss)),
-        _number(found.slope),
+        _number(batch_estimate(finding.denoising)),
+        _number(batch_estimate(finding.loss)),
+        _number(finding.slope),
     )
 
 
-def _number(found: Estimate) -> str:
-    return f"{found.value:.4g} ± {found.stderr:.2g}"
+def _number(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} ± {estimate.stderr:.2g}"
 
 
 def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
@@ -228,37 +244,37 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
     )
     if inspection.verdict == "none":
         return (
-            f"No hypothesis fits: the best has a denoising error of {inspection.best.score:.4g}, which isn't clearly "
-            f"better than what needs no trained network ({_baselines(inspection)}). The weights are untrained, of "
-            f"other data, or of a convention that wasn't tried."
+            f"No hypothesis fits: the lowest denoising error, {inspection.best.score:.4g}, isn't clearly below the "
+            f"baselines, which need no trained network ({_baselines(inspection)}). The weights are untrained, belong "
+            f"to other data, or use a convention that wasn't tried."
         )
     notes = "".join(f"\n# {note}" for note in inspection.notes)
     same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
     notes += f"\n# The same function on these data:{shortened([f'# {line}' for line in same])}" if same else ""
     if inspection.verdict == "close call":
         listed = [inspection.best, *inspection.rivals]
-        lines = "".join(f"\n{number}. {_in_short(found)}" for number, found in enumerate(listed, 1))
+        lines = "".join(f"\n{number}. {_brief(finding)}" for number, finding in enumerate(listed, 1))
         cure = (
-            "Measure on more pairs (--count), or fix what you know by --set drift.convention.FIELD=VALUE or --set "
+            "Measure on more pairs (--count), or fix what is known by --set drift.convention.FIELD=VALUE or --set "
             "drift.key=KEY."
         )
-        if all(found.hypothesis.convention == inspection.best.hypothesis.convention for found in listed):
-            choices = " or ".join(f"`key: {found.hypothesis.weights}`" for found in listed)
+        if all(finding.hypothesis.convention == inspection.best.hypothesis.convention for finding in listed):
+            choices = " or ".join(f"`key: {finding.hypothesis.weights}`" for finding in listed)
             cure = (
-                f"Only the weights are open, so one line under `drift` decides: {choices} (--set drift.key=KEY). More "
-                f"pairs (--count) may tell them apart too."
+                f"They differ in the weights only, so one line under `drift` decides: {choices} (--set drift.key=KEY). "
+                f"More pairs (--count) may decide too."
             )
         return (
-            f"Close call: these {len(listed)} hypotheses aren't told apart ({test}). Nothing was chosen. {cure}"
-            f"{lines}{notes}"
+            f"Close call: the differences between these {len(listed)} hypotheses aren't significant ({test}), so none "
+            f"is chosen. {cure}{lines}{notes}"
         )
-    found = as_yaml(block(inspection.best, settings))
-    return f"Told from every other hypothesis by a {test}:\n\n{found}{notes}".rstrip()
+    best = as_yaml(block(inspection.best, settings))
+    return f"Significantly better than every other hypothesis, by a {test}:\n\n{best}{notes}".rstrip()
 
 
-def _in_short(found: Finding) -> str:
-    """What sets a hypothesis apart, on one line of YAML."""
-    values = {**_key(found), "convention": found.hypothesis.convention.differing()}
+def _brief(finding: Finding) -> str:
+    """The distinguishing fields of a hypothesis, on one line of YAML."""
+    values = {**_key(finding), "convention": finding.hypothesis.convention.differing()}
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=math.inf).strip()
 
 

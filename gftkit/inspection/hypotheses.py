@@ -1,4 +1,4 @@
-"""Pairs that hypotheses about a network are measured on, and what they give."""
+"""Hypotheses about a network, measured on common pairs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from gftkit.theory import flow
 from gftkit.theory.flow import expand
 
 TIMES = (0.2, 0.8)
-"""Times are drawn from here: nearer to the ends a noise or data prediction divides by little, and errors blow up."""
+"""Range of times: nearer to the ends a noise or data prediction divides by small numbers, and errors blow up."""
 
 AT_ONCE = 2**18
-"""Values of states that a network is given at once, if a batch has fewer."""
+"""Values of states that a network gets at once; smaller batches are joined up to this."""
 
 SAME = 1e-3
 """Relative difference of drifts, root mean square, below which two hypotheses are the same function here."""
@@ -32,16 +32,16 @@ KNOWN = 256
 """Samples from which the data's range, mean and variance are taken."""
 
 UNTRAINED = "(untrained)"
-"""The name of the weights that a network has as new."""
+"""The name of a network's new weights."""
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What may be so.
+    """A hypothesis about a network.
 
     Attributes:
         weights: the name of the weights in their file.
-        convention: how the network is called and what it predicts.
+        convention: the call of the network and the meaning of its output.
     """
 
     weights: str
@@ -50,7 +50,7 @@ class Hypothesis:
 
 @dataclass
 class Finding:
-    """What was measured of a hypothesis: a number for each batch."""
+    """The measurements of a hypothesis: one number for each batch."""
 
     hypothesis: Hypothesis
     denoising: list[float] = field(default_factory=list)
@@ -59,8 +59,8 @@ class Finding:
     same: list[Hypothesis] = field(default_factory=list)
 
     @property
-    def question(self) -> tuple[str, str]:
-        """The weights, and what the network is asked: hypotheses of one question share their evaluations."""
+    def evaluation_key(self) -> tuple[str, str]:
+        """The weights and the call of the network: hypotheses with the same key share their evaluations."""
         neutral = replace(self.hypothesis.convention, predicts="velocity", sign=1, output=None, drop_channels=False)
         return self.hypothesis.weights, repr(neutral)
 
@@ -90,7 +90,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatches:
     """Batches of pairs, one after the other.
 
     Attributes:
@@ -111,16 +111,16 @@ class Pairs:
         return torch.cat([batch.x1 for batch in self.samples])
 
 
-class Trial:
-    """Pairs, and what hypotheses give on them.
+class HypothesisTest:
+    """Measures hypotheses on common pairs.
 
     Args:
-        network: the network, whose weights are exchanged.
+        network: the network, whose weights are exchanged while it measures.
         candidates: the sets of weights.
         data: x1.
         path: the path.
         source: draws x0.
-        coupling: pairs them.
+        coupling: pairs x0 with x1.
         size: pairs in a batch.
         seed: of the pairs.
         device: where the network is evaluated.
@@ -131,6 +131,7 @@ class Trial:
         network: nn.Module,
         candidates: Sequence[Candidate],
         data: Samples,
+        *,
         path: Path,
         source: Source,
         coupling: Coupling,
@@ -147,13 +148,13 @@ class Trial:
         self.variance = float((self.known - self.mean).square().mean())
         self.naive: dict[str, list[float]] = {}
 
-    def pairs(self, *numbers: int) -> Pairs:
+    def pairs(self, *numbers: int) -> PairBatches:
         """Batches of pairs with times in ``TIMES``, one after the other: a function of seed and numbers."""
         batches = [self._batch(number) for number in numbers]
         t, x, target = (torch.cat(parts) for parts in zip(*((b.t, b.x, b.target) for b in batches), strict=True))
-        return Pairs(t, x, target, [batch.samples[0] for batch in batches])
+        return PairBatches(t, x, target, [batch.samples[0] for batch in batches])
 
-    def _batch(self, number: int) -> Pairs:
+    def _batch(self, number: int) -> PairBatches:
         generator = stream(self.seed, "inspect", number)
         batch = self.data.draw(self.size, generator)
         x0 = self.source(self.size, generator)
@@ -163,40 +164,41 @@ class Trial:
         batch = replace(batch, x0=None).to(self.device)
         x0 = x0[order].to(self.device)
         x = flow.sample(self.path, t, x0, batch.x1, None)
-        return Pairs(t, x, flow.drift(self.path, t, x0, batch.x1, None), [batch])
+        return PairBatches(t, x, flow.drift(self.path, t, x0, batch.x1, None), [batch])
 
     @torch.no_grad()
     def measure(self, findings: Sequence[Finding], numbers: Sequence[int], advance: Callable[[int], None]) -> None:
-        """Add to each finding what it gives on each batch; several are evaluated at once where they are small."""
+        """Add the measurements of every batch to each finding; small batches are evaluated together."""
         groups: dict[str, dict[str, list[Finding]]] = {}
-        for found in findings:
-            weights, question = found.question
-            groups.setdefault(weights, {}).setdefault(question, []).append(found)
-        remembering = Remembering(self.network)
-        drifts = {id(found): ForeignDrift(remembering, found.hypothesis.convention, self.path) for found in findings}
+        for finding in findings:
+            weights, call = finding.evaluation_key
+            groups.setdefault(weights, {}).setdefault(call, []).append(finding)
+        memoized = MemoizedNetwork(self.network)
+        drifts = {id(finding): ForeignDrift(memoized, finding.hypothesis.convention, self.path) for finding in findings}
         values = self.size * self.mean.numel()
         at_once = max(1, AT_ONCE // values)
         chunks = [numbers[first : first + at_once] for first in range(0, len(numbers), at_once)]
-        for weights, questions in groups.items():
+        # Weights on the outside: loading them costs more than drawing the pairs again.
+        for weights, calls in groups.items():
             self.network.load_state_dict(self.states[weights])
             for chunk in chunks:
                 pairs = self.pairs(*chunk)
-                for group in questions.values():
-                    remembering.forget()
-                    for found in group:
-                        self._add(found, _drift(drifts[id(found)], pairs), pairs)
+                for group in calls.values():
+                    memoized.forget()
+                    for finding in group:
+                        self._add(finding, _evaluate(drifts[id(finding)], pairs), pairs)
                     advance(len(chunk))
         for chunk in chunks:
             self._add_naive(self.pairs(*chunk))
 
-    def _add(self, found: Finding, drift: Tensor, pairs: Pairs) -> None:
+    def _add(self, finding: Finding, drift: Tensor, pairs: PairBatches) -> None:
         count = len(pairs.samples)
-        found.denoising += _means((denoised(self.path, pairs.t, pairs.x, drift) - pairs.x1).square(), count)
-        found.loss += _means((drift - pairs.target).square(), count)
+        finding.denoising += _means((denoised(self.path, pairs.t, pairs.x, drift) - pairs.x1).square(), count)
+        finding.loss += _means((drift - pairs.target).square(), count)
         products = _means(drift * pairs.target, count), _means(drift.square(), count)
-        found.products += zip(*products, strict=True)
+        finding.products += zip(*products, strict=True)
 
-    def _add_naive(self, pairs: Pairs) -> None:
+    def _add_naive(self, pairs: PairBatches) -> None:
         """Predictions of the data that need no network, and the best one that is linear in the state."""
         x = pairs.x
         sigma, alpha, _ = (expand(value, x) for value in self.path.coefficients(pairs.t))
@@ -212,25 +214,26 @@ class Trial:
 
     @torch.no_grad()
     def merged(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings with those left out that are the same function as an earlier one, which remembers them."""
+        """The findings, without those that are the same function as an earlier one, which lists them as ``same``."""
+        # Equal functions would be rivals that no number of pairs separates.
         pairs = self.pairs(0)
         kept: list[tuple[Finding, Tensor]] = []
-        for found in findings:
-            self.network.load_state_dict(self.states[found.hypothesis.weights])
-            out = _drift(ForeignDrift(self.network, found.hypothesis.convention, self.path), pairs)
+        for finding in findings:
+            self.network.load_state_dict(self.states[finding.hypothesis.weights])
+            out = _evaluate(ForeignDrift(self.network, finding.hypothesis.convention, self.path), pairs)
             for other, known in kept:
                 if float((out - known).square().mean()) <= SAME**2 * float(known.square().mean()):
-                    other.same.append(found.hypothesis)
+                    other.same.append(finding.hypothesis)
                     break
             else:
-                kept.append((found, out))
-        return [found for found, _ in kept]
+                kept.append((finding, out))
+        return [finding for finding, _ in kept]
 
 
-class Remembering(nn.Module):
-    """A network that gives its last outputs again where it is called with the same values.
+class MemoizedNetwork(nn.Module):
+    """A network that returns its last outputs again when it is called with the same values.
 
-    Hypotheses differ in what they make of an output more often than in how they ask for it.
+    Hypotheses differ in the meaning of an output more often than in the call that it comes from.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -244,9 +247,9 @@ class Remembering(nn.Module):
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """The network's output."""
-        for given, by_name, out in self._calls:
-            if len(given) == len(arguments) and by_name.keys() == named.keys():
-                pairs = [*zip(given, arguments, strict=True), *((by_name[key], named[key]) for key in named)]
+        for earlier, by_name, out in self._calls:
+            if len(earlier) == len(arguments) and by_name.keys() == named.keys():
+                pairs = [*zip(earlier, arguments, strict=True), *((by_name[key], named[key]) for key in named)]
                 if all(_equal(one, other) for one, other in pairs):
                     return out
         out = self.network(*arguments, **named)
@@ -268,20 +271,20 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; infinite where something isn't finite, or there is nothing."""
-    found = sum(values) / len(values) if values else math.inf
-    return found if math.isfinite(found) else math.inf
+    """The mean; infinite where a value isn't finite, and of no values."""
+    average = sum(values) / len(values) if values else math.inf
+    return average if math.isfinite(average) else math.inf
 
 
-def _drift(drift: ForeignDrift, pairs: Pairs) -> Tensor:
+def _evaluate(drift: ForeignDrift, pairs: PairBatches) -> Tensor:
     each = [conditions.conditions_of(drift, batch) for batch in pairs.samples]
-    given = {name: torch.cat([held[name] for held in each]) for name in each[0]}
-    out: Tensor = drift(pairs.t, pairs.x, **given)
+    joined = {name: torch.cat([batch[name] for batch in each]) for name in each[0]}
+    out: Tensor = drift(pairs.t, pairs.x, **joined)
     return out
 
 
 def _means(values: Tensor, batches: int) -> list[float]:
-    """The mean of each batch; infinite where something isn't finite."""
+    """The mean of each batch; infinite where a value isn't finite."""
     means = values.double().reshape(batches, -1).mean(1)
     return torch.where(torch.isfinite(means), means, torch.inf).tolist()
 

@@ -1,4 +1,4 @@
-"""How a network can be called: found by its signature and by trying, on a batch of noise."""
+"""Ways to call a network, found by its signature and by trial calls on a batch of noise."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from gftkit.networks.foreign import ForeignDrift
 TIME = ("t", "time", "times", "timestep", "timesteps", "tau", "sigma")
 STATE = ("x", "xt", "x_t", "sample", "hidden_states", "input", "inputs", "img", "z", "latent", "latents")
 LABELS = ("y", "label", "labels", "class_labels", "classes", "c")
-"""Names of arguments by what they usually are."""
+"""Usual names of these arguments."""
 
 SHAPES: tuple[Mapping[str, Any], ...] = (
     {},
@@ -27,26 +27,26 @@ SHAPES: tuple[Mapping[str, Any], ...] = (
     {"time_shape": "event"},
     {"time_shape": "scalar"},
 )
-"""Forms of the time, the usual one first: the first that the network takes is kept."""
+"""Forms of the time, the most common first: the first that works is used."""
 
 OUTPUTS: tuple[Mapping[str, Any], ...] = ({}, {"output": "sample"}, {"output": 0}, {"drop_channels": True})
 PARTS: tuple[Mapping[str, Any], ...] = (*OUTPUTS, *({**part, "drop_channels": True} for part in OUTPUTS[1:3]))
 """Parts of an output, the whole first."""
 
 NEUTRAL = {"predicts": "velocity", "range": (-1.0, 1.0), "latent_scale": 1.0, "latent_shift": 0.0, "path": None}
-"""Fields that say nothing of the call: a prediction is neither converted nor rescaled."""
+"""Values of the fields that don't concern the call: a prediction is neither converted nor rescaled."""
 
-BATCHES = (7, 11, 13)
+BATCH_SIZES = (7, 11, 13)
 """Sizes of the batch of noise: one that no side of an event has, so that nothing broadcasts by accident."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A way to call a network that was tried.
+    """A tried way to call a network.
 
     Attributes:
         fields: of a convention: call, form of the time, part of the output.
-        failure: why it can't be called so, or "".
+        failure: the reason why the call fails, or "".
     """
 
     fields: Mapping[str, Any]
@@ -56,12 +56,12 @@ class Attempt:
 def attempts(
     network: nn.Module, facts: Facts, fixed: Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> list[Attempt]:
-    """Every way to call a network that is worth trying, each with why it fails if it does.
+    """Try the plausible ways to call a network; each attempt has its failure, if it fails.
 
     Args:
         network: the network, in evaluation mode.
         facts: of the data: shapes of samples and conditions.
-        fixed: fields of the convention that are known.
+        fixed: known fields of the convention.
         device: where the network is.
     """
     calls = [fixed["call"]] if "call" in fixed else list(_calls(network, facts))
@@ -71,7 +71,7 @@ def attempts(
 def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
     """Calls by the names of the network's arguments: time and state in both orders, with labels where they go.
 
-    For a network that wants one argument, and samples that are vectors: both side by side.
+    For a network of one argument, and samples that are vectors: both side by side.
     """
     parameters = [
         parameter
@@ -97,27 +97,27 @@ def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
 
 def _attempt(network: nn.Module, facts: Facts, fields: Mapping[str, Any], device: torch.device | str) -> Attempt:
     """The first form of the time and part of the output with which a call works."""
-    size = next(size for size in BATCHES if size not in facts.event_shape)
+    size = next(size for size in BATCH_SIZES if size not in facts.event_shape)
     x = torch.randn(size, *facts.event_shape, generator=torch.Generator().manual_seed(0)).to(device)
     first = ""
     for shape in SHAPES:
         for part in PARTS:
-            tried = {**shape, **part, **fields}
-            failure = _failure(network, tried, x, facts)
+            complete = {**shape, **part, **fields}
+            failure = _failure(network, complete, x, facts)
             if not failure:
-                return Attempt(tried)
+                return Attempt(complete)
             first = first or failure
     return Attempt(fields, first)
 
 
 def _failure(network: nn.Module, fields: Mapping[str, Any], x: Tensor, facts: Facts) -> str:
-    """Why a convention's call fails on a batch of noise, or ""."""
+    """The reason why a convention's call fails on a batch of noise, or ""."""
     drift = ForeignDrift(network, Convention.of({**fields, **NEUTRAL}))
     t = torch.linspace(0, 1, len(x), device=x.device)
     try:
-        given = {name: value.to(x.device) for name, value in facts.zeros(drift.conditions, len(x)).items()}
+        zeros = {name: value.to(x.device) for name, value in facts.zeros(drift.conditions, len(x)).items()}
         with torch.no_grad():
-            drift(t, x, **given)
+            drift(t, x, **zeros)
     except GftkitError as error:
         return str(error)
     except Exception as error:  # a foreign network may fail in any way

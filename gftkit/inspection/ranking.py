@@ -1,4 +1,4 @@
-"""The convention doctor: which convention and which weights of a file make a network fit data, by measurement.
+"""The convention doctor: it finds the convention and the weights of a file with which a network fits data.
 
 Each hypothesis is a set of weights and a convention. All are scored on the same pairs: x_t on the run's path, the drift
 by ``ForeignDrift`` as training would call it, and
@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import nn
 
 from gftkit.data.description import Facts
 from gftkit.data.samples import Samples, Source
 from gftkit.inspection import probing
-from gftkit.inspection.hypotheses import UNTRAINED, Finding, Hypothesis, Trial, estimate, mean
+from gftkit.inspection.hypotheses import UNTRAINED, Finding, Hypothesis, HypothesisTest, estimate, mean
 from gftkit.kernel.contracts import Coupling, Estimate, Path
 from gftkit.kernel.errors import ConfigError, InspectionError
 from gftkit.networks.convention import Convention
@@ -30,25 +29,25 @@ from gftkit.networks.foreign_weights import Candidate
 from gftkit.theory import flow
 
 BATCHES = 32
-"""Independent batches, over which standard errors and tests are."""
+"""Independent batches, over which standard errors and tests are taken."""
 
 FIRST = 4
-"""Batches that every hypothesis gets; the others are for those that may still win."""
+"""Batches that every hypothesis is measured on; the others are for the promising ones."""
 
 KEPT = 8
-"""Hypotheses that stay in any case."""
+"""Hypotheses that stay in any case, the best ones."""
 
 HOPELESS = 2.0
 """Denoising error, in units of the best, beyond which a hypothesis is dropped after the first batches."""
 
 FALSE_ALARM = 1e-3
-"""The chance that of equally good hypotheses one is called the best: over all rivals together."""
+"""The probability that one of equally good hypotheses is called the best, over all rivals together."""
 
 GAINED = 0.5
-"""Share of what a linear denoiser gains over the naive predictions that a network must gain at least."""
+"""Share of a linear denoiser's gain over the naive predictions that a network must reach."""
 
 CALIBRATED = 0.1
-"""Distance of the slope from 1 beyond which something is still missing from the best hypothesis."""
+"""Distance of the slope from 1 beyond which the best hypothesis lacks something."""
 
 ERRORS = 4
 """The same in standard errors."""
@@ -58,15 +57,15 @@ PREDICTS = ("velocity", "noise", "data", "score")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an inspection found.
+    """The result of an inspection.
 
     Attributes:
         findings: ranked, the best first.
-        rivals: those that aren't told from the best.
+        rivals: those that aren't significantly worse than the best.
         baselines: denoising errors of predictions that need no network, and of the untrained one.
-        attempts: the calls that were tried.
+        attempts: the tried calls.
         verdict: "clear", "close call" or "none".
-        notes: what else is worth knowing, one sentence each.
+        notes: further remarks, one sentence each.
         samples: pairs that were measured.
     """
 
@@ -94,18 +93,19 @@ class Inspection:
                 "batches": BATCHES,
                 "false_alarm_rate": FALSE_ALARM,
             },
-            "hypotheses": [found.to_dict() for found in self.findings],
-            "rivals": [self.findings.index(found) for found in self.rivals],
+            "hypotheses": [finding.to_dict() for finding in self.findings],
+            "rivals": [self.findings.index(finding) for finding in self.rivals],
             "baselines": {name: vars(value) for name, value in self.baselines.items()},
             "calls": [{**attempt.fields, "failure": attempt.failure or None} for attempt in self.attempts],
         }
 
 
-def inspect(
+def inspect(  # noqa: PLR0913
     network: nn.Module,
     candidates: Sequence[Candidate],
     data: Samples,
     facts: Facts,
+    *,
     path: Path,
     source: Source,
     coupling: Coupling,
@@ -117,18 +117,18 @@ def inspect(
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Inspection:
-    """Try every hypothesis about a network on data.
+    """Measure every hypothesis about a network on data.
 
     Args:
-        network: as new: its own weights serve as an untrained network to compare with. It is left with others.
+        network: with new weights, which serve as an untrained network to compare with. Other weights are left in it.
         candidates: the sets of weights that may be meant.
         data: samples like those that the network was trained on.
         facts: of these data.
         path: the path that it was trained on; affine.
         source: draws x0.
         coupling: pairs x0 and x1.
-        fixed: fields of the convention that are known.
-        path_spec: the path as a config names it, for the convention.
+        fixed: known fields of the convention.
+        path_spec: the path as in a configuration, for the convention.
         count: pairs to measure on, in ``BATCHES`` batches.
         seed: of everything random.
         device: where the network is evaluated.
@@ -137,62 +137,100 @@ def inspect(
 
     Raises:
         ConfigError: for a path with noise, or a count below two for each batch.
-        InspectionError: where the network can't be called in any way that was tried.
+        InspectionError: where the network can't be called in any of the ways tried.
     """
+    _check_request(path, count)
+    network = network.to(device).eval()
+    fixed = {**(fixed or {}), "path": dict(path_spec) if path_spec else None}
+    attempts = probing.attempts(network, facts, fixed, device)
+    working = _working(attempts)
+    size = count // BATCHES
+    test = HypothesisTest(
+        network, candidates, data, path=path, source=source, coupling=coupling, size=size, seed=seed, device=device
+    )
+    bounded = float(test.known.abs().max()) <= 1
+    conventions = [each for attempt in working for each in _conventions(attempt, coupling, bounded=bounded)]
+    findings = [Finding(Hypothesis(candidate.name, each)) for candidate in candidates for each in conventions]
+    untrained = [Finding(Hypothesis(UNTRAINED, each)) for each in conventions]
+    kept, best_untrained = _measure(test, findings, untrained, begin, advance)
+    return _conclude(test, findings, kept, best_untrained, attempts)
+
+
+def _measure(
+    test: HypothesisTest,
+    findings: list[Finding],
+    untrained: list[Finding],
+    begin: Callable[[int], None],
+    advance: Callable[[int], None],
+) -> tuple[list[Finding], Finding]:
+    """Measure the findings; returns those that were measured on every batch, and the best of the untrained ones."""
+    # Most hypotheses are far off: a few batches drop them, and only the others get all of them.
+    begin(_evaluations([*findings, *untrained]) * FIRST)
+    test.measure([*findings, *untrained], range(FIRST), advance)
+    kept, best_untrained = _promising(findings), _ranked(untrained)[0]
+    begin(_evaluations([*kept, best_untrained]) * (BATCHES - FIRST))
+    test.measure([*kept, best_untrained], range(FIRST, BATCHES), advance)
+    return kept, best_untrained
+
+
+def _check_request(path: Path, count: int) -> None:
+    """Refuse a path without a denoising error, and too few pairs for a test."""
     if flow.is_noisy(path) or flow.is_stochastic(path):
         raise ConfigError("path: a path with noise has no one-step denoising error. Inspect on an affine path.")
     if count < 2 * BATCHES:
         raise ConfigError(
             f"--count: wanted at least {2 * BATCHES}, two pairs for each of {BATCHES} batches, got {count}."
         )
-    network = network.to(device).eval()
-    fixed = {**(fixed or {}), "path": dict(path_spec) if path_spec else None}
-    tried = probing.attempts(network, facts, fixed, device)
-    working = [attempt for attempt in tried if not attempt.failure]
+
+
+def _working(attempts: Sequence[probing.Attempt]) -> list[probing.Attempt]:
+    """The attempts that work.
+
+    Raises:
+        InspectionError: where none does.
+    """
+    working = [attempt for attempt in attempts if not attempt.failure]
     if not working:
-        lines = "".join(f"\n  {attempt.fields['call']}: {attempt.failure}" for attempt in tried)
+        lines = "".join(f"\n  {attempt.fields['call']}: {attempt.failure}" for attempt in attempts)
         raise InspectionError(
-            f"the network can't be called in any way that was tried:{lines}\nGive convention.call, or wrap the network "
+            f"the network can't be called in any of the ways tried:{lines}\nSet convention.call, or wrap the network "
             f"in a class with forward(t, x)."
         )
-    trial = Trial(network, candidates, data, path, source, coupling, count // BATCHES, seed, device)
-    bounded = float(trial.known.abs().max()) <= 1
-    ways = [way for attempt in working for way in _ways(attempt, coupling, bounded)]
-    findings = [Finding(Hypothesis(candidate.name, way)) for candidate in candidates for way in ways]
-    untrained = [Finding(Hypothesis(UNTRAINED, way)) for way in ways]
-    begin(len({found.question for found in (*findings, *untrained)}) * FIRST)
-    trial.measure([*findings, *untrained], range(FIRST), advance)
-    kept, untrained = _promising(findings), _ranked(untrained)[:1]
-    begin(len({found.question for found in (*kept, *untrained)}) * (BATCHES - FIRST))
-    trial.measure([*kept, *untrained], range(FIRST, BATCHES), advance)
-    dropped = [found for found in findings if not any(found is other for other in kept)]
-    ranked = _ranked(trial.merged([found for found in findings if any(found is other for other in kept)]))
-    return _judged(ranked, _ranked(dropped), untrained[0], trial, tried)
+    return working
 
 
-def told_apart(better: Sequence[float], worse: Sequence[float], rivals: int) -> bool:
-    """Whether a mean over batches is less than another, by a paired t-test at ``FALSE_ALARM`` over all rivals.
+def _evaluations(findings: Sequence[Finding]) -> int:
+    """Network evaluations for a batch."""
+    return len({finding.evaluation_key for finding in findings})
+
+
+def is_significantly_less(better: Sequence[float], worse: Sequence[float], rivals: int) -> bool:
+    """Test by a paired t-test whether a mean over batches is below another, at ``FALSE_ALARM`` over all rivals.
 
     Two-sided, since the better one was chosen by these numbers.
     """
+    from scipy import stats
+
     differences = (
         torch.tensor(worse[: len(better)], dtype=torch.float64)
         - torch.tensor(better, dtype=torch.float64)[: len(worse)]
     )
     n = len(differences)
     mean, spread = float(differences.mean()), float(differences.std())
+    # A mean is infinite where a network gave values that aren't finite: worse than any other, without a test.
     if not math.isfinite(mean):
         return math.isinf(mean) and mean > 0
     bound = stats.t.ppf(1 - FALSE_ALARM / (2 * max(1, rivals)), n - 1)
     return mean > bound * spread / math.sqrt(n)
 
 
-def _ways(attempt: probing.Attempt, coupling: Coupling, bounded: bool) -> Iterator[Convention]:
+def _conventions(attempt: probing.Attempt, coupling: Coupling, *, bounded: bool) -> Iterator[Convention]:
     """The conventions with a call that works, the simplest first; other ranges for data in [-1, 1] only."""
-    usual = Convention.of(attempt.fields)
+    default = Convention.of(attempt.fields)
     independent = getattr(coupling, "independent", False)
+    # A score determines the velocity for independent pairs only.
     choices: dict[str, Sequence[Any]] = {
-        "range": [(-1.0, 1.0), (0.0, 1.0)] if bounded else [usual.range],
+        "range": [(-1.0, 1.0), (0.0, 1.0)] if bounded else [default.range],
         "rescales": ["data", "state"],
         "time": ["forward", "reversed"],
         "time_scale": [1.0, 1000.0],
@@ -201,54 +239,74 @@ def _ways(attempt: probing.Attempt, coupling: Coupling, bounded: bool) -> Iterat
     }
     choices = {key: values for key, values in choices.items() if key not in attempt.fields}
     for values in itertools.product(*choices.values()):
-        way = replace(usual, **dict(zip(choices, values, strict=True)))
-        if way.rescaled or way.rescales == usual.rescales:
-            yield way
+        convention = replace(default, **dict(zip(choices, values, strict=True)))
+        if convention.rescaled or convention.rescales == default.rescales:
+            yield convention
 
 
 def _promising(findings: Sequence[Finding]) -> list[Finding]:
-    """Those that may still win: near the best, or not told from it."""
+    """Those that may still be the best: near it, or not significantly worse."""
     ranked = _ranked(findings)
     best = ranked[0]
 
-    def near(found: Finding) -> bool:
-        return found.score < HOPELESS * best.score or not told_apart(best.denoising, found.denoising, len(findings))
+    def near(finding: Finding) -> bool:
+        return finding.score < HOPELESS * best.score or not is_significantly_less(
+            best.denoising, finding.denoising, len(findings)
+        )
 
-    return [found for rank, found in enumerate(ranked) if rank < KEPT or near(found)]
+    return [finding for rank, finding in enumerate(ranked) if rank < KEPT or near(finding)]
 
 
 def _ranked(findings: Sequence[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda found: found.score)
+    return sorted(findings, key=lambda finding: finding.score)
 
 
-def _judged(
-    ranked: list[Finding], dropped: list[Finding], untrained: Finding, trial: Trial, attempts: list[probing.Attempt]
+def _conclude(
+    test: HypothesisTest,
+    findings: list[Finding],
+    kept: list[Finding],
+    untrained: Finding,
+    attempts: list[probing.Attempt],
 ) -> Inspection:
-    """The verdict, with what it rests on."""
+    """The inspection, with its verdict."""
+    dropped = [finding for finding in findings if not any(finding is other for other in kept)]
+    ranked = _ranked(test.merged([finding for finding in findings if any(finding is other for other in kept)]))
     best, notes = ranked[0], []
     others = ranked[1:]
-    rivals = [found for found in others if not told_apart(best.denoising, found.denoising, len(others))]
-    by_loss = min(ranked, key=lambda found: mean(found.loss))
-    if not any(by_loss is found for found in (best, *rivals)) and told_apart(by_loss.loss, best.loss, len(others)):
+    rivals = [
+        finding for finding in others if not is_significantly_less(best.denoising, finding.denoising, len(others))
+    ]
+    by_loss = min(ranked, key=lambda finding: mean(finding.loss))
+    if not any(by_loss is finding for finding in (best, *rivals)) and is_significantly_less(
+        by_loss.loss, best.loss, len(others)
+    ):
         rivals.append(by_loss)
         notes.append("Denoising error and flow-matching loss disagree on the best hypothesis.")
-    baselines = {name: estimate(values) for name, values in trial.naive.items()}
+    baselines = {name: estimate(values) for name, values in test.naive.items()}
     baselines["untrained"] = estimate(untrained.denoising)
-    naive = min((name for name in trial.naive if name != "linear"), key=lambda name: baselines[name].value)
-    wanted = baselines[naive].value - GAINED * max(0.0, baselines[naive].value - baselines["linear"].value)
+    naive = min((name for name in test.naive if name != "linear"), key=lambda name: baselines[name].value)
+    required = baselines[naive].value - GAINED * max(0.0, baselines[naive].value - baselines["linear"].value)
     fits = (
-        best.score <= wanted
-        and told_apart(best.denoising, trial.naive[naive], 1)
-        and told_apart(best.denoising, untrained.denoising, 1)
+        best.score <= required
+        and is_significantly_less(best.denoising, test.naive[naive], 1)
+        and is_significantly_less(best.denoising, untrained.denoising, 1)
     )
     slope, stderr = best.slope.value, best.slope.stderr
     if fits and abs(slope - 1) > max(CALIBRATED, ERRORS * stderr):
         notes.append(
-            f"The slope of the best is {slope:.2f} ± {stderr:.2g}, and a conditional expectation has 1: something may "
-            f"be missing from the convention (a shift of time, a scale of latents), or the data aren't the network's."
+            f"The slope of the best hypothesis is {slope:.2f} ± {stderr:.2g}, and that of a conditional expectation is "
+            f"1: the convention may lack something (a shift of time, a scale of latents), or the data aren't those "
+            f"that the network was trained on."
         )
     if best.same:
-        notes.append("Hypotheses that give the same drift on these data can't be told apart, and needn't be.")
+        notes.append("Some hypotheses give the same drift on these data: their differences don't matter here.")
     verdict = "none" if not fits else "close call" if rivals else "clear"
-    samples = BATCHES * trial.size
-    return Inspection([*ranked, *dropped], rivals, baselines, attempts, verdict, notes, samples)
+    return Inspection(
+        findings=[*ranked, *_ranked(dropped)],
+        rivals=rivals,
+        baselines=baselines,
+        attempts=attempts,
+        verdict=verdict,
+        notes=notes,
+        samples=BATCHES * test.size,
+    )

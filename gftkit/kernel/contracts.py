@@ -109,7 +109,7 @@ class Path(Protocol):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """The temperature beta as a function of progress s in [0, 1], the share of training done.
+    """The temperature as a function of progress s in [0, 1], the share of training done.
 
     Optional: ``floor``, the lowest temperature it ever takes (default 0). A schedule with feedback has the members of
     ``StoppingRule`` as well: it answers by what it has observed so far, changes at evaluations only, may end the run,
@@ -117,7 +117,7 @@ class Schedule(Protocol):
     """
 
     def temperature(self, progress: float) -> float:
-        """beta >= 0 at this progress."""
+        """The temperature, a finite number >= 0, at this progress."""
 
 
 @runtime_checkable

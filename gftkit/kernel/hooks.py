@@ -26,5 +26,4 @@ HOOKS: tuple[str, ...] = (*(kind.hook for kind in KINDS.values()), CLAIMS, *WRAP
 def specifications() -> SimpleNamespace:
     """The hooks as pluggy wants them: a marked function for each."""
     kinds = {name: hookspec(lambda: None) for name in HOOKS if name != CLAIMS}
-    claims = hookspec(lambda registry: None)  # noqa: ARG005
-    return SimpleNamespace(**kinds, **{CLAIMS: claims})
+    return SimpleNamespace(**kinds, **{CLAIMS: hookspec(lambda registry: None)})  # noqa: ARG005

@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 
 import pluggy
 
-from gftkit.kernel.errors import PluginError, UnknownNameError, unknown
+from gftkit.kernel.errors import PluginError, unknown
 from gftkit.kernel.hooks import CLAIMS, HOOKS, WRAPPERS, specifications
 from gftkit.kernel.kinds import KINDS, PROJECT
 from gftkit.kernel.options import options_of
@@ -113,10 +113,7 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> 
             continue
         if name in hooks:
             raise PluginError(f"{origin}: '{name}' is not marked. Put @gftkit.hookimpl above it.")
-        try:
-            raise unknown("hook", name, hooks)
-        except UnknownNameError as error:
-            raise PluginError(f"{origin}: {error}") from None
+        raise PluginError(f"{origin}: {unknown('hook', name, hooks)}")
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:

@@ -99,7 +99,7 @@ def validate(annotation: Any, value: Any, where: str) -> Any:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=_STRICT)
         try:
-            text = json.dumps(value)
+            text = json.dumps(value)  # as JSON, where strict types take a list for a tuple and text for a path
         except (TypeError, ValueError):
             return adapter.validate_python(value)
         return adapter.validate_json(text)

@@ -235,7 +235,7 @@ class Registry:
             if any(value != self.added_options(kind)[key].default for key, value in added.items()):
                 built = self._wrappers[kind].wrap(built, **added)
         except GftkitError as error:
-            raise error if where == kind else type(error)(f"{where}: {error}") from error
+            raise error if where == kind else type(error)(f"{where}: {error}") from error  # names the key if nested
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"{where} ({kind} '{component.name}'): {error}") from error
         contracts = KINDS[kind].contracts

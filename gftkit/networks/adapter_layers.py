@@ -51,14 +51,14 @@ def choose_layers(
     if unfit:
         raise ConfigError(
             f"adapters.targets: {unfit[0]} is a {type(modules[unfit[0]]).__name__}, which can't be adapted. Wanted "
-            f"{', '.join(cls.__name__ for cls in takes)}. {_near(unfit[0], fit)}"
+            f"{', '.join(cls.__name__ for cls in takes)}. {_near_names(unfit[0], fit)}"
         )
     for pattern in exclude:
         out = matching_names(pattern, modules)
         _check_matched(out, pattern, "adapters.exclude", fit)
         names = [name for name in names if name not in out]
     if not names:
-        raise ConfigError(f"adapters: no layer is left to adapt. {_near('', fit)}")
+        raise ConfigError(f"adapters: no layer is left to adapt. {_near_names('', fit)}")
     return {name: fit[name] for name in fit if name in set(names)}
 
 
@@ -67,7 +67,9 @@ def matching_names(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")]
 
 
-def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], groups: bool) -> None:
+def check_layers(
+    network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object], *, groups: bool
+) -> None:
     """Refuse layers where an adapter would be passed over, or couldn't be merged exactly.
 
     Args:
@@ -84,7 +86,7 @@ def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Calla
         "keep running statistics, which training changes and adapters don't store",
         "Use a drift with group or layer normalisation, or fine-tune without adapters",
     )
-    shared = _shared(network)
+    shared = _shared_modules(network)
     _refuse([name for name in layers if name in shared], "share their weights with other layers")
     _refuse([name for name, layer in layers.items() if parametrize.is_parametrized(layer)], "are parametrized")
     _refuse(
@@ -93,7 +95,7 @@ def check_layers(network: nn.Module, layers: Mapping[str, nn.Module], run: Calla
     )
     if not groups:
         _refuse([name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1], "are grouped convolutions")
-    sampling, training = _called(network, layers, run)
+    sampling, training = _called_layers(network, layers, run)
     _refuse([name for name in layers if name not in sampling & training], "are not called when the drift is evaluated")
 
 
@@ -105,7 +107,7 @@ def largest_rank(layer: nn.Module) -> int:
     return min(rows, columns)
 
 
-def _called(
+def _called_layers(
     network: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object]
 ) -> tuple[set[str], set[str]]:
     """The layers whose forward is called in evaluation mode without gradient, and in training mode with it.
@@ -132,7 +134,7 @@ def _called(
     return called[0], called[1]
 
 
-def _shared(network: nn.Module) -> set[str]:
+def _shared_modules(network: nn.Module) -> set[str]:
     """The modules that have a parameter which stands in the network more than once."""
     owners: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
@@ -148,10 +150,10 @@ def _refuse(names: Sequence[str], why: str, cure: str = "Leave them out with ada
 
 def _check_matched(names: Sequence[str], pattern: str, key: str, fit: Mapping[str, nn.Module]) -> None:
     if not names:
-        raise ConfigError(f"{key}: '{pattern}' matches no layer. {_near(pattern, fit)}")
+        raise ConfigError(f"{key}: '{pattern}' matches no layer. {_near_names(pattern, fit)}")
 
 
-def _near(name: str, fit: Mapping[str, nn.Module]) -> str:
+def _near_names(name: str, fit: Mapping[str, nn.Module]) -> str:
     close = difflib.get_close_matches(name.replace("*", ""), fit, 5, cutoff=0.4) or list(fit)[:5]
     more = f" and {len(fit) - len(close)} more" if len(fit) > len(close) else ""
     return f"Layers that can be adapted: {', '.join(close)}{more}."

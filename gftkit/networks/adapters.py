@@ -134,7 +134,7 @@ class AdaptedDrift:
         finally:
             self._switch(modes, off=False)
 
-    def _switch(self, modes: Sequence[bool], off: bool) -> None:
+    def _switch(self, modes: Sequence[bool], *, off: bool) -> None:
         """Set the flags that are read in a forward pass, and nothing else.
 
         peft's ``enable_adapters`` also sets ``requires_grad`` of every adapter, which takes as long as a forward pass.
@@ -155,7 +155,7 @@ class AdaptedDrift:
             state = {name: tensor for name, tensor in self.drift.state_dict().items() if not name.startswith(inside)}
             for name, layer in self.layers.items():
                 alone = copy.deepcopy(layer)  # one layer at a time: no second network
-                alone.merge(safe_merge=True)
+                alone.merge(safe_merge=True)  # refuses weights that would not be finite
                 base = alone.get_base_layer().state_dict()
                 state |= {f"{self._prefix}{name}.{key}": tensor for key, tensor in base.items()}
             for name, wrapper in self._copied.items():

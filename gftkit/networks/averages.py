@@ -26,7 +26,7 @@ class Averages:
     section 3.4 (the exponential form); Kingma and Ba (2015), arXiv:1412.6980, section 3 (without the start).
     """
 
-    def __init__(self, drift: nn.Module, decay: float, trained: bool = False) -> None:
+    def __init__(self, drift: nn.Module, decay: float, *, trained: bool = False) -> None:
         self.decay, self.trained = decay, trained
         self._drift = drift
         weights = {name: weight for name, weight in drift.named_parameters() if weight.requires_grad}
@@ -92,7 +92,7 @@ class AveragedNetwork(nn.Module):
         drift, weights = self._held
         return functional_call(drift, weights, args, conditions)
 
-    def train(self, mode: bool = True) -> "AveragedNetwork":
+    def train(self, mode: bool = True) -> "AveragedNetwork":  # noqa: FBT001, FBT002
         """Switch the network's mode."""
         self._held[0].train(mode)
         self.training = mode

@@ -58,17 +58,17 @@ class ForeignDrift(nn.Module):
         moves = convention.predicts in ("velocity", "drift")
         if convention.rescales == "state":
             if moves:
-                return self._prediction(t, self._scale * x + self._shift, conditions) / self._scale
-            t = self._inside(t)
-            return self._converted(t, x, self._prediction(t, self._scale * x + self._shift, conditions))
+                return self._predict(t, self._scale * x + self._shift, conditions) / self._scale
+            t = self._clamp_time(t)
+            return self._convert(t, x, self._predict(t, self._scale * x + self._shift, conditions))
         if moves and not convention.rescaled:
-            return self._prediction(t, x, conditions)
-        t = self._inside(t)
+            return self._predict(t, x, conditions)
+        t = self._clamp_time(t)
         if not convention.rescaled:
-            return self._converted(t, x, self._prediction(t, x, conditions))
-        return self._rescaled(t, x, conditions)
+            return self._convert(t, x, self._predict(t, x, conditions))
+        return self._rescale(t, x, conditions)
 
-    def _converted(self, t: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
+    def _convert(self, t: Tensor, x: Tensor, prediction: Tensor) -> Tensor:
         """The velocity from a noise, data or score of gftkit's time; with ``rescales: state`` of the network's values.
 
         With x = sigma e + alpha d: d = (x - sigma e)/alpha or e = (x - alpha d)/sigma, v = sigma' e + alpha' d.
@@ -85,18 +85,18 @@ class ForeignDrift(nn.Module):
                 noise = -sigma * self._scale * prediction
         return sigma_rate * noise + alpha_rate / alpha * (x - sigma * noise)
 
-    def _rescaled(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def _rescale(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The velocity where the network knows data as a d + c and the source as it is.
 
         Its state at tau is y = sigma(tau) e + alpha(tau)(a d + c) = k x + alpha(tau) c for the tau at which
         a alpha(tau)/sigma(tau) = alpha(t)/sigma(t). So e and d have the same law given y as given x.
         """
         path, (sigma, alpha) = self._path(), self._coefficients(t, x)
-        tau = self._matched(t)
+        tau = self._match_time(t)
         sigma_y, alpha_y = self._coefficients(tau, x)
         k = (sigma_y * sigma + self._scale * alpha_y * alpha) / (sigma**2 + alpha**2)
         y = k * x + alpha_y * self._shift
-        prediction = self._prediction(tau, y, conditions)
+        prediction = self._predict(tau, y, conditions)
         sigma_rate, alpha_rate, _ = (expand(rate, x) for rate in flow.rates(path, t))
         match self.convention.predicts:
             case "data":
@@ -112,7 +112,7 @@ class ForeignDrift(nn.Module):
                 data = ((sigma_y * prediction - sigma_slope * y) / determinant - self._shift) / self._scale
         return sigma_rate * noise + alpha_rate * data
 
-    def _matched(self, t: Tensor) -> Tensor:
+    def _match_time(self, t: Tensor) -> Tensor:
         """The tau with a alpha(tau)/sigma(tau) = alpha(t)/sigma(t), by bisection."""
         path = self._path()
         sigma, alpha, _ = path.coefficients(t)
@@ -125,7 +125,7 @@ class ForeignDrift(nn.Module):
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return (low + high) / 2
 
-    def _inside(self, t: Tensor) -> Tensor:
+    def _clamp_time(self, t: Tensor) -> Tensor:
         """t, no nearer than the margin to the end where the conversion is singular.
 
         The drift of a noise is (alpha'/alpha)(x - sigma e) + ..., 0/0 at t = 0, and that of data is so at t = 1.
@@ -146,7 +146,7 @@ class ForeignDrift(nn.Module):
         assert self.path is not None  # check_path has refused it
         return self.path
 
-    def _prediction(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def _predict(self, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's prediction, in its own values, at gftkit's time t; a velocity or drift as d/dt."""
         convention = self.convention
         time = (1 - t if convention.time == "reversed" else t) * convention.time_scale
@@ -156,18 +156,18 @@ class ForeignDrift(nn.Module):
             out = self._one_by_one(time, x, conditions)
         else:
             shape = {"batch": (-1,), "column": (-1, 1), "event": (-1, *[1] * (x.ndim - 1))}[convention.time_shape]
-            out = self._called(time.reshape(shape), x, conditions)
+            out = self._call(time.reshape(shape), x, conditions)
         against = convention.time == "reversed" and convention.predicts in ("velocity", "drift")
         return -out if against != (convention.sign < 0) else out
 
     def _one_by_one(self, time: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output where it takes one time for the whole batch: in one call if all are equal."""
-        if bool((time == time[:1]).all()):
-            return self._called(time[0], x, conditions)
+        if bool((time == time[:1]).all()):  # a sampler's steps; training draws a time for each sample
+            return self._call(time[0], x, conditions)
         each = (slice(i, i + 1) for i in range(len(x)))
-        return torch.cat([self._called(time[i][0], x[i], {k: v[i] for k, v in conditions.items()}) for i in each])
+        return torch.cat([self._call(time[i][0], x[i], {k: v[i] for k, v in conditions.items()}) for i in each])
 
-    def _called(self, time: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    def _call(self, time: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output, of x's shape."""
         convention = self.convention
         values = {**conditions, "t": time, "x": x}
@@ -177,13 +177,13 @@ class ForeignDrift(nn.Module):
                 f"convention.call: '{convention.call}' uses '{missing[0]}', which these data don't have. Leave it out "
                 f"of the call, or use data that have it."
             )
-        arguments = [(name, _side_by_side([values[what] for what in several])) for name, several in self._arguments]
+        arguments = [(name, _concatenate([values[what] for what in several])) for name, several in self._arguments]
         by_position = [value for name, value in arguments if name is None]
         by_name = {name: value for name, value in arguments if name is not None}
         out = self.network(*by_position, **by_name, **(convention.constants or {}))
-        return self._part(out, x)
+        return self._select_output(out, x)
 
-    def _part(self, out: Any, x: Tensor) -> Tensor:
+    def _select_output(self, out: Any, x: Tensor) -> Tensor:
         """The prediction of an output, of x's shape.
 
         Raises:
@@ -195,12 +195,12 @@ class ForeignDrift(nn.Module):
                 out = getattr(out, wanted) if isinstance(wanted, str) and hasattr(out, wanted) else out[wanted]
             except (KeyError, IndexError, TypeError, ValueError):
                 raise ConfigError(
-                    f"convention.output: the network's output, {_described(out)}, has no '{wanted}'. Set `output` to "
+                    f"convention.output: the network's output, {_describe(out)}, has no '{wanted}'. Set `output` to "
                     f"one of its parts."
                 ) from None
         if not isinstance(out, Tensor):
             raise ConfigError(
-                f"convention.output: wanted a tensor, got {_described(out)}. Set `output` to the part that is the "
+                f"convention.output: wanted a tensor, got {_describe(out)}. Set `output` to the part that is the "
                 f"prediction."
             )
         channels = x.shape[1] if x.ndim > 1 else 0
@@ -258,7 +258,7 @@ def check_path(convention: Convention, path: Path | None) -> None:
         )
 
 
-def check_score(convention: Convention, independent: bool, normal: bool) -> None:
+def check_score(convention: Convention, *, independent: bool, normal: bool) -> None:
     """Refuse a score where it doesn't tell the velocity.
 
     Args:
@@ -283,7 +283,7 @@ def check_score(convention: Convention, independent: bool, normal: bool) -> None
         )
 
 
-def _side_by_side(values: list[Tensor]) -> Tensor:
+def _concatenate(values: list[Tensor]) -> Tensor:
     """Numbers (batch,), () and vectors (batch, n) as one vector, (batch, sum of n); a single value as it is.
 
     Raises:
@@ -301,7 +301,7 @@ def _side_by_side(values: list[Tensor]) -> Tensor:
     return torch.cat([v if v.ndim == 2 else v.reshape(-1, 1).expand(batch, 1) for v in values], dim=1)
 
 
-def _described(out: Any) -> str:
+def _describe(out: Any) -> str:
     if isinstance(out, Tensor):
         return f"a tensor of shape {tuple(out.shape)}"
     if isinstance(out, Mapping):

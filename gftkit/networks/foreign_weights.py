@@ -136,6 +136,8 @@ def _starts_as_zip(path: Path) -> bool:
 def candidates(contents: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[Candidate]:
     """The sets of weights in a file that are a network's, names and shapes alike, each once."""
     fitting = [candidate for candidate in _readings(contents, wanted) if not misfits(candidate.weights, wanted)]
+    # One set may fit in several ways, with a prefix left out or put before: the same tensors count once, by their first
+    # name.
     same = {tuple(id(candidate.weights[name]) for name in wanted): candidate for candidate in reversed(fitting)}
     return [candidate for candidate in fitting if any(candidate is kept for kept in same.values())]
 
@@ -164,6 +166,7 @@ def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
     """Possible prefixes of a network's names in a file, "" included: judged by its longest name."""
     prefixes = {""}
     for put in {"", _common(wanted)}:
+        # The longest, because many names in a file end in a short one such as `.weight`.
         longest = max((name.removeprefix(put) for name in wanted), key=len, default="")
         prefixes |= {name.removesuffix(longest) for name in tensors if name.endswith(f".{longest}")}
     return sorted(prefixes)

@@ -35,6 +35,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section])
 
     template = files("gftkit.recording").joinpath("report.html").read_text(encoding="utf-8")
     parts = [{**vars(part), "picture": base64.b64encode(part.picture).decode()} for part in sections]
+    # Escaped, because titles and tables hold names from configurations; strict, so that a misspelt field is an error.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -135,7 +135,11 @@ def components(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def curve_picture(
-    named: Mapping[str, Curve], label: str, temperatures: Mapping[str, Curve] | None = None, logarithmic: bool = False
+    named: Mapping[str, Curve],
+    label: str,
+    temperatures: Mapping[str, Curve] | None = None,
+    *,
+    logarithmic: bool = False,
 ) -> bytes:
     """Curves against the step, as PNG, with the temperature on an axis of its own below."""
     temperatures = {name: curve for name, curve in (temperatures or {}).items() if any(curve[1])}

@@ -199,7 +199,7 @@ class Trackers:
     """
 
     def __init__(
-        self, options: Mapping[str, Tracker], out: Path, resumed: bool, main: bool, warn: Callable[[str], None]
+        self, options: Mapping[str, Tracker], out: Path, *, resumed: bool, main: bool, warn: Callable[[str], None]
     ) -> None:
         for name, tracker in options.items():
             if find_spec(tracker.package) is None:
@@ -253,7 +253,7 @@ class Trackers:
             if news:
                 sink.tracker.log(news, step=step)
 
-        self._log(log, is_last_line(line, self._steps))
+        self._log(log, last=is_last_line(line, self._steps))
 
     def picture(self, step: int, weights: str, png: bytes) -> None:
         """Log a picture of samples."""
@@ -262,10 +262,11 @@ class Trackers:
         image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         name = "/".join([_evaluation(weights), "samples"])
         self._log(
-            lambda sink: sink.picture(name, image, step), is_last_line({"step": step, "weights": weights}, self._steps)
+            lambda sink: sink.picture(name, image, step),
+            last=is_last_line({"step": step, "weights": weights}, self._steps),
         )
 
-    def _log(self, log: Callable[[Sink], None], last: bool) -> None:
+    def _log(self, log: Callable[[Sink], None], *, last: bool) -> None:
         if last:
             self._postponed.append(log)
         else:
@@ -286,7 +287,7 @@ class Trackers:
         for name in names or list(self._sinks):
             try:
                 do(self._sinks[name])
-            except Exception as error:
+            except Exception as error:  # a library, or its server: no reason to lose a run
                 del self._sinks[name]
                 self._warn(_failure(name, error))
 

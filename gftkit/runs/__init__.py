@@ -11,8 +11,8 @@ from gftkit.runs.folder import (
     RunFolder as RunFolder,
     SUMMARY as SUMMARY,
     Weights as Weights,
+    config_from_dict as config_from_dict,
     is_run as is_run,
-    restore as restore,
     write_config as write_config,
     write_model as write_model,
 )
@@ -21,7 +21,7 @@ from gftkit.runs.resolve import (
     Resolution as Resolution,
     resolve_config as resolve_config,
     resolve_evaluate as resolve_evaluate,
-    tracker as tracker,
+    tracker_options as tracker_options,
 )
 from gftkit.runs.schema import (
     AnchorShare as AnchorShare,

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, as one safetensors file."""
+"""Checkpoints: everything that a resumed run needs to repeat the undisturbed one, in one safetensors file."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Checkpoint:
     notes: dict[str, Any]
 
     def fill(self, drift: nn.Module) -> None:
-        """Put the weights that were trained into a network whose others are there already.
+        """Load the trained weights into a network that has all the others already.
 
         Raises:
             WeightsError: where they belong to another drift.
@@ -35,19 +35,20 @@ class Checkpoint:
 
     def part(self, prefix: str) -> State:
         """The tensors whose names start with a prefix, without it."""
-        return {name.removeprefix(prefix): held for name, held in self.tensors.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
 
 def write(folder: Path, step: int, tensors: State, notes: Mapping[str, Any], keep: int) -> Path:
     """Write ``step-N.safetensors``, whole or not at all, then delete all but the ``keep`` newest up to it.
 
-    Later ones are there where a run went back to an earlier one because they are damaged.
+    Later files exist where they are damaged, so that the run was resumed from an earlier one.
 
     Raises:
         RunError: where it can't be written; earlier checkpoints are kept.
     """
     path = folder / f"step-{step:09d}.safetensors"
     write_tensors(path, tensors, {**notes, "step": step})
+    # Only after the new one is whole on disk: a run killed anywhere in here still has a checkpoint to resume from.
     with explain_file_errors(folder, "tidy"):
         for old in [other for other in checkpoints_of(folder) if other.name <= path.name][:-keep]:
             old.unlink()
@@ -70,13 +71,13 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             tensors, notes = read_tensors(path, ours=True)
         except WeightsError as error:
-            warnings.append(f"{path.name} is damaged and was passed over: {error}")
+            warnings.append(f"checkpoint {path.name} is damaged and was skipped: {error}")
         else:
             return Checkpoint(int(notes["step"]), path, tensors, notes), warnings
     if warnings:
         raise RunError(
-            f"{folder}: wanted a checkpoint to go on from, and none can be read.\n  "
+            f"{folder}: wanted a checkpoint to resume from, and none can be read.\n  "
             + "\n  ".join(warnings)
-            + "\nPut a sound copy of one there, or start anew with another --out."
+            + "\nRestore a readable copy of one, or start again with another --out."
         )
     return None, warnings

@@ -31,17 +31,17 @@ CLOCK = "seconds.jsonl"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, finished or not."""
+    """True for the folder of a run, finished or not."""
     return (folder / CONFIG).is_file()
 
 
 class RunFolder:
-    """A run folder: its configuration and what was written into it. Made by ``open``.
+    """A run folder: its configuration and the files of its run. Open one by ``open``.
 
-    Networks and samples are made from it by ``gftkit.experiment.restore`` and ``gftkit.generation``.
+    Networks and samples of it are built by ``gftkit.experiment.restore`` and ``gftkit.generation``.
 
     Args:
-        folder: where it is.
+        folder: its path.
         config: the run's configuration.
         registry: the components that the configuration names.
     """
@@ -55,17 +55,17 @@ class RunFolder:
         """The run in a folder.
 
         Raises:
-            RunError: for a folder that holds none.
+            RunError: for a folder without a run.
             ConfigError: where its config.yaml is damaged.
         """
         folder = Path(folder)
         if folder.is_file():
-            raise RunError(f"{folder} is a file: wanted the run folder that holds it, {folder.parent}.")
+            raise RunError(f"{folder} is a file: wanted the run folder that contains it, {folder.parent}.")
         if not is_run(folder):
             raise RunError(
-                f"{folder} holds no run: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
+                f"{folder} is no run folder: {CONFIG} is missing. Make one with `gft pretrain CONFIG --out DIR`."
             )
-        return cls(folder, restore(read_yaml(folder / CONFIG)), registry or load())
+        return cls(folder, config_from_dict(read_yaml(folder / CONFIG)), registry or load())
 
     def spec(self, key: str) -> Resolved:
         """The spec of a component that the run was made with, resolved once.
@@ -90,11 +90,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run went to its end."""
+        """True where the run has its final weights, which are written last."""
         return (self.folder / MODEL).is_file()
 
     def steps(self) -> int:
-        """Steps that a finished run took: fewer than were asked for where a rule stopped it."""
+        """Steps that a finished run took: fewer than ``train.steps`` where a rule stopped it."""
         return int(read_json(self.folder / SUMMARY)["steps"])
 
     def history(self) -> list[dict[str, Any]]:
@@ -113,6 +113,7 @@ class RunFolder:
             RunError: where the run isn't finished.
             WeightsError: where the file is damaged, or wasn't written by a run.
         """
+        # Without the tensors: facts and anchors are asked for more often than weights, which may be large.
         self._check_finished()
         return self._checked(read_notes(self.folder / MODEL))
 
@@ -136,12 +137,12 @@ class RunFolder:
         """
         newest, _ = checkpoint.latest(self.folder / CHECKPOINTS)
         if newest is None:
-            raise RunError(f"{self.folder}: no checkpoint is left to take raw weights from. Use the EMA weights.")
+            raise RunError(f"{self.folder}: no checkpoint is left, so there are no raw weights. Use the EMA weights.")
         return newest
 
     def _check_finished(self) -> None:
         if not self.finished:
-            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Go on with it by --resume.")
+            raise RunError(f"{self.folder}: the run isn't finished ({MODEL} is missing). Continue it with --resume.")
 
     def _checked(self, notes: dict[str, Any]) -> dict[str, Any]:
         if "event_shape" not in notes:
@@ -149,13 +150,17 @@ class RunFolder:
         return notes
 
 
-def restore(values: Mapping[str, Any]) -> Config:
-    """The configuration that a run wrote. Everything is in it: nothing is inherited, no other file is read.
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """The configuration of a run from the values that it wrote, the inverse of ``Config.to_dict``.
+
+    Everything is in them: nothing is inherited, and no other file is read.
 
     Raises:
         ConfigError: where a key is missing or damaged.
     """
-    missing = [key for key in KEYS if key not in {*values, "track", "stop"}]
+    # A key without a value isn't written, and of those that every kind of run has only `stop` may be without one.
+    required = [*(key for key in KEYS if key != "stop"), *(["anchor"] if values.get("schedule") else [])]
+    missing = [key for key in required if key not in values]
     if missing:
         raise ConfigError(f"{CONFIG}: {', '.join(missing)} missing: the file is damaged or wasn't written by a run.")
     pretrained = values.get("pretrained")
@@ -167,8 +172,8 @@ def restore(values: Mapping[str, Any]) -> Config:
         pretrained=Path(pretrained) if pretrained else None,
         schedule=values.get("schedule"),
         objective=parse_section(Objective, values["objective"], "objective"),
-        anchor=values.get("anchor", {"name": "frozen"} if values.get("schedule") else None),
-        track=values.get("track", []),
+        anchor=values.get("anchor"),
+        track=values["track"],
         adapters=parse_section(Adapters, values["adapters"], "adapters") if values.get("adapters") else None,
         stop=values.get("stop"),
     )

@@ -1,4 +1,4 @@
-"""Which anchor a fine-tune holds on to: as its configuration says, or refused where that could mean two drifts."""
+"""The anchor of a fine-tune, as its configuration says, and the anchors of the fine-tunes before it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ OPTIONS = {FROZEN: (), OFF: (), EXTERNAL: ("pretrained", "drift")}
 """The anchors that a configuration may name, and their options."""
 
 
-def find_start(value: Any, drift: Any, key: str, base: Path) -> Path | None:
+def find_pretrained(value: Any, drift: Any, key: str, base: Path) -> Path | None:
     """A run folder or weights file that a configuration names; None where the drift brings weights of its own.
 
     Args:
-        value: what the configuration says.
-        drift: the drift beside it, as the configuration writes it.
-        key: where it stands, for errors.
+        value: from the configuration.
+        drift: the drift of the same configuration, as it is written there.
+        key: of that value, for errors.
         base: where relative paths start.
 
     Raises:
@@ -39,7 +39,8 @@ def find_start(value: Any, drift: Any, key: str, base: Path) -> Path | None:
         )
     if own is not None:
         raise ConfigError(
-            f"{key}: {value} and the drift's weights: {own} are two starts of one drift. Leave one of them out."
+            f"{key}: got {value}, and the drift has `weights: {own}` of its own: it can start from one of them only. "
+            f"Leave the other out."
         )
     path = base / value
     if not is_run(path) and not path.is_file():
@@ -61,7 +62,7 @@ def resolve_anchor(
     """The spec of a fine-tune's anchor with every default filled in.
 
     Args:
-        spec: what the configuration says: a name, ``{name: ..., **options}``, or None.
+        spec: from the configuration: a name, ``{name: ..., **options}``, or None.
         pretrained: where the fine-tune starts; None where its drift brings the weights.
         drift: the resolved spec of the fine-tune's own drift.
         adapted: whether adapters are trained.
@@ -69,65 +70,66 @@ def resolve_anchor(
         base: where relative paths start.
 
     Raises:
-        ConfigError: for an anchor that is left out where it could mean two, or whose options have no valid value.
+        ConfigError: for a missing anchor that could be either of two drifts, or an option without a valid value.
         UnknownNameError: for an unknown anchor or option.
     """
+    # The default is clear only for the first fine-tune of a chain: later it could be the original drift or the start.
     if spec is None:
-        if pretrained is not None and anchors(pretrained):
-            raise ConfigError(_ambiguous(pretrained, drift, adapted, registry))
+        if pretrained is not None and anchor_hashes(pretrained):
+            raise ConfigError(_ambiguity(pretrained, drift, adapted=adapted, registry=registry))
         spec = OFF if adapted else FROZEN
-    given = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+    named = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
         raise ConfigError(f"anchor: wanted {{name: ...}} with one of {', '.join(OPTIONS)}, got {spec!r}.")
-    name = given["name"]
+    name = named["name"]
     if name not in OPTIONS:
         raise unknown("anchor", name, OPTIONS)
-    check_known(given, (*OPTIONS[name], "name"), f"anchor '{name}'")
+    check_known(named, (*OPTIONS[name], "name"), f"anchor '{name}'")
     if name == OFF and not adapted:
         raise ConfigError(
-            f"anchor: {OFF} wants adapters, and all weights are trained. Give `adapters`, or use {FROZEN}."
+            f"anchor: {OFF} requires adapters, and this fine-tune trains all weights. Set `adapters`, or use {FROZEN}."
         )
     if name != EXTERNAL:
         return {"name": name}
-    own: Any = given.get("drift")
-    path = find_start(given.get("pretrained"), own, "anchor.pretrained", base)
-    if own is None:
-        own = without_weights(
+    anchor_drift: Any = named.get("drift")
+    path = find_pretrained(named.get("pretrained"), anchor_drift, "anchor.pretrained", base)
+    if anchor_drift is None:
+        anchor_drift = without_weights(
             RunFolder.open(path, registry).config.drift if path is not None and is_run(path) else drift
         )
-    return {"name": name, "pretrained": path, "drift": registry.resolve("drift", own, "anchor.drift", base)}
+    return {"name": name, "pretrained": path, "drift": registry.resolve("drift", anchor_drift, "anchor.drift", base)}
 
 
-def anchors(path: Path | None) -> tuple[str, ...]:
-    """The hashes of the anchors of the fine-tunes that led to a run or weights file, oldest first; () for none."""
+def anchor_hashes(path: Path | None) -> tuple[str, ...]:
+    """Hashes of the anchors of the fine-tunes that led to a run or weights file, oldest first; () for none."""
     if path is None:
         return ()
     path = path / MODEL if is_run(path) else path
     if path.suffix != ".safetensors" or not path.is_file():
         return ()
     notes = read_notes(path)
-    known = notes.get("anchors", [notes["anchor"]] if notes.get("anchor") else [])
-    return tuple(str(hashed) for hashed in known)
+    return tuple(str(anchor_hash) for anchor_hash in notes.get("anchors", []))
 
 
-def made_of(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[str, Any]:
-    """What determines a drift beside its weights, as plain values: its spec without files, and the event shape."""
+def describe_drift(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[str, Any]:
+    """Plain values that determine a drift together with its weights: its spec without files, and the event shape."""
     return {"drift": plain(registry.without_files("drift", spec)), "event_shape": list(facts.event_shape)}
 
 
-def _ambiguous(pretrained: Path, drift: Mapping[str, Any], adapted: bool, registry: Registry) -> str:
-    """Why an anchor must be named, with both drifts that it could be."""
+def _ambiguity(pretrained: Path, drift: Mapping[str, Any], *, adapted: bool, registry: Registry) -> str:
+    """The message for a missing anchor that could be either of two drifts, with the cure for both."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
-    own = drift_hash(digest(tensors), made_of(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
-    before, original = anchors(pretrained)[-1], "ORIGINAL"
+    own = (
+        drift_hash(digest(tensors), describe_drift(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
+    )
+    before, original = anchor_hashes(pretrained)[-1], "ORIGINAL"
     if is_run(pretrained):
         parent = RunFolder.open(pretrained, registry).config
-        held = (parent.anchor or {}).get("pretrained") or parent.start
-        original = str(held)
+        original = str((parent.anchor or {}).get("pretrained") or parent.start)
     return (
-        f"anchor is missing, and {pretrained} is itself a fine-tune, so it could be either of two drifts. To hold on "
-        f"to what this fine-tune starts from{f' (hash {short_hash(own)})' if own else ''}: "
-        f"`anchor: {OFF if adapted else FROZEN}`. To hold on to "
-        f"what that one held on to (hash {short_hash(before)}): `anchor: {{name: external, pretrained: {original}}}`. "
-        f"With the first, what is retained of the original shrinks with every fine-tune (T18)."
+        f"anchor is missing, and {pretrained} is itself a fine-tune, so the anchor could be either of two drifts. "
+        f"For the drift that this fine-tune starts from{f' (hash {short_hash(own)})' if own else ''}: "
+        f"`anchor: {OFF if adapted else FROZEN}`. For the anchor of that fine-tune (hash {short_hash(before)}): "
+        f"`anchor: {{name: external, pretrained: {original}}}`. With the first, the retention of the original drift "
+        f"shrinks with every fine-tune (T18)."
     )

@@ -8,7 +8,7 @@ from gftkit.storage.documents import parse_yaml
 
 
 def override(raw: dict[str, Any], setting: str) -> dict[str, Any]:
-    """``raw`` with one ``a.b=c`` put in.
+    """A copy of a configuration with one ``a.b=c`` put in.
 
     Raises:
         ConfigError: where it isn't of that form, or a.b lies inside something that isn't a mapping.
@@ -20,13 +20,13 @@ def override(raw: dict[str, Any], setting: str) -> dict[str, Any]:
 
 
 def put(raw: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, Any]:
-    """``raw`` with a value at ``a.b``.
+    """A copy of a configuration with a value at ``a.b``.
 
     Args:
         raw: a configuration as it is written.
         path: the keys that lead there, joined by dots.
         value: to put there.
-        where: where that was said, for errors.
+        where: the option or key that sets it, for errors.
 
     Raises:
         ConfigError: where a.b lies inside something that isn't a mapping.
@@ -35,7 +35,7 @@ def put(raw: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, 
     changed = dict(raw)
     inner = changed
     for depth, key in enumerate(keys[:-1], 1):
-        below = named(inner.get(key, {}))
+        below = as_spec(inner.get(key, {}))
         if not isinstance(below, Mapping):
             raise ConfigError(f"{where}: {'.'.join(keys[:depth])} is {below!r}, not a mapping.")
         inner[key] = inner = dict(below)
@@ -43,6 +43,6 @@ def put(raw: Mapping[str, Any], path: str, value: Any, where: str) -> dict[str, 
     return changed
 
 
-def named(value: Any) -> Any:
-    """The spec that a bare name stands for: a component without options; other values as they are."""
+def as_spec(value: Any) -> Any:
+    """The spec of a bare name, which is a component without options; other values as they are."""
     return {"name": value} if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Where a run is made, and what with: kept in environment.json."""
+"""The machine, versions and plugins that a run is made with, for environment.json."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from gftkit.runtime.environment import describe_machine
 
 
 def describe_environment(registry: Registry, config: Config, accelerator: Any) -> dict[str, Any]:
-    """Versions, device, processes, and for each component of the configuration the plugin that gave it."""
+    """Versions, device, processes, and the plugin of each component of the configuration."""
     used = {"drift": config.drift, "path": config.path, "coupling": config.coupling, "schedule": config.schedule}
     datasets = {"data": config.data, "source": config.source, "evaluate.data": config.evaluate.data}
     origins = {

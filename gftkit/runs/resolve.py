@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +14,12 @@ from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks.adapters import Adapters
 from gftkit.recording.trackers import TRACKERS, Tracker
 from gftkit.runs import lineage
-from gftkit.runs.folder import RunFolder, is_run
-from gftkit.runs.overrides import named, override
+from gftkit.runs.folder import RunFolder
+from gftkit.runs.inheritance import Inheritance, inheritance_of, resolve_inherited, teacher_spec
+from gftkit.runs.overrides import as_spec, override
 from gftkit.runs.schema import (
-    DEFAULTS,
     DISTILL_KEYS,
     FINETUNE_KEYS,
-    INHERITED,
-    JUMPS,
     KEYS,
     Config,
     Evaluate,
@@ -32,18 +29,18 @@ from gftkit.runs.schema import (
 )
 from gftkit.sampling.scheme import resolve_scheme
 from gftkit.storage.documents import parse_section, read_yaml
-from gftkit.theory import flow
+from gftkit.theory import expression
 
 
 class Resolution(NamedTuple):
-    """A configuration with everything filled in, and what was opened and built to know that.
+    """A configuration with everything filled in, and the run and components that were needed to fill it in.
 
     Attributes:
         config: every default filled in, every path absolute.
         warnings: one sentence each.
         parent: the pretrained run that the configuration starts from, if it does.
         schedule: the component, built once: its `needs` add monitors to the configuration.
-        stop: the stopping rule, likewise.
+        stop: the stopping rule, also built once.
     """
 
     config: Config
@@ -64,10 +61,10 @@ def resolve_config(
 
     Args:
         source: the file, to whose folder relative paths refer; or a mapping.
-        kind: what will be done with it.
+        kind: "pretrain", "finetune" or "distill".
         registry: the components it may name.
         overrides: settings as ``a.b=c``, which win over the file.
-        folder: where the relative paths of a mapping start; by default in the working directory.
+        folder: where the relative paths of a mapping start; by default the working directory.
 
     Raises:
         ConfigError: for a key that is missing or has no valid value.
@@ -80,14 +77,40 @@ def resolve_config(
     for setting in overrides:
         raw = override(raw, setting)
     _check_keys(raw, kind)
-    raw, start = _start_of(raw, kind, registry, base)
-    specs = _inherited_specs(raw, start.specs, registry, base)
+    raw, inherited = inheritance_of(raw, kind, registry, base)
+    config = _resolve_sections(raw, kind, inherited, registry, base)
+    _check_weight(config.objective.weight)
+    _check_l2_sp(config)
+    schedule: Schedule | None = None if config.schedule is None else registry.build("schedule", config.schedule)
+    stop: StoppingRule | None = None if config.stop is None else registry.build("stop", config.stop)
+    config = _with_needed(config, (schedule, stop), registry, base)
+    return Resolution(config, _warnings(config, inherited.specs), inherited.parent, schedule, stop)
+
+
+def _resolve_sections(
+    raw: Mapping[str, Any], kind: Kind, inherited: Inheritance, registry: Registry, base: Path
+) -> Config:
+    """Every section and component of a configuration, each by itself."""
+    specs = resolve_inherited(raw, inherited.specs, registry, base)
     if "data" not in raw:
         raise ConfigError("data is missing: wanted e.g. `data: {name: digits}`.")
-    adapters = parse_section(Adapters, named(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
+    adapters = (
+        parse_section(Adapters, as_spec(raw["adapters"]), "adapters") if raw.get("adapters") is not None else None
+    )
     train = _with_defaults(parse_section(Train, raw.get("train", {}), "train"))
     finetune = kind == "finetune"
-    config = Config(
+    if finetune:
+        anchor: Spec | None = lineage.resolve_anchor(
+            raw.get("anchor"),
+            inherited.pretrained,
+            drift=specs["drift"],
+            adapted=adapters is not None,
+            registry=registry,
+            base=base,
+        )
+    else:
+        anchor = teacher_spec(inherited)
+    return Config(
         kind=kind,
         **specs,
         data=registry.resolve("dataset", raw["data"], "data", base),
@@ -95,43 +118,14 @@ def resolve_config(
         evaluate=resolve_evaluate(raw.get("evaluate", {}), train, registry, base),
         monitors=[registry.resolve("monitor", m, f"monitors[{i}]", base) for i, m in _list(raw, "monitors")],
         seed=_seed(raw.get("seed", 0)),
-        pretrained=start.pretrained,
+        pretrained=inherited.pretrained,
         schedule=registry.resolve("schedule", raw["schedule"], "schedule", base) if finetune else None,
         objective=parse_section(Objective, raw.get("objective", {}), "objective"),
-        anchor=lineage.resolve_anchor(
-            raw.get("anchor"),
-            start.pretrained,
-            drift=specs["drift"],
-            adapted=adapters is not None,
-            registry=registry,
-            base=base,
-        )
-        if finetune
-        else _teacher(start),
-        track=_track(raw, base),
+        anchor=anchor,
+        track=_resolve_trackers(raw, base),
         adapters=adapters,
         stop=registry.resolve("stop", raw["stop"], "stop", base) if raw.get("stop") is not None else None,
     )
-    _check_weight(config.objective.weight)
-    _check_l2_sp(config)
-    schedule: Schedule | None = None if config.schedule is None else registry.build("schedule", config.schedule)
-    stop: StoppingRule | None = None if config.stop is None else registry.build("stop", config.stop)
-    config = _with_needed(config, (schedule, stop), registry, base)
-    return Resolution(config, _warnings(config, start.specs), start.parent, schedule, stop)
-
-
-class _Start(NamedTuple):
-    """What a configuration starts from.
-
-    Attributes:
-        pretrained: a run folder or weights file; None for new weights.
-        parent: the run in that folder, where it is one.
-        specs: the components that are inherited from there.
-    """
-
-    pretrained: Path | None = None
-    parent: RunFolder | None = None
-    specs: Mapping[str, Spec] = MappingProxyType({})
 
 
 def _check_keys(raw: Mapping[str, Any], kind: Kind) -> None:
@@ -144,100 +138,24 @@ def _check_keys(raw: Mapping[str, Any], kind: Kind) -> None:
     check_known(raw, known, "the configuration")
 
 
-def _start_of(raw: dict[str, Any], kind: Kind, registry: Registry, base: Path) -> tuple[dict[str, Any], _Start]:
-    """The configuration with what a distillation leaves out filled in, and what it starts from."""
-    if kind == "distill":
-        return _from_teacher(raw, base, registry)
-    if kind == "pretrain":
-        return raw, _Start()
-    pretrained = lineage.find_start(raw.get("pretrained"), raw.get("drift"), "pretrained", base)
-    start = _Start(pretrained)
-    if pretrained is not None and is_run(pretrained):
-        parent = RunFolder.open(pretrained, registry)
-        if parent.config.kind == "distill":
-            raise ConfigError(
-                f"pretrained: {pretrained} is a distillation, whose flow map a fine-tune would spoil. Fine-tune "
-                f"the run that it was made from, {parent.config.pretrained}, and distil the new one."
-            )
-        start = _Start(pretrained, parent, _specs_of(parent))
-    if "schedule" not in raw:
-        raise ConfigError("schedule is missing: wanted e.g. `schedule: {name: exponential}`, or zero for none.")
-    return raw, start
-
-
-def _specs_of(parent: RunFolder) -> dict[str, Spec]:
-    """The components that a fine-tune or distillation inherits from its pretrained run."""
-    return {key: parent.spec(key) for key in INHERITED}
-
-
-def _inherited_specs(
-    raw: Mapping[str, Any], inherited: Mapping[str, Spec], registry: Registry, base: Path
-) -> dict[str, Spec]:
-    """The resolved specs of drift, source, path and coupling: the configuration's, the parent's, or the default."""
-    specs: dict[str, Spec] = {}
-    for key in INHERITED:
-        spec = raw.get(key, inherited.get(key, DEFAULTS.get(key)))
-        if spec is None:
-            raise ConfigError("drift is missing: wanted e.g. `drift: {name: mlp, width: 512}`.")
-        if key in inherited and isinstance(spec, Mapping) and "name" not in spec:
-            raise ConfigError(
-                f"{key}: the pretrained run's {key} '{inherited[key]['name']}' is inherited whole, and single options "
-                f"of it can't be changed, got {dict(spec)!r}. Leave `{key}` out, or give it whole, with its name."
-            )
-        kind = "dataset" if key == "source" else key
-        specs[key] = registry.resolve(kind, spec, key, base)
-    return specs
-
-
 def _with_needed(config: Config, listeners: Iterable[object], registry: Registry, base: Path) -> Config:
-    """The configuration with the monitors that its schedule and its stopping rule listen to."""
+    """The configuration, with the monitors added that its schedule and its stopping rule listen to."""
+    # Into the configuration, and so into config.yaml: a resumed run, and a verdict, build the same monitors.
     present = [spec["name"] for spec in config.monitors]
     needed = list(dict.fromkeys(name for listener in listeners for name in getattr(listener, "needs", ())))
     for name in needed:
         if present.count(name) > 1:
-            raise ConfigError(f"monitors: '{name}' stands twice, and one of them is listened to. Keep that one.")
+            raise ConfigError(
+                f"monitors: '{name}' occurs twice, and the schedule or stopping rule listens to one. Remove one."
+            )
     missing = [name for name in needed if name not in present]
     return replace(
         config, monitors=[*config.monitors, *(registry.resolve("monitor", m, "monitors", base) for m in missing)]
     )
 
 
-def _from_teacher(raw: dict[str, Any], base: Path, registry: Registry) -> tuple[dict[str, Any], _Start]:
-    """The configuration of a distillation with what it leaves out taken from its teacher, and the teacher."""
-    place = lineage.find_start(raw.get("pretrained"), None, "pretrained", base)
-    if place is None or not is_run(place):
-        raise ConfigError(f"pretrained: wanted the folder of a finished run to distil, and {place} is a file.")
-    teacher = RunFolder.open(place, registry)
-    if teacher.config.kind == "distill":
-        raise ConfigError(f"pretrained: {place} is itself a distillation. Distil the run that it was made from.")
-    if flow.is_stochastic(teacher.path):
-        raise ConfigError(
-            f"pretrained: the flow of {place} is an SDE, which carries a state to a law and not to a state: it has no "
-            f"flow map. Distil a run on a path without noise."
-        )
-    specs = _specs_of(teacher)
-    evaluate = raw.get("evaluate", {})
-    if isinstance(evaluate, Mapping):
-        left_out = ("every", "guidance")
-        inherited = {key: value for key, value in asdict(teacher.config.evaluate).items() if key not in left_out}
-        evaluate = {**inherited, "solver": dict(JUMPS), **evaluate}
-    drift: Any = raw.get("drift", {"name": "flow-map"})
-    if isinstance(drift, Mapping) and drift.get("name") in registry.names("drift"):
-        wraps = "drift" in registry.component("drift", drift["name"]).options
-        drift = {"drift": specs["drift"], **drift} if wraps else drift
-    completed = {**raw, "data": raw.get("data", teacher.config.data), "evaluate": evaluate, "drift": drift}
-    return completed, _Start(place, teacher, specs)
-
-
-def _teacher(start: _Start) -> Spec | None:
-    """The anchor of a distillation; None for a pretraining."""
-    if start.pretrained is None:
-        return None
-    return {"name": "external", "pretrained": start.pretrained, "drift": start.specs["drift"]}
-
-
 def _with_defaults(train: Train) -> Train:
-    """The section with what depends on other keys filled in."""
+    """The section, with the defaults filled in that depend on other keys."""
     pairing_batch = train.pairing_batch or train.batch_size
     if pairing_batch % train.batch_size:
         raise ConfigError(
@@ -245,6 +163,7 @@ def _with_defaults(train: Train) -> Train:
         )
     return replace(
         train,
+        # An average over about the last tenth of a run.
         ema=min(max(1 - 10 / train.steps, 0.9), 0.9999) if train.ema is None else train.ema,
         pairing_batch=pairing_batch,
         checkpoint_every=train.checkpoint_every or max(1, train.steps // 10),
@@ -254,52 +173,52 @@ def _with_defaults(train: Train) -> Train:
 def resolve_evaluate(raw: Any, train: Train, registry: Registry, base: Path) -> Evaluate:
     """The section ``evaluate`` with every component checked and every default filled in."""
     if isinstance(raw, Mapping):
-        raw = {**raw, **{key: named(raw[key]) for key in ("data", "solver") if key in raw}}
-    found = parse_section(Evaluate, raw, "evaluate")
+        raw = {**raw, **{key: as_spec(raw[key]) for key in ("data", "solver") if key in raw}}
+    evaluate = parse_section(Evaluate, raw, "evaluate")
 
-    def metrics(key: str, given: Iterable[Any]) -> list[Any]:
-        return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(given)]
+    def metrics(key: str, specs: Iterable[Any]) -> list[Any]:
+        return [registry.resolve("metric", m, f"evaluate.{key}[{i}]", base) for i, m in enumerate(specs)]
 
-    solver = found.solver
+    solver = evaluate.solver
     if solver is not None:
         solver = resolve_scheme(solver, registry, "evaluate.solver", base)
     return replace(
-        found,
-        data=None if found.data is None else registry.resolve("dataset", found.data, "evaluate.data", base),
-        every=found.every or max(1, train.steps // 20),
-        metrics=metrics("metrics", ["energy"] if found.metrics is None else found.metrics),
-        ends=metrics("ends", found.ends),
+        evaluate,
+        data=None if evaluate.data is None else registry.resolve("dataset", evaluate.data, "evaluate.data", base),
+        every=evaluate.every or max(1, train.steps // 20),
+        metrics=metrics("metrics", ["energy"] if evaluate.metrics is None else evaluate.metrics),
+        ends=metrics("ends", evaluate.ends),
         solver=solver,
     )
 
 
-def _track(raw: Mapping[str, Any], base: Path) -> list[Spec]:
+def _resolve_trackers(raw: Mapping[str, Any], base: Path) -> list[Spec]:
     """The trackers, each with every option checked and filled in."""
-    found: list[Spec] = []
-    for index, given in _list(raw, "track"):
-        where, spec = f"track[{index}]", named(given)
+    trackers: list[Spec] = []
+    for index, written in _list(raw, "track"):
+        where, spec = f"track[{index}]", as_spec(written)
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            raise ConfigError(f"{where}: wanted the name of a tracker, or {{name: ...}} with options, got {given!r}.")
+            raise ConfigError(f"{where}: wanted the name of a tracker, or {{name: ...}} with options, got {written!r}.")
         name = spec["name"]
         if name not in TRACKERS:
             raise unknown(f"tracker at {where}:", name, TRACKERS)
-        if name in [other["name"] for other in found]:
-            raise ConfigError(f"{where}: '{name}' stands twice. Keep one of them.")
-        options = asdict(tracker(spec, where))
-        found.append({"name": name} | {key: base / v if isinstance(v, Path) else v for key, v in options.items()})
-    return found
+        if name in [other["name"] for other in trackers]:
+            raise ConfigError(f"{where}: '{name}' occurs twice. Remove one of them.")
+        options = asdict(tracker_options(spec, where))
+        trackers.append({"name": name} | {key: base / v if isinstance(v, Path) else v for key, v in options.items()})
+    return trackers
 
 
-def tracker(spec: Mapping[str, Any], where: str) -> Tracker:
+def tracker_options(spec: Mapping[str, Any], where: str) -> Tracker:
     """The options of a tracker from ``{name: ..., **options}``."""
     return parse_section(TRACKERS[spec["name"]], {key: value for key, value in spec.items() if key != "name"}, where)
 
 
 def _list(raw: Mapping[str, Any], key: str) -> list[tuple[int, Any]]:
-    found = raw.get(key, [])
-    if not isinstance(found, list):
-        raise ConfigError(f"{key}: wanted a list, got {found!r}.")
-    return list(enumerate(found))
+    values = raw.get(key, [])
+    if not isinstance(values, list):
+        raise ConfigError(f"{key}: wanted a list, got {values!r}.")
+    return list(enumerate(values))
 
 
 def _seed(value: Any) -> int:
@@ -311,8 +230,7 @@ def _seed(value: Any) -> int:
 def _check_weight(weight: str) -> None:
     if weight.strip() == "1":
         return
-    from gftkit.theory import expression  # loads sympy, which few runs need
-
+    # Inside (0, 1) only: uniform times don't reach 1, where a weight such as 1/(1 - t) is infinite.
     try:
         values = expression.compile_formula(expression.parse_formula(weight))(
             torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
@@ -326,26 +244,28 @@ def _check_weight(weight: str) -> None:
 
 
 def _check_l2_sp(config: Config) -> None:
-    """Refuse a pull to the pretrained weights where none are trained."""
+    """Refuse a pull towards the pretrained weights where they aren't trained."""
     if config.objective.l2_sp == 0:
         return
     if config.kind != "finetune":
-        raise ConfigError("objective.l2_sp: pulls a fine-tune to its pretrained weights. Leave it out here.")
+        raise ConfigError(
+            "objective.l2_sp: only a fine-tune has pretrained weights to be pulled towards. Leave it out."
+        )
     if config.adapters is not None:
         raise ConfigError(
-            "objective.l2_sp: pulls all weights to the pretrained ones, and adapters leave those as they are. Leave "
-            "one of the two out."
+            "objective.l2_sp: pulls all weights towards the pretrained ones, which adapters leave unchanged. Leave "
+            "`objective.l2_sp` or `adapters` out."
         )
 
 
 def _warnings(config: Config, inherited: Mapping[str, Spec]) -> list[str]:
-    found = []
+    warnings = []
     for key in ("coupling", "source"):
         if key not in inherited:
             continue
         if plain(inherited[key]) != plain(getattr(config, key)):
-            found.append(
+            warnings.append(
                 f"{key} '{getattr(config, key)['name']}' differs from the pretrained run's "
                 f"'{inherited[key]['name']}': the anchor and the target then differ even where the data agree (T10)."
             )
-    return found
+    return warnings

@@ -22,7 +22,7 @@ AnchorShare = Annotated[float, Field(gt=0, le=1)] | Literal["retention"]
 
 @dataclass(frozen=True)
 class Train:
-    """How to train.
+    """Settings of training.
 
     Args:
         steps: optimiser steps.
@@ -34,18 +34,18 @@ class Train:
         clip: the largest gradient norm; null for none.
         ema: decay of the exponential moving average of the weights; null for 1 - 10/steps within [0.9, 0.9999].
         pairing_batch: samples that the coupling pairs at once, a multiple of batch_size; null for batch_size.
-        pairing: of several processes, pair over the batch of all of them, or within each one's share of it.
+        pairing: with several processes, pair over the batch of all of them, or within each process's share of it.
         workers: processes that read and pair ahead of the loop; null for 2 with a GPU, 0 without.
-        accumulate: parts that a batch is evaluated in, one after another, to save memory.
+        accumulate: parts that a batch is split into and evaluated in one after another, to save memory.
         precision: of the networks' activations; weights, states and losses are always float32.
-        gradient_checkpointing: keep no activations inside the network's blocks and compute them again for the gradient.
+        gradient_checkpointing: recompute the activations inside the network's blocks for the gradient, to save memory.
         channels_last: keep images and convolutions with the channel as the innermost dimension.
         compile: compile drift and anchor together by torch.compile.
-        shuffle_buffer: samples that are shuffled together where the data are read block by block, such as shards.
+        shuffle_buffer: samples that are shuffled together where data are read block by block, such as shards.
         checkpoint_every: steps between checkpoints; null for a tenth of the run.
-        keep_checkpoints: how many checkpoints stay.
+        keep_checkpoints: number of checkpoints to keep.
         log_every: steps between lines of metrics.jsonl.
-        condition_dropout: probability that a sample's conditions are left out in a step, for guidance at sampling.
+        condition_dropout: probability of leaving out a sample's conditions in a step; guided sampling requires it.
     """
 
     steps: Count = 3000
@@ -73,13 +73,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised.
+    """Settings of the objective.
 
     Args:
-        form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + beta larger).
+        form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + temperature
+            times as large).
         weight: w(t) >= 0, a formula in t.
-        anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention": rho, so that a
-            cool run costs little more than a plain one. Below 1 the gradient stays unbiased and becomes noisier.
+        anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention", which falls
+            with the temperature, so that the anchor costs little late in a run. Below 1 the gradient stays unbiased
+            and becomes noisier.
         l2_sp: alpha of L2-SP, which adds (alpha/2) |w - w_start|^2 over all weights w to the loss, so that they are
             pulled to the pretrained ones; 0 for none. For fine-tunes without adapters.
     """
@@ -92,19 +94,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How a run is measured.
+    """Settings of the evaluations of a run.
 
     Args:
-        data: held-out samples, {name: ...}; null measures against the training data.
+        data: held-out samples, {name: ...}; null to compare with the training data.
         every: steps between evaluations; null for a twentieth of the run.
-        averaged: measure the averaged weights at every evaluation too, and not only at the end.
-        count: samples to make, and at most so many to compare with.
+        averaged: evaluate the averaged weights at every evaluation too, not only at the end.
+        count: samples to generate, and the largest number taken of the training and the held-out data.
         metrics: metrics by name, or {name: ..., **options}.
-        ends: more of them, which are measured before the first step and of the averaged weights at the end only.
-        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path. With
-            ``grid: {name: ...}`` the times of its steps are placed, and with ``diffusion: {name: ...}`` a velocity's
-            flow is sampled stochastically.
-        guidance: scale of classifier-free guidance; 1 for none. It wants train.condition_dropout.
+        ends: further metrics, which are measured only before the first step and, on the averaged weights, at the end.
+        solver: {name: ..., steps: ..., **options}; null for euler, or euler-maruyama on a stochastic path.
+            ``grid: {name: ...}`` places the times of the steps, and ``diffusion: {name: ...}`` samples a velocity's
+            flow stochastically.
+        guidance: scale of classifier-free guidance; 1 for none. Other scales require train.condition_dropout.
     """
 
     data: Spec | None = None
@@ -122,23 +124,23 @@ class Config:
     """A resolved configuration: every default filled in, every path absolute.
 
     Args:
-        kind: "pretrain" or "finetune".
+        kind: "pretrain", "finetune" or "distill".
         drift: the network.
         data: the samples to learn.
-        source: what is transported to the data.
+        source: the samples that are transported to the data.
         path: the conditional path.
-        coupling: which source sample goes with which data sample.
+        coupling: pairs source samples with data samples.
         train: how to train.
-        evaluate: how the run is measured.
-        monitors: measurements beside the run.
+        evaluate: how the run is evaluated.
+        monitors: measurements during training.
         seed: of everything random.
         pretrained: a run folder or weights file; fine-tuning only, and null where the drift brings its weights.
         schedule: the temperature; fine-tuning only.
         stop: a rule that may end the run before its last step; null for none.
-        anchor: which pretrained drift is held on to; fine-tuning only.
-        adapters: what is trained in the place of all weights; fine-tuning only.
-        objective: what is minimised.
-        track: trackers that are told what is logged.
+        anchor: the pretrained drift that the fine-tune is held to; fine-tuning only.
+        adapters: small layers that are trained instead of all weights; fine-tuning only.
+        objective: the loss that is minimised.
+        track: trackers that receive what is logged.
     """
 
     kind: Kind
@@ -161,11 +163,11 @@ class Config:
 
     @property
     def start(self) -> Path | None:
-        """Where the weights come from that a run starts from: a run folder or a file; None for new weights."""
+        """The run folder or file of the weights that a run starts from; None for new weights."""
         return self.pretrained or self.drift.get("weights")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as config.yaml holds them; what doesn't apply is left out."""
+        """Plain values, as in config.yaml; keys without a value are left out."""
         values = {key: value for key, value in asdict(self).items() if key != "kind" and value is not None}
         return plain(values)
 
@@ -177,7 +179,7 @@ KEYS = (
 FINETUNE_KEYS = (*KEYS, "pretrained", "schedule", "anchor", "adapters")
 DISTILL_KEYS = (*(key for key in KEYS if key not in ("monitors", "objective", "stop")), "pretrained")
 JUMPS: Mapping[str, Any] = {"name": "flow-map", "steps": 2}
-"""How a student is sampled where nobody says how."""
+"""The solver of a student by default."""
 INHERITED = ("drift", "source", "path", "coupling")
 DEFAULTS: Mapping[str, Spec] = {
     "source": {"name": "gaussian"},
@@ -187,5 +189,5 @@ DEFAULTS: Mapping[str, Spec] = {
 
 
 def without_weights(drift: Mapping[str, Any]) -> Spec:
-    """The drift of a config, where its weights come from elsewhere: the file that it first started from isn't read."""
+    """The spec of a drift without its weights file, which isn't read where its weights come from elsewhere."""
     return {**drift, "weights": None} if "weights" in drift else dict(drift)

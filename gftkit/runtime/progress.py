@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 
-def _bar(console: Console, quiet: bool, *fields: str) -> RichProgress:
+def _bar(console: Console, quiet: bool, *fields: str) -> RichProgress:  # noqa: FBT001
     return RichProgress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=10),
@@ -57,7 +57,7 @@ class Progress(_Console):
         quiet: show nothing but warnings.
     """
 
-    def __init__(self, total: int, title: str, quiet: bool) -> None:
+    def __init__(self, total: int, title: str, *, quiet: bool) -> None:
         super().__init__()
         self._total, self._title = total, title
         self._bar = _bar(self.console, quiet, "numbers", "rate")
@@ -94,7 +94,7 @@ class StudyProgress(_Console):
         quiet: show nothing but warnings.
     """
 
-    def __init__(self, total: int, done: int, quiet: bool) -> None:
+    def __init__(self, total: int, done: int, *, quiet: bool) -> None:
         super().__init__()
         self.console = Console(file=sys.stderr)  # as it is now: what runs say meanwhile goes elsewhere
         self._bar = _bar(self.console, quiet, "last", "failed")
@@ -115,7 +115,7 @@ class SamplingProgress(_Console):
         quiet: show nothing but warnings.
     """
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         super().__init__()
         self._bar = _bar(self.console, quiet or not self.console.is_terminal, "rate", "evaluations")
         self._task = self._bar.add_task("sampling", total=None, rate="", evaluations="")

@@ -15,7 +15,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _in_parts(tensor) else tensor
 
 
-def gather_tensors(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
     """Whole copies of many tensors on the CPU. Plain ones are themselves, where they are.
 
     All processes must ask. Those that don't ``keep`` them get none, so that their memory holds one at a time.

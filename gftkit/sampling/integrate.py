@@ -44,14 +44,14 @@ def grid_of(path: Path, steps: int, spacing: TimeGrid | None = None) -> Grid:
     """
     if steps < 1:
         raise ConfigError(f"steps: wanted at least 1, got {steps}.")
-    shares = [k / steps for k in range(steps + 1)] if spacing is None else _checked(spacing, steps)
+    shares = [k / steps for k in range(steps + 1)] if spacing is None else _check_times(spacing, steps)
     end = flow.t_end(path)
     # The last one is t_end itself and no product, which round-off could put beyond it, where the drift is singular.
     times = (*(end * share for share in shares[:-1]), end)
     return Grid(times, None if end == 1 else getattr(path, "final_step", "euler-maruyama"))
 
 
-def _checked(spacing: TimeGrid, steps: int) -> list[float]:
+def _check_times(spacing: TimeGrid, steps: int) -> list[float]:
     name = type(spacing).__name__
     try:
         times = [float(time) for time in spacing.times(steps)]
@@ -67,7 +67,7 @@ def _checked(spacing: TimeGrid, steps: int) -> list[float]:
     return times
 
 
-def check_solver(solver: Solver | Integrator, stochastic: bool) -> None:
+def check_solver(solver: Solver | Integrator, *, stochastic: bool) -> None:
     """Refuse a solver that doesn't solve this kind of equation.
 
     Raises:
@@ -156,7 +156,7 @@ def trajectory(
 
 
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913
     drift: Drift,
     path: Path,
     solver: Solver | Integrator,
@@ -196,7 +196,7 @@ def generate(
     """
     noise = FromGenerator(noise) if isinstance(noise, Generator) else noise
     stochastic = flow.is_stochastic(path)
-    check_solver(solver, stochastic)
+    check_solver(solver, stochastic=stochastic)
     check_jumps(solver, drift)
     grid = grid_of(path, steps, spacing)
     diffusion = diffusion_of(path, grid.times) if stochastic else None
@@ -209,13 +209,13 @@ def generate(
         bound = {name: values[rows].to(noise.device) for name, values in (conditions or {}).items()}
         states = partial(trajectory, bind_conditions(drift, **bound), diffusion, solver, grid, x0=start, noise=noise)
         begin = partial(noise.begin, first, len(start)) if stochastic else None
-        parts.append(_integrate(states, begin, grid, whole))
+        parts.append(_integrate(states, begin, grid, whole=whole))
         advance(len(start))
     return torch.cat(parts, dim=1 if whole else 0)
 
 
 def _integrate(
-    states: Callable[[], Iterator[Tensor]], begin: Callable[[], None] | None, grid: Grid, whole: bool
+    states: Callable[[], Iterator[Tensor]], begin: Callable[[], None] | None, grid: Grid, *, whole: bool
 ) -> Tensor:
     """The last state of one batch, or all of them, on the CPU.
 
@@ -240,11 +240,11 @@ def _integrate(
         # the host wait for a GPU at every step of every batch.
         if begin is not None:
             begin()
-        raise DivergenceError(_where(states(), grid))
+        raise DivergenceError(_describe_failure(states(), grid))
     return result
 
 
-def _where(states: Iterator[Tensor], grid: Grid) -> str:
+def _describe_failure(states: Iterator[Tensor], grid: Grid) -> str:
     """Say at which step the states, integrated once more, stop being finite."""
     for k, x in enumerate(states):
         lost = ~torch.isfinite(x).flatten(1).all(1)

@@ -47,7 +47,7 @@ class Scheme:
         """
         seen = path if self.diffusion is None else StochasticPath(path, self.diffusion)
         stochastic = flow.is_stochastic(seen)
-        check_solver(self.solver, stochastic)
+        check_solver(self.solver, stochastic=stochastic)
         diffusion_of(seen, grid_of(seen, self.steps, self.spacing).times)
 
 

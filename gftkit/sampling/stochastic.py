@@ -56,7 +56,7 @@ class StochasticDrift:
         return stochastic_drift(velocity, score, flow.expand(self._scale(t), x))
 
 
-def check_unpaired(scale: NoiseScale | None, paired: bool) -> None:
+def check_unpaired(scale: NoiseScale | None, *, paired: bool) -> None:
     """Refuse noise of one's choice for a flow that was trained on pairs: what coupled them is not known.
 
     Raises:
@@ -69,7 +69,7 @@ def check_unpaired(scale: NoiseScale | None, paired: bool) -> None:
         )
 
 
-def check_known_score(path: Path, coupling: Coupling, normal: bool, guidance: float = 1.0) -> None:
+def check_known_score(path: Path, coupling: Coupling, *, normal: bool, guidance: float = 1.0) -> None:
     """Refuse to sample a flow by a noise scale of one's choice where its score isn't known.
 
     Args:

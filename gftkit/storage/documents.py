@@ -51,13 +51,13 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Section = TypeVar("Section")
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which ``1e-3`` is a number and a key may stand once, as in YAML 1.2."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """The mapping, with keys that stand twice refused."""
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = {value for tag, value in keys if tag != "tag:yaml.org,2002:merge" and keys.count((tag, value)) > 1}
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def parse_section(cls: type[Section], values: Any, where: str) -> Section:
+def parse_section(cls: type[T], values: Any, where: str) -> T:
     """A section of a document as a dataclass, with every value checked.
 
     Raises:

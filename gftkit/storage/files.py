@@ -92,7 +92,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         RunError: where another process is at work in it, naming that.
     """
     try:
-        import fcntl
+        import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:  # Windows
         yield
         return

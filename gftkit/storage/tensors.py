@@ -50,7 +50,7 @@ class TensorFile:
     digest: str | None
 
 
-def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
+def read_tensor_file(path: Path, *, ours: bool = False) -> TensorFile:
     """Read a safetensors file; where it has a digest, that is checked.
 
     Args:
@@ -60,7 +60,7 @@ def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
     Raises:
         WeightsError: for a file that is missing, empty, truncated, of another format, or changed since it was written.
     """
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     written = notes.pop(_DIGEST, None)
     computed = None if written is None else digest(tensors)
@@ -72,9 +72,9 @@ def read_tensor_file(path: Path, ours: bool = False) -> TensorFile:
     return TensorFile(tensors, _plain_notes(notes), computed)
 
 
-def read_tensors(path: Path, ours: bool = False) -> tuple[State, dict[str, Any]]:
+def read_tensors(path: Path, *, ours: bool = False) -> tuple[State, dict[str, Any]]:
     """The tensors and metadata of a safetensors file; as ``read_tensor_file``."""
-    file = read_tensor_file(path, ours)
+    file = read_tensor_file(path, ours=ours)
     return file.tensors, file.notes
 
 
@@ -84,16 +84,16 @@ def read_notes(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: for a file that is missing or damaged.
     """
-    with _opened(path) as file:
+    with _open_safetensors(path) as file:
         return _plain_notes(file.metadata() or {})
 
 
 def _plain_notes(notes: Mapping[str, str]) -> dict[str, Any]:
-    return {key: _decoded(value) for key, value in notes.items() if key not in ("format", _DIGEST)}
+    return {key: _decode(value) for key, value in notes.items() if key not in ("format", _DIGEST)}
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_safetensors(path: Path) -> Iterator[Any]:
     """A safetensors file, open for reading."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file.")
@@ -112,7 +112,7 @@ def _digest_of_file(tensors: str, notes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([tensors, dict(sorted(notes.items()))]).encode()).hexdigest()
 
 
-def _decoded(note: str) -> Any:
+def _decode(note: str) -> Any:
     """A note as this module writes them; other programs write plain text."""
     try:
         return json.loads(note)

@@ -1,4 +1,4 @@
-"""What a study says to the questions that one asks of a way to fine-tune: better, worse, or not told apart."""
+"""The answers of a study to questions about a method: better than the baseline, worse, or open."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from gftkit.study.tables import Table
 Answer = Literal["better", "worse", "open"]
 
 NEGLIGIBLE = 0.001
-"""Difference, as a share of the baseline's value, that is no answer, however surely it is told apart."""
+"""Difference, as a share of the baseline's value, below which the answer is open, however significant it is."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Question:
 
     Attributes:
         text: the question.
-        metrics: a pattern of the names of metrics; {judged} is that of the judged one.
+        metrics: a pattern of the names of metrics; {judged} is the name of the judged one.
         higher: whether higher values are better.
     """
 
@@ -29,8 +29,8 @@ class Question:
     metrics: str
     higher: bool = False
 
-    def asks(self, metric: str, judged: str) -> bool:
-        """Whether a metric answers it."""
+    def matches(self, metric: str, judged: str) -> bool:
+        """True for a metric that answers it."""
         return re.fullmatch(self.metrics.replace("{judged}", re.escape(judged)), metric) is not None
 
 
@@ -44,8 +44,8 @@ QUESTIONS = (
 )
 
 
-def answer(of: Difference, higher: bool) -> Answer:
-    """What one paired difference says: open where its interval holds 0, there is none, or it is below 0.1 %.
+def answer(of: Difference, *, higher: bool) -> Answer:
+    """The answer of one paired difference: open where its interval contains 0 or is missing, or it is below 0.1 %.
 
     The interval is that of the difference itself, in the metric's unit.
 
@@ -66,25 +66,27 @@ def answer(of: Difference, higher: bool) -> Answer:
 def answers(rows: Sequence[Row], judged: str, baseline: str) -> list[tuple[str, Table]]:
     """The questions that the rows answer, each with a table of methods by metrics.
 
-    An entry counts the couplings and sizes in which the method is better than the baseline, worse, and not told apart
-    from it, by the 95 % intervals of the paired differences. Where no interval can be had, nothing is said.
+    An entry counts the couplings and sizes in which the method is better than the baseline, worse, and open, by the
+    95 % intervals of the paired differences. Differences without an interval are left out.
     """
-    found = [one for one in differences(rows, baseline) if one.over.low is not None]
-    asked: list[tuple[str, Table]] = []
+    paired = [one for one in differences(rows, baseline) if one.over.low is not None]
+    tables: list[tuple[str, Table]] = []
     for question in QUESTIONS:
-        here = [one for one in found if question.asks(one.metric, judged)]
+        here = [one for one in paired if question.matches(one.metric, judged)]
         metrics, methods = _names(one.metric for one in here), _names(one.method for one in here)
         if here:
-            counted = [[_count(here, method, metric, question.higher) for metric in metrics] for method in methods]
+            counted = [
+                [_count(here, method, metric, higher=question.higher) for metric in metrics] for method in methods
+            ]
             lines = [[method, *entries] for method, entries in zip(methods, counted, strict=True)]
-            asked.append((question.text, [["better, worse, open", *metrics], *lines]))
-    return asked
+            tables.append((question.text, [["better, worse, open", *metrics], *lines]))
+    return tables
 
 
-def _count(found: Sequence[Difference], method: str, metric: str, higher: bool) -> str:
-    given = [answer(one, higher) for one in found if (one.method, one.metric) == (method, metric)]
+def _count(paired: Sequence[Difference], method: str, metric: str, *, higher: bool) -> str:
+    outcomes = [answer(one, higher=higher) for one in paired if (one.method, one.metric) == (method, metric)]
     kinds: tuple[Answer, ...] = ("better", "worse", "open")
-    return ", ".join(str(given.count(kind)) for kind in kinds) if given else "-"
+    return ", ".join(str(outcomes.count(kind)) for kind in kinds) if outcomes else "-"
 
 
 def _names(values: Iterable[str]) -> list[str]:

@@ -21,10 +21,10 @@ from gftkit.runtime.extras import require
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import read_json, write_json
 from gftkit.storage.log import curve, measured_names
-from gftkit.training.verdict import sections_of
+from gftkit.training.verdict import run_sections
 
 
-def compare(
+def compare_runs(
     runs: Mapping[str, Run], out: Path, metric: str, title: str, threshold: float | None = None
 ) -> dict[str, dict[str, Any]]:
     """Compare finished fine-tunes of one pretrained run; write summary.json, samples.png, curve.png and report.html.
@@ -33,15 +33,15 @@ def compare(
     weights, from the first evaluation after the start.
 
     Args:
-        runs: the fine-tunes, by the name they go by.
-        out: where to write.
-        metric: whose curve is drawn and judged.
+        runs: the fine-tunes, by the names for tables and pictures.
+        out: the folder to write into.
+        metric: the one whose curve is drawn and judged.
         title: of the report.
         threshold: value of ``metric`` that runs are to reach; by default the highest of their last values on raw
             weights, so that all do.
 
     Returns:
-        What summary.json holds: per model its numbers, ``pretrained`` first.
+        The content of summary.json: the numbers of each model, ``pretrained`` first.
 
     Raises:
         ConfigError: where the runs start from different pretrained runs, or don't measure ``metric``.
@@ -50,7 +50,7 @@ def compare(
     require("report", "a comparison")
     parents = {run.config.pretrained for run in runs.values()}
     if len(parents) != 1 or None in parents:
-        raise ConfigError(f"a comparison wants fine-tunes of one pretrained run, got {len(parents)} different ones.")
+        raise ConfigError(f"a comparison is of fine-tunes of one pretrained run, got {len(parents)} different ones.")
     first = next(iter(runs.values()))
     summary: dict[str, dict[str, Any]] = {"pretrained": _at_start(first)}
     finals = {name: read_json(run.folder / SUMMARY) for name, run in runs.items()}
@@ -64,7 +64,7 @@ def compare(
         stability = stability_of(*curves[name], threshold, run.seconds())
         summary[name] = {**finals[name]["ema"], **stability, "seconds": finals[name]["seconds"]}
     write_json(out / "summary.json", summary)
-    sheet = _samples(first, runs)
+    sheet = _sample_picture(first, runs)
     pictures.write_png(out / "samples.png", sheet)
     histories = {name: run.history() for name, run in runs.items()}
     drawn = pictures.curve_picture(
@@ -76,7 +76,7 @@ def compare(
     pictures.write_png(out / "curve.png", drawn)
     sections = _sections(summary, metric, threshold, sheet, drawn)
     for name, run in runs.items():
-        sections += sections_of(run, name)
+        sections += run_sections(run, name)
     write_report(out / "report.html", title, _lead(first.config), sections)
     return summary
 
@@ -86,7 +86,7 @@ def _after_start(run: Run, metric: str) -> tuple[list[int], list[float]]:
     return curve([line for line in run.history() if line["step"] > 0], metric, "evaluation", "raw")
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def summary_table(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The summary as rows of text, one column for each model; the head first."""
     rows = [
         [key, *(measured_text(of, key) for of in summary.values())]
@@ -101,28 +101,28 @@ def _at_start(run: Run) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in ("step", "kind", "weights")}
 
 
-def _samples(first: Run, runs: Mapping[str, Run]) -> bytes:
+def _sample_picture(first: Run, runs: Mapping[str, Run]) -> bytes:
     """Samples of the pretrained model and of each run, from the same noise, and real data."""
     facts = first.facts
     scaling, count, seed = Scaling(facts.range), 36, first.config.seed
     spec = first.config.evaluate.data or first.config.data
     real = Samples(first.registry.build("dataset", spec, "evaluate.data"), "evaluate.data")
-    assert first.config.pretrained is not None  # checked by compare
-    shown = real.some(count, stream(seed, "reference"))
+    assert first.config.pretrained is not None  # checked by compare_runs
+    reference = real.some(count, stream(seed, "reference"))
     before = Run.open(first.config.pretrained, first.registry)
-    in_training_values = Scaling(before.facts.range).scale(_made(before, count, seed, shown))
+    in_training_values = Scaling(before.facts.range).scale(_samples_like(before, count, seed, reference))
     panels: dict[str, torch.Tensor] = {"pretrained": scaling.unscale(in_training_values)}
-    panels |= {name: _made(run, count, seed, shown) for name, run in runs.items()}
-    panels["real"] = scaling.unscale(shown.x1)
+    panels |= {name: _samples_like(run, count, seed, reference) for name, run in runs.items()}
+    panels["real"] = scaling.unscale(reference.x1)
     return pictures.sample_picture(panels, facts.range)
 
 
-def _made(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
-    """Samples of a run; under named conditions, where it has any, those of real samples."""
+def _samples_like(run: Run, count: int, seed: int, like: Batch) -> torch.Tensor:
+    """Samples of a run; with the named conditions of real samples, where it takes any."""
     if not run.facts.condition_shapes:
         return run.samples(count, seed)[0]
     untrained = build_drift(run.spec("drift"), run.facts, run.registry, run.path)
-    return run.samples(count, seed, given=conditions.conditions_of(untrained, like))[0]
+    return run.samples(count, seed, conditions=conditions.conditions_of(untrained, like))[0]
 
 
 def _lead(config: Config) -> str:
@@ -147,7 +147,7 @@ def _sections(
             f"rise above the lowest {metric} before. steps_to_threshold: the first evaluation with {metric} at or "
             f"below {format_number(threshold)}, and the seconds of training until then. One run of one seed each: "
             f"differences within a few standard errors mean nothing.",
-            table=table(summary),
+            table=summary_table(summary),
         ),
         Section(metric, picture=drawn, caption=f"Above, {metric} on raw weights; below, the temperature."),
     ]

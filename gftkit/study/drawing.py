@@ -10,9 +10,9 @@ from gftkit.study.statistics import Difference, Spread
 MARKERS = "os^Dv<>PX*"
 
 
-def against_size(found: Sequence[Spread], metric: str) -> bytes:
+def against_size(spreads: Sequence[Spread], metric: str) -> bytes:
     """A metric against the number of training samples, a panel for each coupling, with 95 % intervals, as PNG."""
-    here = [one for one in found if one.metric == metric]
+    here = [one for one in spreads if one.metric == metric]
     couplings, methods = _names(one.coupling for one in here), _names(one.method for one in here)
     figure = pictures.new_figure(5.4 * len(couplings) + 2.0, 4.4)
     axes = figure.subplots(1, len(couplings), squeeze=False, sharey=True)[0]
@@ -20,7 +20,9 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
         for place, method in enumerate(methods):
             points = sorted((p for p in here if (p.method, p.coupling) == (method, coupling)), key=lambda p: p.size)
             axis.errorbar(
-                [point.size * 1.02 ** (place - len(methods) / 2) for point in points],  # so that bars don't hide bars
+                [
+                    point.size * 1.02 ** (place - len(methods) / 2) for point in points
+                ],  # beside each other, so that no bar hides another
                 [point.over.mean for point in points],
                 yerr=[
                     point.over.mean - (point.over.low if point.over.low is not None else math.nan) for point in points
@@ -37,12 +39,12 @@ def against_size(found: Sequence[Spread], metric: str) -> bytes:
     return pictures.figure_png(figure)
 
 
-def forest(found: Sequence[Difference], metric: str, baseline: str) -> bytes:
+def forest(differences: Sequence[Difference], metric: str, baseline: str) -> bytes:
     """Paired differences to the baseline with 95 % intervals, a line for each method and size, as PNG.
 
     In percent of the baseline where its values allow that.
     """
-    here = [one for one in found if one.metric == metric]
+    here = [one for one in differences if one.metric == metric]
     relative = all(one.relative is not None for one in here)
     couplings, sizes = _names(one.coupling for one in here), sorted({one.size for one in here})
     methods = _names(one.method for one in here)
@@ -83,7 +85,7 @@ def _names(values: Iterable[str]) -> list[str]:
 
 
 def _style(place: int) -> dict[str, Any]:
-    """Colour and marker of the n-th line: so many are told apart that colours alone don't suffice."""
+    """Colour and marker of the n-th line: there may be more lines than colours."""
     return {
         "color": pictures.COLOURS[place % len(pictures.COLOURS)],
         "marker": MARKERS[place % len(MARKERS)],

@@ -20,13 +20,13 @@ RANK = 32
 
 @dataclass(frozen=True)
 class Method:
-    """What a method changes in the configuration that all of them share.
+    """A method of fine-tuning: its changes of the configuration that all methods share.
 
     Attributes:
-        name: it goes by.
-        summary: what it is, in a few words.
+        name: in the study's file, tables and folders.
+        summary: a few words for tables.
         kind: "finetune", or "pretrain" for one without pretrained weights.
-        settings: values by their keys, ``a.b``.
+        settings: values by key, ``a.b``.
         replays: whether samples of the pretrained run are mixed in.
     """
 
@@ -38,10 +38,10 @@ class Method:
 
 
 def built_in(registry: Registry) -> dict[str, Method]:
-    """The methods out of the box, by name: one for each schedule that is registered among them."""
+    """The built-in methods by name; every registered schedule is one of them."""
     plain = {"schedule": {"name": "zero"}}
     lora = {"adapters": {"name": "lora", "rank": RANK}}
-    found = [
+    methods = [
         Method("scratch", "new weights, trained as long as the others", kind="pretrain"),
         Method("plain", "fine-tuning at temperature zero: flow matching from the pretrained weights", plain),
         Method("plain-stop", f"plain, ended by the rule {STOP}", {**plain, "stop": {"name": STOP}}),
@@ -53,40 +53,40 @@ def built_in(registry: Registry) -> dict[str, Method]:
         if name == "zero":
             continue
         schedule = {"schedule": {"name": name}}
-        found.append(Method(name, f"Gradual Fine-Tuning, schedule {name}", schedule))
-        found.append(Method(f"lora-{name}", f"the same by LoRA, schedule {name}", {**schedule, **lora}))
-    return {method.name: method for method in found}
+        methods.append(Method(name, f"Gradual Fine-Tuning, schedule {name}", schedule))
+        methods.append(Method(f"lora-{name}", f"the same by LoRA, schedule {name}", {**schedule, **lora}))
+    return {method.name: method for method in methods}
 
 
-def defined(name: str, based: str | None, settings: Mapping[str, Any], known: Mapping[str, Method]) -> Method:
-    """A method of the user's own: a built-in one with more settings.
+def define_method(name: str, based: str | None, settings: Mapping[str, Any], known: Mapping[str, Method]) -> Method:
+    """Define a method of a study's file: a built-in one with more settings.
 
     Args:
-        name: it goes by. That of a built-in method may be given that method's settings only.
+        name: of the method. The name of a built-in method is only for changes of that method.
         based: the built-in method that it changes; by default that of its own name.
-        settings: values by their keys.
+        settings: values by key.
         known: the built-in methods.
 
     Raises:
-        ConfigError: for a built-in method's name on something else, a name that makes no folder, and settings of what
-            belongs to the study.
+        ConfigError: for a built-in method's name on another method, a name that can't be a folder, and settings of
+            keys that the study sets.
         UnknownNameError: for an unknown built-in method.
     """
     where = f"methods.{name}"
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-        raise ConfigError(f"{where}: wanted a name of letters, digits, '-', '_' and '.', which makes a folder.")
+        raise ConfigError(f"{where}: wanted a name of letters, digits, '-', '_' and '.', since it names a folder.")
     based = name if based is None else based
     if based not in known:
         raise unknown(f"method at {where}:", based, known)
     if name in known and based != name:
         raise ConfigError(
-            f"{where}: '{name}' is a built-in method, and this is another one, '{based}' changed. Choose another name."
+            f"{where}: '{name}' is a built-in method, and this one changes '{based}'. Choose another name."
         )
     for key in settings:
         check_setting(key, f"{where}.set")
     method = known[based]
-    shown = ", ".join(f"{key} {value}" for key, value in settings.items())
-    summary = f"{method.summary}; {shown}" if shown else method.summary
+    changes = ", ".join(f"{key} {value}" for key, value in settings.items())
+    summary = f"{method.summary}; {changes}" if changes else method.summary
     return replace(method, name=name, summary=summary, settings={**method.settings, **settings})
 
 
@@ -101,24 +101,27 @@ OWNED = {
     "pretrained": "`pretrained` or `pretrain`",
     "coupling": "`couplings` of the groups",
 }
-"""What a study itself sets in every cell, and where it is said."""
+"""The keys that a study sets in every cell, and the place in its file that they come from."""
 
 
 def check_setting(key: str, where: str) -> None:
-    """Refuse a key that the study sets itself, or one inside or around it that would undo that.
+    """Refuse a key that the study sets itself, or one inside or around it.
 
     Raises:
-        ConfigError: naming the place where it is said.
+        ConfigError: naming the place in the study's file where it is set.
     """
     if key == "data":
-        raise ConfigError(f"{where}: data is the study's. Change single options of it, such as `data.share` of replay.")
+        raise ConfigError(
+            f"{where}: `data` as a whole is set by the study. Change single options of it, such as `data.share` of "
+            f"replay."
+        )
     for owned, place in OWNED.items():
         if key == owned or key.startswith(f"{owned}."):
             raise ConfigError(f"{where}: `{key}` is set by the study, from {place}. Leave it out.")
 
 
-def stamped(config: Config, method: Method, size: int, seed: int) -> Config:
-    """The configuration of one cell: so many samples, this seed.
+def with_size_and_seed(config: Config, method: Method, size: int, seed: int) -> Config:
+    """The configuration of one cell, with its number of samples and its seed.
 
     The same seed chooses the same samples and draws the same source, batches and times in every method. Of a finite set
     the samples of a smaller size are among those of a larger one.

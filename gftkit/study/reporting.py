@@ -1,4 +1,4 @@
-"""What a study writes: results.json, table.md, report.html and pictures, from its finished runs."""
+"""The output of a study: results.json, table.md, report.html and pictures, from its finished runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from gftkit.study.answers import answers
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.rows import Row, metrics_of
 from gftkit.study.statistics import differences, spreads
-from gftkit.study.tables import compared, markdown, means
+from gftkit.study.tables import compared, markdown_table, means
 
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 
 HOW_TO_READ = (
-    "Metrics are of averaged weights at a run's end, on held-out data where the study gives some. Differences are "
+    "Metrics are of averaged weights at a run's end, on held-out data where the study has some. Differences are "
     "paired: the same size, coupling and seed, so the same training samples, source samples, batches and times. "
-    "Intervals are 95 % intervals of a mean over seeds by Student's t, each for itself: of twenty that hide no "
-    "difference one is expected to exclude 0. One seed gives none. In brackets: how many seeds. Percentages are of the "
-    "baseline's value, pair by pair."
+    "Intervals are 95 % intervals of a mean over seeds by Student's t, each for itself: where there is no difference, "
+    "one in twenty is expected to exclude 0. One seed gives none. In brackets: the number of seeds. Percentages are of "
+    "the baseline's value, pair by pair."
 )
 
 
@@ -47,14 +47,14 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
     Where matplotlib or Jinja2 isn't installed, results.json and table.md only.
     """
     write_results(plan, rows)
-    sections = numbers(flat(plan, rows), plan.study.metric, plan.study.baseline)
+    sections = result_sections(flat(plan, rows), plan.study.metric, plan.study.baseline)
     incomplete = _missing(plan, rows, failed)
     lines = [f"# {plan.title}", _lead(plan, rows), HOW_TO_READ, *map(in_markdown, [*sections, *incomplete])]
     write_text(plan.out / TABLE, "\n\n".join(lines) + "\n")
     if missing("report"):
         return
     methods = Section(
-        "Methods", table=[["method", "what it is"], *([name, one.summary] for name, one in plan.methods.items())]
+        "Methods", table=[["method", "description"], *([name, one.summary] for name, one in plan.methods.items())]
     )
     code = Section("The study", code=plan.file.read_text(encoding="utf-8"))
     drawn = _pictures(plan, rows)
@@ -64,14 +64,14 @@ def write_tables(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping
     write_report(plan.out / REPORT, plan.title, _lead(plan, rows), parts)
 
 
-def page(plan: Plan) -> Path:
+def result_page(plan: Plan) -> Path:
     """The file to read: report.html, or table.md where no report can be written."""
     return plan.out / (TABLE if missing("report") else REPORT)
 
 
 def in_markdown(part: Section) -> str:
     """A section's title, text and table in Markdown."""
-    table = markdown([list(row) for row in part.table]) if part.table else ""
+    table = markdown_table([list(row) for row in part.table]) if part.table else ""
     return "\n\n".join(filter(None, [f"## {part.title}", part.text, table]))
 
 
@@ -83,27 +83,27 @@ def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
 
 
 ANSWERS = (
-    "Here, and under the questions that follow: the couplings and sizes in which a method is better than {baseline}, "
-    "worse, and not told apart from it, by the 95 % intervals below, in the metric's own unit. Differences below 0.1 % "
-    "count as none. Values of few seeds are told apart seldom, and of twenty where nothing differs one is by chance. A "
-    "method that ends its runs early has shorter curves, and is steadier for that alone."
+    "Here, and under the questions that follow: the number of couplings and sizes in which a method is better than "
+    "{baseline}, worse, and open (not significant at 95 %), by the intervals below, in the metric's own unit. "
+    "Differences below 0.1 % count as open. With few seeds, differences are seldom significant, and where there is "
+    "none, one in twenty is significant by chance. A method that ends its runs early has shorter curves, which look "
+    "more stable for that alone."
 )
 
 
-def numbers(rows: Sequence[Row], judged: str, baseline: str) -> list[Section]:
-    """What the rows say: the answers to questions, then means and paired differences, metric by metric."""
-    asked = answers(rows, judged, baseline)
-    sections = [Section(text, table=table) for text, table in asked]
+def result_sections(rows: Sequence[Row], judged: str, baseline: str) -> list[Section]:
+    """The sections of the results: answers to questions, then means and paired differences, metric by metric."""
+    sections = [Section(text, table=table) for text, table in answers(rows, judged, baseline)]
     if sections:
         sections[0] = replace(sections[0], text=ANSWERS.format(baseline=baseline))
-    found, apart = spreads(rows), differences(rows, baseline)
+    spread, paired = spreads(rows), differences(rows, baseline)
     for metric in metrics_of(rows, judged) if rows else []:
         for coupling in dict.fromkeys(row["coupling"] for row in rows):
-            table = means(found, metric, coupling)
+            table = means(spread, metric, coupling)
             if len(table) > 1:
                 text = "Mean over seeds ± standard deviation between seeds."
                 sections.append(Section(f"{metric}, {coupling}", text, table))
-            table = compared(apart, metric, coupling)
+            table = compared(paired, metric, coupling)
             if len(table) > 1:
                 title = f"{metric} minus that of {baseline}, {coupling}"
                 sections.append(Section(title, "Paired differences with 95 % intervals.", table))
@@ -112,21 +112,23 @@ def numbers(rows: Sequence[Row], judged: str, baseline: str) -> list[Section]:
 
 def _pictures(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section]:
     """The pictures by the names of their files."""
-    metric, held = plan.study.metric, flat(plan, rows)
-    found, apart = spreads(held), differences(held, plan.study.baseline)
+    metric, results = plan.study.metric, flat(plan, rows)
+    spread, paired = spreads(results), differences(results, plan.study.baseline)
     sections = {}
-    if any(one.metric == metric for one in found):
-        caption = "Means over seeds with 95 % intervals, averaged weights. Methods stand slightly beside each other."
-        sections["sizes"] = Section(metric, picture=drawing.against_size(found, metric), caption=caption)
-    if any(one.metric == metric for one in apart):
+    if any(one.metric == metric for one in spread):
+        caption = (
+            "Means over seeds with 95 % intervals, averaged weights. Methods are drawn slightly beside each other."
+        )
+        sections["sizes"] = Section(metric, picture=drawing.against_size(spread, metric), caption=caption)
+    if any(one.metric == metric for one in paired):
         caption = f"Paired differences to {plan.study.baseline} with 95 % intervals. Left of the line is better."
-        picture = drawing.forest(apart, metric, plan.study.baseline)
+        picture = drawing.forest(paired, metric, plan.study.baseline)
         sections["differences"] = Section(f"{metric} compared", picture=picture, caption=caption)
     return sections | _curves(plan, rows)
 
 
 def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section]:
-    """The curves of every method at the coupling, size and seed that most of them have; of several the largest size."""
+    """The curves of every method at the coupling, size and seed that most of them share, the largest size first."""
     if not rows:
         return {}
     places = [(cell.coupling, cell.size, cell.seed) for cell in plan.cells if cell in rows]
@@ -146,7 +148,7 @@ def _missing(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cel
     """The runs that failed, and how many aren't finished."""
     sections = []
     if failed:
-        table = [["run", "what went wrong"], *([cell.name, message] for cell, message in failed.items())]
+        table = [["run", "error"], *([cell.name, message] for cell, message in failed.items())]
         sections.append(Section("Failed", table=table))
     left = len(plan.cells) - len(rows) - len(failed)
     if left:
@@ -154,9 +156,9 @@ def _missing(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cel
     return sections
 
 
-def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> dict[str, Any]:
-    """What ``gft compare --json`` prints: counts, and means and differences of the judged metric."""
-    held, metric = flat(plan, rows), plan.study.metric
+def study_summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell, str]) -> dict[str, Any]:
+    """The output of ``gft compare --json``: counts, and means and differences of the judged metric."""
+    results, metric = flat(plan, rows), plan.study.metric
 
     def plain(one: Any) -> dict[str, Any]:
         values = {key: value for key, value in vars(one).items() if key not in ("over", "relative")}
@@ -169,7 +171,7 @@ def summary(plan: Plan, rows: Mapping[Cell, Sequence[Row]], failed: Mapping[Cell
         "failed": {cell.name: message for cell, message in failed.items()},
         "metric": metric,
         "baseline": plan.study.baseline,
-        "means": [plain(one) for one in spreads(held) if one.metric == metric],
-        "differences": [plain(one) for one in differences(held, plan.study.baseline) if one.metric == metric],
-        "report": str(page(plan)),
+        "means": [plain(one) for one in spreads(results) if one.metric == metric],
+        "differences": [plain(one) for one in differences(results, plan.study.baseline) if one.metric == metric],
+        "report": str(result_page(plan)),
     }

@@ -1,4 +1,4 @@
-"""A study's results: a list of rows {method, coupling, size, seed, metric, value}, of every run its own."""
+"""A study's results: rows {method, coupling, size, seed, metric, value}, several for every run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ BEST, BEST_STEP = "_best", "_best_step"
 """Endings of the names of the least value of the judged metric along a run, and of its step."""
 
 NEARLY = 0.9
-"""Share of the baseline's fall that ``steps_to_threshold`` wants."""
+"""Share of the baseline's fall that ``steps_to_threshold`` requires."""
 
 
 def threshold(baseline: Run, metric: str) -> float | None:
@@ -40,15 +40,16 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     - Of the judged metric on raw weights, from the first evaluation after the start: ``spearman``,
       ``instant_variance``, ``instant_variance_whole`` and ``largest_setback`` (see ``gftkit.estimation.stability``).
     - Where the averaged weights were measured along the run (``evaluate.averaged``): ``METRIC_best``, the least of the
-      judged metric on them, start and end included, and ``METRIC_best_step``, where it was. It is chosen by what it is
-      measured on: no rule could do better, and none does as well.
+      judged metric on them, start and end included, and ``METRIC_best_step``, its step. It is the least of the values
+      that it is selected by: a bound that no stopping rule can beat.
     - With a ``level``, the baseline's ``threshold``: ``steps_to_threshold``, the step of the first evaluation on raw
       weights with the judged metric at or below it, and ``seconds_to_threshold`` of training until then, without
-      evaluations; None where it isn't reached.
+      evaluations; None where the run doesn't reach it.
     - ``seconds`` of training and evaluation, and ``steps``.
     """
     final, lines = read_json(run.folder / SUMMARY), run.history()
     values = {name: final["ema"][name] for name in measured_names(final["ema"])}
+    # The evaluation at the start is of the pretrained weights: equal in all methods, and no part of their curves.
     steps, raw = curve([line for line in lines if line["step"] > 0], metric, "evaluation", "raw")
     values |= stability_of(steps, raw, level, run.seconds())
     values |= _best(lines, metric, final["steps"])
@@ -67,6 +68,6 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[st
 
 
 def metrics_of(rows: Sequence[Row], first: str) -> list[str]:
-    """The names of all that was measured, the judged one first."""
+    """The names of all measured values, the judged metric first."""
     measured = dict.fromkeys(row["metric"] for row in rows)
     return [first, *(name for name in measured if name != first)]

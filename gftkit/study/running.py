@@ -1,4 +1,4 @@
-"""Run a study: its pretrainings, then its cells, several at once; what is finished is kept."""
+"""Run a study: its pretrainings, then its cells, several at once; finished runs are kept."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,16 +24,16 @@ from gftkit.study.workers import run_all
 from gftkit.training.train import changes, train
 
 LOGS = "logs"
-"""Folder of what the runs say."""
+"""Folder of the output of the runs."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is there of a study.
+    """The results of a study so far.
 
     Attributes:
         rows: of every finished cell.
-        failed: what went wrong in others.
+        failed: the errors of those that failed.
     """
 
     rows: dict[Cell, list[Row]]
@@ -44,7 +44,7 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
     """The rows of the cells that are finished.
 
     Raises:
-        RunError: for runs in the study's folders that were made with another configuration, and damaged files.
+        RunError: for runs in the study's folders with another configuration, and damaged files.
     """
     others = [
         f"{place}: {', '.join(changed)}"
@@ -56,15 +56,15 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
     ]
     if others:
         raise RunError(
-            f"{plan.out} holds runs of another study: these were made with another configuration than the study's "
-            f"file says now, and differ in{shortened(others)}\nChoose another --out, or delete them."
+            f"{plan.out} contains runs with other settings than the study's file has now. You can't change settings "
+            f"that its runs used; these differ in{shortened(others)}\nChoose another --out, or delete those runs."
         )
-    made = [cell for cell in plan.cells if is_run(plan.folder(cell))]
-    return _rows(plan, {cell: run for cell in made if (run := Run.open(plan.folder(cell), registry)).finished})
+    begun = [cell for cell in plan.cells if is_run(plan.folder(cell))]
+    return _rows(plan, {cell: run for cell in begun if (run := Run.open(plan.folder(cell), registry)).finished})
 
 
 def _rows(plan: Plan, runs: Mapping[Cell, Run]) -> dict[Cell, list[Row]]:
-    """The rows of finished runs, among which are the baseline's that they are measured by."""
+    """The rows of finished runs; with them must be the baseline's, which set the thresholds."""
     metric, baseline = plan.study.metric, plan.study.baseline
     levels = {cell: threshold(run, metric) for cell, run in runs.items() if cell.method == baseline}
     return {cell: rows_of(cell, run, metric, levels.get(cell.beside(baseline))) for cell, run in runs.items()}
@@ -75,27 +75,28 @@ def run_study(
     rows: dict[Cell, list[Row]],
     cells: Sequence[Cell],
     registry: Registry,
+    *,
     workers: int = 1,
     device: str = "auto",
     progress: StudyProgress | None = None,
 ) -> Outcome:
-    """Pretrain where that is wanted, then run cells; results.json is written whole after each.
+    """Pretrain where the study says so, then run cells; results.json is written whole after each.
 
     Args:
         plan: the study.
         rows: of the cells that are finished; see ``finished``.
-        cells: those to run, where they aren't finished.
+        cells: those to run; finished ones are skipped.
         registry: components, where the cells run in this process.
         workers: processes at once; 1 is this process.
         device: "auto", "cpu" or "cuda".
         progress: the bar, or None.
 
     Raises:
-        GftkitError: for a pretraining that fails, and a method that can't be built: no cell has run then.
+        GftkitError: for a pretraining that fails, and a method that can't be built, before any cell runs.
     """
     rows = dict(rows)
     failed: dict[Cell, str] = {}
-    with lock_folder(plan.out):
+    with lock_folder(plan.out):  # two studies in one folder would train the same cells
         for start in dict.fromkeys(start.folder for start in plan.starts.values() if start.made):
             config = next(one.config for one in plan.starts.values() if one.folder == start)
             if not (is_run(start) and Run.open(start, registry).finished):
@@ -111,6 +112,7 @@ def run_study(
                     quiet=progress is None or progress.quiet,
                 )
         waiting = [cell for cell in cells if cell not in rows]
+        # In this process, at once: an error in a method would otherwise come up hours later, in a worker's log.
         _build_one_of_each(plan, waiting, registry)
         logs = plan.out / LOGS
         logs.mkdir(exist_ok=True)
@@ -127,7 +129,7 @@ def run_study(
 
 
 def _paired(plan: Plan, cell: Cell, rows: Mapping[Cell, Any], registry: Registry) -> dict[Cell, Run]:
-    """A run that has ended and the baseline's beside it; where it is the baseline's, all that are measured by it."""
+    """A finished run and the baseline's beside it; of a run of the baseline, all runs whose threshold it sets."""
     baseline = cell.beside(plan.study.baseline)
     others = [each for each in rows if each.beside(baseline.method) == baseline] if cell == baseline else [baseline]
     there = {cell: None, **{each: None for each in others if each in rows}}
@@ -137,7 +139,7 @@ def _paired(plan: Plan, cell: Cell, rows: Mapping[Cell, Any], registry: Registry
 def _run(
     plan: Plan, cells: Sequence[Cell], registry: Registry, workers: int, device: str, logs: Path
 ) -> Iterator[tuple[Cell, str]]:
-    """Cells as they end, each with what went wrong, or ""."""
+    """Run cells; yields each when it has ended, with its error, or ""."""
     named = {str(plan.folder(cell)): cell for cell in cells}
     jobs = [
         Job(plan.methods[cell.method].kind, plan.config(cell).to_dict(), folder, device)

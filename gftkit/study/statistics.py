@@ -69,13 +69,13 @@ class Difference:
 def interval(values: Sequence[float]) -> Interval:
     """The mean of n independent values with its 95 % interval by Student's t: mean ± t_(n-1) s/sqrt(n).
 
-    It holds for values of a normal law, and about for others of which there are many. One value gives none.
+    It is exact for values of a normal law, and approximate for many values of another. One value gives no interval.
 
     Reference: Student (1908), The probable error of a mean, Biometrika 6(1).
 
     Example:
-        >>> found = interval([1.0, 2.0, 3.0])
-        >>> round(found.low, 3), found.mean, round(found.high, 3)  # 2 -+ 4.303 / sqrt(3)
+        >>> three = interval([1.0, 2.0, 3.0])
+        >>> round(three.low, 3), three.mean, round(three.high, 3)  # 2 -+ 4.303 / sqrt(3)
         (-0.484, 2.0, 4.484)
         >>> interval([1.0]).low is None
         True
@@ -109,10 +109,10 @@ def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
         if row["method"] == baseline or row["value"] is None or other is None:
             continue
         pairs.setdefault((row["method"], row["coupling"], row["size"], row["metric"]), []).append((row["value"], other))
-    found = []
+    differences = []
     for which, values in pairs.items():
         relative = None
         if which[-1] != ABSOLUTE and all(other > 0 for _, other in values):
             relative = interval([(value - other) / other for value, other in values])
-        found.append(Difference(*which, interval([value - other for value, other in values]), relative))
-    return found
+        differences.append(Difference(*which, interval([value - other for value, other in values]), relative))
+    return differences

@@ -9,9 +9,9 @@ Table = list[list[str]]
 """Rows of text, the head first."""
 
 
-def means(found: Sequence[Spread], metric: str, coupling: str) -> Table:
-    """Methods by sizes: mean ± standard deviation between seeds, and how many."""
-    here = [one for one in found if one.metric == metric and one.coupling == coupling]
+def means(spreads: Sequence[Spread], metric: str, coupling: str) -> Table:
+    """Methods by sizes: mean ± standard deviation between seeds, and the number of seeds."""
+    here = [one for one in spreads if one.metric == metric and one.coupling == coupling]
     return _table(
         [
             (one.method, one.size, _with(one.over, f" ± {format_number(one.over.spread)}") + f" ({one.over.count})")
@@ -20,16 +20,16 @@ def means(found: Sequence[Spread], metric: str, coupling: str) -> Table:
     )
 
 
-def compared(found: Sequence[Difference], metric: str, coupling: str, brief: bool = False) -> Table:
-    """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and how many pairs.
+def compared(differences: Sequence[Difference], metric: str, coupling: str, *, brief: bool = False) -> Table:
+    """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and the number of pairs.
 
-    In brief, for a terminal: in percent alone, where that can be had.
+    In brief, for a terminal: in percent alone, where percentages make sense.
     """
-    here = [one for one in found if one.metric == metric and one.coupling == coupling]
-    return _table([(one.method, one.size, _difference(one, brief)) for one in here])
+    here = [one for one in differences if one.metric == metric and one.coupling == coupling]
+    return _table([(one.method, one.size, _difference(one, brief=brief)) for one in here])
 
 
-def _difference(one: Difference, brief: bool) -> str:
+def _difference(one: Difference, *, brief: bool) -> str:
     if one.relative is None:
         return f"{_bounded(one.over)} ({one.over.count})"
     relative = f"{_bounded(one.relative, 100)} %"
@@ -47,14 +47,14 @@ def _with(over: Interval, spread: str) -> str:
 
 
 def _table(cells: Iterable[tuple[str, int, str]]) -> Table:
-    """Cells by method and size; what isn't there is a dash."""
-    held = {(method, size): text for method, size, text in cells}
-    methods, sizes = dict.fromkeys(method for method, _ in held), sorted({size for _, size in held})
-    rows = [[method, *(held.get((method, size), "-") for size in sizes)] for method in methods]
+    """A table of cells by method and size, with a dash for those that are missing."""
+    texts = {(method, size): text for method, size, text in cells}
+    methods, sizes = dict.fromkeys(method for method, _ in texts), sorted({size for _, size in texts})
+    rows = [[method, *(texts.get((method, size), "-") for size in sizes)] for method in methods]
     return [["method", *map(str, sizes)], *rows]
 
 
-def markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     """A table in Markdown."""
     head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
     lines = [head, ["---"] * len(head), *rows]

@@ -1,4 +1,4 @@
-"""One cell after another, in this process or in one of its own: ``python -m gftkit.study.worker``."""
+"""A run of a study, in this process or in a worker's: ``python -m gftkit.study.worker``."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from gftkit.kernel.registry import Registry
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be finished.
+    """A run to start or continue.
 
     Attributes:
         kind: "finetune" or "pretrain".
@@ -29,10 +29,10 @@ class Job:
     device: str
 
     def run(self, log: Path, registry: Registry | None = None) -> str:
-        """Train it, or go on with it; what went wrong, or "". What is said meanwhile goes to a log."""
-        from gftkit.kernel.errors import GftkitError
-        from gftkit.runs.folder import is_run
-        from gftkit.training.train import train
+        """Train it to its end, with its output in a log; returns its error, or ""."""
+        from gftkit.kernel.errors import GftkitError  # noqa: PLC0415
+        from gftkit.runs.folder import is_run  # noqa: PLC0415
+        from gftkit.training.train import train  # noqa: PLC0415
 
         out = Path(self.out)
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
@@ -55,7 +55,7 @@ class Job:
 def main() -> None:
     """Run the jobs of stdin, one JSON object a line, and answer each with one line; the log is named as argument."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library may print: stdout carries answers only
     for line in sys.stdin:
         answers.write(json.dumps(Job(**json.loads(line)).run(Path(sys.argv[1]))) + "\n")
         answers.flush()

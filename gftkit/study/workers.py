@@ -14,11 +14,11 @@ from typing import IO
 from gftkit.study.worker import Job
 
 SECONDS = 10.0
-"""Left to a process that was told to end."""
+"""Time that a terminated process has to end."""
 
 
 def default_workers() -> int:
-    """One for each GPU; without any as many as there are processor cores, 8 at most."""
+    """The number of workers: one for each GPU, or for each processor core, 8 at most, where there is none."""
     return len(gpus()) or min(8, cores())
 
 
@@ -29,26 +29,26 @@ def cores() -> int:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
+    import torch  # noqa: PLC0415
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = [str(index) for index in range(torch.cuda.device_count())]
-    return found if named is None else named.split(",")[: len(found)]
+    indices = [str(index) for index in range(torch.cuda.device_count())]
+    return indices if named is None else named.split(",")[: len(indices)]
 
 
 def environment(worker: int, workers: int, device: str) -> dict[str, str]:
-    """The environment of one of so many workers: its GPU, and its share of the processor's threads."""
+    """The environment of one of several workers: its GPU, and its share of the processor's threads."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
-    found = {**threads, **os.environ}
+    variables = {**threads, **os.environ}  # the user's own OMP_NUM_THREADS wins
     devices = [] if device == "cpu" else gpus()
-    return {**found, "CUDA_VISIBLE_DEVICES": devices[worker % len(devices)]} if devices else found
+    return {**variables, "CUDA_VISIBLE_DEVICES": devices[worker % len(devices)]} if devices else variables
 
 
 class Worker:
     """A process that runs jobs, one at a time.
 
     Args:
-        log: the file that holds what it says.
+        log: the file of its output.
         environment: of the process.
     """
 
@@ -68,7 +68,7 @@ class Worker:
 
     @property
     def answers(self) -> IO[str]:
-        """What it answers with."""
+        """The stream of its answers."""
         assert self._process.stdout is not None
         return self._process.stdout
 
@@ -76,22 +76,24 @@ class Worker:
         """Give it a job."""
         assert self._process.stdin is not None
         self.job = job
-        with suppress(BrokenPipeError):  # it died: that is what its answer will be
+        with suppress(BrokenPipeError):  # it died: ``answer`` reports that
             self._process.stdin.write(job.line() + "\n")
             self._process.stdin.flush()
 
     def answer(self) -> tuple[str, bool]:
-        """What went wrong with its job, or "", and whether it lives."""
+        """The error of its job, or "", and whether the process is alive."""
         line = self.answers.readline()
         if line:
             return str(json.loads(line)), True
         code = self._process.wait()
         killed = code == -signal.SIGKILL
-        reason = "it was killed: perhaps the memory ran out; try fewer --workers" if killed else f"see {self._log}"
+        reason = (
+            "it was killed, perhaps because the memory ran out: try fewer --workers" if killed else f"see {self._log}"
+        )
         return f"its process ended with code {code} ({reason}).", False
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, by force if it doesn't end by itself."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -106,16 +108,16 @@ class Worker:
 
 
 def run_all(jobs: Sequence[Job], workers: int, logs: Path, device: str) -> Iterator[tuple[Job, str]]:
-    """Run jobs, several at once, each in whichever process is free.
+    """Run jobs, several at once, each in the next free process.
 
     Args:
         jobs: in the order in which they are begun.
-        workers: how many processes.
+        workers: number of processes.
         logs: the folder of their logs.
-        device: "auto", "cpu" or "cuda"; GPUs are dealt out.
+        device: "auto", "cpu" or "cuda"; GPUs are assigned in turn.
 
     Yields:
-        Each job when it has ended, with what went wrong, or "".
+        Each job when it has ended, with its error, or "".
     """
     waiting = list(reversed(jobs))
     running: dict[int, Worker] = {}
@@ -134,10 +136,11 @@ def run_all(jobs: Sequence[Job], workers: int, logs: Path, device: str) -> Itera
                     worker = running[key.data]
                     job, worker.job = worker.job, None
                     assert job is not None
-                    error, lives = worker.answer()
-                    if lives and waiting:
+                    error, alive = worker.answer()
+                    if alive and waiting:
                         worker.begin(waiting.pop())
                     else:
+                        # A process that died takes its job with it; the others get a new process.
                         selector.unregister(worker.answers)
                         worker.end()
                         del running[key.data]

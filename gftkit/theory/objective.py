@@ -52,7 +52,7 @@ def penalty_loss(
     """
     loss = squared_norm(drift - target)
     if temperature > 0:
-        loss = loss + temperature * squared_norm(drift - _needed(anchor))
+        loss = loss + temperature * squared_norm(drift - _require_anchor(anchor))
     return loss if weight is None else weight * loss
 
 
@@ -63,7 +63,7 @@ def blended_loss(
 
     Its gradient is C_beta's divided by 1 + beta (T3). At temperature 0 the anchor may be None.
     """
-    goal = blend(target, _needed(anchor), temperature) if temperature > 0 else target
+    goal = blend(target, _require_anchor(anchor), temperature) if temperature > 0 else target
     loss = squared_norm(drift - goal)
     return loss if weight is None else weight * loss
 
@@ -120,7 +120,7 @@ def form_gap(target: Tensor, anchor: Tensor, temperature: float, weight: Tensor 
     return least_risk(target, anchor, temperature, weight)
 
 
-def _needed(anchor: Tensor | None) -> Tensor:
+def _require_anchor(anchor: Tensor | None) -> Tensor:
     if anchor is None:
         raise ValueError("anchor: wanted its drift, which a temperature above 0 requires, got None.")
     return anchor

@@ -11,7 +11,7 @@ ROUND_OFF = 1e-9
 
 
 def temperature_at(schedule: Schedule, name: str, step: int, steps: int) -> float:
-    """beta at a step of a run.
+    """The temperature at a step of a run.
 
     Args:
         schedule: gives it, from the progress step/steps.
@@ -28,11 +28,11 @@ def temperature_at(schedule: Schedule, name: str, step: int, steps: int) -> floa
         2.0
     """
     try:
-        beta = float(schedule.temperature(step / steps))
-        retention(beta)
+        value = float(schedule.temperature(step / steps))
+        retention(value)  # refuses what isn't a temperature
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"schedule '{name}' at step {step}: {error}") from None
-    return beta
+    return value
 
 
 def has_feedback(schedule: Schedule | None) -> bool:
@@ -52,11 +52,11 @@ def check_schedule(schedule: Schedule, name: str, steps: int) -> list[str]:
         ConfigError: for the first step whose temperature is negative, not finite, or no number.
     """
     known = 1 if has_feedback(schedule) else steps
-    betas = [temperature_at(schedule, name, step, steps) for step in range(known)]
-    for step, (before, beta) in enumerate(itertools.pairwise(betas), 1):
-        if beta > before * (1 + ROUND_OFF):
+    temperatures = [temperature_at(schedule, name, step, steps) for step in range(known)]
+    for step, (before, after) in enumerate(itertools.pairwise(temperatures), 1):
+        if after > before * (1 + ROUND_OFF):
             return [
-                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {beta:.4g}. A rising "
+                f"schedule '{name}' rises at step {step} of {steps}, from {before:.4g} to {after:.4g}. A rising "
                 f"temperature moves the drift back towards the pretrained one (T8, T13). Gradual Fine-Tuning only "
                 f"cools."
             ]

@@ -1,4 +1,4 @@
-"""One descent: scale, clip, the optimiser's step and the moving averages, and a watch on what isn't finite."""
+"""One descent: scale, clip, the optimiser's step and the moving averages, and a watch for values that aren't finite."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,24 +11,24 @@ from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
 from gftkit.runtime.sharding import full_tensor, gather_tensors, shard_like
 from gftkit.storage.tensors import State
-from gftkit.training.l2_sp import Start
+from gftkit.training.l2_sp import StartingPoint
 
 OVERFLOWS = 20
 """Steps in a row whose float16 gradients overflow before a run is stopped; by then their scale is below 1."""
 
 
 class Descent:
-    """The optimiser and what surrounds it. Nothing here waits for the device but ``first_bad``.
+    """The optimiser with clipping, loss scaling and averages. Only ``first_bad`` waits for the device.
 
     Args:
         optimizer: a torch.optim optimiser.
-        parameters: what it trains.
-        averages: follow the weights after every step.
+        parameters: the weights that it trains.
+        averages: updated after every step.
         clip: the largest gradient norm, or None.
         half: whether activations are float16, so that losses are scaled up against underflow and a step whose gradient
-            overflows is passed over (Micikevicius et al., 2017, arXiv:1710.03740, section 3.2).
+            overflows is skipped (Micikevicius et al., 2017, arXiv:1710.03740, section 3.2).
         device: where the weights are.
-        start: pulls the weights back to where they started, or None. Its pull is part of the gradient that is clipped.
+        start: pulls the weights back to their first values, or None. Its pull is part of the gradient that is clipped.
     """
 
     def __init__(
@@ -36,10 +36,11 @@ class Descent:
         optimizer: torch.optim.Optimizer,
         parameters: Iterable[nn.Parameter],
         averages: Averages,
+        *,
         clip: float | None,
         half: bool,
         device: torch.device,
-        start: Start | None = None,
+        start: StartingPoint | None = None,
     ) -> None:
         self.optimizer, self.averages, self._start = optimizer, averages, start
         self._parameters = list(parameters)
@@ -49,13 +50,13 @@ class Descent:
         self._overflows = torch.zeros((), dtype=torch.int64, device=device)
 
     def begin(self, learning_rate: float) -> None:
-        """Forget the last gradient."""
+        """Set the learning rate of a step, and drop the last gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradient."""
+        """Add the gradient of a loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, number: int, loss: Tensor) -> Tensor:
@@ -65,12 +66,15 @@ class Descent:
             number: of the step, from 0 on.
             loss: of the step, to watch.
         """
+        # Unscaled first: the pull and the largest norm are in units of the gradient itself.
         self.scaler.unscale_(self.optimizer)
         if self._start is not None:
             self._start.pull()
         norm = full_tensor(nn.utils.clip_grad_norm_(self._parameters, self._clip).detach())
+        # `where` in place of `if`: a branch on a value of the device would wait for it in every step.
         finite = torch.isfinite(norm)
         if self.scaler.is_enabled():
+            # The scaler skips a step that overflows and lowers its scale: only many in a row are an error.
             self._overflows = torch.where(finite, 0, self._overflows + 1)
             finite = self._overflows < OVERFLOWS
         self._bad = torch.where((self._bad < 0) & ~(torch.isfinite(loss) & finite), number, self._bad)
@@ -80,54 +84,54 @@ class Descent:
         return norm
 
     def first_bad(self, accelerator: Any) -> int | None:
-        """The first step whose loss or gradient was not finite, on any process; all of them must ask."""
-        found = [number for number in accelerator.gather(self._bad.reshape(1)).tolist() if number >= 0]
-        return min(found, default=None)
+        """The first step whose loss or gradient was not finite, on any process; a collective call."""
+        bad = [number for number in accelerator.gather(self._bad.reshape(1)).tolist() if number >= 0]
+        return min(bad, default=None)
 
     def state(self) -> tuple[State, dict[str, Any]]:
-        """What a checkpoint keeps of the optimiser: its tensors and its numbers."""
+        """The tensors and the numbers of the optimiser, for a checkpoint."""
         tensors: State = {}
         numbers: dict[str, dict[str, Any]] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
-            for key, held in state.items():
-                if isinstance(held, Tensor):
-                    tensors[f"{index}.{key}"] = held
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{index}.{key}"] = value
                 else:
-                    numbers.setdefault(str(index), {})[key] = held
+                    numbers.setdefault(str(index), {})[key] = value
         return tensors, {"optimizer": numbers, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: State, numbers: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave."""
-        state: dict[int, dict[str, Any]] = {int(key): dict(held) for key, held in numbers["optimizer"].items()}
+        """Restore what ``state`` returned."""
+        state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in numbers["optimizer"].items()}
         for name, tensor in tensors.items():
             index, _, key = name.partition(".")
             weight = self._parameters[int(index)]
-            held = tensor
+            value = tensor
             if tensor.shape == weight.shape:
                 # In the weight's memory format: fused optimisers go through both as they lie in memory.
-                held = torch.empty_like(weight, dtype=tensor.dtype).copy_(shard_like(tensor, weight))
-            state.setdefault(int(index), {})[key] = held
+                value = torch.empty_like(weight, dtype=tensor.dtype).copy_(shard_like(tensor, weight))
+            state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if numbers.get("scaler"):
             self.scaler.load_state_dict(dict(numbers["scaler"]))
 
 
-def checkpoint_contents(drift: nn.Module, descent: Descent, keep: bool = True) -> tuple[State, dict[str, Any]]:
-    """The tensors and numbers of a checkpoint; all processes must ask, and only those that ``keep`` get the tensors.
+def checkpoint_contents(drift: nn.Module, descent: Descent, *, keep: bool = True) -> tuple[State, dict[str, Any]]:
+    """The tensors and numbers of a checkpoint; a collective call, of which only processes that ``keep`` get tensors.
 
     Weights that aren't trained, under adapters those of the pretrained network, are left out.
     """
     state, numbers = descent.state()
     frozen = frozen_weights(drift)
-    tensors = {f"drift.{name}": held for name, held in drift.state_dict().items() if name not in frozen}
-    tensors |= {f"ema.{name}": held for name, held in descent.averages.tensors().items()}
-    tensors |= {f"optimizer.{name}": held for name, held in state.items()}
-    return gather_tensors(tensors, keep), numbers
+    tensors = {f"drift.{name}": tensor for name, tensor in drift.state_dict().items() if name not in frozen}
+    tensors |= {f"ema.{name}": tensor for name, tensor in descent.averages.tensors().items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    return gather_tensors(tensors, keep=keep), numbers
 
 
 def restore_checkpoint(checkpoint: Checkpoint, drift: nn.Module, descent: Descent) -> None:
-    """Put a checkpoint's state back, bit for bit; all processes must ask.
+    """Restore the state of a checkpoint, bit for bit; a collective call.
 
     Raises:
         WeightsError: where it belongs to another drift.

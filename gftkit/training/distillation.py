@@ -11,7 +11,8 @@ from gftkit.networks.flow_map import lagrangian_loss
 from gftkit.networks.precision import autocast
 from gftkit.runtime.devices import cuda_devices
 from gftkit.runtime.randomness import stream
-from gftkit.training.steps import Given, Steps, trained_weights
+from gftkit.training.forward import StepInputs
+from gftkit.training.steps import Steps, trained_weights
 
 
 class Distillation(Steps):
@@ -25,35 +26,40 @@ class Distillation(Steps):
         accelerator: of the accelerate library.
 
     Raises:
-        ConfigError: as ``Steps``, and for options that a derivative in forward mode can't follow.
+        ConfigError: as ``Steps``, and for options that forward-mode derivatives don't support.
     """
 
     def __init__(self, experiment: Experiment, accelerator: Any) -> None:
         train = experiment.config.train
         for key in ("compile", "gradient_checkpointing"):
             if getattr(train, key):
-                raise ConfigError(f"train.{key}: a distillation differentiates in forward mode too, and can't follow.")
+                raise ConfigError(
+                    f"train.{key}: a distillation differentiates in forward mode too, which this doesn't support. "
+                    f"Leave it out."
+                )
         if accelerator.num_processes > 1:
             raise ConfigError(
-                f"a distillation runs in one process, and here are {accelerator.num_processes}. Start it by itself."
+                f"a distillation runs in one process, got {accelerator.num_processes}. Start it without torchrun or "
+                f"accelerate."
             )
         super().__init__(experiment, accelerator)
-        self._try()
+        self._check_derivatives()
 
-    def _try(self) -> None:
-        """Refuse a network that has no derivative in forward mode, or none of that."""
-        assert self.anchor is not None  # of a distillation it is the teacher
-        t, x, given = self._example()
+    def _check_derivatives(self) -> None:
+        """Refuse a network without derivatives in forward mode that can be differentiated again."""
+        assert self.anchor is not None  # in a distillation, the teacher
+        t, x, conditions = self._example()
         weights = trained_weights(self.drift)
         try:
+            # Dropout may draw: forked, so that the run's own draws don't depend on this check.
             with torch.random.fork_rng(devices=cuda_devices(self.device)):
-                loss = lagrangian_loss(self.model, self.anchor, t, t + 0.25, x, given).sum()
+                loss = lagrangian_loss(self.model, self.anchor, t, t + 0.25, x, conditions).sum()
                 torch.autograd.grad(loss, weights, allow_unused=True)
         except (NotImplementedError, RuntimeError) as error:
             raise ConfigError(
-                f"drift: a distillation wants a network that has derivatives in forward mode, which can be "
-                f"differentiated once more, and this one has not: {str(error).splitlines()[0]} Fused attention and "
-                f"functions with a backward pass of their own are such a reason: write them out."
+                f"drift: a distillation requires a network with derivatives in forward mode that can be differentiated "
+                f"again, and this one has none: {str(error).splitlines()[0]} Fused attention and functions with a "
+                f"custom backward pass are usual reasons: write them out."
             ) from error
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
@@ -65,10 +71,10 @@ class Distillation(Steps):
         generator = stream(self.config.seed, "end", step, device=self.device)
         return t + (1 - t) * torch.rand(len(t), generator=generator, device=self.device)
 
-    def _losses(self, given: Given, part: slice) -> Tensor:
+    def _losses(self, inputs: StepInputs, part: slice) -> Tensor:
         """The loss of each sample of a part of the batch."""
-        assert self.anchor is not None  # of a distillation it is the teacher
-        end = self.ends(given.step, given.t)
-        conditions = {name: held[part] for name, held in given.conditions.items()}
+        assert self.anchor is not None  # in a distillation, the teacher
+        end = self.ends(inputs.step, inputs.t)
+        conditions = {name: values[part] for name, values in inputs.conditions.items()}
         with autocast(self.config.train.precision, self.device):
-            return lagrangian_loss(self.model, self.anchor, given.t[part], end[part], given.x[part], conditions)
+            return lagrangian_loss(self.model, self.anchor, inputs.t[part], end[part], inputs.x[part], conditions)

@@ -1,4 +1,4 @@
-"""Measures a run beside its training: metrics, monitors and pictures, which leave the run as it was."""
+"""The evaluations of a run: metrics, monitors and pictures, which leave the run as it was."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from gftkit.training.run_report import picture_of
 from gftkit.training.state import TrainingState
 from gftkit.training.steps import Steps
 
-Line = tuple[str, dict[str, Any]]
-"""A line of the log to be: its kind and its values. Pictures go to the trackers only."""
+LogLine = tuple[str, dict[str, Any]]
+"""A line for the log: its kind and its values. Pictures go to the trackers only."""
 
 
 class Evaluator:
@@ -28,8 +28,8 @@ class Evaluator:
         experiment: everything the configuration names.
         steps: the networks as they are trained.
         accelerator: of the accelerate library.
-        template: a copy of the drift from before it was sharded; None where it isn't, or isn't needed.
-        pictures: whether pictures of samples are wanted, for trackers.
+        template: an unsharded copy of the drift, on the main process of a sharded run; None elsewhere.
+        pictures: draw samples too, for trackers.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Evaluator:
         self._sharded, self._template, self._pictures = devices.is_sharded(accelerator), template, pictures
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """The drift with raw and with averaged weights, whole on the main process; all processes must ask."""
+        """The drift with raw and with averaged weights, whole on the main process; a collective call."""
         networks = self._steps.drift, self._steps.ema
         if not self._sharded:
             return networks
-        states = [sharding.gather_tensors(network.state_dict(), self._main) for network in networks]
+        # Gathered on every process, even where the result is dropped: a collective call must be made by all.
+        states = [sharding.gather_tensors(network.state_dict(), keep=self._main) for network in networks]
         if self._template is None:
             return networks
         raw, averaged = copy.deepcopy(self._template), copy.deepcopy(self._template)
@@ -53,17 +54,17 @@ class Evaluator:
         return raw.to(self._device), averaged.to(self._device)
 
     def lines(
-        self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]], *, at_an_end: bool = False
-    ) -> list[Line]:
+        self, done: int, weights: Weights, history: Sequence[Mapping[str, Any]], *, final: bool = False
+    ) -> list[LogLine]:
         """Measure the drift by the metrics, and with raw weights by every monitor; the run is left as it was.
 
-        All processes must ask, and the main one measures.
+        A collective call: all processes gather the weights, and the main one measures.
 
         Args:
-            done: steps that were taken.
+            done: steps taken.
             weights: "raw" or "ema".
             history: lines of metrics.jsonl so far.
-            at_an_end: measure by the metrics that are for the ends of a run too.
+            final: add the metrics that are measured only at the start and the end of a run.
         """
         raw, averaged = self.networks()
         if not self._main:
@@ -75,11 +76,12 @@ class Evaluator:
         with torch.random.fork_rng(devices=devices.cuda_devices(self._device)):
             drift.eval()
             evaluation = experiment.evaluation(drift, self._device, history)
-            metrics = measurement.final if at_an_end else measurement.metrics
-            lines: list[Line] = [
+            metrics = measurement.final if final else measurement.metrics
+            lines: list[LogLine] = [
                 ("evaluation", {"weights": weights, **measure(metrics, evaluation, self._config.seed)})
             ]
             if weights == "raw":
+                # Monitors observe one series, that of the raw weights: schedules and stopping rules listen to it.
                 view = self._view(done, drift, averaged, evaluation)
                 for name, monitor in measurement.monitors:
                     lines.append(("monitor", {"monitor": name, **monitor.observe(view)}))

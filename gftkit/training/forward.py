@@ -1,22 +1,52 @@
-"""How a step evaluates its networks: precision, memory format, compiled or not, activations kept or computed again."""
+"""The inputs of a step, and the networks evaluated on them: precision, memory format, recomputed activations."""
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError
+from gftkit.networks.anchor import Anchor
 from gftkit.networks.precision import autocast, to_float32
 from gftkit.runs.schema import Train
 
-Anchor = Callable[..., Tensor]
+
+@dataclass
+class StepInputs:
+    """The inputs of a step. None depends on the trained weights, so they can be prepared steps ahead.
+
+    Attributes:
+        step: its number.
+        temperature: of the step.
+        anchor: the pretrained drift, None where it isn't needed.
+        anchored_at: indices of this process's pairs at which the anchor is evaluated; None for all.
+        share: of the global batch at which the anchor is evaluated.
+        t: times, (batch,).
+        x: states, (batch, *event).
+        target: b_t(x|z), (batch, *event).
+        conditions: by name, (batch, ...) each.
+        anchored: b_pre at ``anchored_at``, where it was evaluated ahead.
+    """
+
+    step: int
+    temperature: float
+    anchor: Anchor | None
+    anchored_at: Tensor | None
+    share: float
+    t: Tensor
+    x: Tensor
+    target: Tensor
+    conditions: Mapping[str, Tensor]
+    anchored: Tensor | None = None
 
 
 class Forward:
-    """Drift and anchor at the same states, by ``train``'s options. Outputs are float32 at least.
+    """Drift and anchor at the same states, by ``train``'s options. Outputs are float32 or wider.
 
     Args:
         train: the options.
@@ -44,33 +74,33 @@ class Forward:
     def __call__(
         self,
         model: nn.Module,
-        anchor: Anchor | None,
+        anchor: Drift | None,
         t: Tensor,
         x: Tensor,
-        given: Mapping[str, Tensor],
-        chosen: Tensor | None = None,
+        conditions: Mapping[str, Tensor],
+        indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """b(t, x) and b_pre(t, x).
 
         Args:
             model: the drift.
-            anchor: the anchor, or None to leave it out.
+            anchor: b_pre(t, x, **conditions), or None to leave it out.
             t: (batch,).
             x: (batch, *event).
-            given: the conditions, (batch, ...) each.
-            chosen: the samples at which the anchor is evaluated, (chosen,) of int64; None for all.
+            conditions: the conditions, (batch, ...) each.
+            indices: indices of the samples at which the anchor is evaluated, (m,) of int64; None for all.
 
         Returns:
-            (batch, *event), and (chosen, *event) or None.
+            (batch, *event), and (m, *event) or None.
         """
         with autocast(self._precision, self._device):
-            drift, anchored = self._both(model, anchor, t, self._laid_out(x), given, chosen)
+            drift, anchored = self._both(model, anchor, t, self._laid_out(x), conditions, indices)
         return to_float32(drift), None if anchored is None else to_float32(anchored)
 
-    def ask(self, anchor: Anchor, t: Tensor, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def anchor_values(self, anchor: Drift, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """b_pre(t, x) alone: (batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         with autocast(self._precision, self._device):
-            return to_float32(anchor(t, self._laid_out(x), **given)) if len(x) else x
+            return to_float32(anchor(t, self._laid_out(x), **conditions)) if len(x) else x
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return x if self._format is None else x.contiguous(memory_format=self._format)
@@ -78,29 +108,29 @@ class Forward:
 
 def _both(
     model: nn.Module,
-    anchor: Anchor | None,
+    anchor: Drift | None,
     t: Tensor,
     x: Tensor,
-    given: Mapping[str, Tensor],
-    chosen: Tensor | None,
+    conditions: Mapping[str, Tensor],
+    indices: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Both networks in one function, for the compiler to see together."""
+    """Both networks in one function, so that the compiler can fuse across them."""
     if anchor is None:
         anchored = None
-    elif chosen is None:
-        anchored = anchor(t, x, **given)
-    elif len(chosen) == 0:
+    elif indices is None:
+        anchored = anchor(t, x, **conditions)
+    elif len(indices) == 0:
         anchored = x[:0]
     else:
-        anchored = anchor(t[chosen], x[chosen], **{name: values[chosen] for name, values in given.items()})
-    return model(t, x, **given), anchored
+        anchored = anchor(t[indices], x[indices], **{name: values[indices] for name, values in conditions.items()})
+    return model(t, x, **conditions), anchored
 
 
 def recompute_activations(drift: nn.Module) -> None:
-    """Have a network's blocks keep no activations while training: they are computed again for the gradient.
+    """Let a network's blocks recompute their activations for the gradient instead of storing them.
 
     A network's own ``enable_gradient_checkpointing`` is used where it has one. Otherwise the blocks are the members of
-    its ``nn.ModuleList`` and ``nn.Sequential`` that are made of other modules.
+    its ``nn.ModuleList`` and ``nn.Sequential`` that contain other modules.
 
     Raises:
         ConfigError: for a network without such blocks.
@@ -116,7 +146,7 @@ def recompute_activations(drift: nn.Module) -> None:
     if not blocks:
         raise ConfigError(
             "train.gradient_checkpointing: this network has no blocks (members of an nn.ModuleList or nn.Sequential "
-            "that are made of other modules) to compute again. Leave it out; train.accumulate saves memory too."
+            "that contain other modules) to recompute. Leave it out; train.accumulate saves memory too."
         )
     for block in blocks:
         block.forward = functools.partial(_recomputed, block, block.forward)

@@ -1,4 +1,4 @@
-"""The training loop: from the start, or the last checkpoint, to the end, with what is measured and written beside.
+"""The training loop: from the start, or the last checkpoint, to the end, with its evaluations, logs and checkpoints.
 
 Everything random is a function of (seed, purpose, step): a resumed run repeats an undisturbed one bit for bit, and a
 checkpoint needs to keep the step only.
@@ -20,7 +20,7 @@ from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
 from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
 from gftkit.runs.provenance import describe_environment
-from gftkit.runs.resolve import tracker
+from gftkit.runs.resolve import tracker_options
 from gftkit.runtime import devices
 from gftkit.runtime.extras import missing
 from gftkit.runtime.progress import Progress
@@ -29,7 +29,7 @@ from gftkit.storage.files import check_space, remove_leftovers
 from gftkit.storage.log import Log
 from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
-from gftkit.training.evaluator import Evaluator, Line
+from gftkit.training.evaluator import Evaluator, LogLine
 from gftkit.training.feedback import Feedback, by_monitor
 from gftkit.training.resume import ResumeGuard
 from gftkit.training.run_report import left_out, write_run_report
@@ -41,13 +41,13 @@ class Loop:
 
     Args:
         experiment: everything the configuration names.
-        registry: where the components came from, for environment.json.
+        registry: components; environment.json names their plugins.
         out: the run folder.
         accelerator: of the accelerate library.
         progress: the bar.
 
     Raises:
-        GftkitError: for options that this network or these processes can't follow.
+        GftkitError: for options that this network or these processes don't support.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Loop:
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         if experiment.networks.adapted is not None and devices.is_sharded(accelerator):
             raise ConfigError(
-                "adapters: wanted whole weights on every device, and FSDP shards them. Start the processes without "
-                "FSDP: under adapters there is one network, and little to keep for the optimiser."
+                "adapters: require whole weights on every device, and FSDP shards them. Start the processes without "
+                "FSDP: with adapters the optimiser's state is small."
             )
-        tracked = {spec["name"]: tracker(spec, "track") for spec in self.config.track}
-        self.trackers = Trackers(tracked, out, is_run(out), self.main, progress.warn)
-        # Steps shard the drift in place: what it is measured by needs a copy from before.
+        tracked = {spec["name"]: tracker_options(spec, "track") for spec in self.config.track}
+        self.trackers = Trackers(tracked, out, resumed=is_run(out), main=self.main, warn=progress.warn)
+        # Steps shard the drift in place, and metrics call whole networks: these are copies of one from before.
         sharded = devices.is_sharded(accelerator)
         template = copy.deepcopy(experiment.networks.drift) if sharded and self.main else None
         make = Distillation if self.config.kind == "distill" else Steps
@@ -82,6 +82,7 @@ class Loop:
         # Before the first step, where installing costs nothing: a finished run is never written again.
         self._announce([*warnings, *self.experiment.warnings, *damaged, *left_out()])
         first = 0 if newest is None else newest.step
+        # Before anything that all processes do together: one that starts elsewhere would leave the others waiting.
         self.guard.check_agreement(self.accelerator, first)
         if self.main:
             self._prepare_folder()
@@ -89,15 +90,16 @@ class Loop:
             self.guard.check(newest)
             restore_checkpoint(newest, self.steps.drift, self.steps.descent)
             self.feedback.restore(newest.notes.get("feedback", {}), newest.path)
-        # The first evaluation asks every metric and monitor: what they refuse is known before the folder holds a run.
-        lines = self.evaluator.lines(0, "raw", [], at_an_end=True) if newest is None else []
+        # Every metric and monitor measures once before the folder becomes a run: what they refuse leaves no trace.
+        lines = self.evaluator.lines(0, "raw", [], final=True) if newest is None else []
         if newest is None:
             self._hear(0, lines)
         if self.main:
             write_config(self.out, self.config)
         until = -1 if newest is None else first
+        # A run that a rule had stopped before it was killed has no step left: only its end is written.
         end = first if self.feedback.done else self.config.train.steps
-        # Lines behind the checkpoint are dropped: the resumed run writes them again.
+        # Lines after the checkpoint are dropped: the resumed run writes the same ones again.
         log = Log(self.out / LOG, until, end, self.trackers.add) if self.main else None
         clock = Log(self.out / CLOCK, until, end, lambda _: None) if self.main else None
         seconds = 0.0 if newest is None else float(newest.notes["seconds"])
@@ -106,7 +108,7 @@ class Loop:
             self.trackers.start(until, self.config.to_dict())
             self._add(log, 0, lines)
             train, pin = self.config.train, self.accelerator.device.type == "cuda"
-            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin)
+            pairs = prefetch(self.steps.pairs, first, train.steps, train.workers, pin=pin)
             with self.progress.running(first), pairs as self.steps.batches:
                 self._train(first, time.perf_counter() - seconds, log, clock)
         finally:
@@ -114,7 +116,7 @@ class Loop:
             for each in (log, clock):
                 if each is not None:
                     each.close()
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # a caller on any process may read the finished run next
 
     def _announce(self, warnings: Sequence[str]) -> None:
         """Show the user the warnings, the anchor and the adapters."""
@@ -126,22 +128,23 @@ class Loop:
         if self.experiment.networks.adapted is not None:
             counts = self.experiment.networks.adapted.describe()
             self.progress.say(
-                "Adapters: {layers} layers, {trained:,} weights of {parameters:,} are trained.".format(**counts)
+                "Adapters: {layers} layers, {trained:,} of {parameters:,} weights are trained.".format(**counts)
             )
 
     def _prepare_folder(self) -> None:
-        """Tidy the run folder, and refuse one that can't hold the run, before anything is measured."""
+        """Tidy the run folder, and refuse one without space for the run, before anything is measured."""
         for folder in (self.out, self.out / CHECKPOINTS):
             remove_leftovers(folder)
         whole = sum(tensor.numel() * tensor.element_size() for tensor in self.steps.drift.state_dict().values())
         trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.steps.drift))
-        # A checkpoint holds weights, their averages and the optimiser's two moments.
+        # A checkpoint has weights, their averages and the optimiser's two moments. There is one more than are kept:
+        # old ones are deleted only after a new one is written.
         check_space(self.out, whole + trained * 4 * (self.config.train.keep_checkpoints + 1) + 10_000_000)
         described = describe_environment(self.registry, self.config, self.accelerator)
         write_json(self.out / "environment.json", described)
 
     def _train(self, first: int, started: float, log: Log | None, clock: Log | None) -> None:
-        """Every step from ``first`` on, and what a step is followed by; the logs are the main process's."""
+        """Take the steps from ``first`` on, with logs (of the main process), evaluations and checkpoints."""
         train, every = self.config.train, self.config.evaluate.every
         assert train.checkpoint_every is not None  # filled in where the configuration was resolved
         assert every is not None
@@ -151,7 +154,8 @@ class Loop:
             done += 1
             last = done == train.steps
             logged, evaluated, saved = (last or done % n == 0 for n in (train.log_every, every, train.checkpoint_every))
-            # Only here does the loop wait for the device: every other step is queued.
+            # Only here does the loop wait for the device: every other step is queued. It precedes every checkpoint, so
+            # that none has weights that aren't finite.
             if logged or evaluated or saved:
                 self._check_finite()
             if logged:
@@ -160,14 +164,14 @@ class Loop:
                 self._add(log, done, [("train", values)])
                 self.progress.show(values)
             if evaluated:
-                self._evaluate(done, last, started, log, clock)
+                self._evaluate(done, last=last, started=started, log=log, clock=clock)
             if saved or self.feedback.done:
                 self._save(done, time.perf_counter() - started)
             self.progress.advance()
         self._finish(log, done, time.perf_counter() - started)
 
-    def _evaluate(self, done: int, last: bool, started: float, log: Log | None, clock: Log | None) -> None:
-        """Measure after a step, tell the listeners, and keep the time that it took out of the training's."""
+    def _evaluate(self, done: int, *, last: bool, started: float, log: Log | None, clock: Log | None) -> None:
+        """Evaluate after a step, inform the listeners, and count the time apart from the training's."""
         before = time.perf_counter()
         if clock is not None:
             seconds = {"seconds": before - started, "training": before - started - self._evaluating}
@@ -175,13 +179,14 @@ class Loop:
         lines = self.evaluator.lines(done, "raw", [] if log is None else log.lines)
         self._add(log, done, lines)
         self._hear(done, lines)
-        if self.config.evaluate.averaged and not (last or self.feedback.done):  # at the end they always are
+        if self.config.evaluate.averaged and not (last or self.feedback.done):  # at the end they are anyway
             self._add(log, done, self.evaluator.lines(done, "ema", [] if log is None else log.lines))
         self._evaluating += time.perf_counter() - before
 
-    def _hear(self, done: int, lines: Sequence[Line]) -> None:
-        """Tell schedule and stopping rule, on every process, what the monitors measured on the main one."""
+    def _hear(self, done: int, lines: Sequence[LogLine]) -> None:
+        """Pass the measurements of the main process to schedule and stopping rule on every process."""
         if self.feedback.listeners:
+            # All must hear the same: temperatures, and the end of the run, are decided on every process.
             measured = devices.broadcast(self.accelerator, by_monitor(lines) if self.main else None)
             self.feedback.hear(done, measured)
 
@@ -191,7 +196,7 @@ class Loop:
             return
         kept = checkpoint.checkpoints_of(self.out / CHECKPOINTS)
         half = (
-            " float16 holds numbers up to 65,504 only: take train.precision: bfloat16, which has float32's range."
+            " float16 represents numbers up to 65,504 only: set train.precision to bfloat16, which has float32's range."
             if self.config.train.precision == "float16"
             else ""
         )
@@ -208,12 +213,12 @@ class Loop:
         )
 
     def _save(self, done: int, seconds: float) -> None:
-        """Write a checkpoint; all processes must ask, and the main one writes."""
-        tensors, numbers = checkpoint_contents(self.steps.drift, self.steps.descent, self.main)
+        """Write a checkpoint; a collective call, in which the main process writes."""
+        tensors, numbers = checkpoint_contents(self.steps.drift, self.steps.descent, keep=self.main)
         if self.main:
             notes = {
                 "seconds": seconds,
-                "looking": self._evaluating,
+                "looking": self._evaluating,  # seconds in evaluations
                 **self.guard.notes(),
                 **self.experiment.facts.to_dict(),
                 **numbers,
@@ -221,7 +226,7 @@ class Loop:
             }
             checkpoint.write(self.out / CHECKPOINTS, done, tensors, notes, self.config.train.keep_checkpoints)
 
-    def _add(self, log: Log | None, done: int, lines: Sequence[Line]) -> None:
+    def _add(self, log: Log | None, done: int, lines: Sequence[LogLine]) -> None:
         for kind, values in lines:
             if kind == "picture":
                 self.trackers.picture(done, **values)
@@ -229,9 +234,9 @@ class Loop:
                 log.add(kind, done, values)
 
     def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
-        """Measure the averaged weights, and write summary, report and, last, the model: then the run is finished."""
+        """Evaluate the averaged weights, and write summary, report and model."""
         self.trackers.ends(steps)
-        lines = self.evaluator.lines(steps, "ema", [] if log is None else log.lines, at_an_end=True)
+        lines = self.evaluator.lines(steps, "ema", [] if log is None else log.lines, final=True)
         self._add(log, steps, lines)
         _, averaged = self.evaluator.networks()
         if log is None:
@@ -249,10 +254,11 @@ class Loop:
             means = self.steps.descent.averages.tensors()
             adapted.save(self.out / ADAPTER, means)
             weights = adapted.merged(means)
+        # Last: a run with this file counts as finished. Killed before, it is resumed from its checkpoint.
         write_model(self.out, weights, experiment.facts, notes)
         self.trackers.release()
 
-    def _summary(self, lines: Sequence[Line], steps: int, seconds: float) -> dict[str, Any]:
+    def _summary(self, lines: Sequence[LogLine], steps: int, seconds: float) -> dict[str, Any]:
         """The content of summary.json."""
         measured = {name: value for name, value in lines[0][1].items() if name != "weights"}
         summary: dict[str, Any] = {"ema": measured, "seconds": round(seconds, 3), "steps": steps}

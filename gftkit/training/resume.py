@@ -1,4 +1,4 @@
-"""What must agree before a run goes on: between a checkpoint and the configuration, and between processes."""
+"""Checks before a run is resumed: of a checkpoint against the configuration, and of processes against each other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,13 +25,13 @@ class ResumeGuard:
         self._data = f"{size} samples, digest {short_hash(digest(experiment.measurement.training.tensors()))}"
 
     def check_agreement(self, accelerator: Any, first: int) -> None:
-        """Refuse processes that start elsewhere, or read other things; all of them must ask.
+        """Refuse processes that start at another step or from other files; a collective call.
 
         Raises:
             RunError: naming what differs.
         """
         facts = {
-            "the step to go on from, by the checkpoints in the run folder": first,
+            "the step to resume from, by the checkpoints in the run folder": first,
             "the configuration": self._config.to_dict(),
             "the anchors": list(self._experiment.networks.anchors),
             "the data": self._data,
@@ -40,7 +40,7 @@ class ResumeGuard:
         devices.check_agreement(accelerator, facts)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that this run, as it is built now, would not go on from as if undisturbed.
+        """Refuse a checkpoint from which this run, as it is built now, would not repeat the undisturbed one.
 
         Raises:
             RunError: naming what has changed since the checkpoint was written.
@@ -50,31 +50,31 @@ class ResumeGuard:
             self._check_anchor(checkpoint, self._anchor)
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.notes.get("data", self._data) != self._data:
+        if checkpoint.notes["data"] != self._data:
             raise RunError(
-                f"{checkpoint.path}: the data aren't those that this run started with: {checkpoint.notes['data']}, now "
-                f"{self._data}. Restore them, or start anew with another --out."
+                f"{checkpoint.path}: the data have changed since this run started: {checkpoint.notes['data']}, now "
+                f"{self._data}. Restore them, or start a new run with another --out."
             )
 
     def _check_anchor(self, checkpoint: Checkpoint, anchor: Anchor) -> None:
         config, networks, notes = self._config, self._experiment.networks, checkpoint.notes
         if notes.get("anchors") != list(networks.anchors):
             raise RunError(
-                f"{checkpoint.path}: the anchor ({anchor.kind}) isn't the one that this run started with: hash "
+                f"{checkpoint.path}: the anchor ({anchor.kind}) has changed since this run started: hash "
                 f"{short_hash(str(notes.get('anchor')))}, now {short_hash(anchor.hash)}. The weights at "
-                f"{(config.anchor or {}).get('pretrained') or config.start}, or how their drift is made, "
-                f"have changed. Restore them, or start anew with another --out."
+                f"{(config.anchor or {}).get('pretrained') or config.start}, or the spec of their drift, have changed. "
+                f"Restore them, or start a new run with another --out."
             )
         # The anchor's hash says nothing about the weights that adapters or the pull of L2-SP start from.
         if networks.base is not None and notes.get("base") != networks.base:
-            kept = "adapters for" if networks.adapted is not None else "weights that are pulled to those of"
+            content = "adapters for" if networks.adapted is not None else "weights that are pulled towards those of"
             raise RunError(
-                f"{checkpoint.path} holds {kept} {config.start}, and the weights there have changed. "
-                f"Restore them, or start anew with another --out."
+                f"{checkpoint.path} contains {content} {config.start}, and the weights there have changed. "
+                f"Restore them, or start a new run with another --out."
             )
 
     def origin(self) -> dict[str, Any]:
-        """The anchor by its hash, and those of the fine-tunes that led here, for a file's metadata."""
+        """Hashes of the anchor and of the anchors of earlier fine-tunes, for a file's metadata."""
         networks = self._experiment.networks
         hashes: dict[str, Any] = {
             "anchor": None if self._anchor is None else self._anchor.hash,
@@ -83,5 +83,5 @@ class ResumeGuard:
         return hashes if networks.base is None else {**hashes, "base": networks.base}
 
     def notes(self) -> Mapping[str, Any]:
-        """What ``check`` compares, for a checkpoint's metadata."""
+        """The values that ``check`` compares, for a checkpoint's metadata."""
         return {"data": self._data, **self.origin()}

@@ -1,4 +1,4 @@
-"""The report and the pictures of a finished run."""
+"""The report and the pictures of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from gftkit.recording import pictures
 from gftkit.recording.html import Section, estimate_rows, write_report
 from gftkit.runtime.extras import missing
 from gftkit.storage.log import curve, measured_names
-from gftkit.training.verdict import sections as monitored
+from gftkit.training.verdict import monitor_sections
 
 
 def picture_of(experiment: Experiment, evaluation: Evaluation) -> bytes:
     """Samples of a drift beside real data, as PNG."""
     scaling = Scaling(experiment.facts.range)
-    made = {
+    panels = {
         "samples": scaling.unscale(evaluation.samples()),
         "real": scaling.unscale(experiment.measurement.reference.x1),
     }
-    return pictures.sample_picture(made, experiment.facts.range)
+    return pictures.sample_picture(panels, experiment.facts.range)
 
 
 def left_out() -> list[str]:
@@ -74,7 +74,7 @@ def write_run_report(
     sections.append(
         Section("Loss", picture=drawn, caption="Per element of the event; its scale changes with the temperature.")
     )
-    sections += monitored(experiment.measurement.monitors, lines)
+    sections += monitor_sections(experiment.measurement.monitors, lines)
     sections.append(Section("Configuration", code=yaml.safe_dump(config.to_dict(), sort_keys=False)))
     titles = {"pretrain": "Pretraining", "distill": "Distillation"}
     title = titles.get(config.kind) or f"Fine-tuning, schedule {(config.schedule or {})['name']}"

@@ -1,4 +1,4 @@
-"""What a monitor sees of a training run."""
+"""A training run as its monitors see it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from gftkit.theory import flow
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a monitor sees at an evaluation step. Nothing in it may be changed.
+    """A training run as its monitors see it at an evaluation. Nothing in it may be changed.
 
     Attributes:
         step: optimiser steps done.
         progress: share of the run done, in [0, 1].
-        temperature: beta now; 0 in pretraining.
+        temperature: now; 0 in pretraining.
         drift: the raw weights, in evaluation mode.
         ema: the averaged weights.
         anchor: the pretrained drift, None in pretraining.
@@ -36,7 +36,7 @@ class TrainingState:
         device: where the drifts are.
         seed: of the run.
         dataset: the whole training data.
-        config: what the run was asked for.
+        config: of the run.
         weight: w(t) of the objective, None for 1.
     """
 
@@ -60,45 +60,47 @@ class TrainingState:
 
     @property
     def conditional(self) -> bool:
-        """Whether the drift is given conditions."""
+        """True where the drift takes conditions."""
         return bool(conditions.condition_names(self.drift))
 
-    def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":
-        """Fresh pairs, times and noise on training or held-out targets, on ``device``.
+    def draw(self, count: int, generator: Generator, held_out: bool = False, keep: int | None = None) -> "Draw":  # noqa: FBT001, FBT002
+        """Draw fresh pairs, times and noise on training or held-out samples, on ``device``.
 
         Args:
-            count: how many are paired as one batch; targets repeat where there are fewer.
+            count: samples that are paired as one batch; they repeat where the data have fewer.
             generator: the monitor's own, on the CPU.
             held_out: take the reference data; otherwise the whole training data.
-            keep: how many of the pairs to give; all by default.
+            keep: number of the pairs to return; all by default.
         """
         data = self.reference
-        chosen = (
+        targets = (
             data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
         )
-        x0 = chosen.x0
-        if x0 is None:  # otherwise the data set comes with its own pairs
+        x0 = targets.x0
+        if x0 is None:  # otherwise the data set has pairs of its own
             x0 = self.source(count, generator)
-            named = conditions.conditions_of(self.drift, chosen)
+            named = conditions.conditions_of(self.drift, targets)
             within = named.pop(conditions.LABEL, None) is not None
-            x0 = x0[pair(self.coupling, x0, chosen.x1, generator, chosen.label, within, named)]
-        chosen, x0 = chosen[:keep], x0[:keep]
+            x0 = x0[
+                pair(self.coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
+            ]
+        targets, x0 = targets[:keep], x0[:keep]
         t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
         noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None
         return Draw(
             t.to(self.device),
-            flow.sample(self.path, t, x0, chosen.x1, noise).to(self.device),
-            flow.drift(self.path, t, x0, chosen.x1, noise).to(self.device),
-            self._given(chosen.to(self.device), generator),
+            flow.sample(self.path, t, x0, targets.x1, noise).to(self.device),
+            flow.drift(self.path, t, x0, targets.x1, noise).to(self.device),
+            self._conditions(targets.to(self.device), generator),
         )
 
-    def _given(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """What the drift is given, with as many left out as in training."""
-        given = conditions.conditions_of(self.drift, batch)
+    def _conditions(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """The conditions of a batch, with as many left out as in training."""
+        named = conditions.conditions_of(self.drift, batch)
         share = self.config.train.condition_dropout
         if share == 0:
-            return given
-        return conditions.without_conditions(self.drift, given, conditions.draw_dropped(len(batch), share, generator))
+            return named
+        return conditions.without_conditions(self.drift, named, conditions.draw_dropped(len(batch), share, generator))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from gftkit.data import conditions
 from gftkit.data.prefetch import Batches
 from gftkit.experiment.build import Experiment
 from gftkit.kernel.errors import ConfigError, DataError
+from gftkit.networks.anchor import Anchor
 from gftkit.networks.averages import Averages
 from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
@@ -21,45 +21,16 @@ from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES, retention, shared_loss
 from gftkit.theory.temperature import has_feedback, temperature_at
 from gftkit.training.descent import Descent
-from gftkit.training.forward import Anchor, Forward, recompute_activations
-from gftkit.training.l2_sp import Start
+from gftkit.training.forward import Forward, StepInputs, recompute_activations
+from gftkit.training.l2_sp import StartingPoint
 from gftkit.training.optimizer import learning_rate, optimizer_of
 
 AHEAD = 8
-"""Steps whose anchor is evaluated at once, at most: as many batches are held meanwhile."""
-
-
-@dataclass
-class Given:
-    """What a step is given: nothing of it depends on the weights that are trained.
-
-    Attributes:
-        step: its number.
-        beta: temperature.
-        anchor: the pretrained drift, None where it isn't needed.
-        chosen: which of this process's pairs it is evaluated at; None for all.
-        share: of the global batch that was chosen.
-        t: times, (batch,).
-        x: states, (batch, *event).
-        target: b_t(x|z), (batch, *event).
-        conditions: by name, (batch, ...) each.
-        anchored: b_pre of those chosen, where it was evaluated ahead.
-    """
-
-    step: int
-    beta: float
-    anchor: Anchor | None
-    chosen: Tensor | None
-    share: float
-    t: Tensor
-    x: Tensor
-    target: Tensor
-    conditions: Mapping[str, Tensor]
-    anchored: Tensor | None = None
+"""Most steps whose anchor is evaluated at once; their batches stay in memory meanwhile."""
 
 
 class Steps:
-    """The steps of a run: the networks, the optimiser, and what one step does with them.
+    """The steps of a run: the networks, the optimiser, and one step with them.
 
     Args:
         experiment: everything the configuration names.
@@ -67,13 +38,13 @@ class Steps:
 
     Attributes:
         drift: the network that is trained.
-        model: the same as a step calls it: wrapped or sharded where there are several processes.
+        model: the same network as a step calls it: wrapped or sharded where there are several processes.
         ema: the network with the moving averages of its weights.
         anchor: the pretrained drift, None in pretraining.
-        batches: gives a step's pairs; ``pairs``, or those made ahead.
+        batches: the pairs by step: ``pairs``, or those that worker processes make ahead.
 
     Raises:
-        ConfigError: for a batch that the processes can't share, or an option that this network can't follow.
+        ConfigError: for a batch that the processes can't share, or an option that this network doesn't support.
         DataError: for fewer samples than processes.
     """
 
@@ -86,6 +57,8 @@ class Steps:
             (accelerator.process_index, accelerator.num_processes), train.pairing
         )
         self.batches: Batches = self.pairs
+        # Times, noise, dropped conditions and the anchor's subset are drawn for the global batch, of which each process
+        # takes its share: they don't depend on the number of processes.
         size = train.batch_size // accelerator.num_processes
         self.share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         self.drift = experiment.networks.drift.to(self.device)
@@ -98,22 +71,27 @@ class Steps:
                 self.forward.place(network)
         if train.gradient_checkpointing:
             recompute_activations(self.drift)
+        # Before the network is sharded: FSDP exchanges the optimiser's weights for their shards.
         optimizer = optimizer_of(train, trained_weights(self.drift))
         self.model = devices.prepare_network(accelerator, self.drift, optimizer, self._example)
-        assert train.ema is not None  # filled in by reading.read
+        assert train.ema is not None  # filled in where the configuration was resolved
+        # From here on the weights may be shards: averages and starting point copy those.
+        # At an early end an exponential average would still contain much of the start.
         may_end = experiment.matching.stop is not None or has_feedback(experiment.matching.schedule)
         averages = Averages(self.drift, train.ema, trained=may_end)
         self.ema = averages.drift()
         half = train.precision == "float16"
         weights, strength = trained_weights(self.drift), self.config.objective.l2_sp
-        start = Start(weights, strength) if strength > 0 else None
-        self.descent = Descent(optimizer, weights, averages, train.clip, half, self.device, start)
+        start = StartingPoint(weights, strength) if strength > 0 else None
+        self.descent = Descent(
+            optimizer, weights, averages, clip=train.clip, half=half, device=self.device, start=start
+        )
         self._noisy = flow.is_noisy(experiment.matching.path)
         self._t_end = flow.t_end(experiment.matching.path)
-        self._given: deque[Given] = deque()
+        self._upcoming: deque[StepInputs] = deque()
 
     def temperature(self, step: int) -> float:
-        """beta at a step; 0 in pretraining."""
+        """The temperature at a step; 0 in pretraining."""
         schedule = self.experiment.matching.schedule
         if schedule is None:
             return 0.0
@@ -121,70 +99,73 @@ class Steps:
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""
+        # t_end is below 1 on paths whose drift has no bound near t = 1, such as a bridge: no loss is taken there.
         return self._t_end * torch.rand(count, generator=generator, device=self.device)
 
     def take(self, step: int) -> dict[str, Any]:
-        """One optimiser step; what it returns stays on the device until somebody looks."""
+        """Take one optimiser step; the values that it returns stay on the device until they are read."""
         train = self.config.train
         rate = learning_rate(train, step)
         self.descent.begin(rate)
-        if not self._given or self._given[0].step != step:
-            self._given = deque(self._prepare(step))
-        given = self._given.popleft()
-        # Dropout draws from torch's global generator: seeded anew for each step and process.
+        if not self._upcoming or self._upcoming[0].step != step:  # such as after a resume
+            self._upcoming = deque(self._prepare(step))
+        inputs = self._upcoming.popleft()
+        # Dropout draws from torch's global generator: seeded by (seed, step, process), it needs no state to resume.
         seed_global(stream(self.config.seed, "step", step, self.accelerator.process_index).initial_seed(), self.device)
         self.model.train()
         loss = torch.zeros((), device=self.device)
-        size = len(given.t) // train.accumulate
-        for first in range(0, len(given.t), size):
-            with self._in_step(first + size == len(given.t)):
-                mean = self._losses(given, slice(first, first + size)).mean() / given.x[0].numel() / train.accumulate
+        size = len(inputs.t) // train.accumulate
+        for first in range(0, len(inputs.t), size):
+            with self._in_step(last=first + size == len(inputs.t)):
+                mean = self._losses(inputs, slice(first, first + size)).mean() / inputs.x[0].numel() / train.accumulate
                 self.descent.backward(mean)
             loss += mean.detach()
         norm = self.descent.step(step, loss)
         return {
             "loss": loss,
-            "temperature": given.beta,
-            "retention": retention(given.beta),
-            "anchor_share": given.share if given.anchor is not None else 0.0,
+            "temperature": inputs.temperature,
+            "retention": retention(inputs.temperature),
+            "anchor_share": inputs.share if inputs.anchor is not None else 0.0,
             "learning_rate": rate,
             "gradient_norm": norm,
         }
 
-    def _prepare(self, step: int) -> list[Given]:
-        """What a step is given, and with it the next steps if their anchors make one batch together.
+    def _prepare(self, step: int) -> list[StepInputs]:
+        """The inputs of a step, and of the next ones if their anchors make one batch together.
 
-        The anchor doesn't learn, so it can be asked ahead, and a few samples take nearly the time of many. A group ends
-        at a checkpoint: a resumed run then goes on with the groups of the undisturbed one.
+        The anchor isn't trained, so it can be evaluated ahead, and a few samples take nearly the time of many. A group
+        ends at a checkpoint: a resumed run then has the groups, and so the round-off, of the undisturbed one.
         """
         train = self.config.train
         every = train.checkpoint_every or train.steps
         end = min(step - step % every + every, train.steps, step + AHEAD)
         if has_feedback(self.experiment.matching.schedule):  # its temperature is known up to the next evaluation
-            heard = self.config.evaluate.every or train.steps
-            end = min(end, step - step % heard + heard)
+            interval = self.config.evaluate.every or train.steps
+            end = min(end, step - step % interval + interval)
         room = (self.share.stop - self.share.start) // train.accumulate
-        group: list[Given] = []
+        group: list[StepInputs] = []
         for later in range(step, end):
-            beta = self.temperature(later)
-            anchor = self.anchor if beta > 0 else None
-            chosen, share = self._chosen(later, beta) if anchor is not None else (None, 1.0)
-            alone = chosen is None or train.compile
-            room -= 0 if chosen is None else len(chosen)
+            temperature = self.temperature(later)
+            anchor = self.anchor if temperature > 0 else None
+            subset, share = self._anchor_subset(later, temperature) if anchor is not None else (None, 1.0)
+            # Compiled, drift and anchor are one function of one batch.
+            alone = subset is None or train.compile
+            room -= 0 if subset is None else len(subset)
             if not group or not (alone or room < 0):
-                group.append(Given(later, beta, anchor, chosen, share, *self._states(later)))
+                group.append(self._inputs(later, temperature, anchor, subset, share))
             if alone or room < 0:
                 break
         if len(group) > 1:
-            self._ask_anchor(group)
+            self._evaluate_anchor(group)
         return group
 
-    def _states(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Times, states, the conditional drift at them, and conditions."""
+    def _inputs(
+        self, step: int, temperature: float, anchor: Anchor | None, anchored_at: Tensor | None, share: float
+    ) -> StepInputs:
+        """The inputs of a step: times, states, the conditional drift at them, and conditions."""
         experiment, train = self.experiment, self.config.train
         pairs = self.batches.at(step).to(self.device)
         assert pairs.x0 is not None
-        # Times and noise are those of the global batch, so that they don't depend on the number of processes.
         generator = stream(self.config.seed, "time", step, device=self.device)
         t = self.times(train.batch_size, generator)[self.share]
         noise = None
@@ -193,91 +174,112 @@ class Steps:
             noise = torch.randn(shape, generator=generator, device=self.device)[self.share]
         x = flow.sample(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
         target = flow.drift(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
-        given = conditions.conditions_of(self.drift, pairs)
+        named = conditions.conditions_of(self.drift, pairs)
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
             dropped = conditions.draw_dropped(train.batch_size, train.condition_dropout, generator)
-            given = conditions.without_conditions(self.drift, given, dropped[self.share])
-        return t, x, target, given
+            named = conditions.without_conditions(self.drift, named, dropped[self.share])
+        return StepInputs(
+            step=step,
+            temperature=temperature,
+            anchor=anchor,
+            anchored_at=anchored_at,
+            share=share,
+            t=t,
+            x=x,
+            target=target,
+            conditions=named,
+        )
 
-    def _ask_anchor(self, group: list[Given]) -> None:
+    def _evaluate_anchor(self, group: list[StepInputs]) -> None:
         """Evaluate the anchor of several steps at once."""
+        subsets = [inputs.anchored_at for inputs in group if inputs.anchored_at is not None]
 
-        picks = [one.chosen for one in group if one.chosen is not None]
-
-        def chosen(values: Iterable[Tensor]) -> Tensor:
-            return torch.cat([each[pick] for each, pick in zip(values, picks, strict=True)])
+        def joined(values: Iterable[Tensor]) -> Tensor:
+            return torch.cat([each[subset] for each, subset in zip(values, subsets, strict=True)])
 
         assert group[0].anchor is not None
-        anchored = self.forward.ask(
+        anchored = self.forward.anchor_values(
             group[0].anchor,
-            chosen(one.t for one in group),
-            chosen(one.x for one in group),
-            {name: chosen(one.conditions[name] for one in group) for name in group[0].conditions},
+            joined(inputs.t for inputs in group),
+            joined(inputs.x for inputs in group),
+            {name: joined(inputs.conditions[name] for inputs in group) for name in group[0].conditions},
         )
-        for one, part in zip(group, torch.split(anchored, [len(pick) for pick in picks]), strict=True):
-            one.anchored = part
+        for inputs, part in zip(group, torch.split(anchored, [len(subset) for subset in subsets]), strict=True):
+            inputs.anchored = part
 
-    def _chosen(self, step: int, beta: float) -> tuple[Tensor | None, float]:
-        """Which of this process's pairs the anchor is evaluated at, and their share of the global batch."""
-        wanted = self.config.objective.anchor_share
-        share = retention(beta) if wanted == "retention" else float(wanted)
+    def _anchor_subset(self, step: int, temperature: float) -> tuple[Tensor | None, float]:
+        """Indices of this process's pairs at which the anchor is evaluated, and their share of the global batch."""
+        setting = self.config.objective.anchor_share
+        share = retention(temperature) if setting == "retention" else float(setting)
         n = self.config.train.batch_size
         count = math.ceil(share * n * (1 - 1e-12))  # a product that round-off lifts above k is k
         if count == n:
             return None, 1.0
-        # Drawn on the CPU: how many of them are this process's is known without waiting for the device.
+        # Drawn on the CPU: the number of this process's is known without waiting for the device.
         order = torch.randperm(n, generator=stream(self.config.seed, "anchor", step))[:count].sort().values
         mine = order[(order >= self.share.start) & (order < self.share.stop)] - self.share.start
         return mine, count / n
 
-    def _losses(self, given: Given, part: slice) -> Tensor:
+    def _losses(self, inputs: StepInputs, part: slice) -> Tensor:
         """The loss of each sample of a part of the batch."""
         form, weight = self.config.objective.form, self.experiment.matching.weight
-        here, known = given.chosen, given.anchored
-        if here is not None:
-            inside = (here >= part.start) & (here < part.stop)
-            here, known = here[inside] - part.start, None if known is None else known[inside]
+        subset, evaluated = inputs.anchored_at, inputs.anchored
+        if subset is not None:
+            inside = (subset >= part.start) & (subset < part.stop)
+            subset = subset[inside] - part.start
+            evaluated = None if evaluated is None else evaluated[inside]
         drift, anchored = self.forward(
             self.model,
-            given.anchor if known is None else None,
-            given.t[part],
-            given.x[part],
-            {name: held[part] for name, held in given.conditions.items()},
-            here,
+            inputs.anchor if evaluated is None else None,
+            inputs.t[part],
+            inputs.x[part],
+            {name: values[part] for name, values in inputs.conditions.items()},
+            subset,
         )
-        anchored = known if anchored is None else anchored
-        weights = None if weight is None else weight(given.t[part])
-        if here is None or anchored is None:
-            return LOSSES[form](drift, given.target[part], anchored, given.beta, weights)
+        anchored = evaluated if anchored is None else anchored
+        weights = None if weight is None else weight(inputs.t[part])
+        target, temperature = inputs.target[part], inputs.temperature
+        if subset is None or anchored is None:
+            return LOSSES[form](drift, target, anchored, temperature, weights)
+        subset = subset.to(drift.device)
         losses = shared_loss(
-            drift, given.target[part], anchored, here.to(drift.device), given.share, given.beta, weights
+            drift, target, anchored, subset, share=inputs.share, temperature=temperature, weight=weights
         )
-        return losses if form == "penalty" else losses / (1 + given.beta)
+        # The shared loss is of the penalty form, whose gradient is 1 + temperature times the blended form's.
+        return losses if form == "penalty" else losses / (1 + temperature)
 
-    def _in_step(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between processes once a step, with its last part."""
+    def _in_step(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Let processes exchange gradients once a step, with its last part: earlier parts only add to them."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _example(self) -> devices.Inputs:
-        """Inputs to try the network on."""
+        """Inputs for a trial call of the network."""
         facts = self.experiment.facts
-        given = facts.zeros(conditions.condition_names(self.drift), 2)
+        zeros = facts.zeros(conditions.condition_names(self.drift), 2)
         x = torch.zeros(2, *facts.event_shape, device=self.device)
-        return torch.full((2,), 0.5, device=self.device), x, {key: held.to(self.device) for key, held in given.items()}
+        return (
+            torch.full((2,), 0.5, device=self.device),
+            x,
+            {key: value.to(self.device) for key, value in zeros.items()},
+        )
 
     def _check_share(self, processes: int) -> None:
         """Refuse a batch, or data, that the processes can't share."""
         train, size = self.config.train, self.experiment.matching.pairs.order.samples.size
         if train.batch_size % (processes * train.accumulate):
             raise ConfigError(
-                f"train.batch_size: {train.batch_size} pairs can't be shared by {processes} processes in "
-                f"{train.accumulate} parts (train.accumulate). Choose a multiple of {processes * train.accumulate}."
+                f"train.batch_size: {train.batch_size} pairs can't be divided evenly between {processes} processes "
+                f"with {train.accumulate} parts each (train.accumulate). Choose a multiple of "
+                f"{processes * train.accumulate}."
             )
         if size is not None and size < processes:
-            raise DataError(f"data: {size} samples for {processes} processes. Start at most {size}, or give more data.")
+            raise DataError(
+                f"data: wanted at least one sample for each of {processes} processes, got {size}. Start at most "
+                f"{size}, or add data."
+            )
 
 
 def trained_weights(drift: nn.Module) -> list[nn.Parameter]:
-    """The weights that a run trains."""
+    """The weights that a run trains: under adapters, theirs only."""
     return [weight for weight in drift.parameters() if weight.requires_grad]

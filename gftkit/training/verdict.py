@@ -1,4 +1,4 @@
-"""What the monitors of a run show and say of it once it is finished."""
+"""The sections and verdicts that the monitors of a run give once it is finished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +12,10 @@ from gftkit.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a monitor says of a finished run.
+    """The verdict of a monitor on a finished run.
 
     Attributes:
-        followed: whether the run is consistent with what the monitor checks.
+        followed: whether the run is consistent with the theory that the monitor checks.
         lines: the reasons, in words, one sentence or two each.
         findings: the same as plain values, for JSON.
     """
@@ -25,29 +25,29 @@ class Verdict:
     findings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sections(monitors: Sequence[tuple[str, Monitor]], lines: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """What the monitors of a run show in its report.
+def monitor_sections(monitors: Sequence[tuple[str, Monitor]], lines: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The sections that the monitors of a run add to its report.
 
     Args:
         monitors: by the name that the config gives them.
         lines: of metrics.jsonl.
     """
-    shown = []
+    sections = []
     for name, monitor in monitors:
         show = getattr(monitor, "sections", None)
         if show is not None:
             mine = [line for line in lines if line["kind"] == "monitor" and line.get("monitor") == name]
-            shown += show(mine)
-    return shown
+            sections += show(mine)
+    return sections
 
 
-def sections_of(run: RunFolder, name: str) -> list[Section]:
-    """The same for a finished run, every title beginning with a name that it goes by."""
-    return [replace(part, title=f"{name}: {part.title}") for part in sections(_monitors(run), run.history())]
+def run_sections(run: RunFolder, name: str) -> list[Section]:
+    """The sections of the monitors of a finished run, with a name of the run in front of every title."""
+    return [replace(part, title=f"{name}: {part.title}") for part in monitor_sections(_monitors(run), run.history())]
 
 
 def verify_run(run: RunFolder) -> list[tuple[str, Verdict]]:
-    """What each monitor of a finished run says of it, from the run's files alone.
+    """The verdict of each monitor on a finished run, from the run's files alone.
 
     Raises:
         RunError: for a run that isn't finished, a pretraining, one whose monitors give no verdict, and files that are
@@ -55,18 +55,18 @@ def verify_run(run: RunFolder) -> list[tuple[str, Verdict]]:
     """
     if run.config.kind != "finetune":
         what = "a pretraining" if run.config.kind == "pretrain" else "a distillation"
-        raise RunError(f"{run.folder} is {what}: only a fine-tune has a theory to follow. Verify one of those.")
+        raise RunError(f"{run.folder} is {what}, and the theory is about fine-tunes. Verify a fine-tune.")
     if not run.finished:
-        raise RunError(f"{run.folder}: the run isn't finished. Go on with it by --resume, then verify it.")
+        raise RunError(f"{run.folder}: the run isn't finished. Continue it with --resume, then verify it.")
     judges = [(name, monitor) for name, monitor in _monitors(run) if hasattr(monitor, "verdict")]
     if not judges:
         raise RunError(
-            f"{run.folder}: nothing that tells was measured beside the run. Add `monitors: [{{name: theory}}]` to its "
-            f"config and run it again."
+            f"{run.folder}: no monitor that can give a verdict was recorded. Add `monitors: [{{name: theory}}]` to its "
+            f"configuration and run it again."
         )
     return [(name, monitor.verdict(run)) for name, monitor in judges]
 
 
 def _monitors(run: RunFolder) -> list[tuple[str, Any]]:
-    """The monitors of a run's config, made anew."""
+    """Build the monitors of a run again."""
     return [(spec["name"], run.registry.build("monitor", spec, "monitors")) for spec in run.config.monitors]

@@ -1,4 +1,4 @@
-"""Claims: what they are, measured and reported."""
+"""Claims: what they are, how they are declared, measured and reported."""
 
 from gftkit.verify.claims import (
     Claim as Claim,
@@ -10,5 +10,13 @@ from gftkit.verify.claims import (
     order as order,
     select as select,
     statistical as statistical,
+)
+from gftkit.verify.declaration import (
+    FromRegistry as FromRegistry,
+    REGISTRY as REGISTRY,
+    claim as claim,
+    claim_for_each as claim_for_each,
+    claims_of as claims_of,
+    registered as registered,
 )
 from gftkit.verify.runner import markdown as markdown, summary as summary

@@ -26,10 +26,10 @@ Line = tuple[Sequence[float], Sequence[float]]
 """Values of x and of y."""
 
 FALSE_ALARM = 1e-7
-"""How often a true statistical claim exceeds its bound, for one seed."""
+"""The probability that a true statistical claim exceeds its bound, for one seed."""
 
 MARGINS: Mapping[Kind, float] = {"exact": 1000.0, "order": 3.0, "statistical": 3.0}
-"""By how much a mutant must exceed the bound."""
+"""The factor by which a mutant must exceed the bound."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Measurement:
 Measure = Callable[[Any, Generator], float | Measurement]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement, how it is measured, and the slips that must be rejected.
 
@@ -136,9 +136,15 @@ class Claim:
 
     Example:
         >>> from gftkit.theory.objective import retention
-        >>> claim = Claim("T01-retention", "rho (1 + beta) = beta.", "theory, section 0", retention,
-        ...     lambda subject, _: max(abs(subject(b) * (1 + b) - b) for b in (0.1, 1.0, 10.0)), exact(1e-12),
-        ...     {"1/(1 + beta)": lambda b: 1 / (1 + b), "beta": lambda b: b})
+        >>> claim = Claim(
+        ...     name="T01-retention",
+        ...     statement="rho (1 + beta) = beta.",
+        ...     reference="theory, section 0",
+        ...     subject=retention,
+        ...     measure=lambda share, _: max(abs(share(beta) * (1 + beta) - beta) for beta in (0.1, 1.0, 10.0)),
+        ...     bound=exact(1e-12),
+        ...     mutants={"1/(1 + beta)": lambda beta: 1 / (1 + beta), "beta": lambda beta: beta},
+        ... )
         >>> result = check(claim)
         >>> result.holds, [mutant.rejected for mutant in result.mutants]
         (True, [True, True])
@@ -172,18 +178,18 @@ class Claim:
         """The probability that this claim fails although it is true."""
         return self.seeds * self.bound.false_alarm
 
-    def measured(self, subject: Any, seed: int, device: torch.device | str = "cpu") -> list[Measurement]:
+    def measure_seeds(self, subject: Any, seed: int, device: torch.device | str = "cpu") -> list[Measurement]:
         """The measurements of a subject, one for each of the claim's seeds; equal for equal ``seed``."""
-        found = []
+        measurements = []
         for k in range(self.seeds):
             value = self.measure(subject, stream(seed, "claim", self.name, k, device=device))
-            found.append(value if isinstance(value, Measurement) else Measurement(float(value)))
-        return found
+            measurements.append(value if isinstance(value, Measurement) else Measurement(float(value)))
+        return measurements
 
 
 @dataclass(frozen=True)
 class MutantResult:
-    """What a mutant measured (infinity where gftkit refused it), and whether it was rejected."""
+    """The measurement of a mutant (infinity where gftkit refused it), and whether it was rejected."""
 
     name: str
     measured: float
@@ -193,7 +199,7 @@ class MutantResult:
 
 @dataclass(frozen=True)
 class Result:
-    """What a claim measured.
+    """The result of a claim.
 
     Attributes:
         claim: the claim.
@@ -217,7 +223,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the claim holds and every mutant is rejected."""
+        """True if the claim holds and every mutant is rejected."""
         return self.holds and not self.error and all(mutant.rejected for mutant in self.mutants)
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,23 +259,24 @@ def check(claim: Claim, seed: int = 0, device: torch.device | str = "cpu") -> Re
     """
     started = time.perf_counter()
     try:
-        found = claim.measured(claim.subject, seed, device)
-        worst = max(found, key=_size)
-        mutants = tuple(_mutant(claim, name, subject, seed, device) for name, subject in claim.mutants.items())
+        measurements = claim.measure_seeds(claim.subject, seed, device)
+        worst = max(measurements, key=_size)
+        mutants = tuple(_check_mutant(claim, name, subject, seed, device) for name, subject in claim.mutants.items())
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         return Result(claim, math.nan, False, time.perf_counter() - started, error=text)
     holds = _size(worst) <= claim.bound.value
-    return Result(claim, worst.value, holds, time.perf_counter() - started, mutants, found[0].lines, worst.note)
+    return Result(claim, worst.value, holds, time.perf_counter() - started, mutants, measurements[0].lines, worst.note)
 
 
-def _mutant(claim: Claim, name: str, subject: Any, seed: int, device: torch.device | str) -> MutantResult:
+def _check_mutant(claim: Claim, name: str, subject: Any, seed: int, device: torch.device | str) -> MutantResult:
     try:
-        found = claim.measured(subject, seed, device)
+        measurements = claim.measure_seeds(subject, seed, device)
     except GftkitError:
         return MutantResult(name, math.inf, True)
-    best = min(found, key=_size)
-    return MutantResult(name, best.value, _size(best) >= claim.bound.margin * claim.bound.value, found[0].lines)
+    best = min(measurements, key=_size)
+    rejected = _size(best) >= claim.bound.margin * claim.bound.value
+    return MutantResult(name, best.value, rejected, measurements[0].lines)
 
 
 def select(
@@ -305,5 +312,5 @@ def select(
     return fast or list(claims)
 
 
-def _size(found: Measurement) -> float:
-    return math.inf if math.isnan(found.value) else abs(found.value)
+def _size(measurement: Measurement) -> float:
+    return math.inf if math.isnan(measurement.value) else abs(measurement.value)

@@ -48,15 +48,15 @@ def run(
         console: shows a row of the table as soon as it is known; None shows nothing.
         jobs: processes. More than one needs claims of plugins that are installed, since each process loads its own.
     """
-    found: dict[str, Result] = {}
-    with _shown(claims, console) as show:
-        for result in _checked(claims, seed, device, jobs):
-            found[result.claim.name] = result
+    results: dict[str, Result] = {}
+    with _growing_table(claims, console) as show:
+        for result in _results(claims, seed, device, jobs):
+            results[result.claim.name] = result
             show(result)
-    return [found[claim.name] for claim in claims]
+    return [results[claim.name] for claim in claims]
 
 
-def _checked(claims: Sequence[Claim], seed: int, device: str, jobs: int) -> Iterator[Result]:
+def _results(claims: Sequence[Claim], seed: int, device: str, jobs: int) -> Iterator[Result]:
     """Results as they come."""
     if jobs == 1:
         threads = torch.get_num_threads()
@@ -77,18 +77,18 @@ def _checked(claims: Sequence[Claim], seed: int, device: str, jobs: int) -> Iter
 
 
 def _check_by_name(name: str, seed: int, device: str) -> dict[str, Any]:
-    """What another process measures: a result without its claim, whose functions don't travel."""
-    found = check(_installed()[name], seed, device)
-    return {key: value for key, value in vars(found).items() if key != "claim"}
+    """A result without its claim, whose functions don't travel: for another process."""
+    result = check(_installed_claims()[name], seed, device)
+    return {key: value for key, value in vars(result).items() if key != "claim"}
 
 
 @functools.cache
-def _installed() -> dict[str, Claim]:
+def _installed_claims() -> dict[str, Claim]:
     return {claim.name: claim for claim in collect(load())}
 
 
 @contextmanager
-def _shown(claims: Sequence[Claim], console: Console | None) -> Iterator[Callable[[Result], None]]:
+def _growing_table(claims: Sequence[Claim], console: Console | None) -> Iterator[Callable[[Result], None]]:
     """A table that grows, above a bar; gives what adds a row."""
     if console is None:
         yield lambda _: None
@@ -111,7 +111,7 @@ def _shown(claims: Sequence[Claim], console: Console | None) -> Iterator[Callabl
 
 
 def summary(results: Sequence[Result]) -> str:
-    """What was found, in words: one line where everything passed, then a line for each failure."""
+    """The results in words: one line where everything passed, then a line for each failure."""
     failed = [result for result in results if not result.passed]
     mutants = [mutant for result in results for mutant in result.mutants]
     alarm = sum(result.claim.false_alarm for result in results)
@@ -142,7 +142,7 @@ def markdown(claims: Sequence[Claim]) -> str:
     return "\n".join(rows)
 
 
-def check_targets(targets: Sequence[Path | None], force: bool) -> None:
+def check_targets(targets: Sequence[Path | None], *, force: bool) -> None:
     """Refuse files that exist, before anything is measured.
 
     Raises:
@@ -227,7 +227,7 @@ def number(value: float) -> str:
 
 
 def _reasons(result: Result) -> list[str]:
-    """Why a claim failed."""
+    """The reasons for which a claim failed."""
     if result.error:
         return [f"could not be measured: {result.error}"]
     reasons = []

@@ -69,7 +69,7 @@ class Adaptive:
     ) -> None:
         self.start, self.evidence = start, evidence
         self.stop = CopyingStop() if stop is None else stop
-        self.rho = retention(start)
+        self.retention = retention(start)
         self.left = 1.0
         self.waited = 0
 
@@ -89,17 +89,17 @@ class Adaptive:
         return f"{self.stop.reason} The temperature was {self.temperature(1.0):.4g}." if self.done else ""
 
     def temperature(self, progress: float) -> float:  # noqa: ARG002
-        """beta since the last evaluation, whatever the progress."""
-        return min(self.start, self.rho / (1 - self.rho))
+        """The temperature since the last evaluation, whatever the progress."""
+        return min(self.start, self.retention / (1 - self.retention))
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Cool where the run has arrived; step back where it has gone beyond what held-out data bear."""
-        before = self.rho
+        before = self.retention
         best, surely = self._best(measurements["theory"]) if self.evidence == "held-out" else (0.0, 0.0)
         if progress > 0:
             self._follow(measurements["theory"], best)
-        if surely > before:
-            self.rho, self.left, self.waited = best, best, 0
+        if surely > before:  # by two standard errors: noise alone doesn't raise the temperature
+            self.retention, self.left, self.waited = best, best, 0
         self.stop.observe(progress, measurements)
 
     def _follow(self, measured: Mapping[str, Any], least: float) -> None:
@@ -109,11 +109,11 @@ class Adaptive:
         """
         self.waited += 1
         way, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
-        if self.rho == 0 or not way > 2 * error or not reached >= 1 - LAG:
+        if self.retention == 0 or not way > 2 * error or not reached >= 1 - LAG:
             return
-        now = 1 - reached * (1 - self.rho)
-        rate = remaining_lag(self.left - self.rho, now - self.rho) ** (1 / self.waited)
-        self.rho, self.left, self.waited = min(self.rho, max(least, lowest_retention(rate, now))), now, 0
+        now = 1 - reached * (1 - self.retention)
+        rate = remaining_lag(self.left - self.retention, now - self.retention) ** (1 / self.waited)
+        self.retention, self.left, self.waited = min(self.retention, max(least, lowest_retention(rate, now))), now, 0
 
     def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
         """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
@@ -132,11 +132,11 @@ class Adaptive:
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule's state and the stopping rule's."""
-        return {"rho": self.rho, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
+        return {"rho": self.retention, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
-        self.rho, self.left, self.waited = float(state["rho"]), float(state["left"]), int(state["waited"])
+        self.retention, self.left, self.waited = float(state["rho"]), float(state["left"]), int(state["waited"])
         self.stop.load_state_dict(state["stop"])
 
 

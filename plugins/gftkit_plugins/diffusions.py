@@ -73,7 +73,7 @@ class SqrtLinear:
 
     def __call__(self, t: Tensor) -> Tensor:
         """g at t, of t's shape."""
-        return self.scale * torch.sqrt((1 - t).clamp(min=0))
+        return self.scale * torch.sqrt((1 - t).clamp(min=0))  # a t above 1 by round-off would give nan
 
 
 class Sine:

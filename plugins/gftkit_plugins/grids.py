@@ -38,7 +38,7 @@ class Cosine:
 
     def times(self, steps: int) -> list[float]:
         """``steps`` + 1 times from 0 to 1."""
-        return [(1 - math.cos(math.pi * k / steps)) / 2 for k in range(steps)] + [1.0]
+        return [(1 - math.cos(math.pi * k / steps)) / 2 for k in range(steps)] + [1.0]  # exactly 1, without round-off
 
 
 class Shifted:

@@ -31,7 +31,7 @@ def import_target(target: str, folder: Path, kind: str) -> Callable[..., Any]:
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.insert(0, place)
-    importlib.invalidate_caches()
+    importlib.invalidate_caches()  # the module may have been written since Python last looked
     top = where.partition(".")[0]
     other = getattr(sys.modules.get(top), "__file__", None)
     mine = [file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()]

@@ -108,6 +108,7 @@ class Affine:
                 f"Choose formulas with finite derivatives there."
             )
         self._rates = tuple(compile_formula(slope) for slope in slopes)
+        # Sampling can stop short of an infinite derivative at 1, and can't start after one at 0.
         self.t_end = 1.0 if all(value_at(slope, 1).is_finite for slope in slopes) else 1 - delta
         inside = torch.linspace(0, self.t_end, 1001, dtype=torch.float64)
         if not all(torch.isfinite(values).all() for values in (*self.coefficients(inside), *self.rates(inside))):

@@ -51,7 +51,7 @@ class Recorded:
         return f"{self.run} ended there, after {self._end} of {self._of} steps." if self.done else ""
 
     def temperature(self, progress: float) -> float:
-        """beta of the recorded run's step at this progress."""
+        """The temperature of the recorded run's step at this progress."""
         place = bisect.bisect_right(self._steps, progress * self._of + ROUND_OFF)
         return self._temperatures[min(place, len(self._temperatures) - 1)]
 

@@ -1,4 +1,4 @@
-"""Temperature schedules: beta as a function of progress s, the share of training done."""
+"""Temperature schedules: functions of progress s, the share of training done."""
 
 import bisect
 import itertools
@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 import gftkit
+from gftkit_plugins.adaptive import Adaptive
+from gftkit_plugins.recorded import Recorded
 
 Temperature = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -21,12 +23,12 @@ class _Schedule(ABC):
     zero_from: float
 
     def temperature(self, progress: float) -> float:
-        """beta at this progress, in [0, 1]."""
+        """The temperature at this progress, in [0, 1]."""
         return 0.0 if progress >= self.zero_from else self._warm(progress)
 
     @abstractmethod
     def _warm(self, progress: float) -> float:
-        """beta before ``zero_from``."""
+        """The temperature before ``zero_from``."""
 
 
 class Exponential(_Schedule):
@@ -141,7 +143,7 @@ class Stepwise:
         self._starts = [part / len(temperatures) for part in range(len(temperatures))]
 
     def temperature(self, progress: float) -> float:
-        """beta at this progress, in [0, 1]."""
+        """The temperature at this progress, in [0, 1]."""
         return self.temperatures[bisect.bisect_right(self._starts, progress) - 1]
 
 
@@ -161,7 +163,7 @@ class ConstantTemperature:
         self.value = self.floor = value
 
     def temperature(self, progress: float) -> float:  # noqa: ARG002
-        """beta at this progress, in [0, 1]."""
+        """The temperature at this progress, in [0, 1]."""
         return self.value
 
 
@@ -179,19 +181,8 @@ class Zero(ConstantTemperature):
 
 
 @gftkit.hookimpl
-def gftkit_stops() -> dict[str, type]:
-    """The built-in rules that end a run; of them the schedule ``adaptive`` ends its own."""
-    from gftkit_plugins.stops import CopyingStop
-
-    return {"copying": CopyingStop}
-
-
-@gftkit.hookimpl
 def gftkit_schedules() -> dict[str, type]:
     """The built-in schedules."""
-    from gftkit_plugins.adaptive import Adaptive
-    from gftkit_plugins.recorded import Recorded
-
     return {
         "adaptive": Adaptive,
         "constant": ConstantTemperature,

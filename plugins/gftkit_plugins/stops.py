@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+import gftkit
+
 
 class CopyingStop:
     """Ends a run where its samples lie as near to the training data as these lie to each other.
@@ -63,3 +65,9 @@ class CopyingStop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
         self._last = None if state["last"] is None else (float(state["last"][0]), float(state["last"][1]))
+
+
+@gftkit.hookimpl
+def gftkit_stops() -> dict[str, type]:
+    """The built-in rules that end a run; of them the schedule ``adaptive`` ends its own."""
+    return {"copying": CopyingStop}

@@ -19,15 +19,18 @@ DATA = {
 
 
 def main() -> None:
+    """Write blend.png, and print the distances."""
     run = Run.open(OUT / "gft")
-    panels = {f"temperature {beta:g}": run.samples(36, 1, temperature=beta)[0] for beta in TEMPERATURES}
+    panels = {
+        f"temperature {temperature:g}": run.samples(36, 1, temperature=temperature)[0] for temperature in TEMPERATURES
+    }
     write_png(OUT / "blend.png", sample_picture(panels, run.weights()[1].range))
-    shown = Table("temperature", *(f"Frechet distance to the {name} data" for name in DATA))
-    for beta in TEMPERATURES:
-        found = [run.evaluate([METRICS, data], temperature=beta) for data in DATA.values()]
-        cells = (f"{each['frechet']:.1f} ± {each['frechet_stderr']:.1f}" for each in found)
-        shown.add_row(f"{beta:g}", *cells)
-    Console().print(shown)
+    table = Table("temperature", *(f"Frechet distance to the {name} data" for name in DATA))
+    for temperature in TEMPERATURES:
+        values = [run.evaluate([METRICS, data], temperature=temperature) for data in DATA.values()]
+        cells = (f"{each['frechet']:.1f} ± {each['frechet_stderr']:.1f}" for each in values)
+        table.add_row(f"{temperature:g}", *cells)
+    Console().print(table)
 
 
 if __name__ == "__main__":

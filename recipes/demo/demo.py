@@ -7,13 +7,14 @@ from rich.table import Table
 
 import gftkit
 from gftkit.runs.folder import is_run
-from gftkit.study.comparison import compare, table
+from gftkit.study.comparison import compare_runs, summary_table
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "runs" / "demo"
 
 
 def main() -> None:
+    """Train the three models, or continue where they are unfinished, and write the comparison."""
     console = Console()
     runs = {}
     for name, train in (("pretrained", gftkit.pretrain), ("plain", gftkit.finetune), ("gft", gftkit.finetune)):
@@ -21,12 +22,12 @@ def main() -> None:
         console.print(f"[bold]{name}[/bold]: {config.read_text().splitlines()[0].removeprefix('# ')}")
         runs[name] = train(config, OUT / name, resume=is_run(OUT / name), quiet=False)
     del runs["pretrained"]
-    summary = compare(runs, OUT, "frechet", "Gradual Fine-Tuning from MNIST to the UCI digits")
-    head, *rows = table(summary)
-    shown = Table(*head)
+    summary = compare_runs(runs, OUT, "frechet", "Gradual Fine-Tuning from MNIST to the UCI digits")
+    head, *rows = summary_table(summary)
+    table = Table(*head)
     for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+        table.add_row(*row)
+    console.print(table)
     console.print(f"Open {OUT / 'report.html'}")
 
 

@@ -1,6 +1,6 @@
 """Quality against the number of network evaluations: the demo's models, reflow, and a flow-map student.
 
-Wants the runs of `make demo`; makes runs/fewstep/reflow and runs/fewstep/student where they are missing, then writes
+Needs the runs of `make demo`; trains runs/fewstep/reflow and runs/fewstep/student where they are missing, then writes
 curve.json and curve.png there.
 """
 
@@ -30,36 +30,35 @@ MEASURED = [
 """Against the 599 images that no run was trained on. One Euler step, and one jump, is one evaluation."""
 
 
-def trained(demo: Path, out: Path) -> dict[str, Run]:
-    """The five models, with what is missing of them trained."""
+def train_models(demo: Path, out: Path) -> dict[str, Run]:
+    """The five models; those that are missing are trained."""
     runs = {name: Run.open(demo / name) for name in ("pretrained", "plain", "gft")}
     gft, pairs = runs["gft"].folder, out / "pairs.safetensors"
     settings = [f"pretrained={gft}", f"data.run={gft}", f"data.file={pairs}"]
-    for name, train, config, changed in (
+    for name, train, config, overrides in (
         ("reflow", gftkit.finetune, "reflow/reflow.yaml", settings),
         ("student", gftkit.distill, "fewstep/student.yaml", settings[:1]),
     ):
-        made = {"overrides": changed, "resume": is_run(out / name), "quiet": False}
-        runs[name] = train(ROOT / config, out / name, **made)
+        runs[name] = train(ROOT / config, out / name, overrides=overrides, resume=is_run(out / name), quiet=False)
     return runs
 
 
-def measured(run: Run, seeds: int) -> list[dict[str, float]]:
-    """For each number of evaluations: the mean over seeds of the samples, its standard error, their own deviation."""
+def measure(run: Run, seeds: int) -> list[dict[str, float]]:
+    """Distances by number of evaluations: mean over seeds of the samples, standard error, spread between seeds."""
     solver = "flow-map" if run.config.kind == "distill" else "euler"
-    found = [run.evaluate([*MEASURED, f"evaluate.solver={{name: {solver}}}"], seed=seed) for seed in range(seeds)]
+    by_seed = [run.evaluate([*MEASURED, f"evaluate.solver={{name: {solver}}}"], seed=seed) for seed in range(seeds)]
     rows = []
     for steps in EVALUATIONS:
-        values = [each[f"frechet_{steps}_steps"] for each in found]
-        errors = [each[f"frechet_{steps}_steps_stderr"] for each in found]
+        values = [each[f"frechet_{steps}_steps"] for each in by_seed]
+        errors = [each[f"frechet_{steps}_steps_stderr"] for each in by_seed]
         spread = statistics.stdev(values) if seeds > 1 else float("nan")
         rows.append({"evaluations": steps, "frechet": statistics.mean(values), "seeds": values, "between": spread})
         rows[-1]["stderr"] = statistics.mean(errors)
     return rows
 
 
-def drawn(curves: dict[str, list[dict[str, float]]]) -> bytes:
-    """The curves as PNG."""
+def draw(curves: dict[str, list[dict[str, float]]]) -> bytes:
+    """A picture of the curves, as PNG."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     for name, rows in curves.items():
@@ -75,15 +74,16 @@ def drawn(curves: dict[str, list[dict[str, float]]]) -> bytes:
 
 
 def main() -> None:
+    """Train what is missing, measure every model, and write the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", type=Path, default=RUNS / "demo", help="the runs of `make demo`")
-    parser.add_argument("--out", type=Path, default=RUNS / "fewstep")
-    parser.add_argument("--seeds", type=int, default=3, help="of the samples")
-    given = parser.parse_args()
-    demo, out = given.demo.resolve(), given.out.resolve()
-    curves = {name: measured(run, given.seeds) for name, run in trained(demo, out).items()}
+    parser.add_argument("--demo", type=Path, default=RUNS / "demo", help="folder with the runs of `make demo`")
+    parser.add_argument("--out", type=Path, default=RUNS / "fewstep", help="folder to write into")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the samples")
+    options = parser.parse_args()
+    demo, out = options.demo.resolve(), options.out.resolve()
+    curves = {name: measure(run, options.seeds) for name, run in train_models(demo, out).items()}
     write_json(out / "curve.json", curves)
-    write_png(out / "curve.png", drawn(curves))
+    write_png(out / "curve.png", draw(curves))
     table = Table("model", *map(str, EVALUATIONS))
     for name, rows in curves.items():
         table.add_row(name, *(f"{row['frechet']:.1f} ± {row['stderr']:.1f}" for row in rows))

@@ -108,7 +108,7 @@ def test_unknown_rows_are_refused(training, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training.py", "--only", "128 dimensions"])
     with pytest.raises(SystemExit):
         training.main(training.__doc__, training.rows)
-    assert "no row holds '128 dimensions'; there are: GFT step" in capsys.readouterr().err
+    assert "no row contains '128 dimensions'; there are: GFT step" in capsys.readouterr().err
 
 
 def test_both_sides_of_sampling_call_the_network_as_often(sampling, monkeypatch):
@@ -140,14 +140,14 @@ def test_both_sides_of_sampling_call_the_network_as_often(sampling, monkeypatch)
 
 def test_intervals_are_counted_where_they_hold_what_they_estimate(capsys, monkeypatch):
     intervals = script("intervals")
-    assert intervals.holds(Estimate(1.0, 0.1), 1.15)
-    assert not intervals.holds(Estimate(1.0, 0.1), 1.25)
-    assert not intervals.holds(Estimate(1.0, 9.0, (0.9, 1.1)), 1.15)  # its own interval counts, not the error
+    assert intervals.covers(Estimate(1.0, 0.1), 1.15)
+    assert not intervals.covers(Estimate(1.0, 0.1), 1.25)
+    assert not intervals.covers(Estimate(1.0, 9.0, (0.9, 1.1)), 1.15)  # its own interval counts, not the error
     monkeypatch.setattr(intervals, "METRICS", ("energy", "precision-recall"))
     intervals.main(["--repetitions", "20", "--sizes", "25"])
     rows = {line.split("|")[1].strip(): line.split("|")[3:5] for line in capsys.readouterr().out.splitlines()[2:]}
     assert set(rows) == {"`energy`", "`precision`", "`recall`", "`density`", "`coverage`"}
     assert all(float(share.strip(" %")) >= 60 for share in rows["`energy`"])
-    monkeypatch.setattr(intervals, "measured", lambda metric, size, shift, seed: {metric: Estimate(float(seed), 0.1)})
+    monkeypatch.setattr(intervals, "measure", lambda metric, size, shift, seed: {metric: Estimate(float(seed), 0.1)})
     intervals.main(["--repetitions", "20", "--sizes", "25"])  # the negative control: errors that are far too small
     assert "| 0 % | 0 % |" in capsys.readouterr().out

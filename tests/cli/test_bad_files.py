@@ -108,14 +108,14 @@ def test_a_pickle_as_weights_is_never_run(finetuning, tmp_path, protocol):
         (tmp_path / "x.pt").write_bytes(pickle.dumps(Evil(marker)))
     message = finetuning(pretrained="x.pt", drift={"name": "mlp"})
     assert "x.pt: wanted a state dict that loads without executing code" in message
-    assert "it was not run" in message
+    assert "nothing in it was executed" in message
     assert not marker.exists()
 
 
 def test_half_of_a_file_of_torch_save_is_cut_off(finetuning, tmp_path):
     torch.save({"from_state.weight": torch.zeros(100, 100)}, tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:10_000])
-    assert "x.pt: the file is cut off" in finetuning(pretrained="x.pt", drift={"name": "mlp"})
+    assert "x.pt: the file is incomplete" in finetuning(pretrained="x.pt", drift={"name": "mlp"})
 
 
 def test_torch_does_not_warn_before_a_plain_pickle_is_refused(tmp_path):
@@ -140,7 +140,7 @@ def test_damaged_run_folders_are_refused(finetuning, refused, run_copy):
 
 def test_a_folder_without_a_run_is_refused(refused, tmp_path):
     for command in ("sample", "evaluate"):
-        assert "holds no run: config.yaml is missing" in refused(command, tmp_path)
+        assert "is no run folder: config.yaml is missing" in refused(command, tmp_path)
 
 
 # Where results go
@@ -149,7 +149,7 @@ def test_a_folder_without_a_run_is_refused(refused, tmp_path):
 def test_a_folder_that_holds_a_run_is_left_alone(refused, run_copy, write_config, pretrain_config):
     before = snapshot(run_copy)
     message = refused("pretrain", write_config(pretrain_config), "--out", run_copy)
-    assert "already holds a run" in message
+    assert "already contains a run" in message
     assert "--out" in message
     assert snapshot(run_copy) == before
     config = write_config({**pretrain_config, "seed": 2})
@@ -165,7 +165,7 @@ def test_other_files_in_the_run_folder_are_kept(gft, write_config, pretrain_conf
 
 
 def test_resume_without_a_run_is_refused(refused, write_config, pretrain_config):
-    assert "new holds no run to resume" in refused(
+    assert "new contains no run to resume" in refused(
         "pretrain", write_config(pretrain_config), "--out", "new", "--resume"
     )
 

@@ -148,7 +148,7 @@ def test_data_of_another_shape_than_the_pretrained_runs_are_refused(finetuning, 
 
 def test_held_out_data_of_another_shape_are_refused(pretraining):
     message = pretraining(evaluate={"data": {"name": "digits"}})
-    assert "evaluate.data: wanted samples of shape (2,), as the rest of the run, got (1, 8, 8)" in message
+    assert "evaluate.data: wanted samples of shape (2,), like the rest of the run, got (1, 8, 8)" in message
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".npy", ".npz"])

@@ -221,7 +221,7 @@ def test_images_are_sampled_in_their_own_values(gft, write_config, pretrain_conf
     assert listing(tmp_path / "folder") == {"000000.png", "000001.png", "mine.png"}
     (tmp_path / "more.parts").mkdir()
     (tmp_path / "more.parts" / "mine.txt").touch()
-    assert "holds something else" in gft("sample", "run", "--count", 2, "--out", "more").err
+    assert "contains other files" in gft("sample", "run", "--count", 2, "--out", "more").err
     assert listing(tmp_path / "more.parts") == {"mine.txt"}
     # Densities are of the same values, wherever the samples come from.
     np.savez(tmp_path / "s.npz", samples=found["samples"].clip(0, 16), label=found["label"])
@@ -234,7 +234,7 @@ def test_images_are_sampled_in_their_own_values(gft, write_config, pretrain_conf
     np.savez(tmp_path / "s.npz", samples=found["samples"] * 16, label=found["label"])
     assert "the run's data lie in (0.0, 16.0)" in gft("likelihood", "run", *options, "--data", samples).err
     other = "{name: mnist5k, size: 8, count: 20}"
-    assert "densities of the same values" in gft("likelihood", "run", *options, "--data", other).err
+    assert "densities of different values" in gft("likelihood", "run", *options, "--data", other).err
 
 
 def test_a_target_that_exists_is_kept_unless_forced(gft, pretrained, tmp_path):

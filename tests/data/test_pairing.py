@@ -37,7 +37,7 @@ def source(n, generator):
 
 def pairs_of(n, coupling, batch_size=8, pairing_batch=24, within_labels=False, seed=0):
     order = VisitOrder(Samples(Numbers(n), "data"), seed)
-    return Pairs(order, source, coupling, batch_size, pairing_batch, seed, within_labels)
+    return Pairs(order, source, coupling, batch_size, pairing_batch, seed, within_labels=within_labels)
 
 
 @pytest.mark.parametrize("n", [5, 24, 100])
@@ -110,7 +110,7 @@ def test_pairs_that_come_with_the_data_are_kept(registry):
             return Batch(found.x1, found.label, -found.x1)
 
     order = VisitOrder(Samples(Paired(30), "data"), 0)
-    batch = Pairs(order, source, registry.create("coupling", "optimal-transport"), 8, 8, 0, False).at(2)
+    batch = Pairs(order, source, registry.create("coupling", "optimal-transport"), 8, 8, 0, within_labels=False).at(2)
     assert torch.equal(batch.x0, -batch.x1)
 
 
@@ -121,7 +121,7 @@ def test_data_that_break_their_word_are_refused():
             x1[indices == 7] = float("nan")
             return Batch(x1)
 
-    with pytest.raises(DataError, match="sample 7 holds NaN"):
+    with pytest.raises(DataError, match="sample 7 contains NaN"):
         Samples(Broken(10), "data").at(torch.arange(10))
 
     class Misshapen(Numbers):

@@ -22,7 +22,7 @@ from typer.main import get_command
 
 import gftkit
 from gftkit.cli import app as cli
-from gftkit.cli.sections import keys
+from gftkit.cli.sections import section_keys
 from gftkit.kernel.hooks import HOOKS, KINDS
 from gftkit.runs import schema as config
 from gftkit.verify import claims
@@ -231,7 +231,7 @@ def test_every_key_of_the_configuration_is_in_its_page() -> None:
     assert set(pretrain) == set(config.KEYS)
     assert {"pretrained", "schedule"} <= set(finetune) <= set(config.FINETUNE_KEYS)
     for section in ("train", "objective", "evaluate"):
-        assert set(pretrain[section]) == set(keys(section))
+        assert set(pretrain[section]) == set(section_keys(section))
         assert f"<!-- keys: {section} -->" in page.read_text()
     defaults = {**vars(config.Train()), "steps": 1000, "learning_rate": "1e-3"}  # safe_load reads 1e-3 as text
     assert pretrain["train"] == defaults

@@ -46,7 +46,7 @@ def test_large_data_are_warned_of_in_pretraining(tmp_path, registry, scale, warn
     np.save(tmp_path / "data.npy", scale * np.ones((30, 2), dtype=np.float32))
     config = {**PRETRAIN, "data": {"name": "arrays", "file": str(tmp_path / "data.npy")}}
     found = build(resolve_config(config, "pretrain", registry)[0], registry).warnings
-    assert ["values of size 255 (root mean square)" in warning for warning in found] == [True] * warned
+    assert ["the root mean square of the values is 255" in warning for warning in found] == [True] * warned
 
 
 def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry):

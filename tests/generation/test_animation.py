@@ -14,7 +14,7 @@ from gftkit.generation.sampler import Request, Sampler
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_a_trajectory_goes_from_noise_to_data(images, tmp_path, suffix):
     request = Request(40, 1, solver={"name": "euler", "steps": 5})
-    bulk.write(images, request, tmp_path / "s.npz", tmp_path / f"way{suffix}", device="cpu")
+    bulk.write(images, request, tmp_path / "s.npz", trajectory=tmp_path / f"way{suffix}", device="cpu")
     sampler = Sampler(images, request)
     states = sampler.states(36)
     assert apart(states[-1], samples(tmp_path / "s.npz")[:36]) < ROUND_OFF * 16

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import gftkit
-from gftkit.generation.likelihood import bits_per_dimension, divergence, hutchinson, likelihood, log_density, rademacher
+from gftkit.generation.likelihood import bits_per_dimension, divergence, hutchinson, log_density, rademacher
+from gftkit.generation.run_likelihood import likelihood
 from gftkit.kernel.errors import ConfigError
 
 

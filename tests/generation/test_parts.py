@@ -77,11 +77,11 @@ def test_parts_of_other_samples_are_refused(flow, tmp_path):
         "precision": {"precision": "bfloat16"},
     }
     for name, change in changes.items():
-        with pytest.raises(RunError, match=f"parts of other samples: {name}"):
+        with pytest.raises(RunError, match=f"parts of other samples, which differ in {name}"):
             bulk.write(flow, Request(**{**usual, **change}), out, device="cpu", resume=True)
-    with pytest.raises(RunError, match="parts of other samples: weights"):
+    with pytest.raises(RunError, match="parts of other samples, which differ in weights"):
         bulk.write(other, Request(**usual), out, device="cpu", resume=True)
-    with pytest.raises(RunError, match="Go on with them by --resume"):
+    with pytest.raises(RunError, match="Continue it with --resume"):
         bulk.write(flow, Request(**usual), out, device="cpu")
     bulk.write(flow, Request(**usual), out, device="cpu", resume=True)
     assert not samples(out)[:64].any()  # the part was taken
@@ -101,7 +101,7 @@ def test_a_damaged_part_is_made_again_with_a_warning(flow, tmp_path, capfd):
     with pytest.raises(WeightsError, match="the content doesn't match its digest"):
         list(parts.read())
     bulk.write(flow, request, out, device="cpu", resume=True)
-    assert "a damaged part is made again" in capfd.readouterr().err
+    assert "a damaged part is sampled again" in capfd.readouterr().err
     assert apart(samples(out), flow.samples(COUNT, 3)[0]) < ROUND_OFF
 
 
@@ -110,7 +110,7 @@ def test_a_part_of_something_else_is_not_taken(flow, tmp_path):
     parts, others = Parts(tmp_path / "s.npz", {"seed": 1}), Parts(tmp_path / "s.npz", {"seed": 2})
     parts.begin()
     others.write(0, torch.zeros(64, 2), 1.0)
-    with pytest.raises(RunError, match="holds other samples"):
+    with pytest.raises(RunError, match="contains other samples"):
         list(parts.read())
 
 

@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 
 def error_of_means(run, given, told=None, **options):
     """The largest distance of the mean of samples under each of 4 conditions from 2 c."""
-    x1, _ = run.samples(4 * 500, given={"c": given if told is None else told}, **options)
+    x1, _ = run.samples(4 * 500, conditions={"c": given if told is None else told}, **options)
     return float((x1.reshape(500, 4, 2).mean(0) - 2 * given).norm(dim=1).max())
 
 
@@ -61,32 +61,32 @@ def test_a_trained_conditional_model_has_the_right_conditional_means(trained):
     assert error_of_means(trained, corners, guidance=0.0) > 5 * SETTLED
     assert error_of_means(trained, corners, told=corners.roll(1, 0)) > 5 * SETTLED
     # Guidance overstates the condition: samples lie farther out.
-    far = trained.samples(2000, given={"c": corners}, guidance=2.0)[0].reshape(500, 4, 2).mean(0)
-    usual = trained.samples(2000, given={"c": corners})[0].reshape(500, 4, 2).mean(0)
+    far = trained.samples(2000, conditions={"c": corners}, guidance=2.0)[0].reshape(500, 4, 2).mean(0)
+    usual = trained.samples(2000, conditions={"c": corners})[0].reshape(500, 4, 2).mean(0)
     assert ((far * corners).sum(1) > (usual * corners).sum(1) + 0.05).all()
 
 
 def test_samples_are_written_with_the_conditions_they_were_made_under(trained, tmp_path):
     c = torch.tensor([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
-    x1, given = trained.samples(5, given={"c": c.double()})
+    x1, given = trained.samples(5, conditions={"c": c.double()})
     assert torch.equal(given["c"], c[[0, 1, 2, 0, 1]])
-    assert torch.equal(x1, trained.samples(5, given={"c": c})[0])
+    assert torch.equal(x1, trained.samples(5, conditions={"c": c})[0])
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r"this drift is given 'c', got none\. Give exactly these"),
-        ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"given 'c', got 'c', 'd'"),
+        (None, r"this drift takes 'c', got none\. Give exactly those"),
+        ({"c": torch.zeros(2, 2), "d": torch.zeros(2)}, r"takes 'c', got 'c', 'd'"),
         ({"c": torch.zeros(2, 3)}, r"wanted 'c' of shape \('n', 2\), as in training, got \(2, 3\)"),
         ({"c": torch.zeros(0, 2)}, "at least one"),
-        ({"c": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])}, r"'c' holds NaN or infinity in row 1"),
+        ({"c": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])}, r"'c' contains NaN or infinity in row 1"),
         ({"c": torch.zeros(())}, "at least one"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(trained, given, message):
     with pytest.raises(ConfigError, match=message):
-        trained.samples(3, given=given)
+        trained.samples(3, conditions=given)
 
 
 def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
@@ -94,14 +94,14 @@ def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     drift.conditions = ("label",)
 
     def ask(drift, count, *told):
-        return asking.in_turn(asking.conditions(drift, *told), 0, count)
+        return asking.conditions_at(asking.parse_condition_request(drift, *told), 0, count)
 
     assert ask(drift, 5, None, None, 3, {})["label"].tolist() == [0, 1, 2, 0, 1]
     assert ask(drift, 2, None, 2, 3, {})["label"].tolist() == [2, 2]
     assert ask(drift, 3, {"label": torch.tensor([2, 0], dtype=torch.int32)}, None, 3, {})["label"].tolist() == [2, 0, 2]
     with pytest.raises(ConfigError, match="wanted 0 to 2, got 3"):
         ask(drift, 2, {"label": torch.tensor([0, 3])}, None, 3, {})
-    with pytest.raises(ConfigError, match="given twice"):
+    with pytest.raises(ConfigError, match="got two, by --label and by --conditions"):
         ask(drift, 2, {"label": torch.tensor([0])}, 1, 3, {})
     with pytest.raises(ConfigError, match="whole numbers"):
         ask(drift, 2, {"label": torch.tensor([0.0])}, None, 3, {})
@@ -109,7 +109,7 @@ def test_labels_are_asked_for_by_number_in_turn_or_from_a_file():
     both = ask(drift, 3, {"age": torch.tensor([1.0, 2.0])}, 1, 3, {"age": ()})
     assert both["label"].tolist() == [1, 1, 1]
     assert both["age"].tolist() == [1, 2, 1]
-    with pytest.raises(ConfigError, match="as many rows"):
+    with pytest.raises(ConfigError, match="the same number of rows"):
         ask(drift, 3, {"age": torch.zeros(2), "label": torch.zeros(3, dtype=torch.int64)}, None, 3, {"age": ()})
     drift.conditions = ()
     assert ask(drift, 3, None, None, None, {}) == {}
@@ -155,7 +155,7 @@ def test_the_command_line_samples_under_conditions_and_guidance(gft, write_confi
         assert not numpy.allclose(one["samples"], other["samples"])
     refused = gft("sample", "run", "--out", "none.npz")
     assert refused.code == 2
-    assert "Give exactly these" in refused.err
+    assert "Give exactly those" in refused.err
     run["train"]["condition_dropout"] = 0.0
     refused = gft("pretrain", write_config(run), "--out", "other")
     assert refused.code == 2
@@ -180,5 +180,5 @@ def test_conditions_that_are_not_finite_are_refused():
     drift = torch.nn.Identity()
     drift.conditions = ("age",)
     for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="'age' holds NaN or infinity in row 1"):
-            asking.conditions(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})
+        with pytest.raises(ConfigError, match="'age' contains NaN or infinity in row 1"):
+            asking.parse_condition_request(drift, {"age": torch.tensor([0.0, wrong])}, None, None, {"age": ()})

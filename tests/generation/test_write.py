@@ -69,11 +69,11 @@ def test_sample_refuses_bad_requests_before_anything_is_written(flow, refused, t
     assert "batch_size: wanted at least 1, got 0" in refused(*ask, "--batch-size", "0")
     assert "--steps: wanted at least 1, got -1" in refused(*ask, "--steps", "-1")
     assert "precision: wanted float32, bfloat16, float16, got 'int8'" in refused(*ask, "--precision", "int8")
-    assert "is no fine-tune and has no anchor" in refused(*ask, "--temperature", "0.3")
+    assert "is no fine-tune, so it has no anchor" in refused(*ask, "--temperature", "0.3")
     assert "wanted a finite number >= 0, got nan" in refused(*ask, "--temperature", "nan")
     assert "wanted .gif, .png, .webp, got '.mp4'" in refused(*ask, "--trajectory", "way.mp4")
-    assert "jumps by a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
-    assert "this drift is given none" in refused(*ask, "--conditions", "c.npz")
+    assert "requires a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
+    assert "this drift takes none" in refused(*ask, "--conditions", "c.npz")
     (tmp_path / "way.gif").write_text("mine")
     assert "way.gif exists" in refused(*ask, "--trajectory", "way.gif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.npz", "way.gif"]
@@ -91,15 +91,15 @@ def test_an_interruption_says_how_to_resume(flow, gft, tmp_path, monkeypatch):
     ask = ("sample", flow.folder, "--count", 100, "--batch-size", 64, "--out", "s.npz")
     done = gft(*ask)
     assert (done.code, done.out) == (130, "")
-    assert done.err.strip() == "Interrupted: s.npz isn't written. Go on by --resume."
+    assert done.err.strip() == "Interrupted before s.npz was written. Continue with --resume."
     monkeypatch.undo()
-    assert "Go on with them by --resume" in gft("sample", flow.folder, "--out", tmp_path / "s.npz").err
+    assert "Continue it with --resume" in gft("sample", flow.folder, "--out", tmp_path / "s.npz").err
     assert (tmp_path / "s.npz.parts").is_dir()
 
 
 def test_resume_without_parts_starts_anew_and_says_so(flow, gft, tmp_path):
     done = gft("sample", flow.folder, "--count", 3, "--out", "s.npz", "--resume", "--json")
     assert done.code == 0
-    assert "s.npz.parts holds no parts to go on with: starting with the first sample" in done.err
+    assert "s.npz.parts contains no parts to continue: starting with the first sample" in done.err
     assert json.loads(done.out) == {"file": "s.npz", "count": 3, "seed": 0, "evaluations": 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]

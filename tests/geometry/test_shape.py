@@ -113,7 +113,7 @@ def test_the_transport_cost_is_the_least_of_all_pairings():
     assert found.value == pytest.approx(float(sorted_cost), rel=1e-6)
     assert found.value < float((x0 - x1).square().mean())
     assert 0 < found.stderr < found.value
-    with pytest.raises(ValueError, match="at least as many"):
+    with pytest.raises(ValueError, match="at least 20 samples, one for each group"):
         geometry.transport_cost(x0[:19], x1[:19], torch.Generator())
 
 

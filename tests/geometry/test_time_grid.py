@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from gftkit.geometry.time_grid import best_indices, descended, fit, fit_run, local_errors, read_grids
+from gftkit.geometry.grid_search import best_indices, descend, local_errors
+from gftkit.geometry.time_grid import fit, fit_run, read_grids
 from gftkit.geometry.tracing import Flow, flow_of, squared_distances
 from gftkit.kernel.errors import ConfigError, RunError
 
@@ -108,9 +109,9 @@ def test_a_descent_never_ends_higher_and_keeps_the_order():
     def error(indices):
         return abs(indices[1] - 3) + abs(indices[2] - 4)
 
-    assert error(descended([0, 20, 30, 40], 40, error)) < error([0, 20, 30, 40])
-    assert descended([0, 3, 4, 40], 40, error) == [0, 3, 4, 40]
-    found = descended([0, 1, 2, 40], 40, lambda indices: -indices[1])
+    assert error(descend([0, 20, 30, 40], 40, error)) < error([0, 20, 30, 40])
+    assert descend([0, 3, 4, 40], 40, error) == [0, 3, 4, 40]
+    found = descend([0, 1, 2, 40], 40, lambda indices: -indices[1])
     assert found == sorted(set(found))
 
 

@@ -131,7 +131,14 @@ def test_the_table_and_the_block_are_printed(gft, case, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     done = gft("inspect", case("Diffusers"), "--set", "drift.convention=null")
     assert done.code == 0, done.err
-    for word in ("denoising error", "flow matching loss", "1000 (1 - t)", "(linear)", "(untrained)", "Told from every"):
+    for word in (
+        "denoising error",
+        "flow matching loss",
+        "1000 (1 - t)",
+        "(linear)",
+        "(untrained)",
+        "Significantly better",
+    ):
         assert word in done.out
     block = parse_yaml(done.out[done.out.index("drift:") :], "block")
     assert block["drift"]["convention"]["time"] == "reversed"
@@ -212,10 +219,10 @@ def test_a_close_call_is_reported_as_one(gft, case, tmp_path, trained):
     config = case("Torchcfm", key=None, convention="torchcfm")
     done = gft("inspect", config, "--count", "64", "--out", "found.yaml")
     assert done.code == 1
-    assert "Close call: these 2 hypotheses aren't told apart" in done.out
+    assert "Close call: the differences between these 2 hypotheses aren't significant" in done.out
     assert "key: ema" in done.out
     assert "key: model" in done.out
-    assert "Only the weights are open, so one line under `drift` decides: `key: " in done.out
+    assert "They differ in the weights only, so one line under `drift` decides: `key: " in done.out
     assert "false-alarm rate 0.001" in done.out
     assert not (tmp_path / "found.yaml").exists()
     answer = json.loads(gft("inspect", config, "--count", "64", "--json").out)
@@ -231,7 +238,7 @@ def test_weights_that_fit_no_hypothesis_are_one_error(gft, case, trained, tmp_pa
     torch.save({"ema": random}, tmp_path / "random.pt")
     done = gft("inspect", case("Torchcfm", weights=str(tmp_path / "random.pt")), "--count", "512")
     assert done.code == 1
-    assert done.err.startswith("Error: No hypothesis fits: the best has a denoising error of")
+    assert done.err.startswith("Error: No hypothesis fits: the lowest denoising error, ")
     assert "linear: " in done.err
     assert "denoising error" in done.out  # the table is there as evidence
     assert "(linear)" in done.out
@@ -271,7 +278,7 @@ def test_inspect_reports_bad_files_as_one_error(refused, gft, case, tmp_path, wr
     message = refused("inspect", case("Sit"), code=2)
     assert "the weights don't fit the drift" in message  # those without labels
     message = refused("inspect", case("Torchcfm", convention={"call": "a=x, b=t"}), code=1)
-    assert "can't be called in any way that was tried" in message
+    assert "can't be called in any of the ways tried" in message
 
 
 # --- networks of other libraries --------------------------------------------------------------------------------------

@@ -83,10 +83,10 @@ def test_a_network_that_cannot_be_called_is_refused():
             return a
 
     with pytest.raises(
-        InspectionError, match=r"can't be called in any way that was tried:\n  t, x: TypeError"
+        InspectionError, match=r"can't be called in any of the ways tried:\n  t, x: TypeError"
     ) as caught:
         look(Three(oracles.Oracle(TRUTH)), TRUTH)
-    assert "Give convention.call, or wrap the network in a class with forward(t, x)" in str(caught.value)
+    assert "Set convention.call, or wrap the network in a class with forward(t, x)" in str(caught.value)
 
 
 def test_labels_go_where_the_network_takes_them():

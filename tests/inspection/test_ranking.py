@@ -69,7 +69,7 @@ def test_equal_weights_are_one_hypothesis():
     found = look(Told(oracles.Oracle(TRUTH)), TRUTH, {"raw": {}, "ema": {}}, fixed=USUAL)
     assert found.verdict == "clear"
     assert [same.weights for same in found.best.same] == ["ema"]
-    assert any("can't be told apart" in note for note in found.notes)
+    assert any("differences don't matter" in note for note in found.notes)
 
 
 def test_a_symmetric_case_is_said_to_be_one():
@@ -79,7 +79,7 @@ def test_a_symmetric_case_is_said_to_be_one():
     assert found.verdict == "clear"
     assert found.best.hypothesis.convention.time == "forward"
     assert any(same.convention.time == "reversed" for same in found.best.same)
-    assert any("can't be told apart" in note for note in found.notes)
+    assert any("differences don't matter" in note for note in found.notes)
 
 
 def random_network(d, seed):
@@ -148,9 +148,9 @@ def test_an_inspection_is_a_function_of_its_seed():
 def test_inspection_refuses_stochastic_paths_and_few_samples():
     bridge = REGISTRY.build("path", {"name": "brownian-bridge"})
     samples = Samples(Law(TRUTH), "data")
-    rest = [samples, Facts((3,), None, None), bridge, None, INDEPENDENT]
+    rest = {"path": bridge, "source": None, "coupling": INDEPENDENT}
     with pytest.raises(ConfigError, match="a path with noise has no one-step denoising error"):
-        ranking.inspect(Told(oracles.Oracle(TRUTH)), [], *rest)
+        ranking.inspect(Told(oracles.Oracle(TRUTH)), [], samples, Facts((3,), None, None), **rest)
     with pytest.raises(ConfigError, match="--count: wanted at least 64"):
         look(Told(oracles.Oracle(TRUTH)), TRUTH, count=63)
 
@@ -163,19 +163,19 @@ def test_equally_good_hypotheses_are_told_apart_as_rarely_as_said(monkeypatch):
     for _ in range(rounds):
         shared = torch.randn(16, generator=generator)
         scores = sorted(((shared + torch.randn(9, 16, generator=generator)).tolist()), key=sum)
-        alarms += ranking.told_apart(scores[0], scores[1], 8)
+        alarms += ranking.is_significantly_less(scores[0], scores[1], 8)
     assert alarms / rounds <= 0.1
     better, worse = [0.0, 0.1, 0.2, 0.1], [1.0, 1.2, 1.1, 1.1]
-    assert ranking.told_apart(better, worse, 8)
-    assert not ranking.told_apart(worse, better, 8)
-    assert ranking.told_apart(better, [float("inf")] * 4, 8)
-    assert not ranking.told_apart([float("inf")] * 4, [float("inf")] * 4, 8)
+    assert ranking.is_significantly_less(better, worse, 8)
+    assert not ranking.is_significantly_less(worse, better, 8)
+    assert ranking.is_significantly_less(better, [float("inf")] * 4, 8)
+    assert not ranking.is_significantly_less([float("inf")] * 4, [float("inf")] * 4, 8)
 
 
 def test_every_preset_is_within_reach():
     """What the doctor tries holds every preset's time, scale, sign and prediction."""
     attempt = probing.Attempt({"call": "t, x"})
-    ways = list(ranking._ways(attempt, INDEPENDENT, bounded=True))
+    ways = list(ranking._conventions(attempt, INDEPENDENT, bounded=True))
     tried = {(way.time, way.time_scale, way.predicts, way.sign) for way in ways}
     assert len({repr(way) for way in ways}) == len(ways)
     for name in set(PRESETS) - {"gftkit"}:

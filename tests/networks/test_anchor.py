@@ -90,7 +90,7 @@ def test_the_anchors_hash_depends_on_the_event_shape_and_not_on_the_folder(first
     assert one == other == read_notes(first / "model.safetensors")["anchor"]
     facts = made(tuning(pretrained), registry).facts
     spec = gftkit.Run.open(pretrained).config.drift
-    assert lineage.made_of(spec, facts, registry)["event_shape"] == [2]
+    assert lineage.describe_drift(spec, facts, registry)["event_shape"] == [2]
 
 
 # What the anchor is
@@ -253,10 +253,10 @@ def test_an_external_anchor_is_checked_like_what_is_fine_tuned(pretrained, regis
     path = other_run(registry, tmp_path / "path", path={"name": "trigonometric"})
     refused(path, ConfigError, r"differs from the anchor\.pretrained run's .* in sigma, alpha")
     shape = other_run(registry, tmp_path / "shape", data={"name": "digits", "count": 20})
-    refused(shape, ConfigError, r"wanted a drift for samples of shape \(2,\), and .* was trained on \(1, 8, 8\)")
+    refused(shape, ConfigError, r"wanted a drift for samples of shape \(2,\), got .*, which was trained on \(1, 8, 8\)")
     refused(pretrained, WeightsError, "don't fit the drift", drift={"name": "mlp", "width": 8})
     told = other_run(registry, tmp_path / "told", drift={"name": "mlp", "width": 8, "conditional": True})
-    refused(told, ConfigError, "its drift is given label, and the drift that is trained isn't")
+    refused(told, ConfigError, "its drift takes the condition label, and the trained drift doesn't")
     unfinished = shutil.copytree(pretrained, tmp_path / "unfinished")
     (unfinished / "model.safetensors").unlink()
     refused(unfinished, RunError, "isn't finished")
@@ -280,7 +280,9 @@ def test_a_run_resumes_on_its_own_anchor_only(pretrained, registry, tmp_path):
     model = other / "model.safetensors"
     tensors, notes = read_tensors(model)
     write_tensors(model, {name: 2 * tensor for name, tensor in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"the anchor \(external\) isn't the one .* have changed") as caught:
+    with pytest.raises(
+        RunError, match=r"the anchor \(external\) has changed since this run started: .* have changed"
+    ) as caught:
         gftkit.finetune(config, broken, registry=registry, resume=True)
     assert str(other) in str(caught.value)
     write_tensors(model, tensors, notes)
@@ -295,5 +297,5 @@ def test_a_checkpoint_without_its_anchors_is_refused(first, pretrained, registry
     tensors, notes = read_tensors(path)
     del notes["anchors"]
     write_tensors(path, tensors, notes)
-    with pytest.raises(RunError, match=r"the anchor \(frozen\) isn't the one that this run started with"):
+    with pytest.raises(RunError, match=r"the anchor \(frozen\) has changed since this run started"):
         gftkit.finetune(tuning(pretrained), broken, registry=registry, resume=True)

@@ -38,8 +38,8 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("t", "has no x"),
-        ("cat(t, label)", "has no x"),
+        ("t", "lacks x"),
+        ("cat(t, label)", "lacks x"),
         ("cat(x)", "'cat.x.' is neither"),
         ("cat(x, t", "neither"),
         ("cat(x, )", "neither"),

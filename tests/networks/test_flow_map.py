@@ -78,13 +78,13 @@ def test_any_network_can_be_wrapped_by_its_state_or_by_a_module_that_is_named(tm
         assert torch.equal(student(t, x, end=end), student.drift(t, x))
         student.embed[-1].bias.data += 1
         assert not torch.allclose(student(t, x, end=end), student.drift(t, x))
-    with pytest.raises(ValueError, match=r"no module 'frist'. It has first, last"):
+    with pytest.raises(ValueError, match=r"no module 'frist'. Modules: first, last"):
         FlowMap(Plain(), (2,), into="frist")
 
 
 def test_an_embedding_needs_a_module_of_vectors():
     with pytest.raises(
-        ConfigError, match=r"wanted a module whose output is \(batch, d\), and that of 'first' is shape"
+        ConfigError, match=r"wanted a module whose output is \(batch, d\), and the output of 'first' is shape"
     ):
         make("unet", into="first")
 
@@ -139,5 +139,5 @@ def test_jumps_on_any_grid_land_where_the_flow_does(steps, grid):
 
 
 def test_a_velocity_has_no_jumps():
-    with pytest.raises(ConfigError, match=r"jumps by a flow map, and this drift is a velocity.*gft distill"):
+    with pytest.raises(ConfigError, match=r"requires a flow map, and this drift is a velocity.*gft distill"):
         sampled(REGISTRY.build("drift", {"name": "mlp", "width": 8}, event_shape=[1]), 2)

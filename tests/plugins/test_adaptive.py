@@ -226,6 +226,6 @@ def test_adaptive_holds_its_start_temperature_while_held_out_pairs_ask_for_more(
 
 def test_adaptive_by_held_out_pairs_needs_held_out_data(config, registry, tmp_path):
     config["schedule"] = {"name": "adaptive", "evidence": "held-out"}
-    with pytest.raises(ConfigError, match="the run has none"):
+    with pytest.raises(ConfigError, match="this run has none"):
         gftkit.finetune(config, tmp_path / "run", registry=registry)
     assert not (tmp_path / "run" / "config.yaml").exists()

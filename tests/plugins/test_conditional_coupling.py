@@ -77,10 +77,10 @@ class Heeding:
 def test_the_kernel_tells_conditions_to_couplings_that_heed_them_label_by_label():
     heeding, label = Heeding(), torch.tensor([1, 0, 1])
     x, c = torch.zeros(3, 2), torch.tensor([5.0, 6.0, 7.0])
-    pair(heeding, x, x, torch.Generator(), label, True, {"c": c})
+    pair(heeding, x, x, torch.Generator(), label, within_labels=True, conditions={"c": c})
     assert [told["c"].tolist() for _, told in heeding.seen] == [[6], [5, 7]]
     heeding.conditional = False
-    pair(heeding, x, x, torch.Generator(), label, False, {"c": c})
+    pair(heeding, x, x, torch.Generator(), label, within_labels=False, conditions={"c": c})
     assert heeding.seen[-1][1] is None
 
 

@@ -328,7 +328,7 @@ def test_trackers_are_resolved_with_every_option(registry, write_config, tmp_pat
         ([{"project": "p"}], "track[0]: wanted the name of a tracker, or {name: ...} with options"),
         ([{"name": "wandb", "projekt": "p"}], "unknown option of track[0]: 'projekt'. Did you mean 'project'?"),
         ([{"name": "wandb", "mode": "of"}], "track[0].mode: wanted 'online' or 'offline' or null, got 'of'"),
-        (["tensorboard", {"name": "tensorboard"}], "track[1]: 'tensorboard' stands twice"),
+        (["tensorboard", {"name": "tensorboard"}], "track[1]: 'tensorboard' occurs twice"),
     ],
 )
 def test_bad_tracker_options_are_refused(pretraining, track, message):

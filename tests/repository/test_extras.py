@@ -50,9 +50,10 @@ def test_no_module_imports_what_only_some_need(process):
         "            importlib.import_module(module.name)\n"
         "            count += 1\n"
         "print([name for name in loaded() if name not in by_itself], count)\n"
-        "from gftkit.theory import expression, pictures\n"
-        "pictures.samples({'one': torch.zeros(4, 1)}, None); print(loaded())\n"
-        "expression.parse('t'); print(loaded())\n"
+        "from gftkit.recording import pictures\n"
+        "from gftkit.theory import expression\n"
+        "pictures.sample_picture({'one': torch.zeros(4, 1)}, None); print(loaded())\n"
+        "expression.parse_formula('t'); print(loaded())\n"
     )
     done = process(code, start=("-c",))
     assert done.code == 0, done.err
@@ -120,7 +121,7 @@ def test_samples_without_matplotlib_are_arrays_and_images(refused, gft, without,
     for event_shape in ((1, 8, 8), (3, 8, 8)):
         check_target(tmp_path / "s.png", event_shape, force=False)
         check_animation(tmp_path / "way.gif", event_shape, force=False)
-    pictures.write_image(tmp_path / "image.png", pictures.grid(torch.zeros(4, 1, 8, 8), (0, 1)))
+    pictures.write_image(tmp_path / "image.png", pictures.image_grid(torch.zeros(4, 1, 8, 8), (0, 1)))
 
 
 def test_measured_flows_without_matplotlib_are_numbers(gft, without, pretrained, tmp_path):
@@ -156,6 +157,6 @@ def test_without_sympy_no_claim_is_checked_rather_than_fewer(without):
 def test_formulas_without_sympy_are_refused(without, finetuning):
     without("sympy")
     with pytest.raises(MissingPackageError, match=f"a formula in t: wanted the package sympy, .*{SYMBOLIC}"):
-        expression.parse("1 - t")
+        expression.parse_formula("1 - t")
     assert re.search(f"a formula in t: .*{SYMBOLIC}", finetuning(path={"name": "affine"}))
     assert re.search(SYMBOLIC, finetuning(objective={"weight": "1 - t"}))

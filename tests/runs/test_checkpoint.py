@@ -34,7 +34,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, damage)
     DAMAGES[damage](newest)
     found, warnings = checkpoint.latest(stopped / "checkpoints")
     assert found.step == 9
-    assert [warning.split(":")[0] for warning in warnings] == [f"{newest.name} is damaged and was passed over"]
+    assert [warning.split(":")[0] for warning in warnings] == [f"checkpoint {newest.name} is damaged and was skipped"]
 
 
 def test_damaged_checkpoints_do_not_push_out_sound_ones(tmp_path):

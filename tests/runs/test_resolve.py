@@ -12,7 +12,7 @@ from gftkit.api import Run
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, DataError, UnknownNameError
 from gftkit.kernel.options import plain
-from gftkit.runs.folder import restore
+from gftkit.runs.folder import config_from_dict
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_config
 
@@ -223,7 +223,7 @@ def test_settings_of_a_fine_tune_win_over_inherited_ones(registry, finetune_conf
 
 def test_a_single_option_of_an_inherited_component_cannot_be_changed(registry, finetune_config):
     message = (
-        r"drift: the pretrained run's drift 'mlp' is inherited whole, .* got {'width': 32}\. Leave `drift` out, or"
+        r"drift: the pretrained run's drift 'mlp' is inherited as a whole: .* got {'width': 32}\. Leave `drift` out, or"
     )
     with pytest.raises(ConfigError, match=message):
         resolve_config(finetune_config, "finetune", registry, ["drift.width=32"])
@@ -255,7 +255,7 @@ def test_a_fine_tune_on_another_path_is_refused_with_the_reason(resolve, registr
     finetune_config["path"] = path
     if path["name"] == "brownian-bridge":
         finetune_config["evaluate"]["solver"]["name"] = "euler-maruyama"
-    with pytest.raises(ConfigError, match=f"differs from the pretrained run's .* in {parts}. Its anchor is the drift"):
+    with pytest.raises(ConfigError, match=f"differs from the pretrained run's .* in {parts}. The anchor is the drift"):
         build(resolve(finetune_config), registry)
 
 
@@ -264,7 +264,7 @@ def test_labels_matter_to_a_conditional_drift_only(resolve, registry, pretrain_c
     pretrain_config["drift"]["conditional"] = True
     gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
     finetune_config["pretrained"] = str(tmp_path / "run")
-    with pytest.raises(DataError, match="data: labels up to 7, and the drift knows 2 classes"):
+    with pytest.raises(DataError, match="data: labels up to 7, and the drift has 2 classes"):
         build(resolve(finetune_config), registry)
     with pytest.raises(DataError, match="the data have no labels"):
         build(resolve(finetune_config, "data={name: gaussian, event_shape: [2]}"), registry)
@@ -286,7 +286,7 @@ def test_a_configuration_survives_its_file(resolve, pretrain_config, finetune_co
     pretrain_config["evaluate"]["metrics"] = [{"name": "frechet", "feature": {"name": "identity"}}, "energy"]
     for given in (pretrain_config, finetune_config):
         config = resolve(given)
-        read_back = restore(yaml.safe_load(yaml.safe_dump(config.to_dict())))
+        read_back = config_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())))
         assert read_back.to_dict() == config.to_dict()
         assert read_back.kind == config.kind
         assert resolve(config.to_dict()).to_dict() == config.to_dict()

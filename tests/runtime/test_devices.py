@@ -32,7 +32,7 @@ def test_a_launch_that_starts_one_process_is_warned_about(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as clusters do
     assert devices.launch_warnings(one, "float32") == []
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert "use torchrun" in devices.launch_warnings(one, "float32")[0]
+    assert "Use torchrun" in devices.launch_warnings(one, "float32")[0]
     assert devices.launch_warnings(two, "float32") == []
 
 

@@ -9,7 +9,7 @@ from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import bind_conditions, generate, grid_of, trajectory
 from gftkit.sampling.noise import FromGenerator
 from gftkit.theory import flow
-from gftkit_verification.testbeds.problems import random_flow
+from gftkit_verification.testbeds.problems.flows import random_flow
 
 N, D = 20_000, 2
 MOMENTS = 5 / math.sqrt(N)  # 5 standard errors of a mean of unit variance

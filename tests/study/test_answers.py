@@ -7,7 +7,7 @@ import yaml
 from support.paths import ROOT
 
 from gftkit.study.answers import QUESTIONS, answer, answers
-from gftkit.study.reporting import in_markdown, numbers
+from gftkit.study.reporting import in_markdown, result_sections
 from gftkit.study.statistics import Difference, interval
 
 STUDIES = sorted(path.parent for path in (ROOT / "docs/evidence").glob("*/results.json"))
@@ -66,9 +66,9 @@ def test_without_pairs_nothing_is_said():
 
 def test_each_question_has_metrics_of_its_own():
     names = ["frechet", "frechet_4_steps", "energy", "spearman", "vendi", "path_length", "steps_to_threshold", "steps"]
-    asked = {name: [q.text for q in QUESTIONS if q.asks(name, "frechet")] for name in names}
+    asked = {name: [q.text for q in QUESTIONS if q.matches(name, "frechet")] for name in names}
     assert {name for name, questions in asked.items() if len(questions) != 1} == {"steps"}
-    assert not any(q.asks("energy_4_steps", "frechet") for q in QUESTIONS)
+    assert not any(q.matches("energy_4_steps", "frechet") for q in QUESTIONS)
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
@@ -76,10 +76,10 @@ def test_the_tables_in_docs_are_those_of_the_rows(study):
     held = json.loads((study / "results.json").read_text())
     described = yaml.safe_load((ROOT / f"recipes/studies/{study.name}.yaml").read_text())
     text = (study / "table.md").read_text()
-    for part in numbers(held, described["metric"], described.get("baseline", "plain")):
+    for part in result_sections(held, described["metric"], described.get("baseline", "plain")):
         assert in_markdown(part) in text, part.title
     held[0]["value"] += 1  # the negative control
-    changed = numbers(held, described["metric"], described.get("baseline", "plain"))
+    changed = result_sections(held, described["metric"], described.get("baseline", "plain"))
     assert not all(in_markdown(part) in text for part in changed)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import gftkit
 from gftkit.kernel.errors import ConfigError, MissingPackageError
-from gftkit.study.comparison import compare, table
+from gftkit.study.comparison import compare_runs, summary_table
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def runs(pretrained, tmp_path_factory):
 def test_a_comparison_without_matplotlib_is_refused_before_it_begins(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match=r"a comparison: .*pip install 'gftkit\[report\]'"):
-        compare(runs, tmp_path, "energy", "A title")
+        compare_runs(runs, tmp_path, "energy", "A title")
     assert not list(tmp_path.iterdir())
 
 
 def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path, with_pictures):
-    summary = compare(runs, tmp_path, "energy", "A <title>")
+    summary = compare_runs(runs, tmp_path, "energy", "A <title>")
     stability = {"spearman", "instant_variance", "instant_variance_whole", "largest_setback", "steps_to_threshold"}
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert list(summary) == ["pretrained", "plain", "gft"]
@@ -54,14 +54,14 @@ def test_comparison_writes_numbers_pictures_and_report(runs, tmp_path, with_pict
     assert "http" not in report.replace("http-equiv", "")  # self-contained
     for name in ("samples.png", "curve.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    head, *rows = table(summary)
+    head, *rows = summary_table(summary)
     assert head == ["", "pretrained", "plain", "gft"]
     assert not {"energy_stderr", "energy_low", "energy_high"} & {row[0] for row in rows}
     assert "[" in next(row for row in rows if row[0] == "energy")[2]
 
 
 def test_thresholds_not_reached_or_not_known_are_left_open(runs, tmp_path):
-    summary = compare(runs, tmp_path, "energy", "title", threshold=-99.0)
+    summary = compare_runs(runs, tmp_path, "energy", "title", threshold=-99.0)
     assert summary["gft"]["steps_to_threshold"] is None
     assert summary["gft"]["seconds_to_threshold"] is None
 
@@ -78,7 +78,7 @@ def test_seconds_of_training_rise_and_leave_evaluations_out(runs):
 
 def test_runs_that_cannot_be_compared_are_refused(runs, pretrained, tmp_path):
     with pytest.raises(ConfigError, match="doesn't measure frechet: it has energy"):
-        compare(runs, tmp_path, "frechet", "title")
+        compare_runs(runs, tmp_path, "frechet", "title")
     with pytest.raises(ConfigError, match="one pretrained run"):
-        compare({"pre": gftkit.Run.open(pretrained)}, tmp_path, "energy", "title")
+        compare_runs({"pre": gftkit.Run.open(pretrained)}, tmp_path, "energy", "title")
     assert not list(tmp_path.iterdir())

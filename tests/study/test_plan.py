@@ -7,9 +7,9 @@ from support.studies import BASE, PRETRAIN, STUDY
 
 import gftkit
 from gftkit.api import Run
-from gftkit.cli.sections import keys
+from gftkit.cli.sections import section_keys
 from gftkit.kernel.errors import ConfigError
-from gftkit.study import plan as planning
+from gftkit.study import schema
 from gftkit.study.dry_run import try_out
 from gftkit.study.plan import Cell, plan
 
@@ -116,13 +116,13 @@ def test_planning_a_study_writes_nothing(write_study, registry, tmp_path):
         ({"baseline": "plan"}, "unknown method at baseline: 'plan'. Did you mean 'plain'?"),
         ({"pretrained": "runs/none"}, "one of the two"),
         ({"pretrain": None}, "wanted `pretrained: RUN`"),
-        ({"pretrain": None, "pretrained": "nowhere"}, "holds no run"),
+        ({"pretrain": None, "pretrained": "nowhere"}, "is no run folder"),
         ({"gropus": []}, "unknown option of the study: 'gropus'. Did you mean 'groups'?"),
         ({"groups": []}, "groups: wanted"),
         ({"groups": [{"methods": ["plain"], "sizes": [20]}]}, "groups[0]: seeds is missing: "),
         ({"groups": [{"methods": ["plian"], "sizes": [20], "seeds": [0]}]}, "Did you mean 'plain'?"),
         ({"groups": [{"methods": ["plain"], "sizes": [0], "seeds": [0]}]}, "groups[0].sizes: wanted"),
-        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 stands twice"),
+        ({"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [1, 1]}]}, "groups[0].seeds: 1 occurs twice"),
         (
             {"groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0], "couplings": ["optimal"]}]},
             "unknown coupling at groups[0].couplings: 'optimal'. Did you mean 'optimal-transport'?",
@@ -133,7 +133,10 @@ def test_planning_a_study_writes_nothing(write_study, registry, tmp_path):
         ({"base": {key: held for key, held in BASE.items() if key != "data"}}, "base.data is missing"),
         ({"base": {**BASE, "trian": {}}}, "Did you mean 'train'?"),
         ({"base": {**BASE, "train": {"steps": "many"}}}, "train.steps: wanted int, > 0"),
-        ({"methods": {"plain": {"method": "exponential"}}}, "'plain' is a built-in method, and this is another one"),
+        (
+            {"methods": {"plain": {"method": "exponential"}}},
+            "'plain' is a built-in method, and this one changes 'exponential'",
+        ),
         ({"methods": {"mine": {"method": "plian"}}}, "unknown method at methods.mine: 'plian'"),
         ({"methods": {"a/b": {"method": "plain"}}}, "methods.a/b: wanted a name of letters"),
         ({"methods": {"mine": {"method": "plain", "set": {"data.count": 3}}}}, "from `sizes` of the groups"),
@@ -159,7 +162,9 @@ def test_a_study_of_more_samples_than_there_are_is_refused(refused, write_study,
 
 def test_missing_files_and_folders_of_a_study_are_named(refused, write_study, tmp_path):
     assert "there is no such file" in refused("compare", "none.yaml")
-    assert "no cell is called so" in refused("compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run")
+    assert "no cell has such a name" in refused(
+        "compare", write_study(), "--out", "out", "--only", "gft/*", "--dry-run"
+    )
     assert "nothing to report" in refused("compare", write_study(), "--out", "out", "--report-only", code=1)
 
 
@@ -180,4 +185,4 @@ def test_a_wrong_setting_is_named_with_its_method(write_study, registry, tmp_pat
 
 
 def test_the_keys_of_a_study_are_those_that_it_takes():
-    assert set(keys("study")) == set(planning.Study.__dataclass_fields__)
+    assert set(section_keys("study")) == set(schema.Study.__dataclass_fields__)

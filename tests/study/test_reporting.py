@@ -4,7 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 
-from gftkit.study.reporting import summary, write_tables
+from gftkit.study.reporting import study_summary, write_tables
 from gftkit.study.statistics import differences
 
 
@@ -31,9 +31,9 @@ def test_without_matplotlib_a_study_has_its_tables(done, monkeypatch, tmp_path):
     made = replace(whole, out=shutil.copytree(whole.out, tmp_path / "out"))
     for written in [made.out / "report.html", made.out / "table.md", *made.out.glob("*.png")]:
         written.unlink()
-    assert summary(made, outcome.rows, {})["report"] == str(made.out / "report.html")
+    assert study_summary(made, outcome.rows, {})["report"] == str(made.out / "report.html")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     write_tables(made, outcome.rows, {})
     assert {path.name for path in made.out.glob("*.*")} >= {"results.json", "table.md"}
     assert not [*made.out.glob("*.html"), *made.out.glob("*.png")]
-    assert summary(made, outcome.rows, {})["report"] == str(made.out / "table.md")
+    assert study_summary(made, outcome.rows, {})["report"] == str(made.out / "table.md")

@@ -59,7 +59,7 @@ def test_runs_of_another_study_are_refused(done, registry):
     changed["base"]["train"]["batch_size"] = 4
     other = made.file.with_name("other.yaml")
     other.write_text(yaml.safe_dump(changed))
-    with pytest.raises(RunError, match=r"another study.*\n.*plain/independent/20/0: train"):
+    with pytest.raises(RunError, match=r"other settings than the study.*\n.*plain/independent/20/0: train"):
         finished(plan(other, made.out, registry), registry)
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gftkit.study.statistics import differences, interval, spreads
-from gftkit.study.tables import compared, markdown, means
+from gftkit.study.tables import compared, markdown_table, means
 
 
 def row(method, seed, value, size=50, coupling="independent", metric="energy"):
@@ -82,4 +82,4 @@ def test_tables_show_methods_by_sizes(rows):
     assert line[1].startswith("-1.05 [-1.26, -0.845]; -")
     assert line[1].endswith("% (4)")
     assert means(spreads(made), "energy", "optimal-transport") == [["method"]]
-    assert markdown(table).splitlines()[1] == "| --- | --- | --- |"
+    assert markdown_table(table).splitlines()[1] == "| --- | --- | --- |"

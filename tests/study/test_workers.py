@@ -56,7 +56,7 @@ def test_a_process_that_dies_costs_its_own_job_alone(worker, tmp_path):
     assert [name for name, error in told.items() if error == ""] == ["run-0", "run-3", "run-4"] or set(told) == {
         f"run-{index}" for index in range(5)
     }
-    assert "killed: perhaps the memory ran out" in told["run-1"]
+    assert "killed, perhaps because the memory ran out" in told["run-1"]
     assert "ended with code 3" in told["run-2"]
     assert told["run-0"] == told["run-3"] == told["run-4"] == ""
 
@@ -117,7 +117,7 @@ def test_a_study_that_is_told_to_end_ends_its_processes(tmp_path, ending):
     running.send_signal(ending)
     _, said = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert "the same command goes on with the study" in said
+    assert "Run the same command again to continue the study" in said
     ended = [(path.parent / "metrics.jsonl").stat().st_size for path in began]
     time.sleep(3)
     assert ended == [(path.parent / "metrics.jsonl").stat().st_size for path in began]  # nobody goes on with them

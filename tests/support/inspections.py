@@ -54,7 +54,7 @@ def look(network, truth, weights=None, coupling=INDEPENDENT, **options):
     facts = Facts(tuple(samples.event_shape), None, None)
     source = build_source({"name": "gaussian"}, facts.event_shape, REGISTRY)
     options = {"count": 2048, **options}
-    return ranking.inspect(network, candidates, samples, facts, PATH, source, coupling, **options)
+    return ranking.inspect(network, candidates, samples, facts, path=PATH, source=source, coupling=coupling, **options)
 
 
 TRUTH = oracles.a_gaussian(PATH, seed=2)

@@ -64,6 +64,12 @@ def kill(begun, seconds=0.0):
     return any(process.exitcode == -signal.SIGKILL for process in begun)
 
 
+def _replace(owner, name, value):
+    """Replace what must be there: under a name that nobody reads any more a wrong twin would be right."""
+    assert hasattr(owner, name), f"{owner.__name__} has no {name}"
+    setattr(owner, name, value)
+
+
 def _work(environment, task, arguments):
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -88,7 +94,7 @@ def train_sharded(config, out, resume=False, moments=None):
     from gftkit.training import train as training
     from gftkit.training.steps import Steps
 
-    def accelerator_of(device):
+    def start_accelerator(device):
         accelerator = Accelerator(cpu=True)
         assert accelerator.distributed_type == DistributedType.MULTI_CPU
         for state in (PartialState, AcceleratorState):  # the second is filled from the first whenever it is made
@@ -105,7 +111,8 @@ def train_sharded(config, out, resume=False, moments=None):
             assert isinstance(weight, DTensor)
             assert weight.to_local().numel() < weight.numel()
 
-    training.accelerator_of, Steps.__init__ = accelerator_of, checked
+    _replace(training, "start_accelerator", start_accelerator)
+    _replace(Steps, "__init__", checked)
     train(config, out, resume, moments)
 
 
@@ -114,7 +121,7 @@ def train_apart(config, out):
     from gftkit.training.steps import Steps
 
     whole = Steps._in_step
-    Steps._in_step = lambda self, last: whole(self, False)
+    _replace(Steps, "_in_step", lambda self, *, last: whole(self, last=False))
     train(config, out)
 
 
@@ -123,7 +130,7 @@ def train_with(idle, config, out):
     from gftkit.runtime import devices
 
     if idle is not None:
-        devices.has_idle_weights = lambda *_: idle
+        _replace(devices, "has_idle_weights", lambda *_: idle)
     train(config, out)
 
 
@@ -141,7 +148,11 @@ def sample(run, out, request, resume=False, by_rank=False, moment=None):
 
     if by_rank:
         apart = 1000 * noise.BLOCK * int(os.environ["RANK"])
-        sampling.by_block = lambda source, seed, first, count: noise.draw_by_block(source, seed, first + apart, count)
+        _replace(
+            sampling,
+            "draw_by_block",
+            lambda source, seed, first, count: noise.draw_by_block(source, seed, first + apart, count),
+        )
     if moment == "half":
         killing.within_a_write(killing.Countdown(1), "samples-")
     elif moment == "whole":

@@ -6,7 +6,7 @@ import torch
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory import flow
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit_verification.testbeds.problems.flows import random_covariance
 
 ROUND_OFF = 1e-10  # float64, t at most 0.95
 

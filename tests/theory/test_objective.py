@@ -20,7 +20,7 @@ from gftkit.theory.objective import (
     shared_loss,
     squared_norm,
 )
-from gftkit_verification.testbeds.problems import random_flow
+from gftkit_verification.testbeds.problems.flows import random_flow
 
 ROUND_OFF = 1e-10  # float64, sums of some hundred terms of order 1 to 100
 TEMPERATURES = (0.0, 0.01, 0.3, 1.0, 7.0)

@@ -21,7 +21,7 @@ from gftkit.theory.predictions import (
     stochastic_drift,
     wasserstein_bound,
 )
-from gftkit_verification.testbeds.problems import random_flow
+from gftkit_verification.testbeds.problems.flows import random_flow
 
 BETAS = (0.01, 0.1, 1.0, 10.0)
 ROUND_OFF = 1e-9

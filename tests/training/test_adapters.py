@@ -172,9 +172,9 @@ def test_adapters_belong_to_the_weights_that_they_were_trained_on(source, tuned,
     run.drift("raw")
     tensors, notes = read_tensors(moved / "model.safetensors")
     write_tensors(moved / "model.safetensors", {name: 1.5 * held for name, held in tensors.items()}, notes)
-    with pytest.raises(RunError, match=r"holds adapters for .*moved, and the weights there have changed"):
+    with pytest.raises(RunError, match=r"contains adapters for .*moved, and the weights there have changed"):
         gftkit.finetune(config, broken, registry=registry, resume=True)
-    with pytest.raises(RunError, match="use the EMA weights, which are kept merged"):
+    with pytest.raises(RunError, match="use the EMA weights, which are stored with the adapters merged in"):
         run.drift("raw")
     run.drift()
 
@@ -207,13 +207,13 @@ def test_options_of_adapters_are_checked(source, registry, adapters, message):
 def test_adapters_belong_to_a_fine_tune(source, registry):
     with pytest.raises(ConfigError, match="`adapters` belongs to a fine-tune"):
         resolve_config({**PRETRAIN, "adapters": "lora"}, "pretrain", registry)
-    with pytest.raises(ConfigError, match="adapters-off wants adapters, and all weights are trained"):
+    with pytest.raises(ConfigError, match="adapters-off requires adapters, and this fine-tune trains all weights"):
         resolve_config(tuning(source, adapters=None, anchor="adapters-off"), "finetune", registry)
 
 
 def test_sharded_weights_are_refused(source, registry, monkeypatch):
     monkeypatch.setattr(devices, "is_sharded", lambda _: True)
-    with pytest.raises(ConfigError, match="adapters: wanted whole weights on every device, and FSDP shards them"):
+    with pytest.raises(ConfigError, match="adapters: require whole weights on every device, and FSDP shards them"):
         run_loop(tuning(source), registry)
 
 

@@ -36,7 +36,9 @@ def test_moments_are_put_back_in_the_memory_format_of_their_weights():
         torch.manual_seed(0)
         layer = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
         weights = list(layer.parameters())
-        descent = Descent(optimizer_of(Train(), weights), weights, Averages(layer, 0.9), None, False, CPU)
+        descent = Descent(
+            optimizer_of(Train(), weights), weights, Averages(layer, 0.9), clip=None, half=False, device=CPU
+        )
         for step in range(2):
             descent.begin(0.01)
             layer(torch.randn(2, 4, 5, 5)).square().sum().backward()

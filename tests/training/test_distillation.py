@@ -143,13 +143,13 @@ def test_distillation_refuses_bad_starts_and_options(
     distilling, student, pretrained, finetuning, pretraining, tmp_path
 ):
     assert "pretrained is missing" in distilling(pretrained=None)
-    assert "is a file" in distilling(pretrained=str(pretrained / "model.safetensors"))
+    assert "got the file" in distilling(pretrained=str(pretrained / "model.safetensors"))
     assert "is itself a distillation" in distilling(pretrained=str(student))
-    assert "wants a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
+    assert "trains a flow map, and 'mlp'" in distilling(drift={"name": "mlp", "width": 16, "depth": 1})
     assert "unknown option of the configuration: 'schedule'" in distilling(schedule={"name": "zero"})
     assert "train.compile" in distilling(train={"compile": True})
-    assert "a fine-tune would spoil" in finetuning(pretrained=str(student))
-    assert "only `gft distill` trains" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
+    assert "fine-tuning would break its flow map" in finetuning(pretrained=str(student))
+    assert "only `gft distill` can train" in pretraining(drift={"name": "flow-map", "drift": {"name": "mlp"}})
     jumping = {"every": 20, "count": 32, "solver": {"name": "flow-map", "steps": 2}}
     assert "this drift is a velocity" in pretraining(evaluate=jumping)
 
@@ -158,7 +158,7 @@ def test_an_sde_has_no_flow_map(distilling, run_copy):
     config = yaml.safe_load((run_copy / "config.yaml").read_text())
     config["path"] = {"name": "brownian-bridge"}
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "carries a state to a law and not to a state" in distilling(pretrained=str(run_copy))
+    assert "so its end isn't a function of its start" in distilling(pretrained=str(run_copy))
 
 
 def test_resume_with_another_teacher_is_refused(student, pretrained, run_copy, tmp_path, refused, write_config):
@@ -223,7 +223,7 @@ def test_a_network_without_a_derivative_in_forward_mode_is_refused(pretrained, t
 
     forward = Mlp.forward
     monkeypatch.setattr(Mlp, "forward", lambda self, *given, **named: Backward.apply(forward(self, *given, **named)))
-    with pytest.raises(ConfigError, match="wants a network that has derivatives in forward mode"):
+    with pytest.raises(ConfigError, match="requires a network with derivatives in forward mode"):
         gftkit.distill({**SHORT, "pretrained": str(pretrained)}, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -236,5 +236,5 @@ def test_distillation_on_several_processes_is_refused(pretrained):
     from gftkit.training.distillation import Distillation
 
     experiment = build(resolve_config({**SHORT, "pretrained": str(pretrained)}, "distill", REGISTRY)[0], REGISTRY)
-    with pytest.raises(ConfigError, match="runs in one process, and here are 2"):
+    with pytest.raises(ConfigError, match="runs in one process, got 2"):
         Distillation(experiment, SimpleNamespace(num_processes=2))

@@ -44,7 +44,7 @@ def test_metrics_of_the_ends_are_measured_there_only(tuning, tmp_path, registry)
 @pytest.mark.parametrize(
     ("ends", "match"),
     [
-        (["path-length"], r"evaluate\.ends\[0\] \(PathLength\) measures path_length, as one before it does"),
+        (["path-length"], r"evaluate\.ends\[0\] \(PathLength\) measures path_length, as a metric before it does"),
         (["memorisation"], r"evaluate\.ends\[0\] \(Memorisation\): memorisation compares"),
         (["frechett"], r"evaluate\.ends\[0\]"),
     ],

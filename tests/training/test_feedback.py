@@ -189,7 +189,7 @@ def test_a_checkpoint_without_what_was_heard_is_refused(config, listening, tmp_p
     path = checkpoint.checkpoints_of(folder / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {key: value for key, value in notes.items() if key != "feedback"})
-    with pytest.raises(RunError, match="it doesn't hold what the schedule has observed"):
+    with pytest.raises(RunError, match="the state of the schedule is missing or damaged"):
         gftkit.finetune(config, folder, registry=listening, resume=True)
 
 

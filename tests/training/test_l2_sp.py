@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import gftkit
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.runs import checkpoint
-from gftkit.training.l2_sp import Start
+from gftkit.training.l2_sp import StartingPoint
 
 
 def tuned(config, folder, strength, resume=False, **changes):
@@ -29,7 +29,7 @@ def distance(one, other):
 def test_l2_sp_pull_is_the_gradient_of_the_penalty():
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     idle = torch.nn.Parameter(torch.ones(1))
-    start = Start([weight, idle], 0.5)
+    start = StartingPoint([weight, idle], 0.5)
     with torch.no_grad():
         weight += torch.tensor([0.5, 4.0])
     penalty = 0.25 * (weight - torch.tensor([1.0, -2.0])).square().sum()
@@ -44,7 +44,7 @@ def test_l2_sp_pull_is_the_gradient_of_the_penalty():
 def test_gradient_descent_settles_between_start_and_optimum():
     """Of (lambda/2) |w - w*|^2 + (alpha/2) |w - w_0|^2 the least is at (lambda w* + alpha w_0)/(lambda + alpha)."""
     weight = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
-    start, optimizer = Start([weight], 2.0), torch.optim.SGD([weight], lr=0.1)
+    start, optimizer = StartingPoint([weight], 2.0), torch.optim.SGD([weight], lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
         (0.5 * 1.0 * (weight + 1.0) ** 2).sum().backward()
@@ -74,14 +74,14 @@ def test_a_resumed_run_is_pulled_to_its_start_weights(finetune_config, tmp_path,
     assert distance(weights(whole), weights(tmp_path / "broken")) == 0
     assert (whole / "metrics.jsonl").read_text() == (tmp_path / "broken/metrics.jsonl").read_text()
 
-    pull = Start.pull  # the wrong twin: pulled to where the resumed run went on
+    pull = StartingPoint.pull  # the wrong twin: pulled to where the resumed run went on
 
     def late(self):
         self._start = [weight.detach().clone() for weight in self._parameters]
-        monkeypatch.setattr(Start, "pull", pull)
+        monkeypatch.setattr(StartingPoint, "pull", pull)
         pull(self)
 
-    monkeypatch.setattr(Start, "pull", late)
+    monkeypatch.setattr(StartingPoint, "pull", late)
     tuned(finetune_config, tmp_path / "wrong", 0.5, resume=True)
     assert distance(weights(whole), weights(tmp_path / "wrong")) > 0
 
@@ -96,12 +96,12 @@ def test_resume_with_other_start_weights_is_refused(finetune_config, run_copy, p
         {**json.loads(json.dumps(gftkit.Run.open(pretrained).config.to_dict())), "seed": 9}, tmp_path / "other"
     )
     (run_copy / "model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
-    with pytest.raises(RunError, match="weights that are pulled to those of"):
+    with pytest.raises(RunError, match="weights that are pulled towards those of"):
         tuned(config, tmp_path / "tuned", 0.5, resume=True)
 
 
 def test_a_pull_without_a_place_to_go_is_refused(finetune_config, pretrain_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"objective.l2_sp: pulls a fine-tune"):
+    with pytest.raises(ConfigError, match=r"objective.l2_sp: only a fine-tune has pretrained weights"):
         gftkit.pretrain({**pretrain_config, "objective": {"l2_sp": 1.0}}, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"objective.l2_sp: pulls all weights .* adapters"):
         tuned(finetune_config, tmp_path / "run", 1.0, adapters={"name": "lora", "rank": 2})

@@ -92,7 +92,7 @@ def test_resume_with_another_configuration_or_anchor_is_refused(tuning, tmp_path
     path = checkpoint.checkpoints_of(out / "checkpoints")[-1]
     tensors, notes = read_tensors(path)
     write_tensors(path, tensors, {**notes, "anchors": ["another"]})
-    with pytest.raises(RunError, match="isn't the one that this run started with"):
+    with pytest.raises(RunError, match="has changed since this run started"):
         gftkit.finetune(tuning, out, registry=registry, resume=True)
     with pytest.raises(RunError, match="no run to resume"):
         gftkit.finetune(tuning, tmp_path / "none", registry=registry, resume=True)
@@ -117,7 +117,7 @@ def test_resume_with_every_checkpoint_damaged_is_refused(stopped, registry):
     for path in checkpoint.checkpoints_of(folder):
         flip(path, -3)
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="wanted a checkpoint to go on from, and none can be read") as caught:
+    with pytest.raises(RunError, match="wanted a checkpoint to resume from, and none can be read") as caught:
         gftkit.pretrain(MLP, stopped, registry=registry, resume=True)
     assert all(path.name in str(caught.value) for path in checkpoint.checkpoints_of(folder))
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
@@ -135,7 +135,7 @@ def test_resume_with_other_data_is_refused(registry, tmp_path, change):
     gftkit.pretrain(config, out, registry=registry, resume=True)  # of the same ones it goes on
     (out / "model.safetensors").unlink()
     np.save(tmp_path / "x.npy", data + 1 if change == "values" else data[:29])
-    with pytest.raises(RunError, match="the data aren't those that this run started with: 30 samples"):
+    with pytest.raises(RunError, match="the data have changed since this run started: 30 samples"):
         gftkit.pretrain(config, out, registry=registry, resume=True)
 
 

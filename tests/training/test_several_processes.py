@@ -303,8 +303,8 @@ def test_sharding_on_cpus_is_refused_by_every_process(tuning, tmp_path, version)
 @pytest.mark.parametrize(
     ("count", "size", "message"),
     [
-        (40, 15, "15 pairs can't be shared by 3 processes in 2 parts .* multiple of 6"),
-        (2, 18, "2 samples for 3 processes. Start at most 2"),
+        (40, 15, "15 pairs can't be divided evenly between 3 processes with 2 parts .* multiple of 6"),
+        (2, 18, "one sample for each of 3 processes, got 2. Start at most 2"),
     ],
 )
 def test_batches_that_processes_cannot_share_are_refused(tuning, tmp_path, registry, count, size, message):
@@ -324,4 +324,4 @@ def test_processes_that_see_different_things_are_refused(undisturbed, tuning, tm
     several.run(several.refused, [tuning, other], outs, r"differ in the configuration: .*'count': 40.*'count': 30")
     for out, step in zip(outs, (8, 4), strict=True):
         stop(undisturbed("two"), out, step)
-    several.run(several.refused, [tuning] * 2, outs, r"the step to go on from.* 0 has 8, process 1 has 4", True)
+    several.run(several.refused, [tuning] * 2, outs, r"the step to resume from.* 0 has 8, process 1 has 4", True)

@@ -11,16 +11,16 @@ from gftkit.theory.objective import retention
 from gftkit.theory.predictions import drift_error
 from gftkit.theory.predictions import path_kl as predicted_path_kl
 from gftkit_verification.oracles.affine import (
-    blended,
+    blend_drifts,
     bures_wasserstein,
-    carried,
     carry,
+    collocate,
     drift_gap,
     gaussian_kl,
     path_kl,
 )
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.problems import random_covariance, random_flow
+from gftkit_verification.testbeds.problems.flows import random_covariance, random_flow
 
 RELATIVE = 1e-8  # what the oracles promise
 BETAS = (0.01, 0.1, 1.0, 10.0)
@@ -33,15 +33,15 @@ def ill_conditioned(d: int, seed: int) -> GaussianFlow:
 
     def covariance():
         basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
-        found = (basis * spectra) @ basis.mT
-        return (found + found.mT) / 2
+        cov = (basis * spectra) @ basis.mT
+        return (cov + cov.mT) / 2
 
     mean0, mean1 = torch.randn(2, d, generator=generator, dtype=torch.float64)
     return GaussianFlow(mean0, covariance(), mean1, covariance())
 
 
-def relative(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
+def relative_error(value, expected):
+    return float((value - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("d", [1, 4, 16])
@@ -49,21 +49,21 @@ def relative(found, wanted):
 def test_the_drift_carries_the_source_to_the_target(d, g):
     flow = ill_conditioned(d, seed=d) if d > 1 else random_flow(0, 1)
     mean, cov = carry(partial(flow.affine, diffusion=g), g, flow.mean0, flow.cov0)
-    assert relative(mean, flow.mean1) < RELATIVE
-    assert relative(cov, flow.cov1) < RELATIVE
+    assert relative_error(mean, flow.mean1) < RELATIVE
+    assert relative_error(cov, flow.cov1) < RELATIVE
     if g > 0:
-        assert relative(carry(flow.affine, g, flow.mean0, flow.cov0)[1], flow.cov1) > 1e-4  # the ODE's drift
+        assert relative_error(carry(flow.affine, g, flow.mean0, flow.cov0)[1], flow.cov1) > 1e-4  # the ODE's drift
 
 
 @pytest.mark.parametrize("g", [0.0, 0.7, lambda t: 1.5 - t])
 def test_collocation_carries_as_the_solver_does(g):
     for seed in range(4):
         flow, before = random_flow(seed, 3), random_flow(seed + 10, 3)
-        drift = blended(partial(flow.affine, diffusion=g), partial(before.affine, diffusion=g), 0.7)
-        found, wanted = (by(drift, g, flow.mean0, flow.cov0) for by in (carried, carry))
-        assert all(relative(one, other) < RELATIVE for one, other in zip(found, wanted, strict=True))
-        rough = carried(drift, g, flow.mean0, flow.cov0, nodes=4)
-        assert relative(rough[1], wanted[1]) > 1e-6
+        drift = blend_drifts(partial(flow.affine, diffusion=g), partial(before.affine, diffusion=g), 0.7)
+        fast, precise_law = (by(drift, g, flow.mean0, flow.cov0) for by in (collocate, carry))
+        assert all(relative_error(one, other) < RELATIVE for one, other in zip(fast, precise_law, strict=True))
+        rough = collocate(drift, g, flow.mean0, flow.cov0, nodes=4)
+        assert relative_error(rough[1], precise_law[1]) > 1e-6
 
 
 @pytest.mark.parametrize("coupling", ["independent", "optimal-transport"])
@@ -106,8 +106,8 @@ def test_distances_keep_their_digits_also_between_close_laws(apart):
     assert not math.isclose(gaussian_kl(mean, cov_q, mean, cov), kl, rel_tol=1e-7)  # the other way round
     shift = torch.tensor([0.3, -0.4, 0.0], dtype=torch.float64)
     assert math.isclose(bures_wasserstein(shift, cov, mean, cov), 0.5, rel_tol=RELATIVE)
-    wanted = float(shift @ torch.linalg.solve(cov, shift)) / 2
-    assert math.isclose(gaussian_kl(shift, cov, mean, cov), wanted, rel_tol=RELATIVE)
+    expected = float(shift @ torch.linalg.solve(cov, shift)) / 2
+    assert math.isclose(gaussian_kl(shift, cov, mean, cov), expected, rel_tol=RELATIVE)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -117,7 +117,7 @@ def test_blends_obey_t4_to_t6(beta, coupling):
     anchor = GaussianFlow(target.mean0, target.cov0, before.mean1, before.cov1, coupling)
     g, rho = 0.8, retention(beta)
     b_tgt, b_pre = partial(target.affine, diffusion=g), partial(anchor.affine, diffusion=g)
-    b_beta = blended(b_tgt, b_pre, beta)
+    b_beta = blend_drifts(b_tgt, b_pre, beta)
     gap = drift_gap(b_pre, b_tgt, target.marginal)
     assert math.isclose(drift_gap(b_beta, b_tgt, target.marginal), drift_error(rho, gap), rel_tol=RELATIVE)
     whole = path_kl(b_tgt, b_pre, g, target.marginal)
@@ -125,7 +125,7 @@ def test_blends_obey_t4_to_t6(beta, coupling):
     end = carry(b_beta, g, target.mean0, target.cov0)
     terminal = gaussian_kl(target.mean1, target.cov1, *end)
     assert 0 < terminal <= predicted_path_kl(rho, whole)
-    swapped = carry(blended(b_pre, b_tgt, beta), g, target.mean0, target.cov0)
+    swapped = carry(blend_drifts(b_pre, b_tgt, beta), g, target.mean0, target.cov0)
     if beta < 1:
         assert gaussian_kl(target.mean1, target.cov1, *swapped) > predicted_path_kl(rho, whole)
 
@@ -145,7 +145,7 @@ def test_a_rotation_has_a_gap_and_no_terminal_error():
         return zero.expand(len(t), 2), eye.expand(len(t), 2, 2)
 
     assert math.isclose(drift_gap(still, rotation, marginal), math.sqrt(8), rel_tol=RELATIVE)
-    assert bures_wasserstein(zero, eye, *carry(blended(still, rotation, 1.0), 0.0, zero, eye)) < 1e-9
+    assert bures_wasserstein(zero, eye, *carry(blend_drifts(still, rotation, 1.0), 0.0, zero, eye)) < 1e-9
 
 
 def test_odes_have_no_path_kl():
@@ -163,7 +163,7 @@ def test_odes_have_no_path_kl():
         (torch.zeros(3), torch.eye(3), "3"),
     ],
 )
-def test_laws_that_are_none_or_do_not_match_are_refused(mean, cov, message):
+def test_laws_that_are_invalid_or_do_not_match_are_refused(mean, cov, message):
     law = torch.zeros(2), torch.eye(2)
     for distance in (gaussian_kl, bures_wasserstein):
         with pytest.raises(ValueError, match=message):

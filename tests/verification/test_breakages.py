@@ -80,7 +80,7 @@ def verify(folder: Path, slip: Slip | None) -> subprocess.CompletedProcess[str]:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     if slip is not None:
         source = (folder / slip.file).read_text()
-        assert source.count(slip.old) == 1, f"{slip.file} holds {source.count(slip.old)} times: {slip.old}"
+        assert source.count(slip.old) == 1, f"{slip.file} has it {source.count(slip.old)} times: {slip.old}"
         (folder / slip.file).write_text(source.replace(slip.old, slip.new))
     path = os.pathsep.join(str(folder / package.rpartition("/")[0]) for package in PACKAGES)
     code = (
@@ -100,18 +100,18 @@ def verify(folder: Path, slip: Slip | None) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLIPS)
-def test_a_slip_in_the_source_is_seen(name, tmp_path):
-    done = verify(tmp_path, SLIPS[name])
-    assert done.returncode == 1, done.stderr
-    assert any(not claim["holds"] for claim in json.loads(done.stdout)), done.stderr
+def test_a_slip_in_the_source_is_detected(name, tmp_path):
+    process = verify(tmp_path, SLIPS[name])
+    assert process.returncode == 1, process.stderr
+    assert any(not claim["holds"] for claim in json.loads(process.stdout)), process.stderr
 
 
 @pytest.mark.slow
 def test_the_source_as_it_is_passes(tmp_path):
-    done = verify(tmp_path, None)
-    assert done.returncode == 0, done.stderr
+    process = verify(tmp_path, None)
+    assert process.returncode == 0, process.stderr
 
 
-def test_every_slip_is_one_place_of_the_source():
+def test_every_slip_applies_at_one_place_of_the_source():
     for slip in SLIPS.values():
         assert (ROOT / slip.file).read_text().count(slip.old) == 1, slip

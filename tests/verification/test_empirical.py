@@ -28,12 +28,12 @@ def states(data, path, n=25):
     """Times and states on the path."""
     generator = torch.Generator().manual_seed(2)
     t = 0.98 * torch.rand(n, generator=generator, dtype=torch.float64)
-    chosen = data[torch.randint(len(data), (n,), generator=generator)].double()
-    x0, noise = torch.randn(2, *chosen.shape, generator=generator, dtype=torch.float64)
-    return t, flow.sample(path, t, x0, chosen, noise)
+    targets = data[torch.randint(len(data), (n,), generator=generator)].double()
+    x0, noise = torch.randn(2, *targets.shape, generator=generator, dtype=torch.float64)
+    return t, flow.sample(path, t, x0, targets, noise)
 
 
-def brute(path, data, t, x, sigma_power=2):
+def brute_force_drift(path, data, t, x, sigma_power=2):
     """Posterior-weighted conditional drifts, one state at a time: the drift given y, averaged over the noise."""
     out = []
     for at, state in zip(t, x, strict=True):
@@ -54,9 +54,9 @@ def brute(path, data, t, x, sigma_power=2):
 def test_drift_is_the_posterior_mean_of_the_conditional_drift(path):
     data = points()
     t, x = states(data, path)
-    found = EmpiricalFlow(data, path).drift(t, x)
-    assert torch.allclose(found, brute(path, data, t, x), rtol=EXACT, atol=EXACT)
-    assert not torch.allclose(found, brute(path, data, t, x, sigma_power=1), rtol=1e-2)  # std for variance
+    drift = EmpiricalFlow(data, path).drift(t, x)
+    assert torch.allclose(drift, brute_force_drift(path, data, t, x), rtol=EXACT, atol=EXACT)
+    assert not torch.allclose(drift, brute_force_drift(path, data, t, x, sigma_power=1), rtol=1e-2)  # std for variance
 
 
 def test_score_and_velocity(path):

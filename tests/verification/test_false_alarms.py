@@ -34,14 +34,14 @@ def p_values(deviates):
 def test_standardised_errors_are_standard_normal(claim):
     deviates = []
     for seed in range(SEEDS):
-        found = claim.measure(claim.subject, stream(seed, "statistics", claim.name))
-        value = found.value if isinstance(found, Measurement) else found
+        measured = claim.measure(claim.subject, stream(seed, "statistics", claim.name))
+        value = measured.value if isinstance(measured, Measurement) else measured
         deviates.append(claim.bound.normal(value))
     low = {test: p for test, p in p_values(np.array(deviates)).items() if p < ALARM / (3 * len(CLAIMS))}
     assert not low, (np.mean(deviates), np.std(deviates), low)
 
 
-def test_what_is_not_standard_normal_is_seen():
+def test_deviates_that_are_not_standard_normal_are_detected():
     draws = np.random.default_rng(0).standard_normal(SEEDS)
     level = ALARM / 100
     assert min(p_values(draws).values()) > level

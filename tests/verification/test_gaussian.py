@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gftkit_verification.oracles.gaussian import GaussianFlow, bures_map
-from gftkit_verification.testbeds.problems import random_flow
+from gftkit_verification.testbeds.problems.flows import random_flow
 
 PAIRS = 400_000
 REGRESSION = 0.03  # standard errors of a coefficient are about 1/sqrt(PAIRS) = 0.0016 times the scale of the problem

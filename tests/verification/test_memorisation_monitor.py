@@ -12,52 +12,51 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory import gap as statistics
 from gftkit.theory.objective import blend, retention
-from gftkit_verification.monitors.memorisation.monitor import (
-    BATCHES,
+from gftkit_verification.monitors.memorisation import (
     Memorisation,
     distance_ratio,
     held_out_ratio,
     nearest,
     position,
 )
+from gftkit_verification.monitors.memorisation.monitor import BATCHES
 from gftkit_verification.oracles.empirical import EmpiricalFlow
 
 
-def drawn(*shape, seed=0):
+def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def apart(estimate, wanted):
-    """In standard errors."""
-    return abs(estimate.value - wanted) / estimate.stderr
+def standard_errors(estimate, expected):
+    return abs(estimate.value - expected) / estimate.stderr
 
 
 def test_fresh_samples_have_a_ratio_of_one_and_copies_of_nothing():
-    data = drawn(60, 5)
-    fresh = distance_ratio(drawn(500, 5, seed=1), data, torch.Generator())
-    assert apart(fresh, 1.0) < 3
-    copies = distance_ratio(data + 1e-3 * drawn(60, 5, seed=2), data, torch.Generator())
+    data = normal(60, 5)
+    fresh = distance_ratio(normal(500, 5, seed=1), data, torch.Generator())
+    assert standard_errors(fresh, 1.0) < 3
+    copies = distance_ratio(data + 1e-3 * normal(60, 5, seed=2), data, torch.Generator())
     assert copies.value < 0.1  # (d_1 (n - 1) + d_2)/n isn't 0: one datum of n is left out
-    beside = distance_ratio(drawn(500, 5, seed=1) + 3, data, torch.Generator())
+    beside = distance_ratio(normal(500, 5, seed=1) + 3, data, torch.Generator())
     assert beside.value > 2
-    half = distance_ratio(torch.cat([data, drawn(60, 5, seed=3)]), data, torch.Generator())
-    assert apart(half, 1.0) > 5
+    half = distance_ratio(torch.cat([data, normal(60, 5, seed=3)]), data, torch.Generator())
+    assert standard_errors(half, 1.0) > 5
 
 
-def test_which_datum_is_left_out_for_a_sample():
+def test_distances_average_over_the_datum_that_is_left_out():
     """The formula against leaving out each in turn."""
-    made, data = drawn(7, 3), drawn(6, 3, seed=1)
-    one_less = [torch.cdist(made, torch.cat([data[:k], data[k + 1 :]])).min(1).values for k in range(6)]
-    samples, others = nearest(torch.cdist(made, data), torch.cdist(data, data))
+    generated, data = normal(7, 3), normal(6, 3, seed=1)
+    one_less = [torch.cdist(generated, torch.cat([data[:k], data[k + 1 :]])).min(1).values for k in range(6)]
+    samples, others = nearest(torch.cdist(generated, data), torch.cdist(data, data))
     assert float(samples) == pytest.approx(float(torch.stack(one_less).mean()))
     assert float(others) == pytest.approx(
         sum(float(torch.cdist(data[k : k + 1], torch.cat([data[:k], data[k + 1 :]])).min()) for k in range(6)) / 6
     )
 
 
-def test_training_against_held_out_data():
-    data, held_out = drawn(40, 4), drawn(30, 4, seed=1)
-    assert apart(held_out_ratio(drawn(900, 4, seed=2), data, held_out, torch.Generator()), 1.0) < 5
+def test_the_held_out_ratio_is_one_for_fresh_samples_and_small_for_copies():
+    data, held_out = normal(40, 4), normal(30, 4, seed=1)
+    assert standard_errors(held_out_ratio(normal(900, 4, seed=2), data, held_out, torch.Generator()), 1.0) < 5
     assert held_out_ratio(data + 0.01, data[:30], held_out, torch.Generator()).value < 0.9
 
 
@@ -82,7 +81,7 @@ def tuned(pretrained, tmp_path_factory, registry):
 
 
 @pytest.fixture(scope="module")
-def seen(pretrained, registry, tmp_path_factory):
+def last_state(pretrained, registry, tmp_path_factory):
     """The state that a monitor was given at the end of a fine-tune."""
     states = []
 
@@ -109,8 +108,8 @@ def seen(pretrained, registry, tmp_path_factory):
     return states[-1]
 
 
-class As(torch.nn.Module):
-    """A drift given by a function."""
+class FunctionDrift(torch.nn.Module):
+    """A function as a drift."""
 
     conditions = ()
 
@@ -123,34 +122,34 @@ class As(torch.nn.Module):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
-def test_the_position_is_one_minus_the_retention_at_every_optimum(seen, beta):
+def test_the_position_is_one_minus_the_retention_at_every_optimum(last_state, beta):
     """Its negative control: of a drift in another direction it is not."""
-    data = seen.dataset.at(torch.arange(30)).x1
-    exact = EmpiricalFlow(data, seen.path)
-    optimum = As(lambda t, x: blend(exact.drift(t, x), seen.anchor(t, x), beta))
+    data = last_state.dataset.at(torch.arange(30)).x1
+    exact = EmpiricalFlow(data, last_state.path)
+    optimum = FunctionDrift(lambda t, x: blend(exact.drift(t, x), last_state.anchor(t, x), beta))
     monitor = Memorisation(count=24)
-    found = monitor.observe(replace(seen, drift=optimum, ema=optimum))
-    assert found["position"] == pytest.approx(1 - retention(beta), abs=1e-3)  # float32, and t is cut at 0.999
-    away = As(lambda t, x: seen.anchor(t, x) - exact.drift(t, x))
-    assert monitor.observe(replace(seen, drift=away))["position"] < 0
+    measured = monitor.observe(replace(last_state, drift=optimum, ema=optimum))
+    assert measured["position"] == pytest.approx(1 - retention(beta), abs=1e-3)  # float32, and t is cut at 0.999
+    away = FunctionDrift(lambda t, x: last_state.anchor(t, x) - exact.drift(t, x))
+    assert monitor.observe(replace(last_state, drift=away))["position"] < 0
 
 
-def test_a_memorising_flow_is_told_from_one_that_knows_the_law(seen):
+def test_the_distance_ratio_separates_a_memorising_flow_from_one_that_knows_the_law(last_state):
     """The drift of the training set itself makes copies; that of a hundred times as many data makes new samples."""
-    own = seen.dataset.at(torch.arange(30)).x1
+    own = last_state.dataset.at(torch.arange(30)).x1
     many = gftkit.load().create("dataset", "gaussian-mixture").draw(3000, torch.Generator().manual_seed(3)).x1
-    scheme = replace(seen.evaluation.scheme, steps=20)
+    scheme = replace(last_state.evaluation.scheme, steps=20)
     ratios = {}
     for name, data in (("own", own), ("many", many)):
-        flow = As(EmpiricalFlow(data, seen.path).drift)
-        seen.evaluation.scheme = scheme
-        found = Memorisation(count=300).observe(replace(seen, drift=flow, ema=flow))
-        ratios[name] = (found["distance_ratio"], found["distance_ratio_stderr"])
+        flow = FunctionDrift(EmpiricalFlow(data, last_state.path).drift)
+        last_state.evaluation.scheme = scheme
+        measured = Memorisation(count=300).observe(replace(last_state, drift=flow, ema=flow))
+        ratios[name] = (measured["distance_ratio"], measured["distance_ratio_stderr"])
     assert ratios["own"][0] < 0.3
     assert abs(ratios["many"][0] - 1) < 3 * ratios["many"][1]
 
 
-def test_what_is_logged_and_shown(tuned, registry):
+def test_both_gauges_are_logged_and_reported(tuned, registry):
     lines = [line for line in tuned.history() if line["kind"] == "monitor"]
     assert [line["step"] for line in lines] == [0, 10, 20]
     assert (lines[0]["oracle"], lines[0]["points"], lines[0]["samples"]) == ("applies", 30, 50)
@@ -171,29 +170,29 @@ def test_what_is_logged_and_shown(tuned, registry):
     assert "Memorisation" in (tuned.folder / "report.html").read_text()
 
 
-def test_a_feature_and_fewer_points(seen):
-    found = Memorisation(count=24, points=10, feature=lambda x: x[:, :1]).observe(replace(seen, step=0))
-    assert found["points"] == 10
+def test_a_feature_and_fewer_points_are_used(last_state):
+    measured = Memorisation(count=24, points=10, feature=lambda x: x[:, :1]).observe(replace(last_state, step=0))
+    assert measured["points"] == 10
 
 
-def test_without_the_oracle_it_says_why(seen):
+def test_without_the_oracle_the_reason_is_recorded(last_state):
     class Paired:
         """A coupling that pairs."""
 
         def pair(self, x0, x1, generator, label=None):
             return torch.arange(len(x0))
 
-    config = replace(seen.config, coupling={"name": "optimal-transport"})
-    found = Memorisation(count=24).observe(replace(seen, step=0, coupling=Paired(), config=config))
-    assert "position" not in found
-    assert found["oracle"] == "the coupling is 'optimal-transport', not an independent one"
+    config = replace(last_state.config, coupling={"name": "optimal-transport"})
+    measured = Memorisation(count=24).observe(replace(last_state, step=0, coupling=Paired(), config=config))
+    assert "position" not in measured
+    assert measured["oracle"] == "the coupling is 'optimal-transport', not an independent one"
 
 
 @pytest.mark.parametrize("size", [None, 2])
-def test_what_it_refuses(seen, registry, size):
+def test_laws_and_tiny_sets_are_refused(last_state, registry, size):
     law = registry.create("dataset", "gaussian-mixture", **({} if size is None else {"count": size}))
     with pytest.raises(ConfigError, match="compares samples with a finite training set of at least 3"):
-        Memorisation().observe(replace(seen, dataset=Samples(law, "data")))
+        Memorisation().observe(replace(last_state, dataset=Samples(law, "data")))
 
 
 def test_positions_without_a_gap_are_not_numbers():
@@ -201,18 +200,18 @@ def test_positions_without_a_gap_are_not_numbers():
     assert position(same, same, same).value != position(same, same, same).value
 
 
-def test_the_statistic_agrees_with_the_position(seen):
+def test_the_statistic_agrees_with_the_position(last_state):
     """At temperature 0, T = R - P and the position is P/|Delta|^2: for b on the segment both follow from its place."""
-    exact, anchor = drawn(8 * BATCHES, 3), drawn(8 * BATCHES, 3, seed=1)
+    exact, anchor = normal(8 * BATCHES, 3), normal(8 * BATCHES, 3, seed=1)
     b = anchor + 0.4 * (exact - anchor)
     assert position(b, anchor, exact).value == pytest.approx(0.4)
-    found = statistics.summary(
+    measured = statistics.summary(
         [statistics.statistics(*p, 0.0) for p in zip(*(v.chunk(8) for v in (b, exact, anchor)), strict=True)], 0.0
     )
-    assert found.reached.value == pytest.approx(0.4)
+    assert measured.reached.value == pytest.approx(0.4)
 
 
-def test_a_run_of_a_pretraining_is_gauged_too(pretrain_config, tmp_path, registry):
+def test_a_pretraining_is_measured_too(pretrain_config, tmp_path, registry):
     config = {**pretrain_config, "data": {"name": "two-moons", "count": 20}, "monitors": ["memorisation"]}
     run = gftkit.pretrain(config, tmp_path / "run", registry=registry)
     line = next(line for line in run.history() if line["kind"] == "monitor")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gftkit_verification.oracles.mixture import MixtureFlow
-from gftkit_verification.testbeds.problems import random_covariance, random_flow
+from gftkit_verification.testbeds.problems.flows import random_covariance, random_flow
 
 ROUND_OFF = 1e-9
 D = 2
@@ -42,7 +42,7 @@ def test_one_component_is_the_gaussian_flow(registry):
 
 
 @pytest.mark.parametrize("path", ["linear", "trigonometric"])
-def test_continuity(registry, path):
+def test_density_and_velocity_solve_the_continuity_equation(registry, path):
     """d log p/dt + div v + v . grad log p = 0, by autograd; it fails for a velocity of another sign or drift."""
     mixture = problem(registry.create("path", path))
     t, x = states()
@@ -65,9 +65,9 @@ def test_ends_are_source_and_mixture(registry):
     mixture = problem(registry.create("path", "linear"))
     x = states()[1]
     laws = [torch.distributions.MultivariateNormal(m, s) for m, s in zip(mixture.means, mixture.covs, strict=True)]
-    wanted = torch.stack([w.log() + law.log_prob(x) for w, law in zip(mixture.weights, laws, strict=True)])
+    densities = torch.stack([w.log() + law.log_prob(x) for w, law in zip(mixture.weights, laws, strict=True)])
     end = mixture.log_density(torch.ones(len(x), dtype=torch.float64), x)
-    assert torch.allclose(end, wanted.logsumexp(0), rtol=ROUND_OFF)
+    assert torch.allclose(end, densities.logsumexp(0), rtol=ROUND_OFF)
     source = torch.distributions.MultivariateNormal(mixture.mean0, mixture.cov0)
     start = mixture.log_density(torch.zeros(len(x), dtype=torch.float64), x)
     assert torch.allclose(start, source.log_prob(x), rtol=ROUND_OFF)

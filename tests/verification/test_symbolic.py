@@ -11,9 +11,10 @@ from gftkit.kernel.loading import load
 from gftkit.theory import flow
 from gftkit.theory.objective import LOSSES
 from gftkit.verify.claims import check
+from gftkit.verify.declaration import claims_of
 from gftkit_verification.claims.components import paths
-from gftkit_verification.claims.proofs import flows
-from gftkit_verification.testbeds.symbolic import NotSymbolicError, Symbolic, number
+from gftkit_verification.claims.proofs import paths as path_proofs
+from gftkit_verification.testbeds.measuring.symbolic import NotSymbolicError, Symbolic, number
 
 ROUND_OFF = 1e-12
 FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tan", "sinh", "cosh", "tanh", "abs", "square", "neg", "reciprocal")
@@ -27,9 +28,9 @@ def symbolic(values):
     return Symbolic(values.tolist())
 
 
-def close(found, wanted):
-    assert found.shape == wanted.shape
-    return torch.allclose(torch.tensor(found.values.astype(float)), wanted, rtol=ROUND_OFF, atol=ROUND_OFF)
+def close(symbols, numbers):
+    assert symbols.shape == numbers.shape
+    return torch.allclose(torch.tensor(symbols.values.astype(float)), numbers, rtol=ROUND_OFF, atol=ROUND_OFF)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -73,7 +74,7 @@ def test_drifts_of_symbols_are_drifts_of_numbers(registry, name):
         assert close(function(path, *map(symbolic, (t, x0, x1, noise))), function(path, t, x0, x1, noise))
 
 
-def test_what_goes_through_symbols_is_proved_and_the_rest_is_left_to_numbers(registry):
+def test_paths_that_go_through_symbols_are_proved_and_the_others_measured_on_numbers(registry):
     class Clamped:
         """The linear path, by a function that Symbolic doesn't have."""
 
@@ -85,11 +86,11 @@ def test_what_goes_through_symbols_is_proved_and_the_rest_is_left_to_numbers(reg
         def gftkit_paths(self):
             return {"clamped": Clamped}
 
-    names = {claim.name for claim in flows.claims(load(plugins={"mine": Paths()}))}
+    names = {claim.name for claim in claims_of(path_proofs, load(plugins={"mine": Paths()}))}
     assert {f"path-drift-proof-{name}" for name in registry.names("path")} <= names
     assert "path-drift-proof-clamped" not in names
-    numbers = {claim.name: claim for claim in paths.claims(load(plugins={"mine": Paths()}))}
-    assert check(numbers["path-transport-clamped"]).passed
+    measured = {claim.name: claim for claim in claims_of(paths, load(plugins={"mine": Paths()}))}
+    assert check(measured["path-transport-clamped"]).passed
 
 
 def test_autograd_is_the_derivative():
@@ -110,6 +111,6 @@ def test_numbers_are_read_exactly():
 
 
 @pytest.mark.parametrize("call", [torch.erf, lambda x: torch.where(x, x, x), lambda x: torch.clamp(x, 0)])
-def test_what_is_not_known_is_refused(call):
+def test_unknown_functions_are_refused(call):
     with pytest.raises(NotSymbolicError, match="isn't known to Symbolic"):
         call(Symbolic([sympy.Symbol("x")]))

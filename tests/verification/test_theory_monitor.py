@@ -16,13 +16,13 @@ from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs import checkpoint
-from gftkit.study.comparison import compare
+from gftkit.study.comparison import compare_runs
 from gftkit.training import loop, steps
 from gftkit.training.descent import restore_checkpoint
-from gftkit.training.verdict import sections_of, verify_run
-from gftkit_verification.monitors.probes import why_no_oracle
-from gftkit_verification.monitors.theory.following import CHECKS
-from gftkit_verification.monitors.theory.monitor import Theory
+from gftkit.training.verdict import run_sections, verify_run
+from gftkit_verification.monitors.probes import oracle_obstacles
+from gftkit_verification.monitors.theory import Theory
+from gftkit_verification.monitors.theory.checks import CHECKS
 from gftkit_verification.oracles.empirical import EmpiricalFlow
 
 MONITOR = {"name": "theory", "batches": 16, "states": 64}
@@ -86,20 +86,20 @@ def setting(run):
     return json.loads((run.folder / "theory.json").read_text())["setting"]
 
 
-def verdict(run):
-    ((name, found),) = verify_run(run)
+def verdict_of(run):
+    ((name, verdict),) = verify_run(run)
     assert name == "theory"
-    return found
+    return verdict
 
 
-def broken(found):
-    return {name for name, check in found.findings["checks"].items() if not check["holds"]}
+def failed_checks(verdict):
+    return {name for name, check in verdict.findings["checks"].items() if not check["holds"]}
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_has_the_same_weights_with_and_without_it(finished, tune, config):
+def test_a_run_has_the_same_weights_with_and_without_the_monitor(finished, tune, config):
     plain = tune(config, monitors=[])
     one, other = (load_file(run.folder / "model.safetensors") for run in (finished, plain))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -119,13 +119,13 @@ def test_the_start_is_the_anchor(finished):
 def test_measurements_are_those_of_the_raw_weights(finished, config, registry):
     """The last point, computed anew from the checkpoint by its definition, on the states that the monitor drew."""
     state, monitor = last_state(finished), Theory(MONITOR["batches"], MONITOR["states"])
-    found = monitor.observe(state)
+    measured = monitor.observe(state)
     last = points(finished)[-1]
-    assert {key: found[key] for key in ("T", "drift_error", "anchor_norm")} == pytest.approx(
+    assert {key: measured[key] for key in ("T", "drift_error", "anchor_norm")} == pytest.approx(
         {key: last[key] for key in ("T", "drift_error", "anchor_norm")}, rel=1e-5
     )
     probe = monitor._probes[""]
-    t, x, y = probe.drawn.t, probe.drawn.x, probe.drawn.target
+    t, x, y = probe.states.t, probe.states.x, probe.states.target
     with torch.no_grad():
         b, anchor = state.drift(t, x), state.anchor(t, x)
     exact = EmpiricalFlow(state.dataset.at(torch.arange(40)).x1, state.path).drift(t, x)
@@ -144,21 +144,21 @@ def test_measurements_are_those_of_the_raw_weights(finished, config, registry):
 
 def last_state(run):
     """What the monitor saw last, with the raw weights of the last checkpoint."""
-    seen = []
+    states = []
 
     class Spy:
         def observe(self, state):
-            seen.append(state)
+            states.append(state)
             return {}
 
         def finish(self, folder):
             pass
 
-    made = loop_of(run, [("spy", Spy())])
+    stopped = loop_of(run, [("spy", Spy())])
     newest, _ = checkpoint.latest(run.folder / "checkpoints")
-    restore_checkpoint(newest, made.steps.drift, made.steps.descent)
-    made.evaluator.lines(run.config.train.steps, "raw", [])
-    return seen[0]
+    restore_checkpoint(newest, stopped.steps.drift, stopped.steps.descent)
+    stopped.evaluator.lines(run.config.train.steps, "raw", [])
+    return states[0]
 
 
 def loop_of(run, monitors):
@@ -174,7 +174,7 @@ def loop_of(run, monitors):
         run.registry,
         run.folder,
         start_accelerator("cpu"),
-        Progress(run.config.train.steps, "finetune", True),
+        Progress(run.config.train.steps, "finetune", quiet=True),
     )
 
 
@@ -229,7 +229,7 @@ def test_the_oracle_applies_to_affine_paths_and_the_bridge(before, finished, tun
         run = tune(config, **other, path=path)
         assert setting(run)["oracle"] == "applies"
         assert points(run)[0]["drift_error"] > 0
-        assert "targets" not in broken(verdict(run))
+        assert "targets" not in failed_checks(verdict_of(run))
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ def test_the_oracle_applies_to_affine_paths_and_the_bridge(before, finished, tun
     ids=["coupling", "std", "mean", "source", "law", "option"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_where_the_oracle_does_not_apply_it_is_said_why(tune, config, changes, why):
+def test_where_the_oracle_does_not_apply_the_reason_is_recorded(tune, config, changes, why):
     run = tune(config, train={"steps": 3, "batch_size": 8}, **changes)
     assert setting(run)["oracle"] == why
     assert "drift_error" not in points(run)[-1]
-    (part,) = sections_of(run, "run")
+    (part,) = run_sections(run, "run")
     assert why in part.text
-    assert any(why in line for line in verdict(run).lines)
+    assert any(why in line for line in verdict_of(run).lines)
 
 
 class Set:
@@ -276,17 +276,17 @@ class Set:
     [
         (Set(), (), []),
         (Set(noise=0.1), (), ["augmented"]),
-        (Set(partners=True), (), ["partners of their own"]),
-        (Set(), ("label",), ["given conditions"]),
+        (Set(partners=True), (), ["bring their own source samples"]),
+        (Set(), ("label",), ["has conditions"]),
     ],
     ids=["plain", "augmented", "paired", "labels"],
 )
-def test_data_and_drifts_for_which_it_does_not_apply(finished, data, conditions, why):
+def test_data_and_drifts_for_which_the_oracle_does_not_apply(finished, data, conditions, why):
     from gftkit.data.samples import Samples
 
     state = last_state(finished)
     drift = SimpleNamespace(conditions=conditions)
-    reasons = why_no_oracle(replace(state, dataset=Samples(data, "data"), drift=drift))
+    reasons = oracle_obstacles(replace(state, dataset=Samples(data, "data"), drift=drift))
     assert len(reasons) == len(why)
     assert all(part in reason for part, reason in zip(why, reasons, strict=True))
 
@@ -296,11 +296,11 @@ def test_fewer_states_are_compared_with_a_large_set(finished, monkeypatch):
 
     monkeypatch.setattr(module, "WORK", {"cpu": 16 * 3 * 80.0})
     monitor = Theory()
-    found = monitor.observe(last_state(finished))
+    measured = monitor.observe(last_state(finished))
     assert monitor._probes[""].exact.shape == (16, 3, 2)
-    assert found["gap"] == pytest.approx(points(finished)[0]["gap"], rel=0.4)
+    assert measured["gap"] == pytest.approx(points(finished)[0]["gap"], rel=0.4)
     monkeypatch.setattr(module, "LARGEST", 79)
-    assert any("more than 79 numbers" in reason for reason in why_no_oracle(last_state(finished)))
+    assert any("more than 79 numbers" in reason for reason in oracle_obstacles(last_state(finished)))
 
 
 def test_pairs_are_of_the_whole_training_set_and_its_own_partners(finished):
@@ -330,8 +330,8 @@ def test_options_are_checked(registry):
         registry.create("monitor", "theory", batches=1)
 
 
-def test_what_can_not_be_verified_is_said(copied, pretrained, registry, tune, config):
-    def said():
+def test_runs_that_can_not_be_verified_are_refused_with_the_reason(copied, pretrained, registry, tune, config):
+    def refusal():
         with pytest.raises(RunError) as caught:
             verify_run(copied)
         return str(caught.value)
@@ -342,30 +342,30 @@ def test_what_can_not_be_verified_is_said(copied, pretrained, registry, tune, co
         verify_run(tune(config, monitors=["anchor-distance"], train={"steps": 2, "batch_size": 8}))
     whole = (copied.folder / "theory.json").read_text()
     (copied.folder / "theory.json").write_text(whole[:200])
-    assert "theory.json is damaged" in said()
+    assert "theory.json is damaged" in refusal()
     (copied.folder / "theory.json").write_text("[]")
-    assert "wanted a mapping with a list of points" in said()
+    assert "wanted a mapping with a list of points" in refusal()
     (copied.folder / "theory.json").unlink()
-    assert "theory.json is missing" in said()
+    assert "theory.json is missing" in refusal()
     (copied.folder / "theory.json").write_text(whole)
     log = (copied.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copied.folder / "metrics.jsonl").write_text("".join(log[:4]))
-    assert "metrics.jsonl is cut off" in said()
+    assert "metrics.jsonl is cut off" in refusal()
     (copied.folder / "metrics.jsonl").write_text("".join(log).replace('"anchor_norm"', '"other"'))
-    assert "metrics.jsonl is damaged" in said()
+    assert "metrics.jsonl is damaged" in refusal()
     (copied.folder / "metrics.jsonl").write_text("".join(log).replace('"temperature": ', '"temperature": -'))
-    assert "metrics.jsonl is damaged" in said()
+    assert "metrics.jsonl is damaged" in refusal()
     (copied.folder / "metrics.jsonl").unlink()
-    assert "metrics.jsonl is cut off" in said()
+    assert "metrics.jsonl is cut off" in refusal()
     (copied.folder / "model.safetensors").unlink()
-    assert "isn't finished" in said()
+    assert "isn't finished" in refusal()
 
 
 # --- the report and the verdict ---------------------------------------------------------------------------------------
 
 
 def test_the_report_shows_the_picture_and_why(finished):
-    (part,) = sections_of(finished, "gft")
+    (part,) = run_sections(finished, "gft")
     assert part.title == "gft: Theory"
     assert part.picture.startswith(b"\x89PNG")
     rows = {row[0] for row in part.table}
@@ -376,43 +376,43 @@ def test_the_report_shows_the_picture_and_why(finished):
 
 
 def test_a_comparison_shows_the_picture_of_each_run(finished, tmp_path, with_pictures):
-    compare({"gft": finished}, tmp_path, "path_length", "Title")
+    compare_runs({"gft": finished}, tmp_path, "path_length", "Title")
     assert ">gft: Theory</h2>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.cuda
-def test_on_cuda_it_measures_the_same(finished, config, tmp_path, registry):
+def test_measurements_on_cuda_are_those_on_the_cpu(finished, config, tmp_path, registry):
     run = gftkit.finetune(config, tmp_path / "run", registry=registry, device="cuda")
     one, other = points(run), points(finished)
     for key in ("gap", "drift_error", "anchor_norm", "label_noise"):
         assert one[0][key] == pytest.approx(other[0][key], rel=1e-3, abs=1e-5)
-    found = verdict(run)
-    assert found.followed, found.lines
-    assert found.findings["arrived"]
+    verdict = verdict_of(run)
+    assert verdict.followed, verdict.lines
+    assert verdict.findings["arrived"]
 
 
 def test_a_good_run_followed_and_arrived(finished):
-    found = verdict(finished)
-    assert found.followed, found.lines
-    assert found.lines[0] == "The run is consistent with the theory."
-    assert found.findings["arrived"], found.lines
-    assert set(found.findings["checks"]) == {check.name for check in CHECKS}
-    json.dumps(found.findings, allow_nan=False)
+    verdict = verdict_of(finished)
+    assert verdict.followed, verdict.lines
+    assert verdict.lines[0] == "The run is consistent with the theory."
+    assert verdict.findings["arrived"], verdict.lines
+    assert set(verdict.findings["checks"]) == {check.name for check in CHECKS}
+    json.dumps(verdict.findings, allow_nan=False)
 
 
 def test_a_run_that_is_too_short_lags_and_is_consistent(tune, config):
     short = tune(config, train={**config["train"], "learning_rate": 1e-4}, schedule={"name": "zero"})
-    found = verdict(short)
-    assert found.followed, found.lines
-    assert found.findings["status"] == "lags"
-    assert found.findings["reached"] < 0.9
-    assert any(line.startswith("arrived: no.") and "T13" in line for line in found.lines)
+    verdict = verdict_of(short)
+    assert verdict.followed, verdict.lines
+    assert verdict.findings["status"] == "lags"
+    assert verdict.findings["reached"] < 0.9
+    assert any(line.startswith("arrived: no.") and "T13" in line for line in verdict.lines)
 
 
 def test_a_run_without_a_gap_goes_nowhere_and_is_consistent(tune, config):
-    found = verdict(tune(config, data={"name": "two-moons"}, train={**config["train"], "steps": 50}))
-    assert found.followed, found.lines
-    assert found.findings["status"] in ("nowhere", "arrived", "beyond")
+    verdict = verdict_of(tune(config, data={"name": "two-moons"}, train={**config["train"], "steps": 50}))
+    assert verdict.followed, verdict.lines
+    assert verdict.findings["status"] in ("nowhere", "arrived", "beyond")
 
 
 def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monkeypatch):
@@ -420,10 +420,10 @@ def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monke
         self.module, self.hash, self.conditions = drift, "hash", ()
 
     monkeypatch.setattr(FrozenAnchor, "__init__", shared)
-    found = verdict(tune(config))
-    assert not found.followed
-    assert broken(found) >= {"anchor", "overshoot"}
-    assert any("left it at step 20 (temperature 1.89)" in line for line in found.lines)
+    verdict = verdict_of(tune(config))
+    assert not verdict.followed
+    assert failed_checks(verdict) >= {"anchor", "overshoot"}
+    assert any("left it at step 20 (temperature 1.89)" in line for line in verdict.lines)
 
 
 def test_an_anchor_that_follows_the_average_is_caught(tune, config, monkeypatch):
@@ -434,32 +434,32 @@ def test_an_anchor_that_follows_the_average_is_caught(tune, config, monkeypatch)
         self.anchor.module = self.ema
 
     monkeypatch.setattr(steps.Steps, "__init__", averaged)
-    assert "anchor" in broken(verdict(tune(config)))
+    assert "anchor" in failed_checks(verdict_of(tune(config)))
 
 
 def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatch):
     """The anchor stands still here, and nothing that is recorded is wrong: only the drift tells."""
     monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - y).flatten(1).square().sum(1))
-    found = verdict(tune(config))
-    assert broken(found) == {"overshoot"}
-    assert "T13: no overshoot" in " ".join(found.lines)
+    verdict = verdict_of(tune(config))
+    assert failed_checks(verdict) == {"overshoot"}
+    assert "T13: no overshoot" in " ".join(verdict.lines)
 
 
 def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
     """rho replaced by 1 - rho at a constant temperature: by the exact gap, since the run's own end is wrong too."""
     blended = steps.LOSSES["blended"]
     monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
-    found = verdict(tune(config, schedule={"name": "constant", "value": 4.0}))
-    assert broken(found) == {"overshoot"}
-    assert found.findings["status"] == "beyond"
+    verdict = verdict_of(tune(config, schedule={"name": "constant", "value": 4.0}))
+    assert failed_checks(verdict) == {"overshoot"}
+    assert verdict.findings["status"] == "beyond"
 
 
 def test_a_run_that_climbs_is_caught(tune, config, monkeypatch):
     """A sign: the anchor's mirror image of the target."""
     monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))
-    found = verdict(tune(config, schedule={"name": "constant", "value": 1.0}))
-    assert broken(found) == {"direction"}
-    assert found.findings["status"] == "nowhere"
+    verdict = verdict_of(tune(config, schedule={"name": "constant", "value": 1.0}))
+    assert failed_checks(verdict) == {"direction"}
+    assert verdict.findings["status"] == "nowhere"
 
 
 def test_a_start_from_other_weights_is_caught(tune, config, monkeypatch):
@@ -472,7 +472,7 @@ def test_a_start_from_other_weights_is_caught(tune, config, monkeypatch):
                 values.mul_(1.01)
 
     monkeypatch.setattr(steps.Steps, "__init__", moved)
-    assert "start" in broken(verdict(tune(config, train={**config["train"], "steps": 20})))
+    assert "start" in failed_checks(verdict_of(tune(config, train={**config["train"], "steps": 20})))
 
 
 def test_pairs_of_another_law_are_caught(tune, config, monkeypatch):
@@ -486,7 +486,7 @@ def test_pairs_of_another_law_are_caught(tune, config, monkeypatch):
         return lambda n, generator: 2 * source(n, generator) + 1
 
     monkeypatch.setattr(build, "build_source", doubled)
-    assert "targets" in broken(verdict(tune(config, train={**config["train"], "steps": 2})))
+    assert "targets" in failed_checks(verdict_of(tune(config, train={**config["train"], "steps": 2})))
 
 
 def rewritten(run, change, *kinds):
@@ -504,8 +504,8 @@ def test_a_wrong_retention_is_caught(copied):
     def wrong(line):
         line["retention"] = 1 / (1 + line["temperature"])
 
-    assert "schedule" in broken(verdict(rewritten(copied, wrong, "train")))
-    assert "schedule" in broken(verdict(rewritten(copied, wrong, "monitor")))
+    assert "schedule" in failed_checks(verdict_of(rewritten(copied, wrong, "train")))
+    assert "schedule" in failed_checks(verdict_of(rewritten(copied, wrong, "monitor")))
 
 
 def test_another_temperature_than_the_schedules_is_caught(copied):
@@ -513,9 +513,9 @@ def test_another_temperature_than_the_schedules_is_caught(copied):
         line["temperature"] /= 2
         line["retention"] = line["temperature"] / (1 + line["temperature"])
 
-    found = verdict(rewritten(copied, colder, "monitor"))
-    assert "schedule" in broken(found)
-    assert "the config's schedule has the temperature 4" in " ".join(found.lines)
+    verdict = verdict_of(rewritten(copied, colder, "monitor"))
+    assert "schedule" in failed_checks(verdict)
+    assert "the config's schedule has the temperature 4" in " ".join(verdict.lines)
 
 
 def test_a_schedule_that_rises_is_caught(tune, config):
@@ -532,9 +532,9 @@ def test_a_schedule_that_rises_is_caught(tune, config):
 
     registry = gftkit.load(plugins={"rising": Plugin()})
     train = {**config["train"], "steps": 50}
-    found = verdict(tune(config, registry=registry, schedule={"name": "rising"}, train=train))
-    assert "schedule" in broken(found)
-    assert "the temperature rises" in " ".join(found.lines)
+    verdict = verdict_of(tune(config, registry=registry, schedule={"name": "rising"}, train=train))
+    assert "schedule" in failed_checks(verdict)
+    assert "the temperature rises" in " ".join(verdict.lines)
 
 
 def test_a_record_that_was_changed_is_caught(copied):
@@ -542,9 +542,9 @@ def test_a_record_that_was_changed_is_caught(copied):
     values = json.loads(path.read_text())
     values["points"][3]["T"] += 1
     path.write_text(json.dumps(values))
-    found = verdict(copied)
-    assert broken(found) == {"record"}
-    assert "differs from metrics.jsonl at step 60 (temperature 0.422) in T." in " ".join(found.lines)
+    verdict = verdict_of(copied)
+    assert failed_checks(verdict) == {"record"}
+    assert "differs from metrics.jsonl at step 60 (temperature 0.422) in T." in " ".join(verdict.lines)
     values["points"].pop()
     path.write_text(json.dumps(values))
-    assert broken(verdict(copied)) == {"record"}
+    assert failed_checks(verdict_of(copied)) == {"record"}

@@ -26,7 +26,7 @@ def claim(name="T99-zero", subject=0.0, mutants=None, **changes):
         "bound": exact(1e-9),
         "mutants": {"one": 1.0, "two": 2.0} if mutants is None else mutants,
     }
-    return Claim(name, subject=subject, **{**fields, **changes})
+    return Claim(name=name, subject=subject, **{**fields, **changes})
 
 
 def plugin(*given):
@@ -98,9 +98,9 @@ def test_the_worst_seed_counts_for_the_claim_and_the_best_for_a_mutant():
 
 def test_measurements_are_a_function_of_the_seed():
     noisy = claim(measure=lambda value, generator: float(torch.randn((), generator=generator)))
-    assert noisy.measured(0, 1) == noisy.measured(0, 1)
-    assert noisy.measured(0, 1) != noisy.measured(0, 2)
-    assert len({found.value for found in noisy.measured(0, 1)}) == noisy.seeds
+    assert noisy.measure_seeds(0, 1) == noisy.measure_seeds(0, 1)
+    assert noisy.measure_seeds(0, 1) != noisy.measure_seeds(0, 2)
+    assert len({found.value for found in noisy.measure_seeds(0, 1)}) == noisy.seeds
 
 
 def test_a_measurement_that_raises_fails_with_its_reason():

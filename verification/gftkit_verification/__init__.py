@@ -1,1 +1,1 @@
-"""Exact oracles that gftkit's theory is checked against."""
+"""Verification of gftkit: exact oracles, claims that are measured on them, and monitors that use them."""

@@ -60,7 +60,7 @@ class Arrays:
         self._file, self._key = file, key
         self._x1: Tensor | NpyRows = arrays[key]
         shape = tuple(self._x1.shape)
-        who = _named(file, key)
+        who = _describe_array(file, key)
         if len(shape) == 1:
             raise DataError(
                 f"{who}: wanted samples of shape (n, *event), got {shape}. Reshape numbers to ({shape[0]}, 1)."
@@ -75,7 +75,7 @@ class Arrays:
             self._x1 = NpyRows.open(file) or self._x1
         self._x0 = arrays[_PARTNER] if _PARTNER in arrays and key != _PARTNER else None
         if self._x0 is not None:
-            who = _named(file, _PARTNER)
+            who = _describe_array(file, _PARTNER)
             if tuple(self._x0.shape) != shape:
                 raise DataError(
                     f"{who}: wanted the shape of '{key}', {shape}, got {tuple(self._x0.shape)}. Give every sample one "
@@ -84,14 +84,16 @@ class Arrays:
             if self.blocks is None:
                 _check_finite(self._x0, who)
         if labels is not None and labels not in arrays:
-            raise DataError(f"{file}: no array '{labels}' for labels. Arrays: {_listed(arrays)}.")
+            raise DataError(f"{file}: no array '{labels}' for labels. Arrays: {_list_names(arrays)}.")
         label_key = labels or (_LABEL if _LABEL in arrays and key != _LABEL else None)
-        self.labels = None if label_key is None else _labels(arrays[label_key], shape[0], _named(file, label_key))
+        self.labels = (
+            None if label_key is None else _labels(arrays[label_key], shape[0], _describe_array(file, label_key))
+        )
         self.classes = None if self.labels is None else int(self.labels.max()) + 1
         self._conditions = {name: _condition(arrays, name, shape[0]) for name in conditions}
         if self.blocks is None:
             for name, values in self._conditions.items():
-                _check_finite(values, _named(file, name))
+                _check_finite(values, _describe_array(file, name))
         self.condition_shapes = {name: tuple(values.shape[1:]) for name, values in self._conditions.items()}
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class Arrays:
                 *((values, name) for name, values in conditions.items()),
             ):
                 if values is not None:
-                    _check_rows(values, indices, _named(self._file, key))
+                    _check_rows(values, indices, _describe_array(self._file, key))
         return Batch(x1, label, x0, conditions)
 
 
@@ -122,14 +124,16 @@ def _samples_key(arrays: NamedArrays, key: str | None, labels: str | None, condi
     """The name of the array with the samples."""
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{arrays.file}: no array '{key}'. Arrays: {_listed(arrays)}. Set `key` to one of them.")
+            raise DataError(
+                f"{arrays.file}: no array '{key}'. Arrays: {_list_names(arrays)}. Set `key` to one of them."
+            )
         return key
     others = [name for name in arrays if name not in (_LABEL, _PARTNER, labels, *conditions)]
     default_names = [name for name in _SAMPLES if name in others]
     if not default_names and len(others) != 1:
         raise DataError(
             f"{arrays.file}: wanted one array of samples, or one named {', '.join(_SAMPLES[:-1])} or {_SAMPLES[-1]}. "
-            f"Arrays: {_listed(arrays)}. Set `key` to one of them."
+            f"Arrays: {_list_names(arrays)}. Set `key` to one of them."
         )
     return (default_names or others)[0]
 
@@ -161,8 +165,8 @@ def _blocks(values: Tensor) -> Tensor | None:
 def _condition(arrays: NamedArrays, name: str, n: int) -> Tensor:
     """(n, *shape), checked."""
     if name not in arrays:
-        raise DataError(f"{arrays.file}: no array '{name}' for a condition. Arrays: {_listed(arrays)}.")
-    values, who = arrays[name], _named(arrays.file, name)
+        raise DataError(f"{arrays.file}: no array '{name}' for a condition. Arrays: {_list_names(arrays)}.")
+    values, who = arrays[name], _describe_array(arrays.file, name)
     if values.ndim == 0 or len(values) != n or 0 in values.shape:
         raise DataError(f"{who}: wanted a condition for each of {n} samples, ({n}, *shape), got {tuple(values.shape)}.")
     return values
@@ -186,9 +190,9 @@ def _check_rows(values: Tensor, rows: Tensor, who: str) -> None:
         )
 
 
-def _named(file: Path, key: str) -> str:
+def _describe_array(file: Path, key: str) -> str:
     return f"{file}, array '{key}'" if key else f"{file}"
 
 
-def _listed(arrays: NamedArrays) -> str:
-    return ", ".join(name or "one array without a name" for name in arrays) or "no array"
+def _list_names(arrays: NamedArrays) -> str:
+    return ", ".join(name or "one array without a name" for name in arrays) or "none"

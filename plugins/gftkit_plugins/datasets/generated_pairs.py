@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from gftkit.generation import Request, Sampler, read_conditions
@@ -57,7 +59,7 @@ class GeneratedPairs:
             raise ConfigError(f"file: wanted a name that ends in .safetensors, got {file}. Rename it.")
         requested = None if conditions is None else read_conditions(conditions)
         request = Request(
-            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, given=requested
+            count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, conditions=requested
         )
         self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
         self._file, self._size = file, size
@@ -84,14 +86,14 @@ class GeneratedPairs:
 
     def _all_pairs(self) -> dict[str, Tensor]:
         if self._sampler is not None:
-            self._pairs = self._kept(self._sampler)
+            self._pairs = self._read_or_make(self._sampler)
             self._sampler = None
         return self._pairs
 
-    def _kept(self, sampler: Sampler) -> dict[str, Tensor]:
+    def _read_or_make(self, sampler: Sampler) -> dict[str, Tensor]:
         """The pairs of the file, or new ones."""
         if self._file is None:
-            return _generated(sampler, self._size)
+            return _generate(sampler, self._size)
         wanted = plain(sampler.identity)
         if self._file.exists():
             pairs, notes = read_tensors(self._file, ours=True)
@@ -103,16 +105,13 @@ class GeneratedPairs:
                     f"({', '.join(differs)}). Choose another file, or delete this one."
                 )
             return pairs
-        pairs = _generated(sampler, self._size)
+        pairs = _generate(sampler, self._size)
         write_tensors(self._file, pairs, {"pairs": wanted})
         return pairs
 
 
-def _generated(sampler: Sampler, count: int) -> dict[str, Tensor]:
+def _generate(sampler: Sampler, count: int) -> dict[str, Tensor]:
     """x0 and x1, (count, *event) each, in the data's values."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     console = Console(stderr=True)
     ends, starts = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -43,7 +43,7 @@ class NamedArrays(Mapping[str, Tensor]):
         """
         if name not in self._names:
             raise KeyError(name)
-        return _tensor(_guarded(self.file, lambda: self._get(name)), self.file, name)
+        return _tensor(_guard(self.file, lambda: self._get(name)), self.file, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -66,7 +66,7 @@ def read_arrays(file: Path) -> NamedArrays:
         raise DataError(f"{file}: wanted a file ending in {', '.join(_READERS)}, got '{file.suffix}'. Convert it.")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty (0 bytes). Write it again.")
-    return _guarded(file, lambda: reader(file))
+    return _guard(file, lambda: reader(file))
 
 
 def _npy(file: Path) -> NamedArrays:
@@ -118,7 +118,7 @@ _READERS: dict[str, Callable[[Path], NamedArrays]] = {
 }
 
 
-def _guarded(file: Path, read: Callable[[], T]) -> T:
+def _guard(file: Path, read: Callable[[], T]) -> T:
     """The result of ``read``; any failure in a parser becomes one message about the file."""
     try:
         return read()

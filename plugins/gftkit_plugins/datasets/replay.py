@@ -61,6 +61,7 @@ class Replay:
         if len(target) == 0:
             raise DataError("target: the data set is empty. Give at least one sample.")
         self._target = target
+        # Whole copies of the target, so that every one of its samples counts equally.
         self._copies = math.ceil(size * (1 - share) / (share * len(target)))
         self._targets = self._copies * len(target)
         count = max(1, round(self._targets * share / (1 - share)))

@@ -22,7 +22,7 @@ class NpyRows:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.save(f"{folder}/a.npy", np.arange(6).reshape(3, 2))
-        ...     Rows.open(Path(f"{folder}/a.npy"))[torch.tensor([2, 0])]
+        ...     NpyRows.open(Path(f"{folder}/a.npy"))[torch.tensor([2, 0])]
         tensor([[4, 5],
                 [0, 1]])
     """

@@ -44,6 +44,7 @@ class Stretches:
         try:
             handle = self._handle(number)
             while done < size:
+                # By position, since forked processes share the file's own; in a loop, since a read may give less.
                 got = os.preadv(handle, [memoryview(stretch)[done:]], offset + done)
                 if got == 0:
                     raise DataError(
@@ -58,7 +59,9 @@ class Stretches:
     def _handle(self, number: int) -> int:
         if number not in self._open:
             self._open[number] = os.open(self.files[number], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            if len(self._open) > _OPEN:
+            if (
+                len(self._open) > _OPEN
+            ):  # an operating system limits the files of a process, and a set may have thousands
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(number)
         return self._open[number]

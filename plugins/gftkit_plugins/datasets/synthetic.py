@@ -64,6 +64,7 @@ class Gaussian:
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """n samples, (n, *event)."""
+        # float32 whatever torch's default type is: one seed gives the same samples.
         noise = torch.randn(n, self.mean.numel(), generator=generator, dtype=torch.float32)  # (n, d)
         spread = noise * self.std if self._root is None else noise @ self._root.T.to(torch.float32)
         return Batch((self.mean.to(torch.float32) + spread).reshape(n, *self.event_shape))

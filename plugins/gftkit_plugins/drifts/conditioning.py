@@ -41,6 +41,7 @@ class Conditioning(nn.Module):
     def __init__(
         self,
         classes: int | None,
+        *,
         conditional: bool,
         names: Sequence[str] = (),
         shapes: Mapping[str, tuple[int, ...]] | None = None,

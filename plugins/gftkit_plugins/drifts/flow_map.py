@@ -81,6 +81,7 @@ class FlowMap(nn.Module):
         added = self.embed(_features(torch.zeros_like(t) if end is None else end - t))  # (batch, size)
         if self.into is None:
             return self.drift(t, x + added.reshape(x.shape).to(x.dtype), **conditions)
+        # Through the module's hook, because the network's own forward has no argument for it.
         self._added = added
         try:
             return self.drift(t, x, **conditions)

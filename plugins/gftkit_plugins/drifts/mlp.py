@@ -43,13 +43,14 @@ class Mlp(nn.Module):
         condition_shapes: dict[str, tuple[int, ...]] | None = None,
         width: Annotated[int, Field(gt=0)] = 512,
         depth: Annotated[int, Field(gt=0)] = 3,
+        *,
         conditional: bool = False,
         conditions: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         size = math.prod(self.event_shape)
-        self.conditioning = Conditioning(classes, conditional, conditions, condition_shapes)
+        self.conditioning = Conditioning(classes, conditional=conditional, names=conditions, shapes=condition_shapes)
         self.conditions, self.null = self.conditioning.names, self.conditioning.null
         self.from_state = nn.Linear(size, width)
         self.from_condition = nn.Linear(FEATURES, width, bias=False)

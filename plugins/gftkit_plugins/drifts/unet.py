@@ -50,7 +50,7 @@ class Unet(nn.Module):
         torch.Size([5, 3, 16, 8])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         event_shape: tuple[int, ...],
         classes: int | None = None,
@@ -61,19 +61,22 @@ class Unet(nn.Module):
         attention: Annotated[int, Field(ge=0)] = 1,
         head_channels: Positive | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        *,
         conditional: bool = False,
         conditions: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         _check_event_shape(self.event_shape, len(multipliers))
-        self.conditioning = Conditioning(classes, conditional, conditions, condition_shapes)
+        self.conditioning = Conditioning(classes, conditional=conditional, names=conditions, shapes=condition_shapes)
         self.conditions, self.null = self.conditioning.names, self.conditioning.null
         size = 4 * width
         self.embed = nn.Sequential(nn.Linear(FEATURES, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
 
         def block(into: int, out: int, level: int) -> Block:
-            return Block(into, out, size, dropout, level >= len(multipliers) - attention, head_channels)
+            return Block(
+                into, out, size, dropout, attention=level >= len(multipliers) - attention, head_channels=head_channels
+            )
 
         channels = [width * multiplier for multiplier in multipliers]
         lowest = len(channels) - 1
@@ -128,7 +131,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, into: int, out: int, embedding: int, dropout: float, attention: bool, head_channels: int | None = None
+        self, into: int, out: int, embedding: int, dropout: float, *, attention: bool, head_channels: int | None = None
     ) -> None:
         super().__init__()
         self.before = nn.Sequential(_norm(into), nn.SiLU(), nn.Conv2d(into, out, 3, padding=1))

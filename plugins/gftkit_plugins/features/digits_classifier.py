@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gftkit.data import select_subset
+from gftkit_plugins.datasets.cache import cached
+from gftkit_plugins.datasets.images.packaged import digits, mnist5k
+
 FEATURES = 64
 """Number of features."""
 
@@ -53,8 +57,6 @@ class DigitsClassifier:
     """
 
     def __init__(self) -> None:
-        from gftkit_plugins.datasets.cache import cached
-
         recipe = Recipe()
         self._network = build_classifier(recipe)
         self._network.load_state_dict(cached(recipe.name, lambda: train_classifier(recipe)))
@@ -62,11 +64,11 @@ class DigitsClassifier:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, 1, 8, 8) or (n, 1, 16, 16) -> (n, 64)."""
-        return self._network[:-1](_small(x))
+        return self._network[:-1](_to_8x8(x))
 
     def predict(self, x: Tensor) -> Tensor:
         """(n, 1, 8, 8) or (n, 1, 16, 16) -> (n,): the digit that each image is taken for."""
-        return self._network(_small(x)).argmax(1)
+        return self._network(_to_8x8(x)).argmax(1)
 
 
 def build_classifier(recipe: Recipe) -> nn.Sequential:
@@ -111,9 +113,6 @@ def _train(recipe: Recipe, x: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 def training_data() -> tuple[Tensor, Tensor]:
     """(n, 1, 8, 8) in [-1, 1] and (n,): mnist5k at 8x8, then the training split of digits."""
-    from gftkit.data import select_subset
-    from gftkit_plugins.datasets.images.packaged import digits, mnist5k
-
     parts = [(mnist5k(size=8), 255), (select_subset(digits(), split="train"), 16)]
     batches = [(data.batch(torch.arange(len(data))), high) for data, high in parts]
     images = [batch.x1 * (2 / high) - 1 for batch, high in batches]
@@ -121,7 +120,7 @@ def training_data() -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def _small(x: Tensor) -> Tensor:
+def _to_8x8(x: Tensor) -> Tensor:
     """The images at 8x8."""
     if tuple(x.shape[1:]) not in ((1, 8, 8), (1, 16, 16)):
         raise ValueError(

@@ -57,11 +57,11 @@ class EfficientNetLite0:
                 f"other events use identity."
             )
         return torch.cat(
-            [self._network.extract_features(_prepared(part)).mean((2, 3)) for part in torch.split(x, _BATCH)]
+            [self._network.extract_features(_prepare(part)).mean((2, 3)) for part in torch.split(x, _BATCH)]
         )
 
 
-def _prepared(x: Tensor) -> Tensor:
+def _prepare(x: Tensor) -> Tensor:
     """(n, 1 or 3, h, w) in [-1, 1] -> (n, 3, 224, 224), normalised."""
     large = functional.interpolate(
         x.float(), size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", antialias=True, align_corners=False

@@ -47,9 +47,8 @@ class ModuleFeature:
         folder: Path = Path("."),
     ) -> None:
         factory = import_target(target, folder, "feature")
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # what building draws is the same each time, and the run's own untouched
+        # Building draws weights: the same each time, and without touching the run's own numbers.
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             network = build_network(factory, options or {}, target, "feature")
         if weights is not None:

@@ -64,12 +64,12 @@ class Forgetting:
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The metric's values for the evaluation's samples and the old distribution."""
         if self._old is None:
-            self._old = self._some(evaluation)
+            self._old = self._draw_old(evaluation)
         compared: Any = _Compared(evaluation, self._old)
         estimates = self.metric.measure(compared, generator)
         return {f"forgetting_{name}": estimate for name, estimate in estimates.items()}
 
-    def _some(self, evaluation: EvaluationView) -> Batch:
+    def _draw_old(self, evaluation: EvaluationView) -> Batch:
         """As many data of the old distribution as there are samples, if there are so many; scaled."""
         if self.data is not None:
             shape = tuple(evaluation.reference.x1.shape[1:])

@@ -55,14 +55,14 @@ class Memorisation(FeatureMetric):
 
     def check(self, scope: Scope) -> None:
         """Refuse a run without held-out data, too few samples, and events that the feature isn't for."""
-        _held_out(scope.held_out)
+        _held_out(available=scope.held_out)
         super().check(scope)
         if scope.training < GROUPS:
             raise ValueError(f"wanted at least {GROUPS} training data, got {scope.training}. Leave the metric out.")
 
     def measure(self, evaluation: EvaluationView, generator: Generator) -> Mapping[str, Estimate]:
         """The ratio for the evaluation's samples, the run's training data and its held-out data."""
-        _held_out(evaluation.held_out and evaluation.training is not None)
+        _held_out(available=evaluation.held_out and evaluation.training is not None)
         assert evaluation.training is not None
         x, held_out = self.vectors(evaluation)
         sets = self._of_training(evaluation.training.x1), held_out
@@ -79,7 +79,7 @@ class Memorisation(FeatureMetric):
         return {value_name("memorisation", self.steps): log_normal(jackknife_estimate(ratio, indices, generator))}
 
 
-def _held_out(available: bool) -> None:
+def _held_out(*, available: bool) -> None:
     """Refuse to compare without held-out data."""
     if not available:
         raise ValueError(

@@ -64,14 +64,14 @@ class SlicedWasserstein(FeatureMetric):
         (x, rank_x), (y, rank_y) = ((directions @ each.T).sort(dim=1) for each in (x, y))
 
         def distance(kept_x: Tensor, kept_y: Tensor) -> float:
-            powers = on_lines(_kept(x, rank_x, kept_x), _kept(y, rank_y, kept_y), self.p)
+            powers = on_lines(_select(x, rank_x, kept_x), _select(y, rank_y, kept_y), self.p)
             return float(powers.mean()) ** (1 / self.p)
 
         counts = [torch.arange(each.shape[1]) for each in (x, y)]
         return {value_name("sliced_wasserstein", self.steps): jackknife_estimate(distance, counts, generator)}
 
 
-def _kept(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
+def _select(ordered: Tensor, rank: Tensor, kept: Tensor) -> Tensor:
     """The values of the kept points alone, still sorted: (lines, n) -> (lines, kept)."""
     selected = torch.zeros(ordered.shape[1], dtype=torch.bool)
     selected[kept] = True

@@ -50,7 +50,7 @@ class Equation:
     """
 
     def __init__(
-        self, drift: Field, diffusion: Diffusion, shape: torch.Size, calculus: str, diagonal: bool, end: float
+        self, drift: Field, diffusion: Diffusion, shape: torch.Size, calculus: str, *, diagonal: bool, end: float
     ) -> None:
         self.noise_type, self.sde_type = "diagonal" if diagonal else "additive", calculus
         self._drift, self._diffusion, self._shape, self._end = drift, diffusion, shape, end
@@ -87,7 +87,7 @@ class Flat:
         self._path, self._still = path, torch.zeros_like(x).flatten(1)
         self.shape, self.levy_area_approximation = self._still.shape, "space-time"
 
-    def __call__(self, s: Tensor, t: Tensor, return_U: bool = False) -> Any:
+    def __call__(self, s: Tensor, t: Tensor, return_U: bool = False) -> Any:  # noqa: FBT001, FBT002
         """The increment, and with ``return_U`` the integral of the path less its start."""
         if self._path is None:
             return (self._still, self._still) if return_U else self._still
@@ -108,7 +108,7 @@ class Shaped:
     def __init__(self, interval: Any, shape: torch.Size) -> None:
         self._interval, self.shape = interval, shape
 
-    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:
+    def __call__(self, s: float, t: float, return_U: bool = False) -> Any:  # noqa: FBT001, FBT002
         """The increment from s to t, and with ``return_U`` the integral of the path less its value at s."""
         if not return_U:
             return self._interval(s, t).reshape(self.shape)
@@ -149,6 +149,7 @@ class TorchSDE:
     def __init__(
         self,
         method: Method = "heun",
+        *,
         adaptive: bool = False,
         rtol: Tolerance = 1e-3,
         atol: Tolerance = 1e-3,
@@ -187,7 +188,7 @@ class TorchSDE:
 
         g: Diffusion = diffusion or (lambda t: 0.0)  # noqa: ARG005
         diagonal = self.method == "reversible_heun"
-        equation = Equation(drift, g, x.shape, self._calculus, diagonal, times[-1])
+        equation = Equation(drift, g, x.shape, self._calculus, diagonal=diagonal, end=times[-1])
         path, state, extra = Flat(brownian, x), x.flatten(1), None
         yield x
         for t, later in itertools.pairwise(times):

@@ -116,10 +116,10 @@ def test_arrays_stay_on_disk(registry, tmp_path, ending):
         ({"x1": np.zeros((2, 0))}, {}, r"got \(2, 0\)"),
         ({"x1": np.zeros((2, 1), np.complex64)}, {}, r"wanted real numbers .*got dtype .*complex64\. Convert"),
         ({"x1": np.zeros((2, 1), bool)}, {}, r"wanted real numbers .*got dtype .*bool"),
-        ({"a": np.zeros((2, 1)), "b": np.ones((2, 1))}, {}, r"called x1, samples or data\. It holds: a, b\. Set `key`"),
-        ({"label": np.zeros(2, int)}, {}, r"wanted one array of samples.*It holds: label"),
-        ({"a": np.zeros((2, 1))}, {"key": "b"}, r"no array 'b'\. It holds: a\. Set `key` to one of them"),
-        ({"a": np.zeros((2, 1))}, {"labels": "b"}, r"no array 'b' for labels\. It holds: a"),
+        ({"a": np.zeros((2, 1)), "b": np.ones((2, 1))}, {}, r"named x1, samples or data\. Arrays: a, b\. Set `key`"),
+        ({"label": np.zeros(2, int)}, {}, r"wanted one array of samples.*Arrays: label"),
+        ({"a": np.zeros((2, 1))}, {"key": "b"}, r"no array 'b'\. Arrays: a\. Set `key` to one of them"),
+        ({"a": np.zeros((2, 1))}, {"labels": "b"}, r"no array 'b' for labels\. Arrays: a"),
         ({"x1": np.zeros((2, 1)), "label": np.zeros(2)}, {}, r"'label': wanted one whole number .*float64\. Number"),
         ({"x1": np.zeros((2, 1)), "label": np.zeros(3, int)}, {}, r"for each of 2 samples, shape \(2,\), got \(3,\)"),
         ({"x1": np.zeros((2, 1)), "label": np.zeros((2, 1), int)}, {}, r"shape \(2,\), got \(2, 1\)"),
@@ -148,7 +148,7 @@ def test_arrays_name_the_first_bad_row(registry, monkeypatch, tmp_path, ending, 
     values[17, 1, 0] = values[19] = value
     file = write(tmp_path / f"s{ending}", {"" if ending in (".npy", ".pt") else "x1": values})
     with pytest.raises(
-        DataError, match=rf"^{re.escape(str(file))}.* NaN, inf or too large a number in row 17 .*Repair"
+        DataError, match=rf"^{re.escape(str(file))}.* NaN, infinity or too large a number in row 17 .*Correct"
     ):
         registry.create("dataset", "arrays", file=file)
 
@@ -174,14 +174,14 @@ def test_arrays_refuse_what_is_not_a_file_of_arrays(registry, tmp_path):
     assert "wanted a file, found a folder" in refused("folder.npy")
     assert "wanted a file ending in .npy, .npz, .pt, .safetensors, got '.csv'. Convert it" in refused("s.csv")
     assert "got ''" in refused("s")
-    assert "It holds: weight, bias. Set `key`" in refused("weights.pt")
+    assert "Arrays: weight, bias. Set `key`" in refused("weights.pt")
     assert "wanted a tensor or a dict of tensors, got a list" in refused("list.pt")
     assert "wanted a dense array" in refused("sparse.pt")
     assert "got dtype <U1" in refused("text.npy")
     assert "got dtype datetime64[s]" in refused("time.npy")
     assert "got dtype float128" in refused("long.npy") or np.longdouble is np.float64
     assert "wanted real numbers" in refused("fields.npy")
-    assert "It holds: no array" in refused("none.npz")
+    assert "Arrays: none" in refused("none.npz")
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -297,7 +297,7 @@ def test_a_large_array_names_a_bad_row_when_it_is_read(registry, tmp_path, nothi
     file = write(tmp_path / f"s{ending}", {"" if ending in (".npy", ".pt") else "x1": values})
     dataset = registry.create("dataset", "arrays", file=file, split="all")
     dataset.batch(torch.arange(17))
-    with pytest.raises(DataError, match=rf"^{re.escape(str(file))}.* in row 17 .*Repair"):
+    with pytest.raises(DataError, match=rf"^{re.escape(str(file))}.* in row 17 .*Correct"):
         dataset.batch(torch.tensor([3, 17]))
     rows = registry.create("dataset", "arrays", file=file, count=20, seed=1)  # a subset names the row of the file
     with pytest.raises(DataError, match="in row 17 "):

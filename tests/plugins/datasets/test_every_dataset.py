@@ -227,7 +227,7 @@ def test_skip_leaves_out_what_a_smaller_count_chooses(made, name):
     size = len(made(name))
     with pytest.raises(DataError, match=r"count: 2 samples wanted, 1 available"):
         made(name, count=2, skip=size - 1)
-    with pytest.raises(DataError, match="wants a `count`"):
+    with pytest.raises(DataError, match="requires `count`"):
         made(name, skip=1)
 
 
@@ -275,7 +275,7 @@ def test_classes_keep_only_those_labels(seen, made, name):
 @every_law
 @pytest.mark.parametrize("part", [{"split": "test"}, {"seed": 3}])
 def test_a_part_of_a_law_wants_a_count(made, name, part):
-    with pytest.raises(DataError, match="say `count`"):
+    with pytest.raises(DataError, match="Set `count`"):
         made(name, **part)
 
 

@@ -214,8 +214,8 @@ def test_saved_folders_are_refused(refused, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"x": [[1.0]]}, {"column": "y"}, r"no column 'y'\. It has: x"),
-        ({"x": [[1.0]]}, {"labels": "y"}, r"no column 'y'\. It has: x"),
+        ({"x": [[1.0]]}, {"column": "y"}, r"no column 'y'\. Columns: x"),
+        ({"x": [[1.0]]}, {"labels": "y"}, r"no column 'y'\. Columns: x"),
         (
             {"x": [[1.0]], "y": [[1.0]]},
             {},
@@ -247,7 +247,7 @@ def test_rows_are_refused_when_they_are_read(load, refused, tmp_path):
     pictures = [encoded(np.zeros((4, 4), np.uint8)), wide, b"no picture", b""]
     arrow(rows(x=pictures, features={"x": datasets.Value("binary")}), tmp_path / "pictures")
     dataset = load("pictures")
-    messages = {1: "wanted a picture of 4 x 4 pixels, as row 0, got 8 x 4", 2: "can't be read", 3: "got nothing"}
+    messages = {1: "wanted a picture of 4 x 4 pixels, like row 0, got 8 x 4", 2: "can't be read", 3: "got nothing"}
     for row, message in messages.items():
         with pytest.raises(DataError, match=rf"column 'x', row {row}: .*{message}"):
             dataset.batch(torch.tensor([row]))

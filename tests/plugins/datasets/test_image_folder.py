@@ -108,7 +108,7 @@ def test_a_large_folder_checks_sizes_first_and_content_later(registry, tmp_path,
     with pytest.raises(DataError, match=r"b\.png: this picture can't be read"):
         load_folder(registry, tmp_path)
     picture(cut, 0, size=(64, 32))
-    with pytest.raises(DataError, match=r"b\.png: wanted a picture of 64 x 64 pixels, as a\.png, got 64 x 32"):
+    with pytest.raises(DataError, match=r"b\.png: wanted a picture of 64 x 64 pixels, like a\.png, got 64 x 32"):
         load_folder(registry, tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_pictures_are_refused(registry, tmp_path):
 
     picture(tmp_path / "a.png", 0, size=(5, 4))
     bad = picture(tmp_path / "b.png", 0, size=(4, 5))
-    refused(r"b\.png: wanted a picture of 5 x 4 pixels, as a\.png, got 4 x 5\. Set `size`")
+    refused(r"b\.png: wanted a picture of 5 x 4 pixels, like a\.png, got 4 x 5\. Set `size`")
     assert load_folder(registry, tmp_path, size=4).event_shape == (3, 4, 4)
     for damaged in (b"", b"no picture", bad.read_bytes()[:-40], bad.read_bytes()[:20]):
         bad.write_bytes(damaged)

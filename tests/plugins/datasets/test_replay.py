@@ -86,5 +86,5 @@ def test_samples_that_cannot_be_mixed_are_refused(pretrained, images, tmp_path):
     made = replay(pretrained, {"name": "arrays", "file": str(tmp_path / "pairs.npz")}, size=4)
     with pytest.raises(DataError, match="fixed partners"):
         made.batch(torch.arange(4))
-    with pytest.raises(gftkit.GftkitError, match="holds no run"):
+    with pytest.raises(gftkit.GftkitError, match="is no run folder"):
         replay(tmp_path, moons)

@@ -198,7 +198,9 @@ def test_pictures_are_resized_down_only(registry, tmp_path, name):
     data = registry.create("dataset", name, folder=folder, size=4)
     assert data.event_shape == (3, 4, 4)
     assert data.batch(torch.tensor([29, 0])).x1[:, :, 2, 1].tolist() == [[255.0] * 3, [0.0] * 3]
-    with pytest.raises(DataError, match=r"size: wanted at most 12, .* \(.*\.png: 12 x 12\), got 13\. Enlarged"):
+    with pytest.raises(
+        DataError, match=r"size: wanted at most 12, .* \(.*\.png: 12 x 12\), got 13\. Choose a smaller size"
+    ):
         registry.create("dataset", name, folder=folder, size=13)
     with pytest.raises(ConfigError, match=r"size: wanted int, > 0 or null, got 0"):
         registry.create("dataset", name, folder=folder, size=0)
@@ -208,7 +210,7 @@ def test_a_picture_of_another_size_is_named(registry, tmp_path):
     folder = fmow(tmp_path / "f")
     odd = picture(folder / "images" / "rgb_img_3.png", 0, (6, 5))
     data = registry.create("dataset", "fmow", folder=folder)
-    with pytest.raises(DataError, match=r"rgb_img_3\.png: wanted .* 6 x 6 pixels, as rgb_img_0\.png, got 6 x 5"):
+    with pytest.raises(DataError, match=r"rgb_img_3\.png: wanted .* 6 x 6 pixels, like rgb_img_0\.png, got 6 x 5"):
         data.batch(torch.tensor([3]))
     odd.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"rgb_img_3\.png: this picture can't be read"):

@@ -159,13 +159,13 @@ def test_an_unconditional_drift_refuses_a_label(name):
     drift = make(name)
     t, x, label = inputs()
     assert drift.conditions == ()
-    with pytest.raises(ValueError, match="isn't told it"):
+    with pytest.raises(ValueError, match="doesn't use labels"):
         drift(t, x, label=label)
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_conditional_without_classes_is_refused(name):
-    with pytest.raises(ConfigError, match="the data have no labels"):
+    with pytest.raises(ConfigError, match="the data have none"):
         REGISTRY.create("drift", name, event_shape=list(EVENT), conditional=True)
 
 

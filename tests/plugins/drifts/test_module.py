@@ -175,7 +175,7 @@ def test_a_resumed_run_is_the_undisturbed_one(settings, tmp_path):
 
 def test_a_fine_tune_with_two_starts_is_refused(refused, write_config, settings):
     config = write_config({**settings, "pretrained": "own.pt"})
-    assert "are two starts of one drift" in refused("finetune", config)
+    assert "it can start from one of them only" in refused("finetune", config)
     nothing = {**settings, "drift": {**settings["drift"], "weights": None}}
     assert "pretrained is missing" in refused("finetune", write_config(nothing))
 
@@ -238,8 +238,8 @@ def test_a_network_that_fails_is_refused_with_what_to_check(settings, refused, w
     config = write_config({**settings, "drift": {**settings["drift"], "convention": convention}})
     message = refused("finetune", config)
     assert "drift 'module' fails on a batch of shape (2, 2): RuntimeError: " in message
-    assert "Check drift.options and convention.call ('t, x'): `gft inspect` finds out" in message
-    assert "`gft --debug` shows where" in message
+    assert "Check drift.options and convention.call ('t, x'): `gft inspect` finds the convention" in message
+    assert "`gft --debug` shows the traceback" in message
     config = write_config({**settings, "drift": {**settings["drift"], "options": {"width": 5}}})
     assert "Give the `drift` these weights were made with: its class and its options." in refused("finetune", config)
 

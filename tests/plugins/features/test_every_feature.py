@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 import gftkit
-from gftkit.evaluation.metrics import Scope, check
+from gftkit.evaluation.metrics import Scope, check_metrics
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit_plugins.features import digits_classifier, efficientnet
 
@@ -103,7 +103,7 @@ def test_classifier_training_is_deterministic_and_leaves_global_state(cache):
 
 def test_classifier_weights_come_from_the_cache(classifier, cache, monkeypatch):
     assert (cache / f"{digits_classifier.Recipe().name}.safetensors").is_file()
-    monkeypatch.setattr(digits_classifier, "train", lambda recipe: pytest.fail("trained again"))
+    monkeypatch.setattr(digits_classifier, "train_classifier", lambda recipe: pytest.fail("trained again"))
     again = REGISTRY.create("feature", "digits-classifier")
     assert torch.equal(again(images(4)), classifier(images(4)))
 
@@ -116,7 +116,7 @@ def test_classifier_file_depends_on_its_recipe():
 def test_classifier_works_without_a_cache_that_can_be_written(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     untrained = digits_classifier.build_classifier(SHORT).state_dict()
-    monkeypatch.setattr(digits_classifier, "train", lambda recipe: untrained)
+    monkeypatch.setattr(digits_classifier, "train_classifier", lambda recipe: untrained)
     monkeypatch.setenv("GFTKIT_CACHE", str(tmp_path / "file"))
     assert REGISTRY.create("feature", "digits-classifier")(images(2)).shape == (2, 64)
 
@@ -136,10 +136,10 @@ def test_photograph_features_are_pooled_and_take_grey_as_three_equal_channels(ph
 
 
 def test_photograph_features_see_the_range_that_the_network_was_trained_on():
-    ends = efficientnet._prepared(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1))
+    ends = efficientnet._prepare(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1))
     assert ends.shape == (2, 3, 224, 224)
     assert ends.flatten(1).unique().tolist() == [(0 - 127) / 128, (255 - 127) / 128]
-    sizes = efficientnet._prepared(functional.interpolate(images(1, side=4), size=(300, 200)))
+    sizes = efficientnet._prepare(functional.interpolate(images(1, side=4), size=(300, 200)))
     assert sizes.shape == (1, 3, 224, 224)
 
 
@@ -236,4 +236,4 @@ def test_a_network_that_is_no_feature_is_refused(own, tmp_path):
         feature(images(4, side=9))
     metric = REGISTRY.create("metric", "frechet", feature=feature)
     with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] \(Frechet\): feature .* fails on events"):
-        check([("evaluate.metrics[0]", metric)], Scope(40, 40, 40, True, (1, 9, 9)))
+        check_metrics([("evaluate.metrics[0]", metric)], Scope(40, 40, 40, True, (1, 9, 9)))

@@ -9,7 +9,7 @@ import pytest
 from support.evaluations import REGISTRY, Made, draw, measure, measures
 
 import gftkit
-from gftkit.evaluation.metrics import Scope, check
+from gftkit.evaluation.metrics import Scope, check_metrics
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.storage.log import measured_names
@@ -54,37 +54,41 @@ def test_metrics_without_their_data_are_refused_before_anything_is_sampled(name)
     metric = REGISTRY.create("metric", name)
     metric.check(SCOPE)
     with pytest.raises(ConfigError, match=r"evaluate\.metrics\[0\] .*at least 20 samples, and evaluate\.count is 19"):
-        check([("evaluate.metrics[0]", metric)], Scope(19, 40, 40, True, (2,), True))
+        check_metrics([("evaluate.metrics[0]", metric)], Scope(19, 40, 40, True, (2,), True))
     few = Scope(40, 40, 19, True, (2,), True) if name == "memorisation" else Scope(40, 19, 40, False, (2,), True)
     if name == "forgetting":
         metric, few = REGISTRY.create("metric", name, data={"name": "two-moons", "count": 19}), SCOPE
     with pytest.raises(ConfigError, match=r"at least 20 .*(19|24)|none are held out"):
-        check([("evaluate.metrics[0]", metric)], few)
+        check_metrics([("evaluate.metrics[0]", metric)], few)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("energy", "forgetting")])
 def test_features_of_the_wrong_size_are_refused_at_the_start(name):
     metric = REGISTRY.create("metric", name, feature=lambda x: x.sum(1))
     with pytest.raises(ConfigError, match=r"maps \(2, 2\) to \(2, d\), got \(2,\)"):
-        check([("evaluate.metrics[0]", metric)], SCOPE)
+        check_metrics([("evaluate.metrics[0]", metric)], SCOPE)
     bad = REGISTRY.create("metric", name, feature=lambda x: x / 0)
     with pytest.raises(ConfigError, match="NaN or infinity"):
-        check([("evaluate.metrics[0]", bad)], SCOPE)
+        check_metrics([("evaluate.metrics[0]", bad)], SCOPE)
 
 
 def test_options_of_single_metrics_are_refused_at_the_start(monkeypatch):
     with pytest.raises(ConfigError, match="nothing was pretrained"):
-        check([("evaluate.metrics[0]", REGISTRY.create("metric", "forgetting"))], Scope(40, 40, 40, True, (2,)))
+        check_metrics([("evaluate.metrics[0]", REGISTRY.create("metric", "forgetting"))], Scope(40, 40, 40, True, (2,)))
     with pytest.raises(ConfigError, match="none are held out"):
-        check([("evaluate.metrics[0]", REGISTRY.create("metric", "memorisation"))], Scope(40, 40, 40, False, (2,)))
+        check_metrics(
+            [("evaluate.metrics[0]", REGISTRY.create("metric", "memorisation"))], Scope(40, 40, 40, False, (2,))
+        )
     with pytest.raises(ConfigError, match="at least 60 samples"):
-        check([("evaluate.metrics[0]", REGISTRY.create("metric", "kernel-distance", subset=60))], SCOPE)
+        check_metrics([("evaluate.metrics[0]", REGISTRY.create("metric", "kernel-distance", subset=60))], SCOPE)
     with pytest.raises(ConfigError, match="at least 62 samples"):
-        check([("evaluate.metrics[0]", REGISTRY.create("metric", "precision-recall", neighbours=30))], SCOPE)
+        check_metrics([("evaluate.metrics[0]", REGISTRY.create("metric", "precision-recall", neighbours=30))], SCOPE)
     monkeypatch.setitem(sys.modules, "ot", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"Set evaluate\.count to 30"):
-        check([("evaluate.metrics[0]", REGISTRY.create("metric", "wasserstein"))], Scope(40, 30, 40, True, (2,)))
+        check_metrics(
+            [("evaluate.metrics[0]", REGISTRY.create("metric", "wasserstein"))], Scope(40, 30, 40, True, (2,))
+        )
 
 
 def test_metric_names_leave_out_options_of_other_metrics():

@@ -15,10 +15,12 @@ from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.sampling.integrate import generate
 from gftkit.verify.claims import check
 from gftkit.verify.collect import collect
+from gftkit.verify.declaration import claims_of
 from gftkit_plugins.solvers import torchdiffeq, torchsde
 from gftkit_verification.claims.components import integrators
 from gftkit_verification.claims.components.solvers import ode_order
-from gftkit_verification.testbeds.brownian import units
+from gftkit_verification.testbeds.problems.brownian import unit_paths
+from gftkit_verification.testbeds.slips.integrators import AlteredIntegrator, own_run
 
 REGISTRY = gftkit.load()
 ORDER = 0.35
@@ -84,16 +86,16 @@ def test_a_method_of_torchdiffeq_has_its_declared_order(method):
 def test_a_method_of_torchsde_has_its_declared_orders(method):
     solver = sde(method)
     assert abs(ode_order(solver, torch.Generator().manual_seed(0)).value) < 0.15
-    found = integrators.weak_order(solver, torch.Generator().manual_seed(0))
+    found = integrators.integrator_weak_order(solver, torch.Generator().manual_seed(0))
     assert abs(found.value) < 0.15
-    more = integrators.Altered(solver, integrators.own, more=1)
-    assert abs(integrators.weak_order(more, torch.Generator().manual_seed(0)).value) > 0.5
+    more = AlteredIntegrator(solver, own_run, more=1)
+    assert abs(integrators.integrator_weak_order(more, torch.Generator().manual_seed(0)).value) > 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", torchsde.METHODS)
 def test_a_method_of_torchsde_has_its_declared_strong_order(method):
-    found = integrators.strong_order(sde(method), torch.Generator().manual_seed(1))
+    found = integrators.integrator_strong_order(sde(method), torch.Generator().manual_seed(1))
     assert abs(found.value) < 0.25
 
 
@@ -168,7 +170,7 @@ def test_a_brownian_path_answers_the_same_and_adds_up():
     assert torch.allclose(area, sum(u + w / 4 for (_, u), w in zip(parts, before, strict=True)))
     assert torch.equal(path(0.0, 1.0), whole)
     assert torch.equal(again(0.0, 1.0), whole)
-    known = units(4, 2)
+    known = unit_paths(4, 2)
     assert torch.allclose(known(0.25, 0.75), known.increments[1:3].sum(0))
     with pytest.raises(ValueError, match="multiples of 1/4"):
         known(0.1, 0.3)
@@ -238,7 +240,7 @@ def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     )
     with pytest.raises(ConfigError, match=r"pip install 'gftkit\[solvers\]'"):
         REGISTRY.create("solver", name)
-    assert not [claim.name for claim in integrators.claims(REGISTRY)]  # and nothing is claimed of it
+    assert not [claim.name for claim in claims_of(integrators, REGISTRY)]  # and nothing is claimed of it
 
 
 def test_bad_solver_options_are_refused():

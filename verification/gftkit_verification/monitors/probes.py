@@ -18,10 +18,10 @@ WORK = {"cpu": 1e10, "cuda": 3e11}
 """States times numbers of the training set that the oracle may compare: seconds, once in a run."""
 
 
-def why_no_oracle(state: TrainingState) -> list[str]:
-    """Why b_tgt is not the empirical oracle's drift in this run, each a clause; nothing where it is.
+def oracle_obstacles(state: TrainingState) -> list[str]:
+    """Reasons why b_tgt is not the empirical oracle's drift in this run, each a clause; none where it is.
 
-    The source is told by name; a coupling says by its member ``independent`` whether it is.
+    The source is recognised by its name, an independent coupling by its member ``independent``.
     """
     source = state.config.source
     reasons = []
@@ -31,23 +31,23 @@ def why_no_oracle(state: TrainingState) -> list[str]:
     if not getattr(state.coupling, "independent", False):
         reasons.append(f"the coupling is '{state.config.coupling['name']}', not an independent one")
     if state.conditional:
-        reasons.append("the drift is given conditions, and each has a target drift of its own")
+        reasons.append("the drift has conditions, and each has a different target drift")
     if state.dataset.size is None:
         reasons.append("the training data are a law, not a finite set")
         return reasons
     probe = torch.arange(min(8, state.dataset.size))
     first, again = state.dataset.at(probe), state.dataset.at(probe)
     if first.x0 is not None:
-        reasons.append("the data come with partners of their own")
+        reasons.append("the data bring their own source samples")
     if not torch.equal(first.x1, again.x1):
-        reasons.append("the training data are augmented: reading one sample twice gives two")
+        reasons.append("the training data are augmented: reading a sample twice gives two different ones")
     if state.dataset.size * first.x1[0].numel() > LARGEST:
         reasons.append(f"the training set has more than {LARGEST:,} numbers")
     return reasons
 
 
-def exact_drift(state: TrainingState, drawn: Sequence[Draw]) -> Tensor:
-    """b_tgt of the training set at as many states of each batch as the work allows, (batches * few, *event).
+def exact_drift(state: TrainingState, batches: Sequence[Draw]) -> Tensor:
+    """b_tgt of the training set at the first states of each batch, as many as WORK allows: (batches * few, *event).
 
     Raises:
         ValueError: for a path whose empirical drift isn't known.
@@ -56,32 +56,32 @@ def exact_drift(state: TrainingState, drawn: Sequence[Draw]) -> Tensor:
 
     device = state.device if state.device.type == "cuda" else torch.device("cpu")  # float64 is needed
     size = state.dataset.size
-    assert size is not None  # why_no_oracle has refused laws
+    assert size is not None  # oracle_obstacles has excluded laws
     points = state.dataset.at(torch.arange(size)).x1.to(device)
     flow = EmpiricalFlow(points, state.path)
-    few = max(1, min(len(drawn[0].t), int(WORK[device.type] / points.numel() / len(drawn))))
-    some = joined([leading(one, few) for one in drawn])
-    return flow.drift(some.t.to(device), some.x.to(device)).to(state.device)
+    few = max(1, min(len(batches[0].t), int(WORK[device.type] / points.numel() / len(batches))))
+    states = concatenate([first_states(batch, few) for batch in batches])
+    return flow.drift(states.t.to(device), states.x.to(device)).to(state.device)
 
 
-def values_at(drift: Any, drawn: Draw) -> Tensor:
-    """A drift at every state, some states at a time."""
+def evaluate_in_chunks(drift: Any, states: Draw) -> Tensor:
+    """A drift at every state, CHUNK states at a time."""
     parts = []
-    for first in range(0, len(drawn.t), CHUNK):
-        here = slice(first, first + CHUNK)
-        conditions = {key: value[here] for key, value in drawn.conditions.items()}
-        parts.append(drift(drawn.t[here], drawn.x[here], **conditions))
+    for first in range(0, len(states.t), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        conditions = {key: value[chunk] for key, value in states.conditions.items()}
+        parts.append(drift(states.t[chunk], states.x[chunk], **conditions))
     return torch.cat(parts)
 
 
-def leading(drawn: Draw, count: int) -> Draw:
-    """The first states."""
-    conditions = {key: value[:count] for key, value in drawn.conditions.items()}
-    return Draw(drawn.t[:count], drawn.x[:count], drawn.target[:count], conditions)
+def first_states(states: Draw, count: int) -> Draw:
+    """The first ``count`` states."""
+    conditions = {key: value[:count] for key, value in states.conditions.items()}
+    return Draw(states.t[:count], states.x[:count], states.target[:count], conditions)
 
 
-def joined(drawn: Sequence[Draw]) -> Draw:
+def concatenate(batches: Sequence[Draw]) -> Draw:
     """States of several batches, one after another."""
-    conditions = {key: torch.cat([one.conditions[key] for one in drawn]) for key in drawn[0].conditions}
-    t, x, target = (torch.cat([getattr(one, key) for one in drawn]) for key in ("t", "x", "target"))
+    conditions = {key: torch.cat([batch.conditions[key] for batch in batches]) for key in batches[0].conditions}
+    t, x, target = (torch.cat([getattr(batch, key) for batch in batches]) for key in ("t", "x", "target"))
     return Draw(t, x, target, conditions)

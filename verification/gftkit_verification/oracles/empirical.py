@@ -32,7 +32,7 @@ class EmpiricalFlow:
     """
 
     def __init__(self, data: Tensor, path: Path) -> None:
-        if len(data) == 0 or not all(bool(torch.isfinite(part).all()) for part in slices(data, CHUNK)):
+        if len(data) == 0 or not all(bool(torch.isfinite(part).all()) for part in chunks(data, CHUNK)):
             raise ValueError("data: wanted at least one point and finite values.")
         self.data, self.path = data, path
         self._noisy = flow.is_noisy(path)
@@ -75,9 +75,9 @@ class EmpiricalFlow:
             )
         sigma, alpha, gamma = (value.flatten(1) for value in self._coefficients(t, x))
         variance, at = sigma**2 + gamma**2, x.flatten(1).double()
-        best = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
-        total, summed = torch.zeros_like(best), torch.zeros_like(at)
-        for part in slices(self.data, CHUNK, len(x)):
+        largest = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
+        total, summed = torch.zeros_like(largest), torch.zeros_like(at)
+        for part in chunks(self.data, CHUNK, len(x)):
             points = part.flatten(1).double()
             # |x - alpha y|^2 as a sum of squares about the chunk's mean, which keeps the digits that matter near t = 1
             centre = points.mean(0)
@@ -85,11 +85,11 @@ class EmpiricalFlow:
             squares = near.square().sum(1, keepdim=True) - 2 * alpha * (near @ spread.T)
             squares = squares + alpha**2 * spread.square().sum(1)
             logs = -squares / (2 * variance)  # (batch, chunk)
-            later = torch.maximum(best, logs.max(1, keepdim=True).values)
-            weights, shrink = torch.exp(logs - later), torch.exp(best - later)
+            newest = torch.maximum(largest, logs.max(1, keepdim=True).values)
+            weights, shrink = torch.exp(logs - newest), torch.exp(largest - newest)
             total = shrink * total + weights.sum(1, keepdim=True)
             summed = shrink * summed + weights @ points
-            best = later
+            largest = newest
         return (summed / total).reshape(x.shape).to(x.dtype)
 
     def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +98,7 @@ class EmpiricalFlow:
         return sigma, alpha, gamma
 
 
-def slices(data: Tensor, numbers: int, batch: int = 1) -> Iterator[Tensor]:
+def chunks(data: Tensor, numbers: int, batch: int = 1) -> Iterator[Tensor]:
     """Consecutive parts of ``data``, such that a part and its distances to a batch have at most ``numbers`` numbers."""
     rows = max(1, numbers // max(data[0].numel(), batch))
     for first in range(0, len(data), rows):
@@ -106,11 +106,10 @@ def slices(data: Tensor, numbers: int, batch: int = 1) -> Iterator[Tensor]:
 
 
 def _is_bridge(path: Path) -> bool:
-    """Whether gamma^2 = g^2 t(1 - t) with constant g on the linear path."""
+    """True for gamma^2 = g^2 t(1 - t) with constant g on the linear path."""
     t = torch.linspace(0.01, 0.99, 33, dtype=torch.float64)
     sigma, alpha, gamma = path.coefficients(t)
     g = flow.diffusion(path, t)
-    wanted = (1 - t, t, g[:1] * torch.sqrt(t * (1 - t)))
-    return all(torch.allclose(one, other) for one, other in zip((sigma, alpha, gamma), wanted, strict=True)) and bool(
-        torch.allclose(g, g[:1])
-    )
+    of_bridge = (1 - t, t, g[:1] * torch.sqrt(t * (1 - t)))
+    pairs = zip((sigma, alpha, gamma), of_bridge, strict=True)
+    return bool(torch.allclose(g, g[:1])) and all(torch.allclose(one, other) for one, other in pairs)

@@ -60,7 +60,7 @@ class GaussianFlow:
         self, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor, coupling: CouplingName = "independent"
     ) -> None:
         self.mean0, self.mean1 = mean0.double(), mean1.double()
-        self.cov0, self.cov1 = checked_covariance("cov0", cov0), checked_covariance("cov1", cov1)
+        self.cov0, self.cov1 = check_covariance("cov0", cov0), check_covariance("cov1", cov1)
         d = len(self.mean0)
         shapes = {self.mean0.shape, self.mean1.shape}, {self.cov0.shape, self.cov1.shape}
         if shapes != ({(d,)}, {(d, d)}):
@@ -90,7 +90,7 @@ class GaussianFlow:
     def affine(self, t: Tensor, diffusion: Diffusion = 0.0) -> Affine:
         """(A, c) with drift(t, x, diffusion) = A x + c: (batch,) -> (batch, d, d), (batch, d)."""
         mean, cov = self.marginal(t)
-        noise = scale_of(diffusion, t)[..., None] ** 2 / 2
+        noise = scale_column(diffusion, t)[..., None] ** 2 / 2
         slope = torch.linalg.solve(cov, self._displacement(t) - noise * torch.eye(len(self.mean0)), left=False)
         return slope, self.mean1 - self.mean0 - (slope @ mean[..., None])[..., 0]
 
@@ -110,7 +110,7 @@ class GaussianFlow:
         Raises:
             ValueError: for a diffusion that is negative.
         """
-        return self.velocity(t, x) + scale_of(diffusion, t) ** 2 / 2 * self.score(t, x)
+        return self.velocity(t, x) + scale_column(diffusion, t) ** 2 / 2 * self.score(t, x)
 
     def pairs(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n pairs (x0, x1) of the coupling, (n, d) each."""
@@ -140,8 +140,8 @@ def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(n, len(like), generator=generator, dtype=torch.float64, device=like.device)
 
 
-def time_of(t: Tensor) -> Tensor:
-    """t in float64.
+def check_time(t: Tensor) -> Tensor:
+    """t in float64, checked.
 
     Raises:
         ValueError: outside [0, 1].
@@ -152,10 +152,10 @@ def time_of(t: Tensor) -> Tensor:
 
 
 def _column(t: Tensor) -> Tensor:
-    return time_of(t)[..., None]
+    return check_time(t)[..., None]
 
 
-def scale_of(diffusion: Diffusion, t: Tensor) -> Tensor:
+def scale_column(diffusion: Diffusion, t: Tensor) -> Tensor:
     """g(t) in a column, (batch, 1)."""
     g = diffusion(t) if callable(diffusion) else torch.full_like(t, diffusion, dtype=torch.float64)
     if (g < 0).any():
@@ -163,13 +163,13 @@ def scale_of(diffusion: Diffusion, t: Tensor) -> Tensor:
     return g.double()[..., None]
 
 
-def checked_law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+def check_law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance of a normal law in float64, of one dimension.
 
     Raises:
-        ValueError: for mismatched dimensions, or what ``checked_covariance`` refuses.
+        ValueError: for mismatched dimensions, or a covariance that ``check_covariance`` refuses.
     """
-    cov = checked_covariance(f"the covariance of {name}", cov)
+    cov = check_covariance(f"the covariance of {name}", cov)
     if mean.shape != cov.shape[:1]:
         raise ValueError(
             f"{name}: wanted a mean (d,) and a covariance (d, d), got {tuple(mean.shape)} and {tuple(cov.shape)}."
@@ -177,7 +177,7 @@ def checked_law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     return mean.double(), cov
 
 
-def checked_covariance(name: str, matrix: Tensor) -> Tensor:
+def check_covariance(name: str, matrix: Tensor) -> Tensor:
     """A covariance in float64, made exactly symmetric.
 
     Raises:

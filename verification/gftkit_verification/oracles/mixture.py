@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gftkit.kernel.contracts import Path
 from gftkit.theory import flow
-from gftkit_verification.oracles.gaussian import Diffusion, checked_covariance, scale_of, time_of
+from gftkit_verification.oracles.gaussian import Diffusion, check_covariance, check_time, scale_column
 
 
 class MixtureFlow:
@@ -34,9 +34,9 @@ class MixtureFlow:
 
     def __init__(self, path: Path, mean0: Tensor, cov0: Tensor, weights: Tensor, means: Tensor, covs: Tensor) -> None:
         self.path = path
-        self.mean0, self.cov0 = mean0.double(), checked_covariance("cov0", cov0)
+        self.mean0, self.cov0 = mean0.double(), check_covariance("cov0", cov0)
         self.weights, self.means = weights.double(), means.double()
-        self.covs = torch.stack([checked_covariance(f"covs[{k}]", cov) for k, cov in enumerate(covs)])
+        self.covs = torch.stack([check_covariance(f"covs[{k}]", cov) for k, cov in enumerate(covs)])
         k, d = len(weights), len(mean0)
         shapes = [tuple(value.shape) for value in (self.cov0, self.weights, self.means, self.covs)]
         if shapes != [(d, d), (k,), (k, d), (k, d, d)]:
@@ -48,17 +48,17 @@ class MixtureFlow:
 
     def _components(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and covariance of x_t given each component: (batch, k, d), (batch, k, d, d)."""
-        sigma, alpha, _ = (value[:, None, None] for value in self.path.coefficients(time_of(t)))
+        sigma, alpha, _ = (value[:, None, None] for value in self.path.coefficients(check_time(t)))
         covs = sigma[..., None] ** 2 * self.cov0 + alpha[..., None] ** 2 * self.covs
         return sigma * self.mean0 + alpha * self.means, covs
 
     def _parts(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weighted densities (batch, k), the components' scores (batch, k, d), and their means (batch, k, d)."""
         means, covs = self._components(t)
-        apart = x.double()[:, None] - means
-        scores = -torch.linalg.solve(covs, apart[..., None])[..., 0]
-        d = apart.shape[-1]
-        exponents = (apart * scores).sum(-1) / 2 - torch.logdet(covs) / 2 - d / 2 * math.log(2 * math.pi)
+        centred = x.double()[:, None] - means
+        scores = -torch.linalg.solve(covs, centred[..., None])[..., 0]
+        d = centred.shape[-1]
+        exponents = (centred * scores).sum(-1) / 2 - torch.logdet(covs) / 2 - d / 2 * math.log(2 * math.pi)
         return self.weights.log() + exponents, scores, means
 
     def log_density(self, t: Tensor, x: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class MixtureFlow:
     def velocity(self, t: Tensor, x: Tensor) -> Tensor:
         """v(t, x), (batch, d)."""
         logs, scores, _ = self._parts(t, x)
-        sigma, alpha, _ = (value[:, None, None] for value in self.path.coefficients(time_of(t)))
-        sigma_rate, alpha_rate, _ = (value[:, None, None] for value in flow.rates(self.path, time_of(t)))
+        sigma, alpha, _ = (value[:, None, None] for value in self.path.coefficients(check_time(t)))
+        sigma_rate, alpha_rate, _ = (value[:, None, None] for value in flow.rates(self.path, check_time(t)))
         spread = (sigma * sigma_rate)[..., None] * self.cov0 + (alpha * alpha_rate)[..., None] * self.covs
         moving = sigma_rate * self.mean0 + alpha_rate * self.means - (spread @ scores[..., None])[..., 0]
         return (logs.softmax(1)[..., None] * moving).sum(1)
 
     def drift(self, t: Tensor, x: Tensor, diffusion: Diffusion) -> Tensor:
         """v + (g^2/2) grad log p_t: the drift of the SDE of noise scale g with the same marginals (theory, T12)."""
-        return self.velocity(t, x) + scale_of(diffusion, t) ** 2 / 2 * self.score(t, x)
+        return self.velocity(t, x) + scale_column(diffusion, t) ** 2 / 2 * self.score(t, x)

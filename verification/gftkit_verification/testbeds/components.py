@@ -1,6 +1,6 @@
-"""The registered components that a claim is made about, whoever gave them."""
+"""The registered components that claims are made about, built-in or of a plugin."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gftkit.kernel.registry import Registry
@@ -17,29 +17,37 @@ POINTS = 1200
 def components(registry: Registry, kind: str) -> Iterator[tuple[str, Any]]:
     """(name, component) of a kind, with default options.
 
-    Left out are those with an option that must be given, and broken ones: each of those has a failing claim of its own
-    (``gftkit_verification.claims.components.broken``), and doesn't hinder the claims about others.
+    Components with a required option are left out, and so are broken ones: each of those has a failing claim
+    (``gftkit_verification.claims.components.broken``), and doesn't stop the claims about others.
     """
-    for name in _plain(registry, kind):
-        made = _tried(registry, kind, name)
-        if not isinstance(made, Exception):
-            yield name, made
+    for name in _without_required_options(registry, kind):
+        component = _create(registry, kind, name)
+        if not isinstance(component, Exception):
+            yield name, component
 
 
-def broken(registry: Registry) -> Iterator[tuple[str, str, Exception]]:
-    """(kind, name, why) of the components that can't be made with default options, or give what none may give.
+def each_registered(
+    kind: str,
+    where: Callable[[Any], bool] = lambda component: True,  # noqa: ARG005
+) -> Callable[[Registry], Iterator[tuple[str, Any]]]:
+    """``components`` of a kind for ``claim_for_each``, those alone that fulfil a condition."""
+    return lambda registry: ((name, one) for name, one in components(registry, kind) if where(one))
 
-    One whose package isn't installed is not among them.
+
+def broken_components(registry: Registry) -> Iterator[tuple[str, str, Exception]]:
+    """(kind, name, error) of the components that can't be made with default options, or whose values are out of range.
+
+    Components whose package isn't installed are not among them.
     """
     for kind in KINDS:
-        for name in _plain(registry, kind):
-            made = _tried(registry, kind, name)
-            if isinstance(made, Exception) and not isinstance(made.__cause__, ImportError):
-                yield kind, name, made
+        for name in _without_required_options(registry, kind):
+            component = _create(registry, kind, name)
+            if isinstance(component, Exception) and not isinstance(component.__cause__, ImportError):
+                yield kind, name, component
 
 
-def _plain(registry: Registry, kind: str) -> list[str]:
-    """The components without an option that must be given."""
+def _without_required_options(registry: Registry, kind: str) -> list[str]:
+    """The names of the components that default options make."""
     return [
         name
         for name in registry.names(kind)
@@ -47,15 +55,15 @@ def _plain(registry: Registry, kind: str) -> list[str]:
     ]
 
 
-def _tried(registry: Registry, kind: str, name: str) -> Any:
-    """A component, or why there can be no other claim about it."""
+def _create(registry: Registry, kind: str, name: str) -> Any:
+    """A component, or the error for which there can be no other claim about it."""
     try:
-        made = registry.create(kind, name)
+        component = registry.create(kind, name)
         if kind == "path":
-            flow.is_noisy(made), flow.is_stochastic(made), flow.t_end(made)
+            flow.is_noisy(component), flow.is_stochastic(component), flow.t_end(component)
         elif kind == "schedule":
             for k in range(POINTS + 1):
-                retention(float(made.temperature(k / POINTS)))
+                retention(float(component.temperature(k / POINTS)))
     except Exception as error:
         return error
-    return made
+    return component

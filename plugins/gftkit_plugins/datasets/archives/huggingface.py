@@ -63,7 +63,7 @@ class HuggingFace:
         mode: Mode = "RGB",
     ) -> None:
         self._where = str(files)
-        table = _opened(files)
+        table = _open_files(files)
         if len(table) == 0:
             raise DataError(_EMPTY.format(files))
         names = list(table.column_names)
@@ -145,7 +145,7 @@ class HuggingFace:
         return labels
 
 
-def _opened(files: Path) -> Any:
+def _open_files(files: Path) -> Any:
     """The data set of the datasets library; parquet files as arrow files in the cache folder."""
     try:
         import datasets
@@ -159,17 +159,17 @@ def _opened(files: Path) -> Any:
     if (files / "state.json").is_file():
         if not any(files.glob("*.arrow")):  # so the library writes a set without rows, and can't read it
             raise DataError(_EMPTY.format(files))
-        return _guarded(files, lambda: datasets.load_from_disk(str(files)))
+        return _guard(files, lambda: datasets.load_from_disk(str(files)))
     ending = (
         ".parquet" if files.suffix != ".arrow" and not (files.is_dir() and any(files.glob("*.arrow"))) else ".arrow"
     )
     paths = files_of(files, ending)
     if ending == ".arrow":
-        parts = [_guarded(file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in paths]
+        parts = [_guard(file, lambda file=file: datasets.Dataset.from_file(str(file))) for file in paths]
         _check_alike(paths, [part.features for part in parts])
         return datasets.concatenate_datasets(parts)
     _check_parquet(paths)
-    return _guarded(
+    return _guard(
         files,
         lambda: datasets.Dataset.from_parquet(
             [str(file) for file in paths], cache_dir=str(cache.folder() / "huggingface"), keep_in_memory=False
@@ -183,7 +183,7 @@ def _check_parquet(files: list[Path]) -> None:
 
     schemas = []
     for file in files:
-        about = _guarded(file, lambda file=file: parquet.ParquetFile(str(file)))
+        about = _guard(file, lambda file=file: parquet.ParquetFile(str(file)))
         if about.metadata.num_rows == 0:
             raise DataError(_EMPTY.format(file))
         schemas.append({column.name: str(column.type) for column in about.schema_arrow})
@@ -200,7 +200,7 @@ def _check_alike(files: list[Path], columns: list[Any]) -> None:
             )
 
 
-def _guarded(file: Path, read: Any) -> Any:
+def _guard(file: Path, read: Any) -> Any:
     """The result of ``read``; any failure in a library becomes one message about the file."""
     try:
         return read()

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from gftkit.kernel import DataError
@@ -48,7 +49,7 @@ def shape_of(ending: str, stream: IO[bytes], size: int, who: str) -> tuple[int, 
     try:
         if ending.endswith("npy"):
             return _npy_shape(stream, size, who)
-        return _chosen(_safetensors_header(stream, size), who)[1]
+        return _choose_array(_safetensors_header(stream, size), who)[1]
     except DataError:
         raise
     except Exception as error:  # parsers of damaged bytes raise nearly anything
@@ -66,9 +67,7 @@ def values_of(ending: str, data: bytes | bytearray, decoder: Decoder, who: str) 
     try:
         if ending.endswith("npy"):
             return _npy(data)
-        from safetensors.torch import load
-
-        name, _ = _chosen(_safetensors_header(io.BytesIO(data), len(data)), who)
+        name, _ = _choose_array(_safetensors_header(io.BytesIO(data), len(data)), who)
         return load(bytes(data))[name]
     except DataError:
         raise
@@ -152,7 +151,7 @@ def _safetensors_header(stream: IO[bytes], size: int) -> dict[str, Any]:
     return header
 
 
-def _chosen(header: dict[str, Any], who: str) -> tuple[str, tuple[int, ...]]:
+def _choose_array(header: dict[str, Any], who: str) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the array that is meant."""
     default_names = [name for name in _NAMES if name in header]
     if not default_names and len(header) != 1:

@@ -47,7 +47,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path, size: Annotated[int, Field(gt=0)] | None = None, mode: Mode = "RGB") -> None:
         self._decoder = Decoder(size, mode)
-        self.files, self.class_names = _listed(folder)
+        self.files, self.class_names = _list_pictures(folder)
         self.labels: Tensor | None = None
         self.classes: int | None = None
         if self.class_names:
@@ -93,7 +93,7 @@ class ImageFolder:
         return self._decoder.decode(file, str(file))
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[str]]:
+def _list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     """The pictures, sorted, and the names of the classes ([] where there are none)."""
     if not folder.is_dir():
         came = "a file" if folder.exists() else "nothing there"

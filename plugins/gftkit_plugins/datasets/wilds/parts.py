@@ -141,10 +141,10 @@ def select_rows(
         there = {row[place] for row in known}
         absent = [value for value in values or () if value not in there]
         if absent:
-            raise DataError(f"{option}: {_listed(absent)} isn't in {file}. Known: {_listed(there)}.")
+            raise DataError(f"{option}: {_join(absent)} isn't in {file}. Known: {_join(there)}.")
     if not names:
-        asked = ", ".join(f"{option} {_listed(values)}" for option, values in domains.items() if values is not None)
-        choices = "; ".join(f"{option} {_listed({row[k] for row in in_split})}" for k, option in enumerate(domains))
+        asked = ", ".join(f"{option} {_join(values)}" for option, values in domains.items() if values is not None)
+        choices = "; ".join(f"{option} {_join({row[k] for row in in_split})}" for k, option in enumerate(domains))
         raise DataError(
             f"{file}: no row is of split '{split}'{' and of ' if asked else ''}{asked}. "
             f"{f'That split has: {choices}' if in_split else 'No row is of that split'}. Choose another split"
@@ -158,7 +158,7 @@ def divide(dataset: Dataset, part: Part) -> Dataset:
     return dataset if part == "all" else select_subset(dataset, split=part)
 
 
-def _listed(values: Iterable[Any]) -> str:
+def _join(values: Iterable[Any]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 

@@ -1,181 +1,104 @@
 """Flow maps: the shipped jump, its solver and its loss, against the flow map of a Gaussian flow in closed form."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Diffusion, Jump
-from gftkit.kernel.registry import Registry
 from gftkit.networks.flow_map import jump, lagrangian_loss
 from gftkit.sampling import integrate
 from gftkit.theory import flow
 from gftkit.theory.objective import squared_norm
-from gftkit.verify.claims import Claim, exact
-from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.moments import on_cpu
-from gftkit_verification.testbeds.problems import random_covariance
+from gftkit.verify.claims import exact
+from gftkit.verify.declaration import claim, registered
+from gftkit_verification.testbeds.measuring.differences import relative_difference
+from gftkit_verification.testbeds.problems.flow_maps import (
+    DIMENSION,
+    BareLinearPath,
+    ExactFlowMap,
+    FlowMapFamily,
+    Jumper,
+)
+from gftkit_verification.testbeds.problems.moments import cpu_generator
 
-DIMENSION = 3
 COUNT = 40
 JUMPS = (1, 2, 5)
+CONDITIONS = f"flow from N(m, I) to a normal law in dimension {DIMENSION}, {COUNT} states"
 
 Loss = Callable[[Any, Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, teacher, t, end, x) -> (batch,), as ``gftkit.networks.flow_map.lagrangian_loss``."""
+"""(student, teacher, t, end, x) -> (batch,), like ``gftkit.networks.flow_map.lagrangian_loss``."""
 Jumping = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-"""(student, t, end, x) -> x's shape, as ``gftkit.networks.flow_map.jump``."""
+"""(student, t, end, x) -> x's shape, like ``gftkit.networks.flow_map.jump``."""
+Problem = tuple[ExactFlowMap, Tensor, Tensor, Tensor, Tensor]
+"""A flow map, starts, ends, states and a direction."""
 
 
-class Exact:
-    """The flow map of the linear path from N(m0, I) to N(m1, S), independent: X(t, s, x) = m_s + R_s R_t^-1 (x - m_t).
-
-    R_t is the root of S_t = (1 - t)^2 I + t^2 S. All of them commute, so that d/dt R_t = D_t S_t^-1 R_t.
-
-    Args:
-        generator: draws the laws.
-    """
-
-    jumps = True
-
-    def __init__(self, generator: Generator) -> None:
-        cov = random_covariance(DIMENSION, generator)
-        means = torch.randn(2, DIMENSION, generator=generator, dtype=torch.float64)
-        self.flow = GaussianFlow(means[0], torch.eye(DIMENSION, dtype=torch.float64), means[1], cov)
-        self._values, self._vectors = torch.linalg.eigh(cov)
-        self._means = means
-
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
-        """u(t, end, x), with the end by its name."""
-        end = given["end"]
-        return (self.lands(t, end, x) - x) / (end - t)[:, None]
-
-    def lands(self, t: Tensor, end: Tensor, x: Tensor) -> Tensor:
-        """X(t, end, x)."""
-        inner = (x - self._mean(t)) @ self._vectors * (self._scale(end) / self._scale(t))
-        return self._mean(end) + inner @ self._vectors.mT
-
-    def teacher(self, t: Tensor, x: Tensor) -> Tensor:
-        """v(t, x)."""
-        return self.flow.velocity(t, x)
-
-    def _mean(self, t: Tensor) -> Tensor:
-        return (1 - t)[:, None] * self._means[0] + t[:, None] * self._means[1]
-
-    def _scale(self, t: Tensor) -> Tensor:
-        return ((1 - t)[:, None] ** 2 + t[:, None] ** 2 * self._values).sqrt()
-
-
-class Off:
-    """The flow map's average velocity in a family: (1 + a) u + b k + c (s - t) k + d x, at a = b = c = d = 0 itself.
-
-    Args:
-        truth: u.
-        direction: k, (d,).
-        parameters: (a, b, c, d).
-    """
-
-    jumps = True
-
-    def __init__(self, truth: Exact, direction: Tensor, parameters: Tensor) -> None:
-        self.truth, self.direction, self.parameters = truth, direction, parameters
-
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
-        """The family's average velocity."""
-        end = given["end"]
-        a, b, c, d = self.parameters
-        return (1 + a) * self.truth(t, x, end=end) + (b + c * (end - t)[:, None]) * self.direction + d * x
-
-
-def _drawn(generator: Generator) -> tuple[Exact, Tensor, Tensor, Tensor, Tensor]:
-    """A flow map, starts, ends, states and a direction."""
-    truth = Exact(generator)
+def _draw_problem(generator: Generator) -> Problem:
+    truth = ExactFlowMap(generator)
     t, end = torch.rand(2, COUNT, generator=generator, dtype=torch.float64).sort(0).values
     x = 2 * torch.randn(COUNT, DIMENSION, generator=generator, dtype=torch.float64)
     return truth, 0.95 * t, 0.05 + 0.95 * end, x, torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+# --- jumps ------------------------------------------------------------------------------------------------------------
 
 
+@claim(
+    "flow-map-semigroup",
+    statement="X(s, r, X(t, s, x)) = X(t, r, x), and X(t, r, x) is where the flow brings x.",
+    reference="Boffi et al. (2024), arXiv:2406.07507",
+    subject=jump,
+    bound=exact(),
+    mutants={
+        "length of the wrong sign": lambda u, t, end, x: x - (end - t)[:, None] * u(t, x, end=end),
+        "length dropped": lambda u, t, end, x: x + u(t, x, end=end),
+        "start and end swapped": lambda u, t, end, x: x + (end - t)[:, None] * u(end, x, end=t),
+        "velocity at the start": lambda u, t, end, x: x + (end - t)[:, None] * u.teacher(t, x),
+    },
+    conditions=CONDITIONS,
+)
 def semigroup(subject: Jumping, generator: Generator) -> float:
-    """How far two jumps are from one, and one from where the flow goes."""
-    truth, t, end, x, _ = _drawn(on_cpu(generator))
+    """The distance of two jumps from one, and of one from the flow's own end."""
+    truth, t, end, x, _ = _draw_problem(cpu_generator(generator))
     between = t + 0.3 * (end - t)
     once = subject(truth, t, end, x)
     twice = subject(truth, between, end, subject(truth, t, between, x))
-    return max(_apart(twice, once), _apart(once, truth.lands(t, end, x)))
+    return max(relative_difference(twice, once), relative_difference(once, truth.landing(t, end, x)))
 
 
-def jumps(solver: Any, generator: Generator) -> float:
-    """How far N jumps of the sampler are from where the flow goes."""
-    generator = on_cpu(generator)
-    truth, _, _, x0, _ = _drawn(generator)
+@claim(
+    "flow-map-jumps",
+    statement="By the flow map itself the sampler ends where the flow does, for any number of jumps.",
+    reference="Boffi et al. (2024), arXiv:2406.07507",
+    subject=registered("solver", "flow-map"),
+    bound=exact(),
+    mutants={
+        "always to the end of the flow": Jumper(lambda u, t, h, x: x + h * u(t, x, 1.0)),
+        "from the start of the flow": Jumper(lambda u, t, h, x: x + h * u(0.0, x, h)),  # noqa: ARG005
+        "half of the step": Jumper(lambda u, t, h, x: x + h * u(t, x, t + h / 2)),
+        "length dropped": Jumper(lambda u, t, h, x: x + u(t, x, t + h)),
+    },
+    conditions=f"{CONDITIONS}; {', '.join(map(str, JUMPS))} jumps of gftkit.sampling.integrate.generate",
+    component="solver:flow-map",
+)
+def sampled_jumps(solver: Any, generator: Generator) -> float:
+    """The distance of N jumps of the sampler from the flow's own end."""
+    generator = cpu_generator(generator)
+    truth, _, _, x0, _ = _draw_problem(generator)
     zeros = torch.zeros(COUNT, dtype=torch.float64)
-    wanted = truth.lands(zeros, zeros + 1, x0)
-    found = [integrate.generate(truth, _Linear(), solver, steps, x0, generator, batch_size=16) for steps in JUMPS]
-    return max(_apart(x1, wanted) for x1 in found)
+    end, path = truth.landing(zeros, zeros + 1, x0), BareLinearPath()
+    ends = (integrate.generate(truth, path, solver, steps, x0, generator, batch_size=16) for steps in JUMPS)
+    return max(relative_difference(x1, end) for x1 in ends)
 
 
-class _Linear:
-    """What the sampler asks of the linear path."""
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(1 - t, t, 0)."""
-        return 1 - t, t, torch.zeros_like(t)
-
-
-def loss_off(subject: Loss, generator: Generator) -> float:
-    """The loss at b and c alone, where it is known: |b k + 2 c L k - L A_s (b + c L) k|^2, L = s - t; 0 at 0."""
-    truth, t, end, x, k = _drawn(on_cpu(generator))
-    zero = torch.zeros(4, dtype=torch.float64)
-    found = [float(subject(Off(truth, k, zero), truth.teacher, t, end, x).abs().max())]
-    length, slope = (end - t)[:, None], truth.flow.affine(end)[0]
-    for b, c in ((0.5, 0.0), (0.0, 0.7), (-0.4, 1.1)):
-        moved = ((b + c * length) * length * k)[:, :, None]
-        wanted = squared_norm((b + 2 * c * length) * k - (slope @ moved)[..., 0])
-        parameters = torch.tensor([0.0, b, c, 0.0], dtype=torch.float64)
-        found.append(_apart(subject(Off(truth, k, parameters), truth.teacher, t, end, x), wanted))
-    return max(found)
-
-
-def _gradient(subject: Loss, drawn: tuple[Exact, Tensor, Tensor, Tensor, Tensor], at: Tensor) -> Tensor:
-    """The gradient of the mean loss by the family's parameters."""
-    truth, t, end, x, k = drawn
-    parameters = at.clone().requires_grad_()
-    loss = subject(Off(truth, k, parameters), truth.teacher, t, end, x).mean()
-    return torch.autograd.grad(loss, parameters)[0]
-
-
-def gradient(subject: Loss, generator: Generator) -> float:
-    """The gradient by b and c: of the left side alone, 2 r . (k, 2 L k)."""
-    drawn = _drawn(on_cpu(generator))
-    truth, t, end, _, k = drawn
-    b, c = 0.8, -0.5
-    length = (end - t)[:, None]
-    moved = ((b + c * length) * length * k)[:, :, None]
-    residual = (b + 2 * c * length) * k - (truth.flow.affine(end)[0] @ moved)[..., 0]
-    wanted = torch.stack([(2 * residual * k).sum(1).mean(), (4 * residual * length * k).sum(1).mean()])
-    found = _gradient(subject, drawn, torch.tensor([0.0, b, c, 0.0], dtype=torch.float64))[1:3]
-    return _apart(found, wanted)
-
-
-def optimum(subject: Loss, generator: Generator) -> float:
-    """Where the gradient is 0. It is affine in the parameters, so that one Newton step leads there."""
-    drawn = _drawn(on_cpu(generator))
-    start = torch.tensor([0.4, -0.3, 0.5, 0.2], dtype=torch.float64)
-    here = _gradient(subject, drawn, start)
-    columns = [_gradient(subject, drawn, start + unit) - here for unit in torch.eye(4, dtype=torch.float64)]
-    return float((start - torch.linalg.solve(torch.stack(columns, 1), here)).abs().max())
-
-
-# --- slips ------------------------------------------------------------------------------------------------------------
+# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def _slip(
     left: Callable[[Tensor, Tensor, Tensor], Tensor],
     place: Callable[..., tuple[Tensor, Tensor]] = lambda t, end, x, landed: (end, landed),  # noqa: ARG005
+    *,
     learns: bool = False,
 ) -> Loss:
     """The loss with another left side (of u, d/ds u and L), or another time and place of the teacher."""
@@ -217,85 +140,75 @@ DETACHED: dict[str, Loss] = {
 }
 
 
-class Jumper:
-    """The solver with another step.
+@claim(
+    "flow-map-loss",
+    statement="The loss is |d/ds X - v(s, X)|^2: 0 at the flow map, and in closed form beside it.",
+    reference="Boffi et al. (2024), arXiv:2406.07507",
+    subject=lagrangian_loss,
+    bound=exact(),
+    mutants=WRONG,
+    conditions=CONDITIONS,
+)
+def loss_values(subject: Loss, generator: Generator) -> float:
+    """The error of the loss at b and c alone, where it is |b k + 2 c L k - L A_s (b + c L) k|^2, L = s - t; 0 at 0."""
+    truth, t, end, x, k = _draw_problem(cpu_generator(generator))
+    zero = torch.zeros(4, dtype=torch.float64)
+    errors = [float(subject(FlowMapFamily(truth, k, zero), truth.teacher, t, end, x).abs().max())]
+    length, slope = (end - t)[:, None], truth.flow.affine(end)[0]
+    for b, c in ((0.5, 0.0), (0.0, 0.7), (-0.4, 1.1)):
+        moved = ((b + c * length) * length * k)[:, :, None]
+        expected = squared_norm((b + 2 * c * length) * k - (slope @ moved)[..., 0])
+        parameters = torch.tensor([0.0, b, c, 0.0], dtype=torch.float64)
+        loss = subject(FlowMapFamily(truth, k, parameters), truth.teacher, t, end, x)
+        errors.append(relative_difference(loss, expected))
+    return max(errors)
 
-    Args:
-        step: (drift, t, h, x) -> the state at t + h.
-    """
 
-    ode_order, strong_order, weak_order = 1.0, None, None
-    jumps = True
-
-    def __init__(self, step: Callable[[Jump, float, float, Tensor], Tensor]) -> None:
-        self._step = step
-
-    def step(self, drift: Jump, diffusion: Diffusion, t: float, h: float, x: Tensor, dw: Tensor | None) -> Tensor:  # noqa: ARG002
-        """The state at t + h."""
-        return self._step(drift, t, h, x)
+def _gradient(subject: Loss, problem: Problem, at: Tensor) -> Tensor:
+    """The gradient of the mean loss with respect to the family's parameters."""
+    truth, t, end, x, k = problem
+    parameters = at.clone().requires_grad_()
+    loss = subject(FlowMapFamily(truth, k, parameters), truth.teacher, t, end, x).mean()
+    return torch.autograd.grad(loss, parameters)[0]
 
 
-def claims(registry: Registry) -> Iterator[Claim]:
-    """The claims of this part."""
-    where = f"flow from N(m, I) to a normal law in dimension {DIMENSION}, {COUNT} states"
-    yield Claim(
-        "flow-map-semigroup",
-        "X(s, r, X(t, s, x)) = X(t, r, x), and X(t, r, x) is where the flow brings x.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        jump,
-        semigroup,
-        exact(),
-        {
-            "length of the wrong sign": lambda u, t, end, x: x - (end - t)[:, None] * u(t, x, end=end),
-            "length dropped": lambda u, t, end, x: x + u(t, x, end=end),
-            "start and end swapped": lambda u, t, end, x: x + (end - t)[:, None] * u(end, x, end=t),
-            "velocity at the start": lambda u, t, end, x: x + (end - t)[:, None] * u.teacher(t, x),
-        },
-        where,
-    )
-    yield Claim(
-        "flow-map-jumps",
-        "By the flow map itself the sampler ends where the flow does, for any number of jumps.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        registry.create("solver", "flow-map"),
-        jumps,
-        exact(),
-        {
-            "always to the end of the flow": Jumper(lambda u, t, h, x: x + h * u(t, x, 1.0)),
-            "from the start of the flow": Jumper(lambda u, t, h, x: x + h * u(0.0, x, h)),  # noqa: ARG005
-            "half of the step": Jumper(lambda u, t, h, x: x + h * u(t, x, t + h / 2)),
-            "length dropped": Jumper(lambda u, t, h, x: x + u(t, x, t + h)),
-        },
-        f"{where}; {', '.join(map(str, JUMPS))} jumps of gftkit.sampling.integrate.generate",
-        "solver:flow-map",
-    )
-    yield Claim(
-        "flow-map-loss",
-        "The loss is |d/ds X - v(s, X)|^2: 0 at the flow map, and in closed form beside it.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        lagrangian_loss,
-        loss_off,
-        exact(),
-        WRONG,
-        where,
-    )
-    yield Claim(
-        "flow-map-gradient",
-        "The loss's gradient is that of d/ds X = u + (s - t) d/ds u, of both terms; the teacher's side stays.",
-        "Boffi et al. (2025), arXiv:2505.18825",
-        lagrangian_loss,
-        gradient,
-        exact(),
-        {**DETACHED, **WRONG},
-        where,
-    )
-    yield Claim(
-        "flow-map-optimum",
-        "Of a family that holds the flow map, the loss's gradient is 0 at the flow map only.",
-        "Boffi et al. (2024), arXiv:2406.07507",
-        lagrangian_loss,
-        optimum,
-        exact(),
-        {name: loss for name, loss in WRONG.items() if name != "start and end swapped"},  # whose optimum is the same
-        f"{where}; a family of four parameters, linear in them",
-    )
+@claim(
+    "flow-map-gradient",
+    statement="The loss's gradient is that of d/ds X = u + (s - t) d/ds u, of both terms; the teacher's side stays.",
+    reference="Boffi et al. (2025), arXiv:2505.18825",
+    subject=lagrangian_loss,
+    bound=exact(),
+    mutants={**DETACHED, **WRONG},
+    conditions=CONDITIONS,
+)
+def gradient(subject: Loss, generator: Generator) -> float:
+    """The error of the gradient with respect to b and c: of the left side alone, 2 r . (k, 2 L k)."""
+    problem = _draw_problem(cpu_generator(generator))
+    truth, t, end, _, k = problem
+    b, c = 0.8, -0.5
+    length = (end - t)[:, None]
+    moved = ((b + c * length) * length * k)[:, :, None]
+    residual = (b + 2 * c * length) * k - (truth.flow.affine(end)[0] @ moved)[..., 0]
+    expected = torch.stack([(2 * residual * k).sum(1).mean(), (4 * residual * length * k).sum(1).mean()])
+    at = torch.tensor([0.0, b, c, 0.0], dtype=torch.float64)
+    return relative_difference(_gradient(subject, problem, at)[1:3], expected)
+
+
+@claim(
+    "flow-map-optimum",
+    statement="Of a family that holds the flow map, the loss's gradient is 0 at the flow map only.",
+    reference="Boffi et al. (2024), arXiv:2406.07507",
+    subject=lagrangian_loss,
+    bound=exact(),
+    mutants={
+        name: loss for name, loss in WRONG.items() if name != "start and end swapped"
+    },  # whose optimum is the same
+    conditions=f"{CONDITIONS}; a family of four parameters, linear in them",
+)
+def optimum(subject: Loss, generator: Generator) -> float:
+    """The parameters where the gradient is 0. It is affine in them, so that one Newton step leads there."""
+    problem = _draw_problem(cpu_generator(generator))
+    start = torch.tensor([0.4, -0.3, 0.5, 0.2], dtype=torch.float64)
+    at_start = _gradient(subject, problem, start)
+    columns = [_gradient(subject, problem, start + unit) - at_start for unit in torch.eye(4, dtype=torch.float64)]
+    return float((start - torch.linalg.solve(torch.stack(columns, 1), at_start)).abs().max())

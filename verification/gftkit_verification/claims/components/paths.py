@@ -1,92 +1,27 @@
 """Every registered path: it starts and ends where it should, and its drift transports its marginals."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from gftkit.kernel.contracts import Path
-from gftkit.kernel.registry import Registry
 from gftkit.theory import flow
-from gftkit.verify.claims import Claim, exact
+from gftkit.verify.claims import exact
+from gftkit.verify.declaration import claim_for_each
 from gftkit_verification.oracles.gaussian import GaussianFlow
-from gftkit_verification.testbeds.components import components
-from gftkit_verification.testbeds.moments import DIMENSIONS, on_cpu
-from gftkit_verification.testbeds.problems import COUPLINGS, drawn_flow
-
-FURTHER: Mapping[str, Mapping[str, Any]] = {
-    "affine": {"alpha": "t**2", "sigma": "sqrt(1 - t**2)"},
-    "brownian-bridge": {"scale": 0.5},
-}
-"""Options beside the defaults, for the paths that have them: defaults may hide a slip, as scale = 1 hides g for g^2."""
+from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow
+from gftkit_verification.testbeds.problems.moments import DIMENSIONS, cpu_generator
+from gftkit_verification.testbeds.slips.paths import Flow, Settings, path_settings, swap_ends
 
 STEP = 5e-4
 """Of the differences in t: their error is STEP^6/140 times a seventh derivative."""
 
 STENCIL = {-3: -1 / 60, -2: 3 / 20, -1: -3 / 4, 1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
 """Central differences of order 6: weights of f(t + k h)/h."""
-
-MATTERS = 1e-2
-"""A score's weight that differs by less from g^2/2 is not a slip."""
-
-WEIGHTS: Mapping[str, Callable[[Any], Any]] = {
-    "score's sign": lambda g: -(g**2) / 2,
-    "g^2 for g^2/2": lambda g: g**2,
-    "g for g^2": lambda g: g / 2,
-    "no score": lambda g: 0 * g,
-}
-"""Of the conditional score in the drift: wrong ones."""
-
-
-def swapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of (path, t, x0, x1, noise) that takes x0 for x1."""
-    return lambda path, t, x0, x1, noise: function(path, t, x1, x0, noise)
-
-
-def scored(weight: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A kernel whose drift is velocity + weight(g) times the conditional score."""
-
-    def drift(path: Path, t: Tensor, x0: Tensor, x1: Tensor, noise: Tensor | None) -> Tensor:
-        moving = flow.velocity(path, t, x0, x1, noise)
-        if noise is None:
-            return moving
-        return moving + flow.expand(weight(flow.diffusion(path, t)), noise) * flow.conditional_score(path, t, noise)
-
-    return drift
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Paths (one, with several sets of options), and the kernel's functions of a path."""
-
-    paths: tuple[Path, ...]
-    sample: Callable[..., Any] = flow.sample
-    drift: Callable[..., Any] = flow.drift
-    diffusion: Callable[..., Any] = flow.diffusion
-
-    def slips(self) -> dict[str, "Flow"]:
-        """Likely slips: of every path, and of one with noise."""
-        found = {
-            "pair swapped in the sample": replace(self, sample=swapped(flow.sample)),
-            "pair swapped in the drift": replace(self, drift=swapped(flow.drift)),
-            "drift's sign": replace(self, drift=lambda *given: -1 * flow.drift(*given)),
-            "noise without score": replace(
-                self, diffusion=lambda path, t: flow.diffusion(path, t) + torch.ones_like(t)
-            ),
-        }
-        if any(flow.is_stochastic(path) for path in self.paths):
-            wrong = {name: weight for name, weight in WEIGHTS.items() if self._differs(weight)}
-            found |= {name: replace(self, drift=scored(weight)) for name, weight in wrong.items()}
-            found["score without noise"] = replace(self, diffusion=lambda _, t: torch.zeros_like(t))
-        return found
-
-    def _differs(self, weight: Callable[[Any], Any]) -> bool:
-        """Whether it is wrong here: g for g^2 isn't where g = 1."""
-        g = torch.cat([flow.diffusion(path, torch.linspace(0, flow.t_end(path), 65)) for path in self.paths])
-        return bool((weight(g) - g**2 / 2).abs().max() > MATTERS)
 
 
 class _Bare:
@@ -101,15 +36,6 @@ class _Bare:
         return getattr(self._path, name)
 
 
-def variants(registry: Registry) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """(name, paths): every registered path with its defaults, and with further options where it has them."""
-    for name, path in components(registry, "path"):
-        options = FURTHER.get(name, {})
-        known = registry.component("path", name).options
-        further = (registry.create("path", name, **options),) if options and options.keys() <= known.keys() else ()
-        yield name, (path, *further)
-
-
 def _each(paths: tuple[Path, ...]) -> Iterator[Path]:
     """The paths; also without their own drift, where they have one."""
     for path in paths:
@@ -118,7 +44,7 @@ def _each(paths: tuple[Path, ...]) -> Iterator[Path]:
             yield _Bare(path)
 
 
-def _drawn(path: Path, shape: tuple[int, ...], generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+def _draw_pairs(path: Path, shape: tuple[int, ...], generator: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
     """x0, x1 and noise; no noise where the path has none, as in the loop."""
     x0, x1, noise = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     return x0, x1, noise if flow.is_noisy(path) else None
@@ -129,39 +55,77 @@ def _inside(path: Path, count: int, generator: Generator) -> Tensor:
     return flow.t_end(path) * (0.1 + 0.8 * torch.rand(count, generator=generator, dtype=torch.float64))
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
+def _relative_error(value: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the largest value and to 1; infinite for what is not finite."""
-    apart = float((found - wanted).abs().max() / (1 + wanted.abs().max()))
-    return apart if math.isfinite(apart) else math.inf
+    error = float((value - expected).abs().max() / (1 + expected.abs().max()))
+    return error if math.isfinite(error) else math.inf
 
 
-def _ends(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+def _end_slips(settings: Settings) -> dict[str, Flow]:
+    shipped = Flow(settings.paths)
+    return {
+        "pair swapped": replace(shipped, sample=swap_ends(flow.sample)),
+        "stops early": replace(shipped, sample=lambda path, t, *pair: flow.sample(path, 0.999 * t, *pair)),
+        "noise left": replace(shipped, sample=lambda path, t, *pair: flow.sample(path, t, *pair) + t[:, None] / 99),
+        "g < 0": replace(shipped, diffusion=lambda path, t: -torch.ones_like(t) - flow.diffusion(path, t)),
+    }
+
+
+@claim_for_each(
+    path_settings,
+    "path-ends-{name}",
+    statement="Path {name} has x_0 = x0 and x_1 = x1, gamma >= 0, g >= 0 and t_end in (0, 1].",
+    reference="theory, section 1",
+    subject=lambda settings: Flow(settings.paths),
+    bound=exact(1e-12),
+    mutants=_end_slips,
+    conditions=lambda settings: settings.text,
+    component="path:{name}",
+)
+def ends(shipped: Flow, generator: Generator) -> float:
+    """The largest error of the ends, and of the signs of gamma and g; infinite for a t_end outside (0, 1]."""
+    generator, worst = cpu_generator(generator), []
     for path in shipped.paths:
-        x0, x1, noise = _drawn(path, (8, 3), generator)
-        for t, wanted in ((torch.zeros(8, dtype=torch.float64), x0), (torch.ones(8, dtype=torch.float64), x1)):
-            worst.append(_apart(shipped.sample(path, t, x0, x1, noise), wanted))
+        x0, x1, noise = _draw_pairs(path, (8, 3), generator)
+        for t, end in ((torch.zeros(8, dtype=torch.float64), x0), (torch.ones(8, dtype=torch.float64), x1)):
+            worst.append(_relative_error(shipped.sample(path, t, x0, x1, noise), end))
         times = torch.linspace(0, 1, 257, dtype=torch.float64)
         for scale in (path.coefficients(times)[2], shipped.diffusion(path, times * flow.t_end(path))):
-            worst.append(_apart(scale, scale.clamp(min=0)))
+            worst.append(_relative_error(scale, scale.clamp(min=0)))
         if not 0 < flow.t_end(path) <= 1:
             worst.append(math.inf)
     return max(worst)
 
 
-def _differentiated(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+@claim_for_each(
+    path_settings,
+    "path-drift-{name}",
+    statement="The drift of path {name} is the derivative of its sample at fixed pair and noise, plus (g^2/2) times "
+    "-epsilon/gamma.",
+    reference="theory, section 1",
+    subject=lambda settings: Flow(settings.paths),
+    bound=exact(),
+    mutants=lambda settings: Flow(settings.paths).slips(),
+    conditions=lambda settings: (
+        f"{settings.text} Derivatives by autograd; a path's own drift and the kernel's sum; t from 10 % to 90 % of "
+        f"t_end."
+    ),
+    component="path:{name}",
+)
+def drift_as_derivative(shipped: Flow, generator: Generator) -> float:
+    """The largest relative error of the drift against the sample's derivative by autograd."""
+    generator, worst = cpu_generator(generator), []
     for path in _each(shipped.paths):
-        x0, x1, noise = _drawn(path, (64, 3), generator)
+        x0, x1, noise = _draw_pairs(path, (64, 3), generator)
         t = _inside(path, 64, generator).requires_grad_()
         x = shipped.sample(path, t, x0, x1, noise)
         columns = [torch.autograd.grad(x[:, i].sum(), t, retain_graph=True)[0] for i in range(3)]
-        t, wanted = t.detach(), torch.stack(columns, 1)
+        t, derivative = t.detach(), torch.stack(columns, 1)
         g = shipped.diffusion(path, t)[:, None]
         if (g > 0).any():
             gamma = path.coefficients(t)[2][:, None]
-            wanted = wanted - g**2 / 2 * (torch.zeros_like(x0) if noise is None else noise) / gamma
-        worst.append(_apart(shipped.drift(path, t, x0, x1, noise), wanted))
+            derivative = derivative - g**2 / 2 * (torch.zeros_like(x0) if noise is None else noise) / gamma
+        worst.append(_relative_error(shipped.drift(path, t, x0, x1, noise), derivative))
     return max(worst)
 
 
@@ -170,11 +134,11 @@ Shares = tuple[Tensor, Tensor, Tensor]
 
 
 def _shares(function: Callable[..., Tensor], path: Path, t: Tensor) -> Shares:
-    """Of a function of a path: its values at (x0, x1, noise) = (1, 0, 0), (0, 1, 0) and (0, 0, 1)."""
+    """The weights of a function of a path: its values at (x0, x1, noise) = (1, 0, 0), (0, 1, 0) and (0, 0, 1)."""
     units = torch.eye(3, dtype=torch.float64).repeat_interleave(len(t), 1)[..., None]  # (3, 3 n, 1)
     x0, x1, noise = units
-    found = function(path, t.repeat(3), x0, x1, noise if flow.is_noisy(path) else None)
-    first, second, third = found.reshape(3, len(t), 1, 1)
+    values = function(path, t.repeat(3), x0, x1, noise if flow.is_noisy(path) else None)
+    first, second, third = values.reshape(3, len(t), 1, 1)
     return first, second, third
 
 
@@ -201,17 +165,33 @@ def _moved(law: GaussianFlow, state: Shares, drift: Shares, g: Tensor) -> Tensor
     return torch.cat([mean, spread + spread.mT + g**2 * eye], 2)
 
 
-def _transported(shipped: Flow, generator: Generator) -> float:
-    generator, worst = on_cpu(generator), []
+@claim_for_each(
+    path_settings,
+    "path-transport-{name}",
+    statement="The marginal drift E[b|x_t] = A x + c of path {name} carries the source to the data by its marginals: "
+    "m' = A m + c and S' = A S + S A^T + g^2 I.",
+    reference="theory, sections 1 and 4",
+    subject=lambda settings: Flow(settings.paths),
+    bound=exact(),
+    mutants=lambda settings: Flow(settings.paths).slips(),
+    conditions=lambda settings: (
+        f"{settings.text} Gaussian pairs of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal "
+        f"coupling; derivatives by differences of order 6."
+    ),
+    component="path:{name}",
+)
+def transport(shipped: Flow, generator: Generator) -> float:
+    """The largest relative error of the moments' rates against differences of the marginals."""
+    generator, worst = cpu_generator(generator), []
     weights = torch.tensor(list(STENCIL.values()), dtype=torch.float64) / STEP
-    laws = [drawn_flow(d, generator, coupling) for d in DIMENSIONS for coupling in COUPLINGS]
+    laws = [draw_flow(d, generator, coupling) for d in DIMENSIONS for coupling in COUPLINGS]
     for path in _each(shipped.paths):
         t = _inside(path, 9, generator)
-        x0, x1, noise = _drawn(path, (9, 3), generator)
+        x0, x1, noise = _draw_pairs(path, (9, 3), generator)
         drift = _shares(shipped.drift, path, t)
         b0, b1, b2 = (share[..., 0] for share in drift)
         linear = b0 * x0 + b1 * x1 + (0 if noise is None else b2 * noise)
-        worst.append(_apart(shipped.drift(path, t, x0, x1, noise), linear))
+        worst.append(_relative_error(shipped.drift(path, t, x0, x1, noise), linear))
         g = shipped.diffusion(path, t)[:, None, None]
         state = _shares(shipped.sample, path, t)
         near = _shares(shipped.sample, path, torch.cat([t + k * STEP for k in STENCIL]))
@@ -220,64 +200,9 @@ def _transported(shipped: Flow, generator: Generator) -> float:
             first, last = (
                 torch.cat([mean[:, None], cov], 1) for mean, cov in ((law.mean0, law.cov0), (law.mean1, law.cov1))
             )
-            worst.append(_apart(_moments(law, ends), torch.stack([first, last])))
+            worst.append(_relative_error(_moments(law, ends), torch.stack([first, last])))
             # d/dt by differences: independent of autograd and of the path's own rates.
             moved = _moved(law, state, drift, g)
             slope = torch.einsum("k,k...->...", weights, _moments(law, near).reshape(-1, *moved.shape))
-            worst.append(_apart(moved, slope))
+            worst.append(_relative_error(moved, slope))
     return max(worst)
-
-
-def _claims_of(name: str, paths: tuple[Path, ...]) -> Iterator[Claim]:
-    shipped, component = Flow(paths), f"path:{name}"
-    options = ", ".join(f"{key} = {value}" for key, value in FURTHER.get(name, {}).items()) if len(paths) > 1 else ""
-    settings = "Default options" + (f", and {options}." if options else ".")
-    yield Claim(
-        f"path-ends-{name}",
-        f"Path {name} has x_0 = x0 and x_1 = x1, gamma >= 0, g >= 0 and t_end in (0, 1].",
-        "theory, section 1",
-        shipped,
-        _ends,
-        exact(1e-12),
-        {
-            "pair swapped": replace(shipped, sample=swapped(flow.sample)),
-            "stops early": replace(shipped, sample=lambda path, t, *given: flow.sample(path, 0.999 * t, *given)),
-            "noise left": replace(
-                shipped, sample=lambda path, t, *given: flow.sample(path, t, *given) + t[:, None] / 99
-            ),
-            "g < 0": replace(shipped, diffusion=lambda path, t: -torch.ones_like(t) - flow.diffusion(path, t)),
-        },
-        settings,
-        component,
-    )
-    yield Claim(
-        f"path-drift-{name}",
-        f"The drift of path {name} is the derivative of its sample at fixed pair and noise, plus (g^2/2) times "
-        f"-epsilon/gamma.",
-        "theory, section 1",
-        shipped,
-        _differentiated,
-        exact(),
-        shipped.slips(),
-        settings + " Derivatives by autograd; a path's own drift and the kernel's sum; t from 10 % to 90 % of t_end.",
-        component,
-    )
-    yield Claim(
-        f"path-transport-{name}",
-        f"The marginal drift E[b|x_t] = A x + c of path {name} carries the source to the data by its marginals: "
-        "m' = A m + c and S' = A S + S A^T + g^2 I.",
-        "theory, sections 1 and 4",
-        shipped,
-        _transported,
-        exact(),
-        shipped.slips(),
-        settings + f" Gaussian pairs of dimension {', '.join(map(str, DIMENSIONS))}; independent and optimal coupling; "
-        "derivatives by differences of order 6.",
-        component,
-    )
-
-
-def claims(registry: Registry) -> Iterator[Claim]:
-    """The claims about paths."""
-    for name, paths in variants(registry):
-        yield from _claims_of(name, paths)

@@ -1,4 +1,4 @@
-"""The monitor ``memorisation``: whether a run goes from learning its target to reproducing its training data."""
+"""The monitor ``memorisation``: how far a run goes from learning its target to reproducing its training data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,13 @@ from gftkit.runtime.randomness import stream
 from gftkit.theory.gap import ratio_estimate
 from gftkit.theory.objective import retention
 from gftkit.training.state import TrainingState
-from gftkit_verification.monitors.probes import exact_drift, joined, leading, values_at, why_no_oracle
+from gftkit_verification.monitors.probes import (
+    concatenate,
+    evaluate_in_chunks,
+    exact_drift,
+    first_states,
+    oracle_obstacles,
+)
 
 if TYPE_CHECKING:
     from gftkit.recording.html import Section
@@ -28,7 +34,7 @@ STATES = 64
 
 
 class Memorisation:
-    """How far a run has gone from learning its target to reproducing its training data; no held-out data are needed.
+    """The way of a run from learning its target to reproducing its training data; no held-out data are needed.
 
     Two gauges. **Distance ratio**, of samples of the EMA weights: the mean distance of a sample to the nearest of the
     training data, one of them left out, over the mean distance of a training datum to the nearest of the others.
@@ -68,74 +74,75 @@ class Memorisation:
         self._training: Batch | None = None
         self._reference: Tensor | None = None
         self._exact: tuple[Any, Tensor, Tensor] | None = None
-        self._why_not = ""
+        self._obstacle = ""
+        """Why b_emp isn't known; empty where it is."""
 
     @torch.no_grad()
     def observe(self, state: TrainingState) -> dict[str, Any]:
-        """What is measured at an evaluation; at step 0 also the setting."""
+        """Measurements of an evaluation by name; at step 0 also the setting."""
         if self._training is None:
             self._prepare(state)
         assert self._training is not None
-        found: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
-        made = self._vectors(self._samples(state))
+        measured: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
+        samples = self._vectors(self._samples(state))
         data = self._vectors(self._training.x1)
         generator = stream(state.seed, NAME, "groups")
-        found |= named("distance_ratio", distance_ratio(made, data, generator))
+        measured |= with_stderr("distance_ratio", distance_ratio(samples, data, generator))
         if self._reference is not None:
-            found |= named("held_out_ratio", held_out_ratio(made, data, self._reference, generator))
+            measured |= with_stderr("held_out_ratio", held_out_ratio(samples, data, self._reference, generator))
         if self._exact is not None:
-            found |= named("position", self._position(state))
+            measured |= with_stderr("position", self._position(state))
         if state.step == 0:
-            found |= {"oracle": self._why_not or "applies", "points": len(data), "samples": self.count}
-        return found
+            measured |= {"oracle": self._obstacle or "applies", "points": len(data), "samples": self.count}
+        return measured
 
     def finish(self, folder: Path) -> None:
         """Nothing to write: the measurements are in metrics.jsonl."""
 
     def sections(self, lines: Sequence[Mapping[str, Any]]) -> "list[Section]":
         """The run's part of a report: both gauges beside the temperature, as a picture and in words."""
-        from gftkit_verification.monitors.memorisation.report import shown
+        from gftkit_verification.monitors.memorisation.report import build_sections
 
-        return shown(lines)
+        return build_sections(lines)
 
     def _prepare(self, state: TrainingState) -> None:
         """Read the training data, and what the oracle needs once."""
         size = state.dataset.size
         if size is None or size < 3:
-            what = "a law to draw from" if size is None else f"{size} samples"
+            kind = "a law to draw from" if size is None else f"a set of {size}"
             raise ConfigError(
-                f"monitors: '{NAME}' compares samples with a finite training set of at least 3, and here it is {what}. "
-                f"Leave it out."
+                f"monitors: '{NAME}' compares samples with a finite training set of at least 3; this run has {kind}. "
+                f"Remove the monitor from the config."
             )
-        chosen = torch.randperm(size, generator=stream(state.seed, NAME, "points"))[: self.points]
-        self._training = state.dataset.at(chosen)
+        indices = torch.randperm(size, generator=stream(state.seed, NAME, "points"))[: self.points]
+        self._training = state.dataset.at(indices)
         if state.config.evaluate.data is not None:
             self._reference = self._vectors(state.reference.x1)
-        self._why_not = next(iter(why_no_oracle(state)), "")
-        if self._why_not or state.anchor is None:
-            self._why_not = self._why_not or "a pretraining has no drift that it started from"
+        self._obstacle = next(iter(oracle_obstacles(state)), "")
+        if self._obstacle or state.anchor is None:
+            self._obstacle = self._obstacle or "a pretraining has no drift that it started from"
             return
-        drawn = [state.draw(STATES, stream(state.seed, NAME, "states", k)) for k in range(BATCHES)]
+        batches = [state.draw(STATES, stream(state.seed, NAME, "states", k)) for k in range(BATCHES)]
         try:
-            exact = exact_drift(state, drawn)
+            exact = exact_drift(state, batches)
         except ValueError as error:
-            self._why_not = str(error)
+            self._obstacle = str(error)
             return
-        some = joined([leading(one, len(exact) // BATCHES) for one in drawn])
-        self._exact = some, values_at(state.anchor, some), exact
+        states = concatenate([first_states(batch, len(exact) // BATCHES) for batch in batches])
+        self._exact = states, evaluate_in_chunks(state.anchor, states), exact
 
     def _samples(self, state: TrainingState) -> Tensor:
         """Samples of the EMA weights, from the same noise at every evaluation."""
         assert self._training is not None
         evaluation = Evaluation(
-            with_guidance(state.ema, state.config.evaluate.guidance),
-            state.path,
-            state.evaluation.scheme,
-            state.source,
-            self._training,
-            self.count,
-            stream(state.seed, NAME, "samples").initial_seed(),
-            state.device,
+            drift=with_guidance(state.ema, state.config.evaluate.guidance),
+            path=state.path,
+            scheme=state.evaluation.scheme,
+            source=state.source,
+            reference=self._training,
+            count=self.count,
+            seed=stream(state.seed, NAME, "samples").initial_seed(),
+            device=state.device,
         )
         return evaluation.samples()
 
@@ -145,13 +152,12 @@ class Memorisation:
 
     def _position(self, state: TrainingState) -> Estimate:
         assert self._exact is not None
-        drawn, anchor, exact = self._exact
-        return position(
-            values_at(state.drift, drawn), anchor, exact, None if state.weight is None else state.weight(drawn.t)
-        )
+        states, anchor, exact = self._exact
+        weight = None if state.weight is None else state.weight(states.t)
+        return position(evaluate_in_chunks(state.drift, states), anchor, exact, weight)
 
 
-def named(name: str, estimate: Estimate) -> dict[str, float]:
+def with_stderr(name: str, estimate: Estimate) -> dict[str, float]:
     """An estimate as it is logged."""
     return {name: estimate.value, f"{name}_stderr": estimate.stderr}
 
@@ -173,22 +179,22 @@ def position(drift: Tensor, anchor: Tensor, exact: Tensor, weight: Tensor | None
     return ratio_estimate(along, whole)
 
 
-def distance_ratio(made: Tensor, data: Tensor, generator: torch.Generator) -> Estimate:
-    """How near samples lie to training data over how near these lie to each other, see ``nearest``.
+def distance_ratio(samples: Tensor, data: Tensor, generator: torch.Generator) -> Estimate:
+    """The distance of samples to training data over that of these to each other, see ``nearest``.
 
     Args:
-        made: samples, (m, d).
+        samples: (m, d).
         data: training data, (n, d), n >= 3.
         generator: of the groups for the standard error (``gftkit.estimation.jackknife``), on the CPU.
     """
-    across, within = torch.cdist(made, data), torch.cdist(data, data)
+    across, within = torch.cdist(samples, data), torch.cdist(data, data)
 
-    def statistic(of_made: Tensor, of_data: Tensor) -> float:
-        samples, others = nearest(across[of_made][:, of_data], within[of_data][:, of_data])
-        return float(samples / others)
+    def statistic(sample_indices: Tensor, data_indices: Tensor) -> float:
+        to_data, among_data = nearest(across[sample_indices][:, data_indices], within[data_indices][:, data_indices])
+        return float(to_data / among_data)
 
     groups = max(2, min(GROUPS, len(data) // 2))
-    return jackknife_estimate(statistic, [torch.arange(len(made)), torch.arange(len(data))], generator, groups)
+    return jackknife_estimate(statistic, [torch.arange(len(samples)), torch.arange(len(data))], generator, groups)
 
 
 def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,13 +217,13 @@ def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
     return ((n - 1) * first + second) / n, others
 
 
-def held_out_ratio(made: Tensor, data: Tensor, held_out: Tensor, generator: torch.Generator) -> Estimate:
+def held_out_ratio(samples: Tensor, data: Tensor, held_out: Tensor, generator: torch.Generator) -> Estimate:
     """The mean distance of a sample to the nearest of n training data over that to the nearest of n held-out data."""
     n = min(len(data), len(held_out))
-    near = torch.cdist(made, data[:n]).min(1).values
-    far = torch.cdist(made, held_out[:n]).min(1).values
+    near = torch.cdist(samples, data[:n]).min(1).values
+    far = torch.cdist(samples, held_out[:n]).min(1).values
 
-    def statistic(of_made: Tensor) -> float:
-        return float(near[of_made].mean() / far[of_made].mean())
+    def statistic(indices: Tensor) -> float:
+        return float(near[indices].mean() / far[indices].mean())
 
-    return jackknife_estimate(statistic, [torch.arange(len(made))], generator)
+    return jackknife_estimate(statistic, [torch.arange(len(samples))], generator)

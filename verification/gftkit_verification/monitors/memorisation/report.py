@@ -1,4 +1,4 @@
-"""What the monitor ``memorisation`` shows in a run's report."""
+"""The part of a run's report that the monitor ``memorisation`` adds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,33 +9,32 @@ from gftkit.recording.pictures import Panel, Trace
 
 Line = Mapping[str, Any]
 
+NAMES = {
+    "distance_ratio": "distance ratio",
+    "held_out_ratio": "distance to training data over that to held-out data",
+    "position": "position between pretrained and memorising drift",
+}
+"""Titles of measurements in the table."""
 
-def shown(lines: Sequence[Line]) -> list[Section]:
+
+def build_sections(lines: Sequence[Line]) -> list[Section]:
     """Both gauges beside the temperature; nothing for fewer than two evaluations."""
     if len(lines) < 2:
         return []
     last = lines[-1]
-    known = "position" in last
-    why = lines[0].get("oracle", "it was not measured")
+    reason = lines[0].get("oracle", "it was not measured")
     text = (
-        "Whether the run reproduces its training data. Distance ratio: how near samples of the EMA weights lie to "
-        "training data, over how near these lie to each other; about 1 for samples of the data's own law, 0 for "
-        "copies. Position: where the drift lies between the pretrained one (0) and the one that reproduces the "
-        "training set (1); at a temperature's optimum it is 1 - rho. Bars are two standard errors."
-        + ("" if known else f" The position is not known here: {why}.")
+        "Does the run reproduce its training data? Distance ratio: the distance of samples of the EMA weights to the "
+        "nearest training data, over the distance of these to each other; about 1 for samples of the data's own law, "
+        "0 for copies. Position: the place of the drift between the pretrained one (0) and the one that reproduces "
+        "the training set (1); at a temperature's optimum it is 1 - rho. Bars are two standard errors."
+        + ("" if "position" in last else f" The position is not known here: {reason}.")
     )
     rows: list[tuple[str, ...]] = [("", "at the start", "at the end")]
     for key, name in NAMES.items():
         if last.get(key) is not None:
             rows.append((name, *(format_number(line.get(key), line.get(f"{key}_stderr")) for line in (lines[0], last))))
     return [Section("Memorisation", text, rows, pictures.panel_picture(list(_panels(lines))))]
-
-
-NAMES = {
-    "distance_ratio": "distance ratio",
-    "held_out_ratio": "distance to training data over that to held-out data",
-    "position": "position between pretrained and memorising drift",
-}
 
 
 def _panels(lines: Sequence[Line]) -> Iterator[Panel]:
@@ -49,10 +48,10 @@ def _panels(lines: Sequence[Line]) -> Iterator[Panel]:
         ratios["to held-out data"] = trace("held_out_ratio", colour=1)
     yield Panel("distance to training data, over", ratios)
     if lines[-1].get("position") is not None:
-        kept = [1 - line["retention"] for line in lines]
+        optimum = [1 - line["retention"] for line in lines]
         yield Panel(
             "position",
-            {"measured": trace("position"), "the optimum's: 1 - rho": Trace(steps, kept, style="predicted")},
+            {"measured": trace("position"), "the optimum's: 1 - rho": Trace(steps, optimum, style="predicted")},
         )
     yield Panel("temperature", {"temperature": Trace(steps, [line["temperature"] for line in lines], colour=2)})
 

@@ -1,1 +1,3 @@
-"""The monitor `theory`: whether a run follows the theory."""
+"""The monitor ``theory``: a fine-tune measured against what the theory predicts for it."""
+
+from gftkit_verification.monitors.theory.monitor import Probe as Probe, Theory as Theory

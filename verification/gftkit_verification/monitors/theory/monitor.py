@@ -19,7 +19,13 @@ from gftkit.theory.gap import Statistics, Summary, mean_estimate, root_estimate,
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.training.state import Draw, TrainingState
 from gftkit.training.verdict import Verdict
-from gftkit_verification.monitors.probes import exact_drift, joined, leading, values_at, why_no_oracle
+from gftkit_verification.monitors.probes import (
+    concatenate,
+    evaluate_in_chunks,
+    exact_drift,
+    first_states,
+    oracle_obstacles,
+)
 
 if TYPE_CHECKING:
     from gftkit.recording.html import Section
@@ -34,27 +40,27 @@ class Probe:
     """Batches of states that are drawn once and measured at every evaluation.
 
     Attributes:
-        drawn: times, states, conditional drifts and conditions, batch after batch, (batches * states, ...).
+        states: times, states, conditional drifts and conditions, batch after batch, (batches * states, ...).
         anchor: b_pre at all of them.
         weight: w(t), or None for 1.
         exact: b_tgt at the first ``exact.shape[1]`` states of each batch, (batches, few, *event), or None.
     """
 
-    drawn: Draw
+    states: Draw
     anchor: Tensor
     weight: Tensor | None
     exact: Tensor | None = None
 
 
 class Theory:
-    """How a fine-tune follows the theory: its distance from each temperature's optimum b_beta, at every evaluation.
+    """A fine-tune beside the theory: its distance from each temperature's optimum b_beta, at every evaluation.
 
     On training targets with fresh source samples, times and noise, and on held-out ones, it measures T (theory,
     section 5), the share of the way from the pretrained drift to b_beta, and the two estimates of |Delta|^2, with
     standard errors over independent batches. Where the target drift b_tgt is known exactly it measures |b - b_tgt|,
     |b - b_beta| and |Delta| too: with the source N(0, I), the coupling ``independent``, an affine path or the Brownian
     bridge, a finite training set that is not augmented and a drift without conditions; then b_tgt is the drift that
-    reproduces the training set. Where that doesn't apply theory.json and the report say why.
+    reproduces the training set. Where it isn't known theory.json and the report say why.
 
     The same states serve all evaluations, so that curves are comparable and most of the work is done once. The raw
     weights are measured. A fine-tune only: a pretraining has no anchor.
@@ -79,100 +85,106 @@ class Theory:
         self,
         batches: Annotated[int, Field(ge=2)] = 16,
         states: Annotated[int, Field(gt=0)] = 64,
+        *,
         oracle: bool = True,
     ) -> None:
         self.batches, self.states, self.oracle = batches, states, oracle
         self._probes: dict[str, Probe] = {}
-        self._why_not = ""
+        self._obstacle = ""
+        """Why b_tgt isn't known; empty where it is."""
 
     @torch.no_grad()
     def observe(self, state: TrainingState) -> dict[str, Any]:
-        """What is measured at an evaluation; at step 0 also the setting."""
+        """Measurements of an evaluation by name; at step 0 also the setting."""
         if state.anchor is None:
             raise ConfigError(
                 f"monitors: '{NAME}' measures a fine-tune against the drift it started from, and a pretraining has "
-                f"none. Leave it out here, and name it in the fine-tune's config."
+                f"none. Remove it from this config and add it to the fine-tune's."
             )
         if not self._probes:
             self._prepare(state)
-        found: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
+        measured: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
         for name, probe in self._probes.items():
-            drift = values_at(state.drift, probe.drawn)
+            drift = evaluate_in_chunks(state.drift, probe.states)
             batches = self._statistics(drift, probe, state.temperature)
-            measured = numbers(summary(batches, state.temperature))
-            found |= {f"{name}{key}": value for key, value in measured.items()}
+            values = flatten_summary(summary(batches, state.temperature))
+            measured |= {f"{name}{key}": value for key, value in values.items()}
             if name == "":
-                found |= {"G_batches": [batch.g for batch in batches], "R_batches": [batch.r for batch in batches]}
+                measured |= {"G_batches": [batch.g for batch in batches], "R_batches": [batch.r for batch in batches]}
             if probe.exact is not None:
-                found |= self._against_oracle(drift, probe, state.temperature)
-        whole = self._probes[""]
-        first = leading(whole.drawn, len(whole.anchor) // self.batches)
-        now = squared_norm(values_at(state.anchor, first)).double().mean()
-        found["anchor_norm"] = float(now.sqrt())
+                measured |= self._compare_with_oracle(drift, probe, state.temperature)
+        probe = self._probes[""]
+        per_batch = len(probe.anchor) // self.batches
+        # Evaluated anew each time, so that an anchor that moves is seen.
+        anchor_now = evaluate_in_chunks(state.anchor, first_states(probe.states, per_batch))
+        measured["anchor_norm"] = float(squared_norm(anchor_now).double().mean().sqrt())
         if state.step == 0:
-            found |= {
-                "oracle": self._why_not or "applies",
+            measured |= {
+                "oracle": self._obstacle or "applies",
                 "batches": self.batches,
-                "states": len(whole.anchor) // self.batches,
+                "states": per_batch,
                 "pairing_batch": _pairing_batch(state),
             }
-        return found
+        return measured
 
     def finish(self, folder: Path) -> None:
         """Write theory.json."""
-        from gftkit_verification.monitors.theory.following import record
+        from gftkit_verification.monitors.theory.document import build_document
 
-        write_json(folder / FILE, record(_mine(read_log(folder / LOG))))
+        write_json(folder / FILE, build_document(_own_lines(read_log(folder / LOG))))
 
     def sections(self, lines: Sequence[Mapping[str, Any]]) -> "list[Section]":
         """The run's part of a report: prediction and measurement, as a picture and in words."""
-        from gftkit_verification.monitors.theory.following import record, shown
+        from gftkit_verification.monitors.theory.document import build_document
+        from gftkit_verification.monitors.theory.report import build_sections
 
-        return shown(record(lines))
+        return build_sections(build_document(lines))
 
     def verdict(self, run: "RunFolder") -> Verdict:
-        """Whether a finished run followed the theory and, if not, where it left it."""
-        from gftkit_verification.monitors.theory.following import judge
+        """The verdict on a finished run: did it follow the theory and, if not, where did it leave it?"""
+        from gftkit_verification.monitors.theory.verdict import judge
 
-        return judge(run, _mine(run.history()), run.folder / FILE)
+        return judge(run, _own_lines(run.history()), run.folder / FILE)
 
     def _prepare(self, state: TrainingState) -> None:
         """Draw the states, and compute once what stays: the anchor's drift and, where it is known, the target's."""
-        reasons = iter(why_no_oracle(state)) if self.oracle else iter(["switched off by its option `oracle`"])
-        self._why_not = next(reasons, "")
-        held_out = {"held_out_": True} if state.config.evaluate.data is not None else {}
-        for name, flag in {"": False, **held_out}.items():
-            drawn = [
-                state.draw(_pairing_batch(state), stream(state.seed, NAME, name, k), flag, keep=self.states)
+        obstacles = oracle_obstacles(state) if self.oracle else ["switched off by its option `oracle`"]
+        self._obstacle = next(iter(obstacles), "")
+        prefixes = {"": False}
+        if state.config.evaluate.data is not None:
+            prefixes["held_out_"] = True
+        for name, held_out in prefixes.items():
+            batches = [
+                state.draw(_pairing_batch(state), stream(state.seed, NAME, name, k), held_out, keep=self.states)
                 for k in range(self.batches)
             ]
-            whole = joined(drawn)
-            weight = None if state.weight is None else state.weight(whole.t)
-            exact = None if flag or self._why_not else self._exact(state, drawn)
-            self._probes[name] = Probe(whole, values_at(state.anchor, whole), weight, exact)
+            states = concatenate(batches)
+            weight = None if state.weight is None else state.weight(states.t)
+            exact = None if held_out or self._obstacle else self._exact(state, batches)
+            self._probes[name] = Probe(states, evaluate_in_chunks(state.anchor, states), weight, exact)
 
-    def _exact(self, state: TrainingState, drawn: Sequence[Draw]) -> Tensor | None:
+    def _exact(self, state: TrainingState, batches: Sequence[Draw]) -> Tensor | None:
         """b_tgt at as many states of each batch as the work allows, (batches, few, *event); None with the reason."""
         try:
-            return self._by_batch(exact_drift(state, drawn))
+            return self._by_batch(exact_drift(state, batches))
         except ValueError as error:
-            self._why_not = str(error)
+            self._obstacle = str(error)
             return None
 
     def _statistics(self, drift: Tensor, probe: Probe, temperature: float) -> list[Statistics]:
         """T, G and R of each batch."""
         weights = [None] * self.batches if probe.weight is None else probe.weight.chunk(self.batches)
-        parts = (values.chunk(self.batches) for values in (drift, probe.drawn.target, probe.anchor))
+        parts = (values.chunk(self.batches) for values in (drift, probe.states.target, probe.anchor))
         return [
             statistics(b, target, anchor, temperature, weight)
             for b, target, anchor, weight in zip(*parts, weights, strict=True)
         ]
 
-    def _against_oracle(self, drift: Tensor, probe: Probe, temperature: float) -> dict[str, Any]:
+    def _compare_with_oracle(self, drift: Tensor, probe: Probe, temperature: float) -> dict[str, Any]:
         """|b - b_tgt|_w, |b - b_beta|_w, |Delta|_w, T without label noise, and what that noise averages to."""
         assert probe.exact is not None
         few = probe.exact.shape[1]
-        b, target, anchor = (self._by_batch(values)[:, :few] for values in (drift, probe.drawn.target, probe.anchor))
+        b, target, anchor = (self._by_batch(values)[:, :few] for values in (drift, probe.states.target, probe.anchor))
         weight = None if probe.weight is None else self._by_batch(probe.weight)[:, :few]
 
         def over_batches(products: Tensor) -> Any:
@@ -180,24 +192,24 @@ class Theory:
             return mean_estimate((products if weight is None else weight * products).mean(1))
 
         optimum = blend(probe.exact, anchor, temperature)
-        found: dict[str, Any] = {}
-        for name, apart in (
+        measured: dict[str, Any] = {}
+        for name, difference in (
             ("drift_error", b - probe.exact),
             ("distance_to_optimum", b - optimum),
             ("gap", anchor - probe.exact),
         ):
-            norm = root_estimate(over_batches(apart.square()))
-            found |= {name: norm.value, f"{name}_stderr": norm.stderr}
+            norm = root_estimate(over_batches(difference.square()))
+            measured |= {name: norm.value, f"{name}_stderr": norm.stderr}
         exact, noise = over_batches((b - optimum) * (b - anchor)), over_batches((target - probe.exact) * anchor)
-        found |= {"T_exact": exact.value, "T_exact_stderr": exact.stderr}
-        return found | {"label_noise": noise.value, "label_noise_stderr": noise.stderr}
+        measured |= {"T_exact": exact.value, "T_exact_stderr": exact.stderr}
+        return measured | {"label_noise": noise.value, "label_noise_stderr": noise.stderr}
 
     def _by_batch(self, values: Tensor) -> Tensor:
         """(batches * n, ...) -> (batches, n, ...)."""
         return values.reshape(self.batches, -1, *values.shape[1:])
 
 
-def numbers(measured: Summary) -> dict[str, float]:
+def flatten_summary(measured: Summary) -> dict[str, float]:
     """A summary as it is logged: name -> value, and name + "_stderr"."""
     distance = root_estimate(measured.r)
     estimates = {
@@ -209,13 +221,13 @@ def numbers(measured: Summary) -> dict[str, float]:
         "gap_squared_by_loss": measured.by_loss,
         "ratio": measured.ratio,
     }
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for name, estimate in estimates.items():
-        found |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
-    return found
+        values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
+    return values
 
 
-def _mine(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _own_lines(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [line for line in lines if line["kind"] == "monitor" and line.get("monitor") == NAME]
 
 
@@ -226,6 +238,6 @@ def _pairing_batch(state: TrainingState) -> int:
 @gftkit.hookimpl
 def gftkit_monitors() -> dict[str, type]:
     """The monitors that need an oracle."""
-    from gftkit_verification.monitors.memorisation.monitor import Memorisation
+    from gftkit_verification.monitors.memorisation import Memorisation
 
     return {NAME: Theory, "memorisation": Memorisation}

@@ -1,0 +1,1 @@
+"""The shipped training loop on such problems, in memory."""

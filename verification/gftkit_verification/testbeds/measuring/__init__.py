@@ -1,0 +1,1 @@
+"""Measurements of claims: differences, orders, standardised errors, gradients and proofs."""

@@ -1,0 +1,1 @@
+"""Shipped functions and components, and likely slips in their place."""

@@ -42,8 +42,8 @@ class Guided:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         none = conditions.without_conditions(self.drift, given)
         both = {name: torch.cat([none[name], values]) for name, values in given.items()}
-        without, usual = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
-        return without + self.scale * (usual - without)
+        without, conditional = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
+        return without + self.scale * (conditional - without)
 
 
 def with_guidance(drift: Drift, scale: float) -> Drift:

@@ -20,7 +20,11 @@ from gftkit.theory import expression
 from gftkit.verify.collect import collect
 
 LAZY = ("matplotlib", "jinja2", "sympy", "PIL")
-PROOFS = ("gftkit_verification.claims.proofs.", "gftkit_verification.testbeds.symbolic")
+PROOFS = (
+    "gftkit_verification.claims.proofs.",
+    "gftkit_verification.testbeds.measuring.proofs",
+    "gftkit_verification.testbeds.measuring.symbolic",
+)
 """Modules about sympy's expressions, which are imported when proofs are asked for."""
 REPORT = r"pip install 'gftkit\[report\]'"
 SYMBOLIC = r"pip install 'gftkit\[symbolic\]'"

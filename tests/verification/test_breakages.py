@@ -58,8 +58,8 @@ SLIPS = {
     ),
     "ema-for-anchor": Slip(
         "gftkit/training/steps.py",
-        "anchor = self.anchor if beta > 0 else None",
-        "anchor = self.ema if beta > 0 else None",
+        "anchor = self.anchor if temperature > 0 else None",
+        "anchor = self.ema if temperature > 0 else None",
     ),
     "last-step-dropped": Slip(
         "gftkit/sampling/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"

@@ -139,7 +139,7 @@ def memory(kind: str, megabytes: int, where: Path | None, *, keep: bool = False)
         check_disk(folder, megabytes)
         (folder / "set").mkdir()
         spec = WRITERS[kind](folder / "set", max(1, round(megabytes * 1e6 / np.prod(SHAPE))))
-        return {"kind": kind, "megabytes": megabytes, **in_a_process(spec, keep, folder)}
+        return {"kind": kind, "megabytes": megabytes, **in_a_process(spec, keep=keep, folder=folder)}
 
 
 def check_disk(folder: Path, megabytes: float) -> None:
@@ -213,13 +213,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.read:
-        print(json.dumps(read(json.loads(options.read), options.keep)))
+        print(json.dumps(read(json.loads(options.read), keep=options.keep)))
         return
     sets = [("shards", size) for size in options.megabytes]
     sets += [("array", size) for size in options.megabytes if size >= SMALLEST_ARRAY]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         check_disk(Path(name), max(options.megabytes))
-        nothing = in_a_process(None, False, Path(name))
+        nothing = in_a_process(None, keep=False, folder=Path(name))
     rows = [{"kind": "nothing", "megabytes": 0, **nothing}]
     print("| set | MB on disk | samples | peak memory, MB | opening, s | samples/s |\n|---|---|---|---|---|---|")
     for kind, size in (("nothing", 0), *sets):

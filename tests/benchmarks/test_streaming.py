@@ -58,7 +58,7 @@ def test_every_speed_is_measured(streaming, monkeypatch):
 
 
 def test_a_short_disk_is_refused_first(streaming, tmp_path):
-    with pytest.raises(SystemExit, match=r"1200000000500 MB are wanted and \d+ MB are free\. Free some"):
+    with pytest.raises(SystemExit, match=r"wanted 1200000000500 MB, and \d+ MB are free\. Free some"):
         streaming.main(["--megabytes", str(10**12), "--folder", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_shards(streaming):
     small, large = (streaming.memory("shards", size, None) for size in (30, 300))
     assert large["samples"] == pytest.approx(10 * small["samples"], abs=10)
     assert large["peak_mb"] - small["peak_mb"] < TOLERANCE_MB
-    held = streaming.memory("shards", 60, None, held=True)  # a reader that keeps what it read is seen
+    held = streaming.memory("shards", 60, None, keep=True)  # a reader that keeps what it read is seen
     assert held["peak_mb"] - small["peak_mb"] > 100
 
 
@@ -88,7 +88,9 @@ def test_memory_does_not_grow_with_an_array(streaming, tmp_path):
     for size in (1.1, 2.2):
         file = tmp_path / f"{size}.npy"
         np.lib.format.open_memmap(file, "w+", np.float32, (int(size * 1e9) // 4 // 50_000, 50_000)).flush()
-        peaks.append(streaming.in_a_process({"name": "arrays", "file": str(file)}, False, tmp_path)["peak_mb"])
+        peaks.append(
+            streaming.in_a_process({"name": "arrays", "file": str(file)}, keep=False, folder=tmp_path)["peak_mb"]
+        )
     assert peaks[1] - peaks[0] < TOLERANCE_MB
 
 

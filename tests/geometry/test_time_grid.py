@@ -165,9 +165,7 @@ def test_a_run_s_grids_are_written_sampled_with_and_refused_by_name(pretrained, 
     sampled = ("sample", pretrained, "--count", "4", "--grid", grid)
     done = gft(*sampled, "--steps", "3", "--out", str(tmp_path / "one.npz"))
     assert (done.code, done.err) == (0, "")
-    warned = gft(
-        "sample", pretrained, "--grid", grid, "--steps", "3", "--solver", "heun", "--weights", "raw", "--force"
-    )
+    warned = gft(*sampled, "--steps", "3", "--solver", "heun", "--weights", "raw", "--out", str(tmp_path / "raw.npz"))
     assert "the solver is heun" in warned.err
     assert "fitted to other weights" in warned.err
     refused = gft(*sampled, "--steps", "5", "--out", str(tmp_path / "other.npz"))

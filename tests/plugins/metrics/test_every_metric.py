@@ -35,7 +35,7 @@ def evaluation_of(drift, count=30, event=(1, 2, 2), steps=7):
 
     scheme = Scheme(REGISTRY.create("solver", "euler"), steps)
     reference = Batch(draw(40, *event, seed=5))
-    return Evaluation(drift, Straight(), scheme, source, reference, count, seed=0, batch_size=8)
+    return Evaluation(drift, Straight(), scheme, source=source, reference=reference, count=count, seed=0, batch_size=8)
 
 
 @pytest.mark.parametrize("name", ["energy", "frechet", "kinetic-energy", "path-length", "straightness"])

@@ -58,7 +58,7 @@ def test_every_speed_is_measured(streaming, monkeypatch):
 
 
 def test_a_short_disk_is_refused_first(streaming, tmp_path):
-    with pytest.raises(SystemExit, match=r"1200000000500 MB are wanted and \d+ MB are free\. Free some"):
+    with pytest.raises(SystemExit, match=r"wanted 1200000000500 MB, and \d+ MB are free\. Free some"):
         streaming.main(["--megabytes", str(10**12), "--folder", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 

@@ -81,12 +81,12 @@ class Slow:
 )
 def test_noise_of_choice_is_refused_where_the_score_is_not_known(registry, path, coupling, normal, guidance, word):
     made = registry.create("path", path) if isinstance(path, str) else path
-    given = made, registry.create("coupling", coupling), normal, guidance
+    given = made, registry.create("coupling", coupling)
     if word is None:
-        check_known_score(*given)
+        check_known_score(*given, normal=normal, guidance=guidance)
     else:
         with pytest.raises(ConfigError, match=word):
-            check_known_score(*given)
+            check_known_score(*given, normal=normal, guidance=guidance)
 
 
 def test_a_scheme_is_resolved_with_its_parts(registry, tmp_path):

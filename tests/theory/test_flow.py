@@ -53,5 +53,5 @@ def test_the_score_is_refused_where_x0_depends_on_x1(problem, registry):
 def test_the_score_is_refused_for_a_path_with_noise(problem, registry):
     _, t, x, oracle = problem("linear")
     bridge = registry.create("path", "brownian-bridge")
-    with pytest.raises(ConfigError, match="affine paths only"):
+    with pytest.raises(ConfigError, match="gives the score only on paths without noise"):
         flow.score(bridge, t, x, oracle.velocity(t, x), registry.create("coupling", "independent"))

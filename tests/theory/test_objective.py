@@ -153,7 +153,7 @@ def test_without_temperature_the_anchor_is_not_needed():
     b, target = torch.ones(4, 2), torch.zeros(4, 2)
     for loss in (blended_loss, penalty_loss):
         assert torch.equal(loss(b, target, None, 0.0), torch.full((4,), 2.0))
-        with pytest.raises(ValueError, match="needs the anchor"):
+        with pytest.raises(ValueError, match="which a temperature above 0 requires"):
             loss(b, target, None, 0.1)
 
 

@@ -75,7 +75,7 @@ class Slow:
         ("linear", "optimal-transport", True, 1.0, "independent of x1"),
         ("brownian-bridge", "independent", True, 1.0, "this one has noise"),
         ("linear", "independent", False, 1.0, r"source N\(0, I\)"),
-        ("linear", "independent", True, 2.0, r"guidance \(2\)"),
+        ("linear", "independent", True, 2.0, r"guidance 2\)"),
         (Slow(), "independent", True, 1.0, r"alpha'\(0\) = 0"),
     ],
 )

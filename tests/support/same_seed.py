@@ -7,6 +7,7 @@ torch and on the processor, whose vector instructions round differently; the rou
 import hashlib
 import json
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,7 @@ def run(case: str, folder: Path) -> dict[str, Any]:
         run(needed, folder)
     torch.manual_seed(0)
     out = folder / case
+    shutil.rmtree(out, ignore_errors=True)  # made before, for a case that starts from it
     options = dict(config) if start is None else {**config, "pretrained": str(folder / start)}
     finished = getattr(gftkit, kind)(options, out, device="cpu")
     weights = load_file(out / "model.safetensors")

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @gftkit.hookimpl
 def gftkit_claims(registry: "Registry") -> "Iterator[Claim]":
-    """Every claim of gftkit_verification."""
+    """Every claim of gftkit_verification.
+
+    Raises:
+        MissingPackageError: where sympy isn't installed: to leave the proofs out would be to check less than is said.
+    """
+    from gftkit.runtime.extras import require
     from gftkit.verify.declaration import claims_of
 
+    require("symbolic", "the proofs among the claims")
     yield from claims_of(import_module(__name__), registry)

@@ -6,8 +6,10 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Two workers of one thread each: small tensors gain nothing from more, and the workers don't compete.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+# Two workers of one thread each: small tensors gain nothing from more, and the workers don't compete. Each takes half of
+# the tests in their order, so that what a file's tests share is made once, and takes over from the other at the end.
+# Compiled files are kept, also where the environment says otherwise: the tests start many processes.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint types docs floors claims dist bench-env clean

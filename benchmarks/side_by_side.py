@@ -116,7 +116,7 @@ def main(about: str | None, rows: Callable[[torch.device], Sequence[Row]]) -> No
     print(machine(device))
     done = []
     for row in selected:
-        result = measure(row, device, options.quick)
+        result = measure(row, device, quick=options.quick)
         done.append(result)
         print(
             f"{result['name']:<86} {1e3 * result['ours_seconds']:>10.2f} ms  {result['peer']:<28} "

@@ -1,6 +1,7 @@
-"""What every test may use: components, a small finished run, the command line, throw-away distributions."""
+"""Fixtures of every test: what is installed, small finished runs, the command line, throw-away distributions."""
 
 import base64
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import torch
 import yaml
 from hypothesis import strategies as st
+from support import adapters, run_results, runs_on_moons
+from support.strategies import MINIMAL, MORE, drawn
 
 import gftkit
 from gftkit.kernel.errors import ConfigError
@@ -99,6 +102,52 @@ def finetune_config(pretrained):
         "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5},
         "evaluate": {"every": 10, "count": 32, "solver": {"name": "euler", "steps": 2}},
     }
+
+
+@pytest.fixture(scope="session")
+def pretrained_on_moons(tmp_path_factory, registry):
+    """The folder of a finished run of ``support.runs_on_moons``, with all its checkpoints. Don't write to it."""
+    return gftkit.pretrain(runs_on_moons.PRETRAIN, tmp_path_factory.mktemp("moons") / "run", registry=registry).folder
+
+
+@pytest.fixture
+def tuning(pretrained_on_moons):
+    """A fine-tune's configuration from ``pretrained_on_moons``; change it freely."""
+    return {
+        "pretrained": str(pretrained_on_moons),
+        "data": {"name": "gaussian-mixture", "count": 10, "seed": 1},
+        "schedule": {"name": "exponential"},
+        "train": dict(runs_on_moons.PRETRAIN["train"]),
+        "evaluate": json.loads(json.dumps(runs_on_moons.PRETRAIN["evaluate"])),
+        "seed": 5,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, registry):
+    """The folder of a finished run of ``support.run_results.MLP``. Don't write to it."""
+    return gftkit.pretrain(run_results.MLP, tmp_path_factory.mktemp("finished") / "run", registry=registry).folder
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """The same, not finished, with its checkpoints of steps 9 and 12; to be damaged."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory, registry):
+    """The folder of a finished pretraining of a small U-Net. Don't write to it."""
+    return gftkit.pretrain(adapters.PRETRAIN, tmp_path_factory.mktemp("runs") / "source", registry=registry).folder
+
+
+@pytest.fixture(scope="session")
+def tuned(source, tmp_path_factory, registry):
+    """The folder of a finished fine-tune of ``source`` with adapters. Don't write to it."""
+    config = adapters.tuning(source)
+    return gftkit.finetune(config, tmp_path_factory.mktemp("runs") / "tuned", registry=registry).folder
 
 
 @pytest.fixture
@@ -213,33 +262,6 @@ def distribution(tmp_path):
         return site
 
     return make
-
-
-MINIMAL: dict[tuple[str, str], dict[str, object]] = {}
-"""Options of components that can't do without: (kind, name) -> options."""
-MORE = {
-    ("path", "affine"): [
-        {"alpha": "t**2", "sigma": "1 - t"},
-        {"alpha": "t", "sigma": "sqrt(1 - t**2)"},
-        {"alpha": "sin(pi*t/2)", "sigma": "cos(pi*t/2)"},
-        {"alpha": "(exp(t) - 1)/(exp(1) - 1)", "sigma": "(1 - t)**3"},
-    ],
-    ("schedule", "stepwise"): [{"temperatures": (3.0, 3.0, 0.5)}, {"temperatures": (0.0,)}],
-}
-"""Further options worth a test: formulas and lists, which can't be drawn from their types."""
-
-
-def drawn(option):
-    """Values of an option by its type and range; only the default where that can't be told."""
-    default = st.just(option.default)
-    bounds = dict(part.split(" ") for part in option.type_text.split(", ")[1:] if part[0] in "<>")
-    low, high = (float(bounds.get(sign, bounds.get(sign + "=", end))) for sign, end in ((">", -50), ("<", 50)))
-    if option.type_text.startswith("float"):
-        margin = (high - low) / 1000  # what is excluded, such as a scale of 0, is kept at a distance
-        return default | st.floats(low + margin * (">" in bounds), high - margin * ("<" in bounds))
-    if "' or '" in option.type_text:
-        return st.sampled_from([word.strip("'") for word in option.type_text.split(" or ")])
-    return default
 
 
 @pytest.fixture(scope="session")

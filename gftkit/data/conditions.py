@@ -47,9 +47,9 @@ def without_conditions(drift: Any, conditions: Mapping[str, Tensor], where: Tens
     """The conditions with the drift's null in place of each that has one.
 
     Args:
-        drift: says what its null is.
-        given: its conditions, (batch, ...) each.
-        chosen: (batch,) of bool, whose conditions are left out, all of a sample together; everybody's by default.
+        drift: has the null of each condition.
+        conditions: of the drift, (batch, ...) each.
+        where: (batch,) of bool, the samples whose conditions are left out, all of a sample together; None for all.
     """
     replaced = dict(conditions)
     for name, value in condition_nulls(drift).items():

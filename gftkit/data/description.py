@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit.data import conditions
+from gftkit.data.conditions import LABEL
 from gftkit.kernel.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ class Facts:
         Raises:
             ConfigError: for a condition that the data don't have.
         """
-        unknown = [name for name in names if name not in self.condition_shapes and name != conditions.LABEL]
+        unknown = [name for name in names if name not in self.condition_shapes and name != LABEL]
         if unknown:
             raise ConfigError(
                 f"the drift uses the conditions {', '.join(map(repr, unknown))}, and the data have "
@@ -62,7 +62,7 @@ class Facts:
             )
         return {
             name: torch.zeros(count, dtype=torch.int64)
-            if name == conditions.LABEL
+            if name == LABEL
             else torch.zeros(count, *self.condition_shapes[name])
             for name in names
         }

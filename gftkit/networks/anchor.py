@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gftkit.data import conditions
+from gftkit.data.conditions import condition_names
 from gftkit.networks.adapters import AdaptedDrift
 from gftkit.storage.tensors import digest
 
@@ -64,7 +64,7 @@ class FrozenAnchor:
         # A copy, because training changes the original in place.
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
         self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
-        self.conditions: tuple[str, ...] = conditions.condition_names(drift)
+        self.conditions: tuple[str, ...] = condition_names(drift)
 
     @torch.no_grad()
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class AdaptersOffAnchor:
 
     def __init__(self, adapted: AdaptedDrift, hashed: str) -> None:
         self.hash = hashed
-        self.conditions: tuple[str, ...] = conditions.condition_names(adapted.drift)
+        self.conditions: tuple[str, ...] = condition_names(adapted.drift)
         self._adapted = adapted
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gftkit.data import conditions
+from gftkit.data.conditions import check_null, condition_names, condition_nulls, without_conditions
 from gftkit.kernel.contracts import Drift
 from gftkit.kernel.errors import ConfigError
 
@@ -36,14 +36,14 @@ class Guided:
 
     def __init__(self, drift: Drift, scale: float) -> None:
         self.drift, self.scale = drift, scale
-        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
+        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
 
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        none = conditions.without_conditions(self.drift, given)
-        both = {name: torch.cat([none[name], values]) for name, values in given.items()}
-        without, usual = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
-        return without + self.scale * (usual - without)
+        nulls = without_conditions(self.drift, conditions)
+        both = {name: torch.cat([nulls[name], values]) for name, values in conditions.items()}
+        unconditional, conditional = self.drift(torch.cat([t, t]), torch.cat([x, x]), **both).chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
 
 
 def with_guidance(drift: Drift, scale: float) -> Drift:
@@ -67,7 +67,7 @@ def check_guidance(scale: float, drift: Any, dropout: float, where: str) -> None
         return
     if scale < 0 or scale != scale or scale == float("inf"):
         raise ConfigError(f"{where}: wanted a finite scale >= 0, got {scale}.")
-    conditions.check_null(drift, type(drift).__name__, where)
+    check_null(drift, type(drift).__name__, where)
     if dropout == 0:
         raise ConfigError(
             f"{where}: {scale:g} requires the drift without conditions, and this run didn't train it "

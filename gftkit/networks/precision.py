@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gftkit.data import conditions
+from gftkit.data.conditions import condition_names, condition_nulls
 from gftkit.kernel.contracts import Drift
 from gftkit.networks.flow_map import is_flow_map
 
@@ -33,14 +33,14 @@ class InPrecision:
 
     def __init__(self, drift: Drift, precision: Precision, device: torch.device | str) -> None:
         self._drift, self._precision, self._device = drift, precision, torch.device(device)
-        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
+        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
         self.jumps = is_flow_map(drift)
 
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         # Only the network runs in half precision: small steps added to a state in half precision would be lost.
         with autocast(self._precision, self._device):
-            return to_float32(self._drift(t, x, **given))
+            return to_float32(self._drift(t, x, **conditions))
 
 
 def in_precision(drift: Drift, precision: Precision, device: torch.device | str) -> Drift:

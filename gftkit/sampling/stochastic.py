@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gftkit.data import conditions
+from gftkit.data.conditions import condition_names, condition_nulls
 from gftkit.kernel.contracts import Coupling, Drift, NoiseScale, Path
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory import flow
@@ -47,11 +47,11 @@ class StochasticDrift:
 
     def __init__(self, drift: Drift, path: Path, scale: NoiseScale) -> None:
         self._drift, self._path, self._scale = drift, path, scale
-        self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
+        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
 
-    def __call__(self, t: Tensor, x: Tensor, **given: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        velocity = self._drift(t, x, **given)
+        velocity = self._drift(t, x, **conditions)
         score = flow.affine_score(self._path, t, x, velocity)
         return stochastic_drift(velocity, score, flow.expand(self._scale(t), x))
 

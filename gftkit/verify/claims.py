@@ -266,7 +266,9 @@ def check(claim: Claim, seed: int = 0, device: torch.device | str = "cpu") -> Re
         text = f"{type(error).__name__}: {error}"
         return Result(claim, math.nan, False, time.perf_counter() - started, error=text)
     holds = _size(worst) <= claim.bound.value
-    return Result(claim, worst.value, holds, time.perf_counter() - started, mutants, measurements[0].lines, worst.note)
+    seconds = time.perf_counter() - started
+    lines, note = measurements[0].lines, worst.note
+    return Result(claim, worst.value, holds, seconds, mutants=mutants, lines=lines, note=note)
 
 
 def _check_mutant(claim: Claim, name: str, subject: Any, seed: int, device: torch.device | str) -> MutantResult:

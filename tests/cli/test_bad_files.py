@@ -64,16 +64,16 @@ def test_weights_that_do_not_fit_name_their_keys(finetuning, weights):
     assert "unknown: from_stat.weight" in message
 
 
-def test_a_drift_that_does_not_fit_the_pretrained_run(finetuning):
+def test_another_drift_than_the_pretrained_runs_is_refused(finetuning):
     assert "wrong shape: from_state.weight" in finetuning(drift={"name": "mlp", "width": 8, "depth": 1})
 
 
-def test_weights_that_are_not_finite(finetuning, weights):
+def test_weights_that_are_not_finite_are_refused(finetuning, weights):
     message = finetuning(**weights("w.pt", lambda state: {key: held / 0 for key, held in state.items()}))
     assert "weights are not finite: body.1.bias" in message
 
 
-def test_truncated_and_foreign_weights(finetuning, weights, tmp_path):
+def test_truncated_and_foreign_weights_are_refused(finetuning, weights, tmp_path):
     for name in ("w.safetensors", "w.pt"):
         spec = weights(name)
         whole = (tmp_path / name).read_bytes()
@@ -125,7 +125,7 @@ def test_torch_does_not_warn_before_a_plain_pickle_is_refused(tmp_path):
         weights_read(tmp_path / "x.pt")
 
 
-def test_a_damaged_run(finetuning, refused, run_copy):
+def test_damaged_run_folders_are_refused(finetuning, refused, run_copy):
     model = run_copy / "model.safetensors"
     model.write_bytes(model.read_bytes()[:200])
     assert "model.safetensors: wanted a safetensors file, got 200 bytes" in finetuning(pretrained="run")
@@ -138,7 +138,7 @@ def test_a_damaged_run(finetuning, refused, run_copy):
     assert "config.yaml: " in refused("evaluate", "run")
 
 
-def test_a_folder_without_a_run(refused, tmp_path):
+def test_a_folder_without_a_run_is_refused(refused, tmp_path):
     for command in ("sample", "evaluate"):
         assert "is no run folder: config.yaml is missing" in refused(command, tmp_path)
 
@@ -157,20 +157,20 @@ def test_a_folder_that_holds_a_run_is_left_alone(refused, run_copy, write_config
     assert snapshot(run_copy) == before
 
 
-def test_other_files_in_the_folder_are_kept(gft, write_config, pretrain_config, tmp_path):
+def test_other_files_in_the_run_folder_are_kept(gft, write_config, pretrain_config, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "notes.txt").write_text("mine")
     assert gft("pretrain", write_config(pretrain_config), "--out", "new", "--json").code == 0
     assert (tmp_path / "new" / "notes.txt").read_text() == "mine"
 
 
-def test_nothing_to_resume(refused, write_config, pretrain_config):
+def test_resume_without_a_run_is_refused(refused, write_config, pretrain_config):
     assert "new contains no run to resume" in refused(
         "pretrain", write_config(pretrain_config), "--out", "new", "--resume"
     )
 
 
-def test_a_folder_that_cannot_be_made(refused, write_config, pretrain_config, tmp_path):
+def test_a_run_folder_that_cannot_be_made_is_refused(refused, write_config, pretrain_config, tmp_path):
     (tmp_path / "file").write_text("mine")
     config = write_config(pretrain_config)
     for out in ("file", "file/run"):
@@ -184,7 +184,9 @@ def test_a_folder_that_cannot_be_made(refused, write_config, pretrain_config, tm
     ("number", "cause"),
     [(errno.EROFS, "read-only"), (errno.EACCES, "Permission denied"), (errno.ENOSPC, "The disk is full")],
 )
-def test_a_folder_that_cannot_be_written(refused, write_config, pretrain_config, tmp_path, monkeypatch, number, cause):
+def test_a_run_folder_that_cannot_be_written_is_refused(
+    refused, write_config, pretrain_config, tmp_path, monkeypatch, number, cause
+):
     """Root may write anywhere: the system's refusal is played."""
     config = write_config(pretrain_config)
 
@@ -228,14 +230,14 @@ def test_a_disk_that_fills_up_loses_no_checkpoint(
     assert gft("pretrain", config, "--out", "new", "--resume", "--json").code == 0
 
 
-def test_a_sample_that_cannot_be_written(refused, pretrained, tmp_path):
+def test_samples_that_cannot_be_written_are_an_error(refused, pretrained, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot write file/s.npz" in refused("sample", pretrained, "--out", "file/s.npz", "--count", "2")
     assert "wanted .npz, .safetensors, .png or a folder" in refused("sample", pretrained, "--out", "s.txt")
     assert "are not images" in refused("sample", pretrained, "--out", "pictures")
 
 
-def test_wrong_options_of_sample_and_evaluate(refused, pretrained):
+def test_sample_and_evaluate_refuse_wrong_options(refused, pretrained):
     assert "--steps: wanted at least 1" in refused("sample", pretrained, "--steps", "0")
     assert "count: wanted at least 1" in refused("sample", pretrained, "--count", "0")
     assert "Did you mean 'heun'" in refused("sample", pretrained, "--solver", "huen")

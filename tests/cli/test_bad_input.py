@@ -50,7 +50,7 @@ def test_an_error_is_one_message_and_with_debug_a_traceback(process, gft, write_
 # Names, types, ranges
 
 
-def test_unknown_components_and_options(pretraining):
+def test_unknown_components_and_options_are_refused(pretraining):
     assert "unknown drift 'mpl'. Did you mean 'mlp'?" in pretraining(drift={"name": "mpl"})
     message = pretraining(drift={"name": "mlp", "widht": 8})
     assert "unknown option of drift 'mlp': 'widht'. Did you mean 'width'? Known:" in message
@@ -73,7 +73,7 @@ def test_unknown_components_and_options(pretraining):
         ("train.steps", "--set train.steps: wanted a.b=c"),
     ],
 )
-def test_wrong_values(pretraining, gft, write_config, pretrain_config, setting, message):
+def test_wrong_values_of_options_are_refused(pretraining, gft, write_config, pretrain_config, setting, message):
     if message is None:  # the twin: these are fine
         config = write_config({**pretrain_config, "train": {"steps": 2, "batch_size": 8}})
         assert gft("pretrain", config, "--out", "new", "--json", "--set", setting).code == 0
@@ -86,13 +86,13 @@ def test_square_brackets_are_shown(pretraining):
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "drift: 1\ndrift: 2"])
-def test_broken_files(refused, tmp_path, text):
+def test_broken_configuration_files_are_refused(refused, tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     assert "c.yaml" in refused("pretrain", "c.yaml")
     assert "none.yaml: there is no such file" in refused("pretrain", "none.yaml")
 
 
-def test_a_device_that_is_not_there(refused, write_config, pretrain_config):
+def test_a_missing_device_is_refused(refused, write_config, pretrain_config):
     assert "wanted auto, cpu or cuda" in refused("pretrain", write_config(pretrain_config), "--device", "gpu")
 
 
@@ -123,14 +123,14 @@ def test_held_out_data_with_nan_names_its_key(pretraining, pretrain_config, tmp_
         (np.array([["a", "b"]]), "wanted real numbers"),
     ],
 )
-def test_arrays_that_are_no_samples(pretraining, tmp_path, values, words):
+def test_arrays_that_are_no_samples_are_refused(pretraining, tmp_path, values, words):
     np.save(tmp_path / "s.npy", values)
     message = pretraining(data={"name": "arrays", "file": "s.npy"})
     assert "s.npy" in message
     assert words in message
 
 
-def test_empty_and_missing_data(pretraining, tmp_path):
+def test_empty_and_missing_data_are_refused(pretraining, tmp_path):
     (tmp_path / "empty.npy").touch()
     (tmp_path / "pictures").mkdir()
     assert "empty.npy" in pretraining(data={"name": "arrays", "file": "empty.npy"})
@@ -139,14 +139,14 @@ def test_empty_and_missing_data(pretraining, tmp_path):
     assert "count: 5000 samples wanted" in pretraining(data={"name": "digits", "count": 5000})
 
 
-def test_data_of_another_shape_than_the_pretrained_runs(finetuning, tmp_path):
+def test_data_of_another_shape_than_the_pretrained_runs_are_refused(finetuning, tmp_path):
     np.save(tmp_path / "s.npy", np.zeros((9, 3)))
     message = finetuning(data={"name": "arrays", "file": "s.npy"})
     assert "data: wanted samples of shape (2,), as the pretrained run" in message
     assert "got (3,)" in message
 
 
-def test_held_out_data_of_another_shape(pretraining):
+def test_held_out_data_of_another_shape_are_refused(pretraining):
     message = pretraining(evaluate={"data": {"name": "digits"}})
     assert "evaluate.data: wanted samples of shape (2,), like the rest of the run, got (1, 8, 8)" in message
 
@@ -169,13 +169,15 @@ def test_a_pickle_as_data_is_never_run(pretraining, tmp_path, suffix):
 # Plugins
 
 
-def test_a_drift_whose_output_has_another_shape(pretraining, distribution, monkeypatch):
+def test_a_drift_whose_output_has_another_shape_is_refused(pretraining, distribution, monkeypatch):
     monkeypatch.syspath_prepend(distribution("flat-drift", {"flat": "flat_drift"}, {"flat_drift": SQUARE}))
     message = pretraining(drift={"name": "flat"})
     assert "drift 'flat': wanted an output of its input's shape (2, 2), got (2,)" in message
 
 
-def test_a_plugin_that_fails_to_import(pretraining, gft, distribution, monkeypatch, write_config, pretrain_config):
+def test_a_plugin_that_fails_to_import_is_named(
+    pretraining, gft, distribution, monkeypatch, write_config, pretrain_config
+):
     monkeypatch.syspath_prepend(distribution("sick", {"sick": "sick_one"}, {"sick_one": "import not_there_at_all"}))
     message = pretraining(coupling={"name": "icy"})
     assert "unknown coupling 'icy'" in message
@@ -184,7 +186,7 @@ def test_a_plugin_that_fails_to_import(pretraining, gft, distribution, monkeypat
     assert gft("pretrain", write_config(pretrain_config), "--out", "new", "--json").code == 0
 
 
-def test_two_plugins_that_claim_one_name(pretraining, refused, distribution, monkeypatch):
+def test_plugins_that_claim_one_name_are_refused(pretraining, refused, distribution, monkeypatch):
     source = SQUARE.replace('"flat": Flat', '"mlp": Flat')
     monkeypatch.syspath_prepend(distribution("flat-mlp", {"flat": "flat_mlp"}, {"flat_mlp": source}))
     for message in (pretraining(), refused("plugins")):

@@ -47,7 +47,12 @@ def test_version(process):
     assert (done.code, done.out.strip(), done.err) == (0, f"gftkit {gftkit.__version__}", "")
 
 
-def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_config, finetune_config, tmp_path):
+@pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_pretrain_finetune_sample_and_evaluate(
+    process, gft, write_config, pretrain_config, finetune_config, tmp_path, in_process
+):
+    """Runs are made by processes of their own; they are sampled and evaluated here, or (slow) by further processes."""
+    command = gft if in_process else process
     config = write_config(pretrain_config, "pre.yaml")
     done = process("pretrain", config, "--set", "train.steps=12", "--set", "drift.width=8", "--device", "cpu")
     assert done.code == 0, done.err
@@ -64,21 +69,21 @@ def test_pretrain_finetune_sample_and_evaluate(process, write_config, pretrain_c
     assert summary["run"] == "out/gft"
     assert summary["steps"] == 10
     assert set(summary["ema"]) == {"energy", "energy_stderr", "energy_low", "energy_high"}
-    gft = tmp_path / "out" / "gft"
-    assert listing(gft) == RUN_FILES
-    environment = json.loads((gft / "environment.json").read_text())
+    run = tmp_path / "out" / "gft"
+    assert listing(run) == RUN_FILES
+    environment = json.loads((run / "environment.json").read_text())
     assert environment["components"]["schedule"]["plugin"] == "gftkit-schedules"
     assert environment["components"]["schedule"]["distribution"] == "gftkit"
-    lines = [json.loads(line) for line in (gft / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"train", "evaluation"}
 
-    done = process("sample", gft, "--count", "5", "--seed", "3", "--solver", "heun", "--steps", "2", "--json")
+    done = command("sample", run, "--count", "5", "--seed", "3", "--solver", "heun", "--steps", "2", "--json")
     assert done.code == 0, done.err
     answer = json.loads(done.out)
     assert (answer["count"], answer["seed"]) == (5, 3)
     assert np.load(answer["file"])["samples"].shape == (5, 2)
 
-    done = process("evaluate", gft, "--set", "evaluate.count=24", "--json")
+    done = command("evaluate", run, "--set", "evaluate.count=24", "--json")
     assert (done.code, done.err) == (0, "")
     assert set(json.loads(done.out)) == {"energy", "energy_stderr", "energy_low", "energy_high"}
 
@@ -151,14 +156,14 @@ def test_the_keys_of_a_configuration(gft):
     assert all(name in shown for name in (*names, *SECTIONS))
 
 
-def test_what_has_no_keys_of_its_own_is_refused(refused):
+def test_keys_of_an_unknown_section_are_refused(refused):
     assert "unknown section 'trian'. Did you mean 'train'?" in refused("keys", "trian")
     assert "`gft plugins show dataset NAME`" in refused("keys", "data")
     assert "`gft plugins show schedule NAME`" in refused("keys", "schedule")
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.PATIENCE])])
-def test_other_processes_of_a_node_leave_the_first_to_tell(refused, monkeypatch, rank, waits):
+def test_only_the_first_process_of_a_node_reports_an_error(refused, monkeypatch, rank, waits):
     slept = []
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(cli.time, "sleep", slept.append)
@@ -243,7 +248,7 @@ def test_a_target_that_exists_is_kept_unless_forced(gft, pretrained, tmp_path):
     assert np.load(tmp_path / "s.npz")["samples"].shape == (2, 2)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(gft, write_config, pretrain_config, tmp_path):
+def test_an_interrupted_run_is_resumed_where_it_stopped(gft, write_config, pretrain_config, tmp_path):
     config = write_config(pretrain_config)
     assert gft("pretrain", config, "--out", "whole", "--json").code == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "half")

@@ -267,7 +267,7 @@ class Careless:
         ({"label": torch.zeros(3)}, "wanted labels of shape \\(3,\\) and type int64"),
     ],
 )
-def test_what_a_data_set_gives_is_checked(wrong, message):
+def test_conditions_of_a_data_set_are_checked(wrong, message):
     assert len(Samples(Careless(), "data").draw(3, torch.Generator())) == 3
     with pytest.raises(DataError, match=message):
         Samples(Careless(**wrong), "data").draw(3, torch.Generator())

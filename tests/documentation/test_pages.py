@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +25,16 @@ from gftkit.cli import app as cli
 from gftkit.cli.sections import section_keys
 from gftkit.kernel.hooks import HOOKS, KINDS
 from gftkit.runs import schema as config
+from gftkit.verify import claims
 from gftkit.verify.collect import collect
 
+SELECT = claims.select
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += [ROOT / "plugins/README.md", ROOT / "verification/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 QUICK = ["--set", "train.steps=12", "--set", "evaluate.every=6", "--set", "evaluate.count=40"]
 """Settings that make every run of the examples a short one: what is tested is that it goes through."""
+FEW_CLAIMS = 2
+"""How many of the claims that an example names are measured: all of them are tests of their own."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def test_examples_run_in_the_order_in_which_they_stand(
         a_demo_and_pictures(folder)
     for verb in ("pretrain", "finetune"):
         monkeypatch.setattr(gftkit, verb, partial(getattr(gftkit, verb), overrides=QUICK[1::2]), raising=False)
+    monkeypatch.setattr(claims, "select", a_few_claims)
     seen: dict[str, object] = {}
     for block in blocks(page):
         if block.title:
@@ -106,6 +112,13 @@ def test_examples_run_in_the_order_in_which_they_stand(
         elif block.language == "bash":
             for line in block.text.splitlines():
                 command(line, folder, monkeypatch)
+
+
+def a_few_claims(*arguments: Any) -> list[claims.Claim]:
+    """The first quick claims of a selection, which must not be empty."""
+    selected = SELECT(*arguments)
+    assert selected
+    return sorted(selected, key=lambda claim: claim.profile == "full")[:FEW_CLAIMS]
 
 
 def command(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +138,7 @@ def command(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         case ["torchrun" | "accelerate", *_]:
             command(shlex.join(["gft", *launched(words)]), folder, monkeypatch)
         case ["gft" | ".venv/bin/gft", verb, *rest]:
-            quick = QUICK if verb in ("pretrain", "finetune") else []
+            quick = QUICK if verb in ("pretrain", "finetune", "distill") else []
             quick = ["--workers", "1"] if verb == "compare" else quick  # no processes of their own
             if verb == "verify" and not {"--claim", "--component", "--run"}.intersection(rest):
                 quick = ["--claim", "T01-retention*"]

@@ -99,7 +99,7 @@ def test_a_blend_gives_the_anchor_only_what_it_is_told():
     assert torch.equal(made(t, x, **given), wanted)
 
 
-def test_what_has_no_anchor_is_not_blended(pretrained, tuned):
+def test_a_run_without_an_anchor_is_not_blended(pretrained, tuned):
     run = gftkit.Run.open(pretrained)
     with pytest.raises(ConfigError, match="is no fine-tune, so it has no anchor"):
         run.samples(2, temperature=0.3)

@@ -66,7 +66,7 @@ def test_probes_belong_to_a_sample_and_not_to_its_batch(registry):
         ({"probes": -1}, "wanted 0"),
     ],
 )
-def test_what_has_no_density_is_refused(registry, options, message):
+def test_likelihood_is_refused_where_there_is_no_density(registry, options, message):
     with pytest.raises(ConfigError, match=message):
         density(registry, torch.zeros(2, 2), **options)
 
@@ -125,7 +125,7 @@ def test_a_run_s_densities_integrate_to_one(run):
     assert abs(float(ratios.mean()) - 1) < 5 * error
 
 
-def test_the_command(run, gft, tmp_path):
+def test_the_likelihood_command_prints_and_writes_bits(run, gft, tmp_path):
     done = gft("likelihood", run.folder, "--count", "5", "--json", "--out", "bits.safetensors")
     assert done.code == 0, done.err
     shown = json.loads(done.out)
@@ -146,5 +146,5 @@ def test_the_command(run, gft, tmp_path):
         (("--data", "{name: two-moon}"), "two-moons"),
     ],
 )
-def test_bad_input_of_the_command(run, refused, arguments, message):
+def test_the_likelihood_command_refuses_bad_input(run, refused, arguments, message):
     assert message in refused("likelihood", run.folder, *arguments)

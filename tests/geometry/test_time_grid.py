@@ -55,7 +55,7 @@ def test_the_dynamic_programme_finds_what_trying_all_finds(steps):
 
 
 @pytest.mark.parametrize("steps", [0, 7])
-def test_more_steps_than_fine_ones_are_refused(steps):
+def test_a_grid_of_more_steps_than_fine_ones_is_refused(steps):
     with pytest.raises(ConfigError, match="wanted 1 to 6"):
         best_indices(torch.ones(7, 7), steps)
 
@@ -95,7 +95,7 @@ def test_equal_steps_are_kept_where_fitted_ones_do_worse_on_fresh_starts(registr
     assert found.fitted.value > found.uniform.value
 
 
-def test_what_the_flow_forgets_is_not_paid_for(registry):
+def test_errors_that_the_flow_forgets_cost_nothing(registry):
     """Of v = -4 x two steps end in (1 - 4 s)(1 - 4 (1 - s)) x; local errors alone would put s elsewhere."""
     found = fitted(registry, Decaying(), 2, 40)
     s = torch.arange(1, 40) / 40
@@ -191,7 +191,7 @@ def test_a_relative_file_starts_at_the_config(registry, tmp_path):
         ("times: 3", "`times` is missing"),
     ],
 )
-def test_other_files_are_refused(tmp_path, text, message):
+def test_files_that_hold_no_grid_are_refused(tmp_path, text, message):
     file = tmp_path / "grid.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):

@@ -145,7 +145,7 @@ def test_the_table_and_the_block_are_printed(gft, case, monkeypatch):
     assert block["drift"]["convention"]["sign"] == 1  # the usual values too
 
 
-def test_what_was_found_works_from_where_it_is_written(gft, trained, tmp_path):
+def test_the_written_convention_works_from_its_folder(gft, trained, tmp_path):
     """Files, the network's module, and what else counts: path, coupling and source."""
     (trained / "here.yaml").write_text(
         "drift: {target: 'their_forms:Torchcfm', weights: conditional-False.pt, key: ema, convention: torchcfm}\n"
@@ -198,7 +198,7 @@ def test_a_network_that_uses_labels_is_given_them(gft, case, trained):
     assert json.loads(done.out)["config"]["drift"]["convention"]["call"] == "x, t, y=label"
 
 
-def test_flags_are_settings(gft, trained):
+def test_inspect_flags_are_settings(gft, trained):
     words = ["--target", "their_forms:Torchcfm", "--weights", trained / "conditional-False.pt", "--data", LAW["name"]]
     more = ["--set", f"drift.folder={trained}", "--set", "drift.key=ema", "--json"]
     done = gft("inspect", *words, *more, "--set", "drift.convention=torchcfm")
@@ -208,7 +208,7 @@ def test_flags_are_settings(gft, trained):
     assert answer["config"]["drift"]["convention"]["path"] == {"name": "linear"}
 
 
-def test_what_a_network_prints_does_not_mix_with_the_answer(gft, case):
+def test_output_of_the_network_does_not_mix_with_the_answer(gft, case):
     done = gft("inspect", case("Talking", convention="torchcfm"), "--json")
     assert "here I am" in done.err
     assert json.loads(done.out)["verdict"] == "clear"
@@ -262,12 +262,12 @@ def test_a_wrong_convention_fits_nothing(gft, case):
         ({"convention": 3}, "drift.convention: wanted a mapping, got 3"),
     ],
 )
-def test_bad_input_is_one_error(refused, case, changes, message):
+def test_inspect_reports_bad_input_as_one_error(refused, case, changes, message):
     target = "Torchcfm"
     assert message in refused("inspect", case(target, **changes))
 
 
-def test_more_bad_input(refused, gft, case, tmp_path, write_config):
+def test_inspect_reports_bad_files_as_one_error(refused, gft, case, tmp_path, write_config):
     assert "drift is missing: wanted `drift: {name: module" in refused("inspect", "--data", "digits")
     assert "data is missing" in refused("inspect", "--target", "a:B")
     assert "Did you mean 'drift'" in refused("inspect", write_config({"drfit": {}}))

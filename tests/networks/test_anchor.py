@@ -63,7 +63,7 @@ def made(config, registry):
 # The hash
 
 
-def test_the_hash_is_of_the_weights_and_of_how_the_drift_is_called():
+def test_the_anchors_hash_is_of_the_weights_and_of_how_the_drift_is_called():
     weights = {"w": torch.arange(3.0), "b": torch.zeros(1)}
     spec = {"drift": {"name": "module", "convention": {"time": "t"}}}
     turned = {"drift": {"name": "module", "convention": {"time": "1 - t"}}}
@@ -75,7 +75,7 @@ def test_the_hash_is_of_the_weights_and_of_how_the_drift_is_called():
     assert known != drift_hash(digest(weights))
 
 
-def test_files_do_not_enter_the_hash_and_other_options_do(registry):
+def test_files_do_not_enter_the_anchors_hash_and_other_options_do(registry):
     spec = registry.resolve("dataset", {"name": "arrays", "file": "a.npy", "split": "test"})
     assert "file" not in registry.without_files("dataset", spec)
     assert registry.without_files("dataset", spec)["split"] == "test"
@@ -84,7 +84,7 @@ def test_files_do_not_enter_the_hash_and_other_options_do(registry):
     assert kept["feature"]["name"] == "digits-classifier"
 
 
-def test_the_hash_does_not_depend_on_the_folder_and_does_on_the_event_shape(first, pretrained, registry, tmp_path):
+def test_the_anchors_hash_depends_on_the_event_shape_and_not_on_the_folder(first, pretrained, registry, tmp_path):
     moved = shutil.copytree(pretrained, tmp_path / "moved")
     one, other = (made(tuning(folder), registry).networks.anchor.hash for folder in (pretrained, moved))
     assert one == other == read_notes(first / "model.safetensors")["anchor"]
@@ -180,7 +180,7 @@ def test_a_second_fine_tune_must_name_its_anchor(first, pretrained, registry):
     assert result.networks.anchor.hash != before.networks.anchor.hash
 
 
-def test_so_must_one_from_a_fine_tunes_weights_file(first, registry, tmp_path):
+def test_a_fine_tune_from_a_fine_tunes_weights_file_must_name_its_anchor(first, registry, tmp_path):
     config = tuning(first / "model.safetensors", drift={"name": "mlp", "width": 16, "depth": 1})
     with pytest.raises(ConfigError, match="is itself a fine-tune"):
         resolve_config(config, "finetune", registry)
@@ -208,7 +208,7 @@ def test_the_chain_of_anchors_is_recorded(first, pretrained, registry, tmp_path)
         resolve_config(tuning(run.folder), "finetune", registry)
 
 
-def test_kind_and_hash_are_told_at_the_start_and_in_the_report(first, registry, tmp_path, capsys):
+def test_kind_and_hash_of_the_anchor_are_printed_and_reported(first, registry, tmp_path, capsys):
     run = gftkit.finetune(tuning(first, anchor="frozen"), tmp_path / "run", registry=registry, quiet=False)
     hashed = read_notes(run.folder / "model.safetensors")["anchor"][:12]
     assert f"Anchor: frozen, hash {hashed}." in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_averages_of_trained_weights_leave_out_the_start(drift):
         assert not torch.allclose(mean, whole.tensors()[name])
 
 
-def test_only_what_trains_is_held(drift):
+def test_averages_are_kept_of_trained_weights_only(drift):
     held = Averages(drift, DECAY).tensors()
     assert set(held) == {name for name, weight in drift.named_parameters() if weight.requires_grad}
     assert not {mean.data_ptr() for mean in held.values()} & {w.data_ptr() for w in drift.parameters()}

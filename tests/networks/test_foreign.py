@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
-from support import networks as oracles
+from support import oracles
 from torch import nn
 
 import gftkit
-from gftkit.kernel.errors import ConfigError, GftkitError
-from gftkit.networks.convention import PRESETS, Convention, parse_call
-from gftkit.networks.foreign import ForeignDrift, check_path, check_score
+from gftkit.kernel.errors import ConfigError
+from gftkit.networks.convention import Convention
+from gftkit.networks.foreign import ForeignDrift
 from gftkit.sampling.integrate import generate
 
 REGISTRY = gftkit.load()
@@ -203,7 +203,7 @@ class Recorder(nn.Module):
         return self.out(states[0])
 
 
-def test_the_call_is_as_written():
+def test_a_foreign_network_is_called_as_written():
     network = Recorder()
     block = {"call": "sample=x, timestep=t, y=label", "constants": {"return_dict": False}}
     drift = ForeignDrift(network, Convention.of(block))
@@ -245,32 +245,6 @@ def test_state_and_time_may_be_given_side_by_side(shape):
         ForeignDrift(network, Convention.of({"call": "cat(x, t)"}))(t, x[:, :, None])
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        ("t", "lacks x"),
-        ("cat(t, label)", "lacks x"),
-        ("cat(x)", "'cat.x.' is neither"),
-        ("cat(x, t", "neither"),
-        ("cat(x, )", "neither"),
-        ("cat(x, cat(t, y))", "neither"),
-        ("cat(x, t), t", "has the value 't' twice"),
-        ("x, x", "has the value 'x' twice"),
-        ("x, a=t, a=label", "has the argument 'a' twice"),
-        ("sample=x, t", "'t' by position after an argument by name"),
-        ("x, 2t", "'2t' is neither WHAT nor NAME=WHAT"),
-        ("x, a=b=c", "neither WHAT nor NAME=WHAT"),
-        ("x,", "'' is neither"),
-        ("x, lambda=t", "neither"),
-    ],
-)
-def test_calls_that_mean_nothing_are_refused(call, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_call(call)
-    with pytest.raises(ConfigError, match=message):
-        Convention.of({"call": call})
-
-
 class Output(tuple):
     @property
     def sample(self):
@@ -304,70 +278,3 @@ def test_outputs_that_do_not_fit_are_refused(block, out, message):
     drift = ForeignDrift(Recorder(out), Convention.of({"sign": 1, **block}))
     with pytest.raises(ConfigError, match=message):
         drift(*inputs(d=4))
-
-
-# --- presets ----------------------------------------------------------------------------------------------------------
-
-
-def test_presets_and_their_fields_can_be_overridden():
-    assert Convention.of("diffusers") == Convention.of({"preset": "diffusers"})
-    changed = Convention.of({"preset": "diffusers", "predicts": "noise"})
-    assert (changed.predicts, changed.time, changed.output) == ("noise", "reversed", "sample")
-    for name in PRESETS:
-        found = Convention.of(name)
-        assert Convention.of(found.to_dict()) == found
-        assert Convention.of(found.differing()) == found
-    assert len({Convention.of(name) for name in ()} | {str(Convention.of(name)) for name in PRESETS}) == len(PRESETS)
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ({"preset": "difusers"}, "unknown preset of a convention: 'difusers'. Did you mean 'diffusers'?"),
-        ({"tme": "reversed"}, "unknown option of convention: 'tme'. Did you mean 'time'?"),
-        ({"time": "backward"}, "convention.time: wanted 'forward' or 'reversed', got 'backward'"),
-        ({"time_scale": 0}, "convention.time_scale: wanted float, > 0, got 0"),
-        ({"sign": 0}, "convention.sign: wanted 1 or -1, got 0"),
-        ({"predicts": "epsilon"}, "convention.predicts: wanted 'velocity' or 'drift' or 'noise'"),
-        ({"range": [1, -1]}, "wanted .low, high. with low < high"),
-    ],
-)
-def test_bad_blocks_are_refused(block, message):
-    with pytest.raises(GftkitError, match=message):
-        Convention.of(block)
-
-
-# --- paths and scores -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        ({"predicts": "velocity"}, "velocity doesn't determine the drift on this path"),
-        ({"predicts": "score"}, "score doesn't determine the drift on this path"),
-        ({"predicts": "drift", "time": "reversed"}, "g.2 times the score"),
-        ({"predicts": "drift", "range": (0, 1)}, "rescaled only on paths without noise"),
-    ],
-)
-def test_a_convention_that_contradicts_a_noisy_path_is_refused(block, message):
-    bridge = REGISTRY.build("path", {"name": "brownian-bridge"})
-    with pytest.raises(ConfigError, match=message):
-        check_path(Convention.of(block), bridge)
-    check_path(Convention.of(block), path_of("linear"))
-    check_path(Convention.of({"predicts": "drift", "time_scale": 1000.0}), bridge)
-
-
-@pytest.mark.parametrize("block", [{"predicts": "noise"}, {"range": (0, 1)}])
-def test_a_conversion_wants_a_path(block):
-    with pytest.raises(ConfigError, match="requires the path of the run"):
-        ForeignDrift(Recorder(), Convention.of(block))
-
-
-def test_a_score_wants_independent_pairs_and_a_normal_source():
-    score = Convention.of({"predicts": "score"})
-    check_score(score, independent=True, normal=True)
-    check_score(Convention.of("torchcfm"), independent=False, normal=False)
-    with pytest.raises(ConfigError, match="only if x0 is independent of x1"):
-        check_score(score, independent=False, normal=True)
-    with pytest.raises(ConfigError, match="only for the source"):
-        check_score(score, independent=True, normal=False)

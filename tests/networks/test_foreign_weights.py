@@ -83,7 +83,7 @@ def test_the_network_is_found_whatever_wraps_it(tmp_path, name, wraps):
         ("deep", "state.models.raw"),
     ],
 )
-def test_a_key_chooses(tmp_path, name, key):
+def test_a_key_chooses_the_network(tmp_path, name, key):
     torch.save(FILES[name], tmp_path / "x.ckpt")
     module = network()
     assert weights.load_foreign_weights(module, tmp_path / "x.ckpt", key) == []
@@ -105,7 +105,7 @@ def test_a_network_whose_names_share_a_prefix_of_their_own_is_one(tmp_path):
     assert weights.load_foreign_weights(Around(inner), tmp_path / "x.pt") == []
 
 
-def test_two_networks_between_which_nothing_decides_are_refused(tmp_path):
+def test_an_ambiguous_choice_of_two_networks_is_refused(tmp_path):
     torch.save({"a": RAW, "b": EMA}, tmp_path / "x.pt")
     module = network()
     with pytest.raises(WeightsError, match=r"several networks that fit: 'a', 'b'. Choose one of them with `key`"):
@@ -137,7 +137,7 @@ def test_weights_that_nearly_fit_are_refused_with_what_differs(tmp_path):
         weights.load_foreign_weights(network(), tmp_path / "x.pt")
 
 
-def test_what_would_run_code_is_named(tmp_path):
+def test_pickled_code_in_weights_is_named(tmp_path):
     torch.save({"state_dict": RAW, "hyper_parameters": argparse.Namespace(a=1)}, tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match=r"this file doesn't \(it names argparse.Namespace\)"):
         weights.load_foreign_weights(network(), tmp_path / "x.ckpt")

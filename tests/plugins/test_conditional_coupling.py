@@ -34,7 +34,7 @@ def dependence_and_cost(coupling, batches=20):
     return float(torch.stack(slopes).mean(0).norm()), float(torch.stack(costs).mean())
 
 
-def test_it_trades_dependence_on_the_condition_for_cost(registry):
+def test_conditional_coupling_trades_dependence_on_the_condition_for_cost(registry):
     plain, least = dependence_and_cost(registry.create("coupling", "optimal-transport"))
     usual, between = dependence_and_cost(registry.create("coupling", NAME))
     light, less = dependence_and_cost(registry.create("coupling", NAME, weight=1.0))

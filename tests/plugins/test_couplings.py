@@ -58,7 +58,7 @@ SEEDS, EVENTS = st.integers(0, 2**32), st.sampled_from([(1,), (2,), (1, 4, 4), (
 
 @pytest.mark.parametrize("name", REGISTRY.names("coupling"))
 @given(data=st.data(), seed=SEEDS, n=st.integers(1, 40), event=EVENTS)
-def test_couplings(components, name, data, seed, n, event):
+def test_every_coupling_keeps_its_contract(components, name, data, seed, n, event):
     check_coupling(data.draw(components("coupling", name)), *batches(seed, n, event), seed)
 
 

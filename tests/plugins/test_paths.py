@@ -77,13 +77,13 @@ def check_drift(path, t, seed):
 
 @pytest.mark.parametrize("name", REGISTRY.names("path"))
 @given(data=st.data(), t=INSIDE)
-def test_paths(components, name, data, t):
+def test_every_path_keeps_its_contract(components, name, data, t):
     check_path(data.draw(components("path", name)), t)
 
 
 @pytest.mark.parametrize("name", REGISTRY.names("path"))
 @given(data=st.data(), t=INSIDE, seed=st.integers(0, 2**32))
-def test_drifts_of_paths(components, name, data, t, seed):
+def test_every_paths_drift_keeps_its_contract(components, name, data, t, seed):
     path = data.draw(components("path", name))
     check_drift(path, min(t, flow.t_end(path) - 0.02), seed)
 

@@ -41,7 +41,7 @@ FREE = [name for name in REGISTRY.names("schedule") if name != "recorded"]
 
 @pytest.mark.parametrize("name", FREE)
 @given(data=st.data(), first=st.floats(0, 1), second=st.floats(0, 1))
-def test_schedules(components, name, data, first, second):
+def test_every_schedule_keeps_its_contract(components, name, data, first, second):
     check_schedule(data.draw(components("schedule", name)), first, second)
 
 

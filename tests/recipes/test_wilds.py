@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from support.paths import ROOT
-from support.wilds import FOLDERS, MADE
+from support.wilds_folders import FOLDERS, MADE
 
 from gftkit.data.subset import Subset
 from gftkit.experiment.building import build_metrics

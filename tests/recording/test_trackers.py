@@ -167,7 +167,7 @@ def wandb(monkeypatch):
     return server
 
 
-def test_weights_and_biases_is_told_everything_once(interrupted, wandb):
+def test_weights_and_biases_gets_every_value_once(interrupted, wandb):
     track = [{"name": "wandb", "project": "mine", "tags": ["small"], "mode": "offline"}]
     out = interrupted(8, track)
     id = json.loads((out / "trackers.json").read_text())["wandb"]["id"]
@@ -225,7 +225,7 @@ def mlflow(monkeypatch):
     return store
 
 
-def test_mlflow_is_told_everything_once(interrupted, mlflow):
+def test_mlflow_gets_every_value_once(interrupted, mlflow):
     track = [{"name": "mlflow", "experiment": "mine", "uri": "file:store"}]
     out = interrupted(8, track)
     assert mlflow.metrics == logged(out)
@@ -237,7 +237,7 @@ def test_mlflow_is_told_everything_once(interrupted, mlflow):
     assert mlflow.ended == 2
 
 
-def test_what_mlflow_has_is_asked_for_once_and_only_on_resume(tmp_path, registry, monkeypatch, mlflow):
+def test_mlflow_is_queried_once_and_only_on_resume(tmp_path, registry, monkeypatch, mlflow):
     asked = []
     history = sys.modules["mlflow"].MlflowClient.get_metric_history
 
@@ -260,9 +260,7 @@ def test_what_mlflow_has_is_asked_for_once_and_only_on_resume(tmp_path, registry
 
 
 @pytest.mark.parametrize("where", ["init", "update", "log", "Image", "finish"])
-def test_a_tracker_that_fails_is_told_of_once_and_the_rest_goes_on(
-    tmp_path, registry, monkeypatch, wandb, capsys, where
-):
+def test_a_failing_tracker_is_reported_once_and_the_run_goes_on(tmp_path, registry, monkeypatch, wandb, capsys, where):
     def fail(*arguments, **options):
         raise ConnectionError("no network,\nagain")
 
@@ -333,7 +331,7 @@ def test_trackers_are_resolved_with_every_option(registry, write_config, tmp_pat
         (["tensorboard", {"name": "tensorboard"}], "track[1]: 'tensorboard' occurs twice"),
     ],
 )
-def test_what_is_refused(pretraining, track, message):
+def test_bad_tracker_options_are_refused(pretraining, track, message):
     assert message in pretraining(track=track)
 
 
@@ -348,7 +346,7 @@ def test_a_package_that_is_missing_is_named(pretraining, monkeypatch, name, inst
     assert f"pip install {install}; or leave '{name}' out" in message
 
 
-def test_names_are_what_every_tracker_takes():
+def test_metric_names_suit_every_tracker():
     line = {"kind": "monitor", "step": 1, "monitor": "m", "a@b:c": 1.0, "ok": True, "text": "x", "none": None, "l": [1]}
     assert tracking.scalars(line) == {"monitor/m/a_b_c": 1.0}
     assert all(re.fullmatch(r"[\w/. -]+", name) for name in tracking.scalars(line))

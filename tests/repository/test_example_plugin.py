@@ -34,7 +34,7 @@ def test_a_schedule_takes_at_most_15_lines():
     assert len(module.read_text().splitlines()) <= LINES
 
 
-def test_its_schedule_is_used_by_name(process, installed, write_config, finetune_config, tmp_path):
+def test_the_example_plugins_schedule_is_used_by_name(process, installed, write_config, finetune_config, tmp_path):
     config = write_config({**finetune_config, "schedule": {"name": "parabolic"}})
     done = process("finetune", config, "--out", "new", "--json", path=[installed])
     assert done.code == 0, done.err
@@ -46,7 +46,7 @@ def test_its_schedule_is_used_by_name(process, installed, write_config, finetune
     assert yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["schedule"] == {"name": "parabolic"}
 
 
-def test_it_is_listed_with_distribution_and_version(gft, installed, monkeypatch):
+def test_the_example_plugin_is_listed_with_distribution_and_version(gft, installed, monkeypatch):
     monkeypatch.syspath_prepend(installed)
     listed = json.loads(gft("plugins", "--json").out)
     (plugin,) = [plugin for plugin in listed["plugins"] if plugin["plugin"] == "example-plugin"]
@@ -57,7 +57,7 @@ def test_it_is_listed_with_distribution_and_version(gft, installed, monkeypatch)
     assert "Parabolic cooling" in shown
 
 
-def test_without_it_the_name_is_unknown(gft, write_config, finetune_config):
+def test_without_the_example_plugin_its_schedule_is_unknown(gft, write_config, finetune_config):
     done = gft("finetune", write_config({**finetune_config, "schedule": {"name": "parabolic"}}))
     assert done.code == 2
     assert "unknown schedule 'parabolic'" in done.err

@@ -48,7 +48,7 @@ def trespasses(package, source):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_arrows(package):
+def test_imports_between_packages_follow_the_arrows(package):
     assert files(package)
     for file in files(package):
         assert not trespasses(package, file.read_text(encoding="utf-8")), file

@@ -15,7 +15,6 @@ from gftkit.kernel.options import plain
 from gftkit.runs.folder import config_from_dict
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_config
-from gftkit.storage.documents import parse_yaml, read_yaml
 
 
 @pytest.fixture
@@ -27,54 +26,6 @@ def resolve(registry):
         return resolve_config(source, kind, registry, overrides)[0]
 
     return resolved
-
-
-# YAML
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e-4", -2.5e-4), (".5", 0.5), ("1.", 1.0), ("3", 3), ("1_000", 1000),
-        ("1e-3x", "1e-3x"), ("e5", "e5"), ("'1e-3'", "1e-3"), ("null", None), ("[1e-3, 2]", [1e-3, 2]),
-        ("{a: {b: 1e2}}", {"a": {"b": 100.0}}), ("1.2.3", "1.2.3"), ("-", [None]),
-    ],
-)  # fmt: skip
-def test_numbers_are_numbers(text, value):
-    found = parse_yaml(text, "here")
-    assert found == value
-    assert type(found) is type(value)
-
-
-@pytest.mark.parametrize(
-    "text", ["a: [1", "a: b: c", "a: 1\n b: 2", "\ta: 1", "a: !!python/object/apply:os.system ['true']", "a: 1\na: 2"]
-)
-def test_broken_yaml_names_file_and_line(tmp_path, text):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .*line \d"):
-        read_yaml(tmp_path / "c.yaml")
-
-
-def test_a_key_that_stands_twice_is_named():
-    with pytest.raises(ConfigError, match="'steps' occurs twice"):
-        parse_yaml("train: {steps: 1, steps: 2}", "here")
-    assert parse_yaml("x: &a {k: 1}\ny: {<<: *a, k: 2}", "here")["y"] == {"k": 2}
-
-
-@pytest.mark.parametrize(("text", "came"), [("", "NoneType"), ("- a", "list"), ("text", "str"), ("{}", "dict")])
-def test_a_file_holds_a_mapping(tmp_path, text, came):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"c\.yaml: wanted a YAML mapping .* got {came}"):
-        read_yaml(tmp_path / "c.yaml")
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"missing\.yaml: there is no such file\.$"):
-        read_yaml(tmp_path / "missing.yaml")
-    for name in ("binary.yaml", "."):
-        with pytest.raises(ConfigError, match="cannot be read"):
-            read_yaml(tmp_path / name)
 
 
 # Keys
@@ -149,7 +100,7 @@ def test_values_of_the_wrong_type_or_range_name_their_key(resolve, pretrain_conf
 
 
 @pytest.mark.parametrize("key", ["data", "drift"])
-def test_what_cannot_be_guessed_must_be_given(resolve, pretrain_config, key):
+def test_required_keys_must_be_given(resolve, pretrain_config, key):
     del pretrain_config[key]
     with pytest.raises(ConfigError, match=f"^{key} is missing"):
         resolve(pretrain_config)
@@ -166,38 +117,6 @@ def test_a_fine_tune_needs_a_start_and_a_schedule(resolve, finetune_config, key)
 def test_a_pretraining_takes_no_keys_of_a_fine_tune(resolve, pretrain_config, extra):
     with pytest.raises(ConfigError, match="use `gft finetune`"):
         resolve({**pretrain_config, **extra}, kind="pretrain")
-
-
-# --set
-
-
-def test_settings_reach_into_mappings_and_win(resolve, pretrain_config):
-    settings = ("train.steps=7", "train.steps=8", "evaluate.metrics=[energy, path-length]", "source.name=gaussian")
-    config = resolve(pretrain_config, *settings, "source.std=2", "train.clip=null", "objective.weight=1 - t")
-    assert config.train.steps == 8
-    assert config.train.batch_size == 16
-    assert config.train.clip is None
-    assert [metric["name"] for metric in config.evaluate.metrics] == ["energy", "path-length"]
-    assert config.source["std"] == 2
-    assert config.objective.weight == "1 - t"
-
-
-def test_a_setting_leaves_what_it_was_given_as_it_was(pretrain_config):
-    assert override(pretrain_config, "train.steps=7")["train"]["steps"] == 7
-    assert pretrain_config["train"]["steps"] == 20
-
-
-@pytest.mark.parametrize("setting", ["train.steps", "=3", "train.=3", ".steps=3", "train..steps=3", ""])
-def test_a_setting_has_a_key_and_a_value(setting):
-    with pytest.raises(ConfigError, match=r"wanted a\.b=c"):
-        override({}, setting)
-
-
-def test_bad_settings_say_what_is_wrong():
-    with pytest.raises(ConfigError, match=r"--set seed.x=3: seed is 1, not a mapping"):
-        override({"seed": 1}, "seed.x=3")
-    with pytest.raises(ConfigError, match=r"--set a=\[1 is not YAML"):
-        override({}, "a=[1")
 
 
 # Defaults
@@ -294,7 +213,7 @@ def test_a_fine_tune_inherits_from_its_run(resolve, finetune_config, pretrained)
     assert config.seed == 0
 
 
-def test_what_a_fine_tune_gives_wins(registry, finetune_config):
+def test_settings_of_a_fine_tune_win_over_inherited_ones(registry, finetune_config):
     finetune_config["coupling"] = {"name": "optimal-transport"}
     config, warnings, *_ = resolve_config(finetune_config, "finetune", registry)
     assert config.coupling["name"] == "optimal-transport"
@@ -302,7 +221,7 @@ def test_what_a_fine_tune_gives_wins(registry, finetune_config):
     assert "coupling 'optimal-transport' differs from the pretrained run's 'independent'" in warning
 
 
-def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_config):
+def test_a_single_option_of_an_inherited_component_cannot_be_changed(registry, finetune_config):
     message = (
         r"drift: the pretrained run's drift 'mlp' is inherited as a whole: .* got {'width': 32}\. Leave `drift` out, or"
     )
@@ -310,7 +229,7 @@ def test_one_option_of_what_is_inherited_cannot_be_changed(registry, finetune_co
         resolve_config(finetune_config, "finetune", registry, ["drift.width=32"])
 
 
-def test_what_is_inherited_is_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
+def test_inherited_settings_are_not_warned_about(registry, pretrain_config, finetune_config, tmp_path):
     pretrain_config["source"] = {"name": "gaussian", "event_shape": [2], "mean": [0.0, 1.0]}
     gftkit.pretrain(pretrain_config, tmp_path / "run", registry=registry, device="cpu")
     finetune_config["pretrained"] = str(tmp_path / "run")

@@ -15,7 +15,7 @@ N, D = 20_000, 2
 MOMENTS = 5 / math.sqrt(N)  # 5 standard errors of a mean of unit variance
 
 
-def test_the_grid_runs_from_source_to_data(registry):
+def test_the_time_grid_runs_from_source_to_data(registry):
     linear = registry.create("path", "linear")
     grid = grid_of(linear, 4)
     assert grid.times == (0.0, 0.25, 0.5, 0.75, 1.0)

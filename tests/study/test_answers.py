@@ -34,7 +34,7 @@ def rows(metric, **of):
     ],
 )
 def test_an_answer_is_an_intervals(values, higher, said):
-    assert answer(Difference("a", "independent", 50, "m", interval(values), None), higher) == said
+    assert answer(Difference("a", "independent", 50, "m", interval(values), None), higher=higher) == said
 
 
 def test_a_difference_that_is_surely_next_to_nothing_is_no_answer():

@@ -41,7 +41,7 @@ def test_every_job_is_done_once_by_as_many_processes_as_were_asked_for(worker, t
     assert {error for _, error in done} == {""}
 
 
-def test_what_went_wrong_is_told(worker, tmp_path):
+def test_errors_of_a_worker_are_reported(worker, tmp_path):
     worker('case "$line" in *run-1*) echo \'"too hot"\';; *) echo \'""\';; esac')
     assert {job.out: error for job, error in run_all(jobs(3), 2, tmp_path, "cpu")} == {
         "run-0": "",

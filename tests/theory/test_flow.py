@@ -44,13 +44,13 @@ def test_the_negative_velocity_gives_another_score(problem, registry):
     assert relative(found, oracle.score(t, x)) > 1e3 * ROUND_OFF
 
 
-def test_it_is_refused_where_x0_depends_on_x1(problem, registry):
+def test_the_score_is_refused_where_x0_depends_on_x1(problem, registry):
     path, t, x, oracle = problem("linear")
     with pytest.raises(ConfigError, match=r"OptimalTransport: the velocity gives the score only if x0 is independent"):
         flow.score(path, t, x, oracle.velocity(t, x), registry.create("coupling", "optimal-transport"))
 
 
-def test_it_is_refused_for_a_path_with_noise(problem, registry):
+def test_the_score_is_refused_for_a_path_with_noise(problem, registry):
     _, t, x, oracle = problem("linear")
     bridge = registry.create("path", "brownian-bridge")
     with pytest.raises(ConfigError, match="affine paths only"):

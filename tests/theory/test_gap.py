@@ -79,7 +79,7 @@ def test_at_the_optimum_t_is_zero_and_both_estimates_are_the_gap():
 
 
 @pytest.mark.parametrize("s", [0.3, 0.8, 1.3])
-def test_on_the_way_to_the_optimum(s):
+def test_the_gap_on_the_way_to_the_optimum(s):
     rho = BETA / (1 + BETA)
     found, square = measured(lambda exact, anchor: anchor + s * (optimum(exact, anchor) - anchor), n=2000)
     assert abs(score(found.t, s * (s - 1) * (1 - rho) ** 2 * square)) < BOUND
@@ -122,7 +122,7 @@ def test_t_is_the_difference_of_the_estimates():
     ],
     ids=["rho", "target", "ema", "retention"],
 )
-def test_a_slip_is_seen(slip):
+def test_a_slip_in_the_gap_statistics_is_seen(slip):
     found, _ = measured(**{"drift": optimum, "n": 2000, **slip})
     assert abs(score(found.t)) > 2 * BOUND
 
@@ -164,7 +164,7 @@ def test_under_optimal_transport_the_naive_error_is_too_small(registry):
     assert naive < 0.75 * true
 
 
-def test_what_has_no_value_is_nan():
+def test_ratios_of_the_gap_without_a_value_are_nan():
     with pytest.raises(ValueError, match="at least 2"):
         summary([Statistics(0.0, 0.0, 0.0)], 1.0)
     still = summary([Statistics(0.0, 0.0, 0.0)] * 3, 1.0)

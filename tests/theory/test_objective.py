@@ -162,7 +162,7 @@ def test_norms_sum_over_the_event_and_keep_the_batch():
 
 
 @given(st.floats(0, 1e12))
-def test_retention_is_a_share(beta):
+def test_retention_is_a_share_between_0_and_1(beta):
     rho = retention(beta)
     assert 0 <= rho < 1 or beta > 1e15
     assert math.isclose(rho * (1 + beta), beta, rel_tol=1e-12)

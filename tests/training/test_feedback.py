@@ -139,7 +139,7 @@ def test_a_run_ends_where_it_is_done_and_says_why(config, listening, tmp_path, w
     assert Run.open(run.folder, listening).config.stop == changed.get("stop")
 
 
-def test_the_command_line_tells_why(config, listening, tmp_path, monkeypatch, write_config, gft):
+def test_the_command_line_says_why_a_run_ended(config, listening, tmp_path, monkeypatch, write_config, gft):
     monkeypatch.setattr("gftkit.training.train.load", lambda: listening)
     done = gft("finetune", write_config({**config, "stop": {"name": "after", "last": 5}}), "--out", "run")
     assert done.code == 0
@@ -163,7 +163,7 @@ def unfinished(folder, step):
 
 
 @pytest.mark.parametrize("step", [0, 10, 15])
-def test_a_resumed_run_remembers_what_it_heard(config, listening, tmp_path, step):
+def test_a_resumed_run_restores_what_its_schedule_heard(config, listening, tmp_path, step):
     config |= {"stop": {"name": "after", "last": 15}}
     whole = gftkit.finetune(config, tmp_path / "whole", registry=listening).folder
     again = gftkit.finetune(config, tmp_path / "again", registry=listening).folder
@@ -174,7 +174,7 @@ def test_a_resumed_run_remembers_what_it_heard(config, listening, tmp_path, step
     assert all(torch.equal(made[key], remade[key]) for key in made)
 
 
-def test_one_that_forgets_goes_another_way(config, listening, tmp_path):
+def test_a_schedule_that_forgets_on_resume_is_seen(config, listening, tmp_path):
     """The negative control of the test above."""
     config |= {"schedule": {"name": "deaf"}}
     whole = gftkit.finetune(config, tmp_path / "whole", registry=listening)
@@ -223,7 +223,7 @@ def test_lines_of_a_log_become_measurements():
     assert by_monitor(lines) == {"count": {"at": 3}}
 
 
-def test_who_listens():
+def test_components_that_listen_are_recognised():
     schedules = gftkit.load()
     assert not has_feedback(None)
     assert not has_feedback(schedules.create("schedule", "zero"))

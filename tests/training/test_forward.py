@@ -5,17 +5,12 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gftkit
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.networks.anchor import FrozenAnchor
-from gftkit.networks.averages import Averages
 from gftkit.runs.schema import Train
-from gftkit.training.descent import OVERFLOWS, Descent
 from gftkit.training.forward import Forward, recompute_activations
-from gftkit.training.optimizer import optimizer_of
-from gftkit_verification.testbeds.loops import shipped as loops
 
 CPU = torch.device("cpu")
 EVENT = (1, 8, 8)
@@ -218,133 +213,6 @@ def test_recomputing_is_refused_before_anything_is_written(tune, tmp_path):
     assert not any(tmp_path.rglob("config.yaml"))
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("share", [1.0, "retention"])
-def test_a_step_never_waits_for_the_device(registry, share):
-    """What would: a number read from a tensor. The set of pairs is made on the CPU before."""
-    loop = small_loop(registry, share, pairing_batch=64)
-    loop.take(0)
-    with Waits() as waits:
-        for step in range(1, 6):
-            loop.take(step)
-    assert waits.found == []
-    with Waits() as waits:  # the check sees what it looks for
-        float(loop.take(6)["loss"])
-    assert "_local_scalar_dense" in waits.found
-
-
-def small_loop(registry, share=1.0, drift=None, **train):
-    """The shipped steps on a Gaussian problem in two dimensions."""
-    torch.manual_seed(0)
-    return loops.build_loop(
-        registry=registry,
-        drift=drift or registry.create("drift", "mlp", event_shape=(2,), width=8),
-        data=registry.create("dataset", "gaussian-mixture"),
-        source=lambda n, generator: torch.randn(n, 2, generator=generator),
-        path=registry.create("path", "linear"),
-        coupling=registry.create("coupling", "optimal-transport"),
-        schedule=0.5,
-        train=Train(**{"steps": 8, "batch_size": 8, **train}),
-        seed=1,
-        anchor_share=share,
-    )
-
-
-# float16
-
-
-def test_the_state_of_the_scale_is_kept(registry):
-    steps = small_loop(registry, precision="float16")
-    for step in range(3):
-        steps.take(step)
-    tensors, numbers = steps.descent.state()
-    other = small_loop(registry, precision="float16")
-    other.take(0)
-    other.descent.scaler.update(2.0)
-    other.descent.restore(tensors, json.loads(json.dumps(numbers)))
-    assert other.descent.scaler.state_dict() == steps.descent.scaler.state_dict()
-
-
-def test_moments_are_put_back_in_the_memory_format_of_their_weights():
-    """Otherwise fused optimisers go through weights and moments in two orders, without a word."""
-    results = []
-    for resumed in (False, True):
-        torch.manual_seed(0)
-        layer = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
-        weights = list(layer.parameters())
-        descent = Descent(
-            optimizer_of(Train(), weights), weights, Averages(layer, 0.9), clip=None, half=False, device=CPU
-        )
-        for step in range(2):
-            descent.begin(0.01)
-            layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
-            descent.step(step, torch.zeros(()))
-            if resumed:  # files hold all tensors in one format
-                tensors, numbers = descent.state()
-                descent.restore({name: held.contiguous() for name, held in tensors.items()}, numbers)
-        results.append(layer.weight.detach())
-    assert torch.equal(*results)
-
-
-class Overflowing(nn.Linear):
-    """A drift whose activations, or whose gradient, leave float16."""
-
-    def __init__(self, forward):
-        super().__init__(2, 2)
-        self.in_forward = forward
-
-    def forward(self, t, x):
-        out = super().forward(x)
-        if self.in_forward:
-            return out * 1e6
-        return out + 0 * Steep.apply(out)
-
-
-class Steep(torch.autograd.Function):
-    """The identity, with an infinite gradient."""
-
-    @staticmethod
-    def forward(context, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(context, gradient):
-        return torch.full_like(gradient, float("inf"))
-
-
-def test_float16_that_overflows_forward_names_its_step(registry):
-    steps = small_loop(registry, drift=Overflowing(True), precision="float16")
-    steps.take(0)
-    assert steps.descent.first_bad(steps.accelerator) == 0
-
-
-def test_a_gradient_that_overflows_is_passed_over_and_if_it_goes_on_named(registry):
-    steps = small_loop(registry, drift=Overflowing(False), precision="float16")
-    before = [weight.detach().clone() for weight in steps.drift.parameters()]
-    for _ in range(OVERFLOWS - 1):
-        steps.take(0)
-    assert steps.descent.first_bad(steps.accelerator) is None
-    assert all(torch.equal(a, b) for a, b in zip(before, steps.drift.parameters(), strict=True))
-    steps.take(5)
-    assert steps.descent.first_bad(steps.accelerator) == 5
-    usual = small_loop(registry, drift=Overflowing(False))
-    usual.take(0)
-    assert usual.descent.first_bad(usual.accelerator) == 0
-
-
 def test_a_run_that_overflows_suggests_bfloat16(pretrained, tmp_path, registry, monkeypatch):
     from gftkit.training import steps
 
@@ -352,78 +220,3 @@ def test_a_run_that_overflows_suggests_bfloat16(pretrained, tmp_path, registry, 
     config = {**CONFIG, "train": {**CONFIG["train"], "precision": "float16"}}
     with pytest.raises(DivergenceError, match=r"not finite at step 1, .*set train\.precision to bfloat16"):
         gftkit.pretrain(config, tmp_path / "run", registry=registry)
-
-
-# The anchor on a share of the batch
-
-
-def test_the_share_follows_the_retention(registry):
-    steps = small_loop(registry, "retention")
-    assert steps.take(0)["anchor_share"] == 3 / 8  # rho = 1/3 of 8, rounded up
-    assert small_loop(registry, 0.5).take(0)["anchor_share"] == 0.5
-    assert small_loop(registry).take(0)["anchor_share"] == 1.0
-
-
-@pytest.mark.parametrize(("share", "batch", "count"), [(0.07, 100, 7), (0.0701, 100, 8), (1e-9, 8, 1), (1.0, 8, 8)])
-def test_a_share_is_rounded_up_but_not_by_round_off(registry, share, batch, count):
-    assert small_loop(registry, share, batch_size=batch).take(0)["anchor_share"] == count / batch
-
-
-def counting(steps):
-    """How many states the anchor is asked at, each time."""
-    asked, anchor = [], steps.anchor
-
-    def counted(t, x):
-        asked.append(len(x))
-        return anchor(t, x)
-
-    steps.anchor = counted
-    return asked
-
-
-@pytest.mark.parametrize(
-    ("share", "train", "wanted"),
-    [
-        (0.25, {}, [8, 8]),  # two samples of each of four steps
-        (0.25, {"accumulate": 2}, [4, 4, 4, 4]),  # never more at once than the drift
-        (0.25, {"checkpoint_every": 3}, [6, 6, 4]),  # never beyond a checkpoint, or the last step
-        (0.75, {}, [6] * 8),
-        (0.75, {"accumulate": 2}, None),  # more than fit into a part: in each part those that are there
-        (1.0, {}, [8] * 8),
-    ],
-)
-def test_the_anchor_is_asked_for_the_share_only_and_for_several_steps_at_once(registry, share, train, wanted):
-    steps = small_loop(registry, share, **train)
-    asked = counting(steps)
-    for step in range(8):
-        steps.take(step)
-    assert asked == wanted if wanted else sum(asked) == 48
-
-
-@pytest.mark.parametrize("train", [{}, {"accumulate": 2}, {"condition_dropout": 0.5}])
-def test_asking_ahead_changes_rounding_only(registry, train, monkeypatch):
-    def loop():
-        torch.manual_seed(0)
-        drift = registry.create("drift", "mlp", event_shape=(2,), width=8)
-        nn.init.normal_(list(drift.parameters())[-2])  # the last layer of a new one is zero
-        return small_loop(registry, 0.25, drift, learning_rate=0.05, optimizer="sgd", **train)
-
-    ends = []
-    for ahead in (8, 1):
-        monkeypatch.setattr("gftkit.training.steps.AHEAD", ahead)
-        steps = loop()
-        asked = counting(steps)
-        for step in range(8):
-            steps.take(step)
-        ends.append(nn.utils.parameters_to_vector(steps.drift.parameters()).detach())
-    assert len(asked) >= 8
-    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
-    other = small_loop(
-        registry, 0.25, learning_rate=0.05, optimizer="sgd", **train
-    )  # a wrong twin: answers of the steps get mixed up
-    anchor = other.anchor
-    other.anchor = lambda t, x: anchor(t, x).flip(0)
-    for step in range(8):
-        other.take(step)
-    apart = nn.utils.parameters_to_vector(other.drift.parameters()).detach() - ends[0]
-    assert apart.abs().max() > 1e-3

@@ -26,7 +26,7 @@ def distance(one, other):
     return float(torch.cat([(one[name] - other[name]).flatten() for name in one]).norm())
 
 
-def test_the_pull_is_the_gradient_of_the_penalty():
+def test_l2_sp_pull_is_the_gradient_of_the_penalty():
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     idle = torch.nn.Parameter(torch.ones(1))
     start = StartingPoint([weight, idle], 0.5)
@@ -64,7 +64,7 @@ def test_a_stronger_pull_keeps_nearer_and_none_is_plain(finetune_config, pretrai
     assert distance(weights(plain), weights(tmp_path / "0.0")) == 0
 
 
-def test_a_resumed_run_is_pulled_to_where_it_started(finetune_config, tmp_path, monkeypatch):
+def test_a_resumed_run_is_pulled_to_its_start_weights(finetune_config, tmp_path, monkeypatch):
     whole = tuned(finetune_config, tmp_path / "whole", 0.5)
     for name in ("broken", "wrong"):
         folder = tuned(finetune_config, tmp_path / name, 0.5)
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_pulled_to_where_it_started(finetune_config, tmp_path, 
     assert distance(weights(whole), weights(tmp_path / "wrong")) > 0
 
 
-def test_other_weights_to_be_pulled_to_are_refused(finetune_config, run_copy, pretrained, tmp_path):
+def test_resume_with_other_start_weights_is_refused(finetune_config, run_copy, pretrained, tmp_path):
     anchor = {"name": "external", "pretrained": str(pretrained)}  # so that the anchor doesn't tell
     config = {**finetune_config, "pretrained": str(run_copy), "anchor": anchor}
     folder = tuned(config, tmp_path / "tuned", 0.5)

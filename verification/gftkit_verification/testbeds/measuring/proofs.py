@@ -10,9 +10,8 @@ from sympy.core.function import AppliedUndef
 from torch import Generator
 
 from gftkit.kernel.registry import Registry
-from gftkit.runtime.extras import require
 from gftkit.verify.claims import Measurement, exact
-from gftkit.verify.declaration import FromRegistry, claim, claim_for_each
+from gftkit.verify.declaration import claim, claim_for_each
 from gftkit_verification.testbeds.measuring.symbolic import Symbolic
 
 POINTS, DIGITS = 3, 30
@@ -101,20 +100,10 @@ def proof(
             "seeds": 1,
         }
         if items is None:
-            return claim(name, **{**common, "subject": FromRegistry(lambda _: _with_sympy(subject))})(measure)
-        return claim_for_each(lambda registry: _with_sympy(items)(registry), name, item_as=item_as, **common)(measure)
+            return claim(name, **common)(measure)
+        return claim_for_each(items, name, item_as=item_as, **common)(measure)
 
     return declare
-
-
-def _with_sympy(value: Any) -> Any:
-    """The value, where sympy is installed: to leave proofs out silently would be to check less than is said.
-
-    Raises:
-        MissingPackageError: where it isn't.
-    """
-    require("symbolic", "the proofs among the claims")
-    return value
 
 
 def event(name: str, d: int = 2) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gftkit.data.description import Facts
 from gftkit.experiment import restore
 from gftkit.generation.evaluate import evaluate
-from gftkit.generation.sampler import BATCH_SIZE, Request, Sampler
+from gftkit.generation.sampler import BATCH_SIZE, Request, RunSampler
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks.precision import Precision
@@ -73,7 +73,7 @@ class Run(RunFolder):
             batch_size: samples integrated at once; rounded down to whole blocks of 64 where it is more.
 
         Raises:
-            GftkitError: see ``gftkit.generation.Sampler``.
+            GftkitError: see ``gftkit.generation.RunSampler``.
         """
         request = Request(
             count=count,
@@ -87,7 +87,7 @@ class Run(RunFolder):
             precision=precision,
             batch_size=batch_size,
         )
-        return Sampler(self, request, device).samples(advance)
+        return RunSampler(self, request, device).samples(advance)
 
     def evaluate(
         self,

@@ -3,7 +3,7 @@
 from gftkit.experiment.build import (
     Experiment as Experiment,
     Matching as Matching,
-    Measurement as Measurement,
+    EvaluationPlan as EvaluationPlan,
     build_measurement as build_measurement,
 )
 from gftkit.experiment.building import build_drift as build_drift, build_source as build_source, scheme_of as scheme_of

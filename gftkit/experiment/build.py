@@ -59,7 +59,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class EvaluationPlan:
     """The measurements of a run, and the data that they use.
 
     Attributes:
@@ -98,7 +98,7 @@ class Experiment:
     facts: Facts
     networks: Networks
     matching: Matching
-    measurement: Measurement
+    measurement: EvaluationPlan
     warnings: list[str]
 
     def evaluation(self, drift: nn.Module, device: torch.device | str, history: Any = ()) -> Evaluation:
@@ -257,7 +257,7 @@ def build_measurement(
     scheme: Scheme,
     registry: Registry,
     parent: RunFolder | None,
-) -> Measurement:
+) -> EvaluationPlan:
     """Build the metrics and monitors of a configuration, and draw the data that they use.
 
     Args:
@@ -281,7 +281,7 @@ def build_measurement(
     # A metric refuses here, and not after hours of training, when it is first measured.
     check_metrics(final, Scope(count, len(compared), len(trained), held_out, training.event_shape, parent is not None))
     inherited = None if parent is None else partial(training_data, parent)
-    return Measurement(
+    return EvaluationPlan(
         scheme=scheme,
         metrics=metrics,
         final=final,

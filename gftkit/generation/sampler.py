@@ -66,7 +66,7 @@ class CountedDrift:
         return self._drift(t, x, **named)
 
 
-class Sampler:
+class RunSampler:
     """The samples 0 to ``count - 1`` of a run, any range of them at any time.
 
     Args:

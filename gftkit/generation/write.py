@@ -8,7 +8,7 @@ from typing import Any
 from gftkit.generation.animation import check_animation, most_samples, write_animation
 from gftkit.generation.formats import check_target, write_samples
 from gftkit.generation.parts import Parts, Span
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.errors import DivergenceError, RunError
 from gftkit.runs.folder import RunFolder
 from gftkit.runtime.devices import Crew, emulates_half, launch_warnings, start_crew
@@ -62,7 +62,7 @@ def write(
     """
     crew = start_crew(device)
     progress = SamplingProgress(quiet=quiet or not crew.main)
-    sampler = Sampler(run, request, crew.device)
+    sampler = RunSampler(run, request, crew.device)
     parts = Parts(out, sampler.identity)
     # A call that was killed while it wrote the target left part of it, which a resumed call overwrites.
     overwrite = force or (resume and parts.writing)
@@ -105,7 +105,9 @@ def _check_parts(parts: Parts, *, resume: bool, force: bool) -> bool:
     return True
 
 
-def _make_parts(sampler: Sampler, parts: Parts, spans: Sequence[Span], crew: Crew, progress: SamplingProgress) -> None:
+def _make_parts(
+    sampler: RunSampler, parts: Parts, spans: Sequence[Span], crew: Crew, progress: SamplingProgress
+) -> None:
     """Make this process's parts; where that fails for good, those of a single process are removed."""
     total = sum(count for _, count in spans)
     done = 0 if crew.count > 1 else sampler.count - total
@@ -121,13 +123,13 @@ def _make_parts(sampler: Sampler, parts: Parts, spans: Sequence[Span], crew: Cre
         raise
 
 
-def _make_part(sampler: Sampler, parts: Parts, first: int, count: int, progress: SamplingProgress) -> None:
+def _make_part(sampler: RunSampler, parts: Parts, first: int, count: int, progress: SamplingProgress) -> None:
     before, integrated = sampler.evaluated, sampler.integrated
     samples = sampler.part(first, count, lambda done: progress.advance(min(done, count), sampler.evaluations))
     parts.write(first, samples, (sampler.evaluated - before) / (sampler.integrated - integrated))
 
 
-def _finish(sampler: Sampler, parts: Parts, out: Path, trajectory: Path | None) -> float:
+def _finish(sampler: RunSampler, parts: Parts, out: Path, trajectory: Path | None) -> float:
     """Join the parts into the target and delete them; drift evaluations for each sample."""
     lacking = sum(count for _, count in parts.missing(sampler.count, sampler.size))
     if lacking:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry
@@ -136,11 +136,11 @@ def flows_of(
         device: where to evaluate the drift.
 
     Raises:
-        GftkitError: see ``gftkit.generation.Sampler``; ConfigError for a flow with noise.
+        GftkitError: see ``gftkit.generation.RunSampler``; ConfigError for a flow with noise.
     """
     path = run.path
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
-    sampler = Sampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
+    sampler = RunSampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
     return [
         Flow(
             drift=sampler.drift,

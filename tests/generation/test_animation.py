@@ -8,14 +8,14 @@ from support.bulk_samples import ROUND_OFF, apart, samples
 
 from gftkit.generation import write as bulk
 from gftkit.generation.animation import frames
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_a_trajectory_goes_from_noise_to_data(images, tmp_path, suffix):
     request = Request(40, 1, solver={"name": "euler", "steps": 5})
     bulk.write(images, request, tmp_path / "s.npz", trajectory=tmp_path / f"way{suffix}", device="cpu")
-    sampler = Sampler(images, request)
+    sampler = RunSampler(images, request)
     states = sampler.states(36)
     assert apart(states[-1], samples(tmp_path / "s.npz")[:36]) < ROUND_OFF * 16
     with Image.open(tmp_path / f"way{suffix}") as picture:

@@ -11,7 +11,7 @@ from support.bulk_samples import COUNT, ROUND_OFF, apart, samples
 from gftkit.api import Run
 from gftkit.generation import write as bulk
 from gftkit.generation.parts import Parts
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.errors import RunError, WeightsError
 from gftkit.storage.tensors import read_tensors, write_tensors
 
@@ -32,7 +32,7 @@ def test_parts_cover_what_is_missing(tmp_path):
 def test_resume_makes_only_the_missing_samples(images, tmp_path, monkeypatch, name):
     bulk.write(images, Request(COUNT, batch_size=64), tmp_path / "whole.npz", device="cpu")
     whole = samples(tmp_path / "whole.npz")
-    part = Sampler.part
+    part = RunSampler.part
     made = []
 
     def interrupted(self, first, *rest):
@@ -42,7 +42,7 @@ def test_resume_makes_only_the_missing_samples(images, tmp_path, monkeypatch, na
         made.append(first)
         return part(self, first, *rest)
 
-    monkeypatch.setattr(Sampler, "part", interrupted)
+    monkeypatch.setattr(RunSampler, "part", interrupted)
     request, out = Request(COUNT, batch_size=64), tmp_path / name
     with pytest.raises(KeyboardInterrupt):
         bulk.write(images, request, out, device="cpu")
@@ -67,7 +67,7 @@ def test_parts_of_other_samples_are_refused(flow, tmp_path):
     weights, notes = read_tensors(other.folder / "model.safetensors")
     write_tensors(other.folder / "model.safetensors", {name: 2 * held for name, held in weights.items()}, notes)
     out, usual = tmp_path / "s.npz", {"count": COUNT, "seed": 3}
-    parts = Parts(out, Sampler(flow, Request(**usual)).identity)
+    parts = Parts(out, RunSampler(flow, Request(**usual)).identity)
     parts.begin()
     parts.write(0, torch.zeros(64, 2), 1.0)
     changes = {
@@ -91,7 +91,7 @@ def test_parts_of_other_samples_are_refused(flow, tmp_path):
 def test_a_damaged_part_is_made_again_with_a_warning(flow, tmp_path, capfd):
     out = tmp_path / "s.npz"
     request = Request(COUNT, 3, batch_size=64)
-    sampler = Sampler(flow, request)
+    sampler = RunSampler(flow, request)
     parts = Parts(out, sampler.identity)
     parts.begin()
     for first in (0, 64):
@@ -116,7 +116,7 @@ def test_a_part_of_something_else_is_not_taken(flow, tmp_path):
 
 def test_a_target_that_was_half_written_is_written_again(images, tmp_path):
     out, request = tmp_path / "folder", Request(10)
-    parts = Parts(out, Sampler(images, request).identity)
+    parts = Parts(out, RunSampler(images, request).identity)
     parts.begin()
     parts.write(0, torch.zeros(10, 1, 8, 8), 1.0)
     out.mkdir()

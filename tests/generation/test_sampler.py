@@ -8,7 +8,7 @@ import torch
 from support.bulk_samples import COUNT, NOISY, ROUND_OFF, apart
 
 from gftkit.generation import sampler as sampling
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.errors import ConfigError
 from gftkit.sampling import noise
 
@@ -51,7 +51,7 @@ SRK = {"name": "srk", "steps": 2, "diffusion": {"name": "constant"}}
 def test_the_libraries_solvers_give_an_index_the_same_sample(flow, solver):
     whole = flow.samples(COUNT, 3, solver)[0]
     assert apart(flow.samples(70, 3, solver, batch_size=64)[0], whole[:70]) < ROUND_OFF
-    assert apart(Sampler(flow, Request(COUNT, 3, solver)).part(64, 50), whole[64:114]) < ROUND_OFF
+    assert apart(RunSampler(flow, Request(COUNT, 3, solver)).part(64, 50), whole[64:114]) < ROUND_OFF
 
 
 @pytest.mark.parametrize("solver", [{"name": "heun", "steps": 2}, NOISY], ids=lambda solver: solver["name"])
@@ -60,7 +60,7 @@ def test_an_index_gives_the_same_sample_whatever_the_batch_and_the_count(flow, s
     for size in (7, 64, 100, 1000):
         assert apart(flow.samples(COUNT, 3, solver, batch_size=size)[0], whole) < ROUND_OFF
     assert apart(flow.samples(70, 3, solver)[0], whole[:70]) < ROUND_OFF
-    part = Sampler(flow, Request(COUNT, 3, solver)).part(64, 50)
+    part = RunSampler(flow, Request(COUNT, 3, solver)).part(64, 50)
     assert apart(part, whole[64:114]) < ROUND_OFF
     assert apart(flow.samples(COUNT, 4, solver)[0], whole) > 0.1
 
@@ -71,7 +71,7 @@ def test_a_librarys_solver_is_given_whole_blocks(flow, adaptive, solver, monkeyp
     for size in (64, 100, 1000):
         assert apart(flow.samples(COUNT, 3, solver, batch_size=size)[0], whole) < ROUND_OFF
     assert apart(flow.samples(70, 3, solver)[0], whole[:70]) < ROUND_OFF
-    sampler = Sampler(flow, Request(70, 3, solver))
+    sampler = RunSampler(flow, Request(70, 3, solver))
     sampler.samples()
     assert sampler.integrated == 128
     assert sampler.evaluations == sampler.evaluated / 128 > 6
@@ -92,20 +92,20 @@ def test_numbers_that_a_batch_draws_anew_are_seen(flow, monkeypatch, wrong):
         )
     else:
         monkeypatch.setattr(sampling, "ByBlock", lambda seed, device, _: noise.ByBlock(seed, device))
-    assert apart(Sampler(flow, Request(COUNT, 3, NOISY)).part(64, 50), whole[64:114]) > 0.1
+    assert apart(RunSampler(flow, Request(COUNT, 3, NOISY)).part(64, 50), whole[64:114]) > 0.1
 
 
 def test_conditions_are_taken_in_turn_by_index(images):
-    sampler = Sampler(images, Request(COUNT))
+    sampler = RunSampler(images, Request(COUNT))
     assert sampler.conditions(64, 5)["label"].tolist() == [4, 5, 6, 7, 8]
     assert apart(sampler.part(64, 50), images.samples(COUNT)[0][64:114]) < ROUND_OFF * 16
-    other = Sampler(images, Request(COUNT, label=3))
+    other = RunSampler(images, Request(COUNT, label=3))
     assert apart(other.part(64, 50), images.samples(COUNT)[0][64:114]) > 0.01
 
 
 def test_evaluations_are_counted(flow, images):
     for steps, name, each in ((4, "euler", 4), (3, "heun", 6)):
-        sampler = Sampler(flow, Request(70, solver={"name": name, "steps": steps}))
+        sampler = RunSampler(flow, Request(70, solver={"name": name, "steps": steps}))
         sampler.samples()
         assert (sampler.evaluated, sampler.evaluations) == (70 * each, each)
 

@@ -7,7 +7,7 @@ from support.bulk_samples import COUNT, NOISY, ROUND_OFF, apart, samples
 
 from gftkit.generation import write as bulk
 from gftkit.generation.parts import Parts
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def test_processes_that_count_apart_are_seen(flow, tmp_path):
 @pytest.mark.slow
 def test_processes_resume_parts_that_one_process_left(flow, tmp_path):
     request = {"count": COUNT, "seed": 3}
-    parts = Parts(tmp_path / "s.npz", Sampler(flow, Request(**request)).identity)
+    parts = Parts(tmp_path / "s.npz", RunSampler(flow, Request(**request)).identity)
     parts.begin()
     parts.write(64, torch.zeros(64, 2), 1.0)
     several.run(several.sample, flow.folder, tmp_path / "s.npz", request, True)

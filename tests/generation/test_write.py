@@ -11,7 +11,7 @@ from support.bulk_samples import COUNT
 import gftkit
 from gftkit.generation import sampler as sampling
 from gftkit.generation import write as bulk
-from gftkit.generation.sampler import Request, Sampler
+from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.errors import DivergenceError
 
 
@@ -80,14 +80,14 @@ def test_sample_refuses_bad_requests_before_anything_is_written(flow, refused, t
 
 
 def test_an_interruption_says_how_to_resume(flow, gft, tmp_path, monkeypatch):
-    part = Sampler.part
+    part = RunSampler.part
 
     def interrupted(self, first, *rest):
         if first:
             raise KeyboardInterrupt
         return part(self, first, *rest)
 
-    monkeypatch.setattr(Sampler, "part", interrupted)
+    monkeypatch.setattr(RunSampler, "part", interrupted)
     ask = ("sample", flow.folder, "--count", 100, "--batch-size", 64, "--out", "s.npz")
     done = gft(*ask)
     assert (done.code, done.out) == (130, "")

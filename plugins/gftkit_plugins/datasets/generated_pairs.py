@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from gftkit.generation import Request, Sampler, read_conditions
+from gftkit.generation import Request, RunSampler, read_conditions
 from gftkit.kernel import Batch, ConfigError, plain
 from gftkit.runs import RunFolder
 from gftkit.storage import read_tensors, write_tensors
@@ -61,7 +61,7 @@ class GeneratedPairs:
         request = Request(
             count=size, seed=source_seed, solver=solver, weights=weights, guidance=guidance, conditions=requested
         )
-        self._sampler: Sampler | None = Sampler(RunFolder.open(run), request)
+        self._sampler: RunSampler | None = RunSampler(RunFolder.open(run), request)
         self._file, self._size = file, size
         facts, conditions_in_turn = self._sampler.facts, self._sampler.conditions(0, size)
         self.event_shape, self.range, self.classes = facts.event_shape, facts.range, facts.classes
@@ -90,7 +90,7 @@ class GeneratedPairs:
             self._sampler = None
         return self._pairs
 
-    def _read_or_make(self, sampler: Sampler) -> dict[str, Tensor]:
+    def _read_or_make(self, sampler: RunSampler) -> dict[str, Tensor]:
         """The pairs of the file, or new ones."""
         if self._file is None:
             return _generate(sampler, self._size)
@@ -110,7 +110,7 @@ class GeneratedPairs:
         return pairs
 
 
-def _generate(sampler: Sampler, count: int) -> dict[str, Tensor]:
+def _generate(sampler: RunSampler, count: int) -> dict[str, Tensor]:
     """x0 and x1, (count, *event) each, in the data's values."""
     console = Console(stderr=True)
     ends, starts = [], []

@@ -86,12 +86,12 @@ def test_a_run_on_pairs_is_given_them_as_they_are(pretrained):
 
 
 def test_a_file_keeps_generated_pairs_and_is_read_for_the_same_run(pretrained, tmp_path, monkeypatch):
-    from gftkit.generation.sampler import Sampler
+    from gftkit.generation.sampler import RunSampler
 
     file = tmp_path / "pairs.safetensors"
     first = everything(pairs(pretrained, file=str(file)))
     with monkeypatch.context() as patched:
-        patched.setattr(Sampler, "part", None)  # nothing is made again
+        patched.setattr(RunSampler, "part", None)  # nothing is made again
         again = everything(pairs(pretrained, file=str(file)))
     assert torch.equal(first.x0, again.x0)
     assert torch.equal(first.x1, again.x1)
@@ -104,9 +104,9 @@ def test_a_file_keeps_generated_pairs_and_is_read_for_the_same_run(pretrained, t
 
 
 def test_pairs_are_generated_when_first_used(pretrained, monkeypatch):
-    from gftkit.generation.sampler import Sampler
+    from gftkit.generation.sampler import RunSampler
 
-    monkeypatch.setattr(Sampler, "part", None)
+    monkeypatch.setattr(RunSampler, "part", None)
     dataset = pairs(pretrained)
     assert (len(dataset), dataset.event_shape, dataset.range) == (70, (2,), None)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, Source, VisitOrder
-from gftkit.experiment.build import Experiment, Matching, Measurement
+from gftkit.experiment.build import EvaluationPlan, Experiment, Matching
 from gftkit.experiment.networks import Networks
 from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule
 from gftkit.kernel.contracts import Path as ConditionalPath
@@ -171,7 +171,7 @@ def build_loop(  # noqa: PLR0913
             pairs=pairs,
             schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
         ),
-        measurement=Measurement(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
+        measurement=EvaluationPlan(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),
         warnings=[],
     )
     return Steps(experiment, start_accelerator(torch.device(device).type))

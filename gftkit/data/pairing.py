@@ -1,4 +1,4 @@
-"""Pairs (x0, x1): which set is paired, and with what randomness. The kernel's part of every coupling."""
+"""Pairs (x0, x1): which set is paired, and with what randomness. gftkit's part of every coupling."""
 
 import copy
 from collections.abc import Mapping

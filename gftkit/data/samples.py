@@ -1,4 +1,4 @@
-"""Data as the kernel uses them: scaled, checked, in consecutive random permutations."""
+"""Data as gftkit uses them: scaled, checked, in consecutive random permutations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Scaling:
 
 
 class Samples:
-    """A data set or law as the kernel reads it: float32, scaled to [-1, 1], checked.
+    """A data set or law as gftkit reads it: float32, scaled to [-1, 1], checked.
 
     Args:
         data: the component.

@@ -11,4 +11,11 @@ from gftkit.estimation.jackknife import (
     jackknife_estimate as jackknife_estimate,
     jackknife_estimates as jackknife_estimates,
 )
-from gftkit.estimation.stability import WINDOW as WINDOW, stability_of as stability_of
+from gftkit.estimation.stability import (
+    WINDOW as WINDOW,
+    first_reaching as first_reaching,
+    instant_variance as instant_variance,
+    largest_setback as largest_setback,
+    spearman as spearman,
+    stability_of as stability_of,
+)

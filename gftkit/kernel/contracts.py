@@ -1,7 +1,7 @@
 """Contracts: the members that a component of each kind needs. They are Protocols, so there is nothing to inherit.
 
 Shapes: a batch of states is (batch, *event); t is (batch,) with values in [0, 1], 0 the source and 1 the data.
-Members marked *optional* are looked up by the kernel and have the stated default.
+Members marked *optional* are looked up by gftkit and have the stated default.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +83,7 @@ class Drift(Protocol):
     condition (say, ``{"label": classes}``): condition dropout and guidance put it in; a condition without one stays.
     ``jumps``, whether it is a flow map (default False): ``forward`` then takes ``end``, (batch,), too, and gives the
     average velocity from t to there; without an end it gives the drift. ``notes``, messages for the user before a run.
-    A factory may take ``weights``, a file to start from: where the weights come from a run, the kernel gives None.
+    A factory may take ``weights``, a file to start from: where the weights come from a run, gftkit gives None.
     """
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Schedule(Protocol):
 class StoppingRule(Protocol):
     """A rule that ends a run early. It reads the run's monitors and nothing else.
 
-    ``needs``: names of the monitors that it listens to; the kernel adds those that the configuration doesn't name.
+    ``needs``: names of the monitors that it listens to; gftkit adds those that the configuration doesn't name.
     ``done``: whether the run ends here. ``reason``: why, one sentence for people; empty before.
     """
 
@@ -147,7 +147,7 @@ class StoppingRule(Protocol):
 
 @runtime_checkable
 class Coupling(Protocol):
-    """Pairs a source batch with a data batch. The kernel chooses the set that is paired.
+    """Pairs a source batch with a data batch. gftkit chooses the set that is paired.
 
     Optional: ``independent``, whether x0 stays independent of x1 (default False): what needs that is refused without.
     ``conditional``, whether ``pair`` takes one more keyword, ``conditions`` (default False): the named conditions that
@@ -181,7 +181,7 @@ class Diffusion(Protocol):
 
 @runtime_checkable
 class Solver(Protocol):
-    """One step of dX = b dt + g dW. The kernel owns the loop, the grid and the noise.
+    """One step of dX = b dt + g dW. gftkit owns the loop, the grid and the noise.
 
     ``ode_order``, ``strong_order``, ``weak_order``: declared orders, None where it doesn't solve that. A solver whose
     ``ode_order`` is None solves only SDEs; one whose ``strong_order`` and ``weak_order`` are None only ODEs.
@@ -254,7 +254,7 @@ class TimeGrid(Protocol):
 class Dataset(Protocol):
     """A finite set of samples.
 
-    ``event_shape``: shape of one sample. ``range``: (low, high) of its values, which the kernel maps to [-1, 1] for
+    ``event_shape``: shape of one sample. ``range``: (low, high) of its values, which gftkit maps to [-1, 1] for
     training and back for samples, or None for data that are never rescaled.
     Optional: ``labels``, (len,) of int64; ``classes``, the number of classes (default: from ``labels``);
     ``condition_shapes``, name -> shape for one sample, of the ``conditions`` of every batch (default none); ``blocks``,
@@ -379,7 +379,7 @@ class Monitor(Protocol):
 
     - ``sections(lines)``: what it shows in reports, a sequence of ``gftkit.recording.Section``; ``lines`` are its own
       lines of metrics.jsonl, one for each evaluation;
-    - ``verdict(run)``: a ``gftkit.training.verdict.Verdict`` on a finished run, from its files.
+    - ``verdict(run)``: a ``gftkit.training.Verdict`` on a finished run, from its files.
     """
 
     def observe(self, state: "TrainingView") -> Mapping[str, Any]:

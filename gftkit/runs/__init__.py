@@ -30,7 +30,7 @@ from gftkit.runs.schema import (
     Evaluate as Evaluate,
     FINETUNE_KEYS as FINETUNE_KEYS,
     INHERITED as INHERITED,
-    Kind as Kind,
+    RunKind as RunKind,
     Objective as Objective,
     Train as Train,
     without_weights as without_weights,

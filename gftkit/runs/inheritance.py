@@ -10,7 +10,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, is_run
-from gftkit.runs.schema import DEFAULTS, INHERITED, JUMPS, Kind
+from gftkit.runs.schema import DEFAULTS, INHERITED, JUMPS, RunKind
 from gftkit.theory import flow
 
 
@@ -29,7 +29,7 @@ class Inheritance(NamedTuple):
 
 
 def inheritance_of(
-    raw: dict[str, Any], kind: Kind, registry: Registry, base: Path
+    raw: dict[str, Any], kind: RunKind, registry: Registry, base: Path
 ) -> tuple[dict[str, Any], Inheritance]:
     """The configuration of a run, completed where it is a distillation, and its inheritance.
 

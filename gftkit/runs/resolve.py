@@ -23,8 +23,8 @@ from gftkit.runs.schema import (
     KEYS,
     Config,
     Evaluate,
-    Kind,
     Objective,
+    RunKind,
     Train,
 )
 from gftkit.sampling.scheme import resolve_scheme
@@ -52,7 +52,7 @@ class Resolution(NamedTuple):
 
 def resolve_config(
     source: Path | str | Mapping[str, Any],
-    kind: Kind,
+    kind: RunKind,
     registry: Registry,
     overrides: Sequence[str] = (),
     folder: Path | None = None,
@@ -88,7 +88,7 @@ def resolve_config(
 
 
 def _resolve_sections(
-    raw: Mapping[str, Any], kind: Kind, inherited: Inheritance, registry: Registry, base: Path
+    raw: Mapping[str, Any], kind: RunKind, inherited: Inheritance, registry: Registry, base: Path
 ) -> Config:
     """Every section and component of a configuration, each by itself."""
     specs = resolve_inherited(raw, inherited.specs, registry, base)
@@ -128,7 +128,7 @@ def _resolve_sections(
     )
 
 
-def _check_keys(raw: Mapping[str, Any], kind: Kind) -> None:
+def _check_keys(raw: Mapping[str, Any], kind: RunKind) -> None:
     """Refuse keys that this kind of run doesn't have."""
     known = {"finetune": FINETUNE_KEYS, "distill": DISTILL_KEYS}.get(kind, KEYS)
     tuning = [key for key in FINETUNE_KEYS if key not in KEYS and key in raw]

@@ -14,7 +14,7 @@ from gftkit.kernel.registry import Spec
 from gftkit.networks.adapters import Adapters
 from gftkit.networks.precision import Precision
 
-Kind = Literal["pretrain", "finetune", "distill"]
+RunKind = Literal["pretrain", "finetune", "distill"]
 
 Count = Annotated[int, Field(gt=0)]
 AnchorShare = Annotated[float, Field(gt=0, le=1)] | Literal["retention"]
@@ -143,7 +143,7 @@ class Config:
         track: trackers that receive what is logged.
     """
 
-    kind: Kind
+    kind: RunKind
     drift: Spec
     data: Spec
     source: Spec

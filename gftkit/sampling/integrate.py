@@ -1,4 +1,4 @@
-"""The integrator: the kernel owns the time grid, the loop and the noise; a solver owns one step, or a library all."""
+"""The integrator: gftkit owns the time grid, the loop and the noise; a solver owns one step, or a library all."""
 
 import itertools
 import math

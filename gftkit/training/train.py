@@ -13,7 +13,7 @@ from gftkit.kernel.loading import load
 from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import CHECKPOINTS, CONFIG, LOG, MODEL, RunFolder, config_from_dict, is_run
 from gftkit.runs.resolve import resolve_config
-from gftkit.runs.schema import Config, Kind
+from gftkit.runs.schema import Config, RunKind
 from gftkit.runtime.devices import cuda_devices, launch_warnings, start_accelerator
 from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import read_yaml
@@ -22,7 +22,7 @@ from gftkit.training.loop import Loop
 
 
 def train(
-    kind: Kind,
+    kind: RunKind,
     source: Path | str | Mapping[str, Any],
     out: Path | str,
     registry: Registry | None = None,

@@ -20,7 +20,7 @@ from gftkit.kernel.errors import GftkitError, UnknownNameError, unknown
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import nan_to_none
 
-Kind = Literal["exact", "order", "statistical"]
+BoundKind = Literal["exact", "order", "statistical"]
 Profile = Literal["quick", "full"]
 Line = tuple[Sequence[float], Sequence[float]]
 """Values of x and of y."""
@@ -28,7 +28,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 FALSE_ALARM = 1e-7
 """The probability that a true statistical claim exceeds its bound, for one seed."""
 
-MARGINS: Mapping[Kind, float] = {"exact": 1000.0, "order": 3.0, "statistical": 3.0}
+MARGINS: Mapping[BoundKind, float] = {"exact": 1000.0, "order": 3.0, "statistical": 3.0}
 """The factor by which a mutant must exceed the bound."""
 
 
@@ -43,7 +43,7 @@ class Bound:
         degrees: of a statistical bound: degrees of freedom of Student's t, infinity for a normal law.
     """
 
-    kind: Kind
+    kind: BoundKind
     value: float
     degrees: float = math.inf
 

@@ -65,7 +65,7 @@ class ConditionalOptimalTransport:
     equally. As ``weight`` grows pairs have equal conditions and x0 given the condition is exactly the source's law. At
     any finite weight that holds **only approximately**. Where no two samples have nearly equal conditions (many
     dimensions, small batches) it comes down to the coupling ``independent``: exact, without gain. A larger
-    ``train.pairing_batch`` helps. Without conditions it is ``optimal-transport``; labels are kept apart by the kernel.
+    ``train.pairing_batch`` helps. Without conditions it is ``optimal-transport``; labels are kept apart by gftkit.
 
     Args:
         weight: of the conditions' distance. On two-dimensional samples whose mean is twice their condition, a number,

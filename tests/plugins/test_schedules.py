@@ -36,7 +36,7 @@ def check_schedule(schedule, first, second):
 
 
 FREE = [name for name in REGISTRY.names("schedule") if name != "recorded"]
-"""The schedules that want no finished run; ``recorded`` is in test_adaptive.py."""
+"""The schedules that want no finished run; ``recorded`` is in test_recorded.py."""
 
 
 @pytest.mark.parametrize("name", FREE)

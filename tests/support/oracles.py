@@ -41,7 +41,7 @@ class Gaussian:
 
 
 class Oracle(nn.Module):
-    """A network that predicts what it should of a Gaussian, in any convention. Written apart from gftkit.foreign."""
+    """A network that predicts what it should of a Gaussian, in any convention; apart from gftkit.networks.foreign."""
 
     def __init__(self, truth, predicts="velocity", reverse=False, scale=1.0, sign=1, integer=False):
         super().__init__()

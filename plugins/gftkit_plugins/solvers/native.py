@@ -1,4 +1,4 @@
-"""gftkit's own solvers: each is one step; the kernel owns the loop, the grid and the noise."""
+"""gftkit's own solvers: each is one step; gftkit owns the loop, the grid and the noise."""
 
 import torch
 from torch import Tensor

@@ -15,7 +15,7 @@ NAMES = [
     if not hasattr(REGISTRY.component("solver", name).factory, "jumps")
     and not isinstance(REGISTRY.create("solver", name), contracts.Integrator)
 ]
-"""Of those that take one step; for libraries' see test_library_solvers.py."""
+"""Of those that take one step; for libraries' see test_library.py."""
 MINIMAL: dict[str, dict[str, object]] = {}
 """Options of solvers that can't do without."""
 

@@ -154,7 +154,7 @@ def select_rows(
 
 
 def divide(dataset: Dataset, part: Part) -> Dataset:
-    """A part of what was chosen, by the rule by which the kernel divides the data sets that have no splits."""
+    """A part of what was chosen, by the rule by which gftkit divides the data sets that have no splits."""
     return dataset if part == "all" else select_subset(dataset, split=part)
 
 

@@ -25,7 +25,7 @@ STENCIL = {-3: -1 / 60, -2: 3 / 20, -1: -3 / 4, 1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
 
 
 class _Bare:
-    """A path without its own ``drift``: the kernel's sum in its place."""
+    """A path without its own ``drift``: gftkit's sum in its place."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

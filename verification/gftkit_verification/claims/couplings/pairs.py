@@ -38,7 +38,7 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class Pairing:
-    """A coupling, and the kernel's function that asks it: the loop pairs by both."""
+    """A coupling, and gftkit's function that asks it: the loop pairs by both."""
 
     coupling: Coupling
     pair: Callable[..., Tensor] = pairing.pair

@@ -21,7 +21,7 @@ NOISE: Any = Symbolic([[EPS]])
 
 
 class _AnyPath:
-    """sigma, alpha, gamma and g are undefined functions of t; the drift is left to the kernel."""
+    """sigma, alpha, gamma and g are undefined functions of t; the drift is left to gftkit."""
 
     functions = tuple(sympy.Function(name, positive=True)(T) for name in ("sigma", "alpha", "gamma", "g"))
 
@@ -33,7 +33,7 @@ class _AnyPath:
 
 
 class _Bridge:
-    """The bridge of any scale g, its drift left to the kernel."""
+    """The bridge of any scale g, its drift left to gftkit."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return 1 - t, t, G * torch.sqrt(t * (1 - t))

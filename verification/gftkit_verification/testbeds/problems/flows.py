@@ -1,4 +1,4 @@
-"""Random Gaussian problems by seed: covariances that don't commute, means that aren't 0; and as data of the kernel."""
+"""Random Gaussian problems by seed: covariances that don't commute, means that aren't 0; and as data of gftkit."""
 
 import torch
 from torch import Generator, Tensor
@@ -34,7 +34,7 @@ def retarget(flow: GaussianFlow, generator: Generator) -> GaussianFlow:
 
 
 class GaussianData:
-    """The target of a Gaussian flow as a data set of the kernel: with independent coupling x1 alone, with the optimal
+    """The target of a Gaussian flow as a data set of gftkit: with independent coupling x1 alone, with the optimal
     one exact pairs (x0, x1).
 
     Args:

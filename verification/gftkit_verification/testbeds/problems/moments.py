@@ -156,7 +156,7 @@ def cpu_generator(generator: Generator) -> Generator:
 
 
 def rho_of(beta: float) -> float:
-    """beta/(1 + beta): not the kernel's ``retention``, which is part of what is measured."""
+    """beta/(1 + beta): not gftkit's ``retention``, which is part of what is measured."""
     return beta / (1 + beta)
 
 

@@ -49,7 +49,7 @@ def scored(weight: Callable[[Any], Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Flow:
-    """Paths (one, with several sets of options), and the kernel's functions of a path."""
+    """Paths (one, with several sets of options), and gftkit's functions of a path."""
 
     paths: tuple[Path, ...]
     sample: Callable[..., Any] = flow.sample

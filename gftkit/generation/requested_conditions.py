@@ -22,7 +22,7 @@ def read_conditions(path: Path) -> dict[str, Tensor]:
         WeightsError: for a damaged .safetensors file.
     """
     if path.suffix not in (".npz", ".safetensors") or not path.is_file():
-        received = "another kind of file" if path.is_file() else "no file"
+        received = "another kind of file" if path.is_file() else "nothing there"
         raise ConfigError(f"--conditions {path}: wanted a .npz or .safetensors file, got {received}.")
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]

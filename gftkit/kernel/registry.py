@@ -141,7 +141,8 @@ class Registry:
 
     def options(self, component: Component) -> dict[str, Option]:
         """A component's own options and those that are added to every component of its kind."""
-        return {**self.added_options(component.kind), **component.options}
+        own = component.options
+        return {key: option for key, option in self.added_options(component.kind).items() if key not in own} | {**own}
 
     def added_options(self, kind: str) -> Mapping[str, Option]:
         """The options that a wrapper adds to every component of a kind; none where the kind has no wrapper."""

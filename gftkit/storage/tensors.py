@@ -66,8 +66,8 @@ def read_tensor_file(path: Path, *, ours: bool = False) -> TensorFile:
     computed = None if written is None else digest(tensors)
     if (ours and written is None) or (computed is not None and written != _digest_of_file(computed, notes)):
         raise WeightsError(
-            f"{path}: the content doesn't match its digest: it was damaged on disk or in a copy. Copy it again, or "
-            f"use an earlier one."
+            f"{path}: the content doesn't match its digest {written}: it was changed or damaged since it was written. "
+            f"Copy it again, or use an earlier one."
         )
     return TensorFile(tensors, _plain_notes(notes), computed)
 
@@ -103,7 +103,7 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path}: wanted a safetensors file, got {path.stat().st_size} bytes that can't be read ({error}). The "
-            f"file is truncated or of another format. Copy or export it again."
+            f"file may be truncated or of another format. Copy or export it again."
         ) from None
 
 

@@ -202,3 +202,12 @@ def test_resolving_fills_in_defaults_and_leaves_out_what_is_supplied(registry):
     resolved = registry.resolve("drift", {"name": "mlp", "width": 4})
     assert resolved == {"name": "mlp", "width": 4, "depth": 3, "conditional": False, "conditions": ()}
     assert registry.resolve("drift", resolved) == resolved
+
+
+def test_options_that_a_kind_adds_come_first_and_a_component_keeps_its_own_in_place(registry):
+    """The order is that of the keys in config.yaml."""
+    added = [*registry.added_options("dataset")]
+    assert [*registry.options(registry.component("dataset", "digits"))][: len(added)] == added
+    fmow = registry.component("dataset", "fmow")
+    assert "split" in fmow.options
+    assert [*registry.options(fmow)] == [*(name for name in added if name not in fmow.options), *fmow.options]

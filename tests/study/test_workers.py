@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from support.studies import PRETRAIN, STUDY
 
 from gftkit.study import workers
 from gftkit.study.worker import Job
@@ -86,8 +87,6 @@ def test_gpus_and_threads_are_dealt_out(monkeypatch):
 
 @pytest.mark.slow
 def test_a_study_by_two_processes_has_the_runs_of_one(tmp_path, process):
-    from test_study import STUDY
-
     groups = [{"methods": ["plain", "exponential"], "sizes": [20], "seeds": [0, 1]}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "groups": groups, "methods": {}}))
     rows = []
@@ -103,8 +102,6 @@ def test_a_study_by_two_processes_has_the_runs_of_one(tmp_path, process):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_study_that_is_told_to_end_ends_its_processes(tmp_path, ending):
-    from test_study import PRETRAIN, STUDY
-
     long = {**STUDY["base"], "train": {"steps": 10**7, "batch_size": 8, "checkpoint_every": 1000}}
     study = {**STUDY, "base": long, "groups": [{"methods": ["plain"], "sizes": [20], "seeds": [0, 1]}], "methods": {}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "pretrain": PRETRAIN}))

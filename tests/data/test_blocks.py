@@ -7,45 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.blocked_data import SIZES, Stretched, Whole, taken
 from torch.utils.data import DataLoader
 
 from gftkit.data.blocks import Blocks
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, VisitOrder, permuted_indices, source_of
-from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
-
-SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
-
-
-class Stretched:
-    """Samples 0, 1, 2, ... in blocks of these sizes."""
-
-    event_shape, range = (1,), None
-
-    def __init__(self, *blocks):
-        self.blocks = blocks
-
-    def __len__(self):
-        return sum(self.blocks)
-
-    def batch(self, indices):
-        return Batch(indices.float()[:, None])
-
-
-class Whole(Stretched):
-    """The same without blocks."""
-
-    def __init__(self, size):
-        self.size, self.blocks = size, None
-
-    def __len__(self):
-        return self.size
-
-
-def taken(order, first, n):
-    return order.take(first, n).x1[:, 0].long()
 
 
 def ordered(*blocks, seed=0, buffer=4):

@@ -2,49 +2,14 @@
 
 from importlib.metadata import entry_points
 from types import SimpleNamespace
-from typing import Annotated
 
 import pytest
-from pydantic import Field
+from support.plugins import Cool, Hooks, plugin, with_schedule
 
 import gftkit
 from gftkit.kernel.errors import PluginError, UnknownNameError
 
 BUILT_IN = "gftkit-schedules"
-
-
-class Cool:
-    """A schedule that stays at one temperature.
-
-    Args:
-        start: where it starts,
-            and where it stays.
-        mode: of no use.
-    """
-
-    def __init__(self, start: Annotated[float, Field(ge=0, lt=10)] = 1.0, mode: str | None = None) -> None:
-        self.start = start
-
-    def temperature(self, progress: float) -> float:
-        return self.start
-
-
-class Hooks:
-    """An object with these attributes."""
-
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-
-def plugin(**hooks):
-    """A plugin whose hooks give these mappings: ``plugin(schedules={"cool": Cool})``."""
-    return Hooks(
-        **{f"gftkit_{kinds}": gftkit.hookimpl(lambda given=factories: given) for kinds, factories in hooks.items()}
-    )
-
-
-def with_schedule(factory):
-    return gftkit.load(plugins={"mine": plugin(schedules={"cool": factory})})
 
 
 def refused(*objects, **named):

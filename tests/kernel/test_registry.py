@@ -1,46 +1,10 @@
 """The registry: every kind with its hook and contract, and the description of components."""
 
-from typing import Annotated
-
-from pydantic import Field
+from support.plugins import Cool, with_schedule
 
 import gftkit
 
 BUILT_IN = "gftkit-schedules"
-
-
-def with_schedule(factory):
-    return gftkit.load(plugins={"mine": plugin(schedules={"cool": factory})})
-
-
-class Cool:
-    """A schedule that stays at one temperature.
-
-    Args:
-        start: where it starts,
-            and where it stays.
-        mode: of no use.
-    """
-
-    def __init__(self, start: Annotated[float, Field(ge=0, lt=10)] = 1.0, mode: str | None = None) -> None:
-        self.start = start
-
-    def temperature(self, progress: float) -> float:
-        return self.start
-
-
-class Hooks:
-    """An object with these attributes."""
-
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-
-def plugin(**hooks):
-    """A plugin whose hooks give these mappings: ``plugin(schedules={"cool": Cool})``."""
-    return Hooks(
-        **{f"gftkit_{kinds}": gftkit.hookimpl(lambda given=factories: given) for kinds, factories in hooks.items()}
-    )
 
 
 def test_every_kind_has_one_hook_a_contract_and_an_annotation():

@@ -5,40 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.evaluations import REGISTRY, draw, measure
-
-from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Batch
-from gftkit.sampling.scheme import Scheme
+from support.evaluations import REGISTRY, Constant, draw, evaluation_of, measure
 
 ROUND_OFF = 1e-8  # relative; float64 through two eigendecompositions
-
-
-class Straight:
-    """x_t = (1 - t) x0 + t x1."""
-
-    def coefficients(self, t):
-        return 1 - t, t, torch.zeros_like(t)
-
-
-class Constant(torch.nn.Module):
-    """The drift v everywhere: straight lines of length |v|."""
-
-    def __init__(self, v):
-        super().__init__()
-        self.v = v
-
-    def forward(self, t, x):
-        return self.v.expand_as(x)
-
-
-def evaluation_of(drift, count=30, event=(1, 2, 2), steps=7):
-    def source(n, generator):
-        return torch.randn(n, *event, generator=generator, dtype=torch.float64)
-
-    scheme = Scheme(REGISTRY.create("solver", "euler"), steps)
-    reference = Batch(draw(40, *event, seed=5))
-    return Evaluation(drift, Straight(), scheme, source=source, reference=reference, count=count, seed=0, batch_size=8)
 
 
 def test_path_length_of_a_straight_flow_is_exact():

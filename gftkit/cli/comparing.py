@@ -105,10 +105,10 @@ def _run(
 
 def _report(planned: "Plan", outcome: "Outcome", as_json: bool) -> None:
     """Write the report of the finished runs, and print the tables of the judged metric."""
-    from gftkit.kernel.errors import StudyError
     from gftkit.networks.state import shortened
     from gftkit.storage.documents import nan_to_none
     from gftkit.study.reporting import result_page, study_summary, write_tables
+    from gftkit.study.running import StudyError
 
     if not outcome.rows and not outcome.failed:
         raise StudyError(

@@ -45,7 +45,7 @@ def inspect(
     from rich.progress import Progress
 
     from gftkit.inspection import doctor
-    from gftkit.kernel.errors import InspectionError
+    from gftkit.inspection.ranking import InspectionError
     from gftkit.kernel.loading import load
     from gftkit.runtime.environment import resolve_device
     from gftkit.storage.documents import nan_to_none, write_text

@@ -23,7 +23,7 @@ from gftkit.data.samples import Samples, Source
 from gftkit.inspection import probing
 from gftkit.inspection.hypotheses import UNTRAINED, Finding, Hypothesis, HypothesisTest, estimate, mean
 from gftkit.kernel.contracts import Coupling, Estimate, Path
-from gftkit.kernel.errors import ConfigError, InspectionError
+from gftkit.kernel.errors import ConfigError, GftkitError
 from gftkit.networks.convention import Convention
 from gftkit.networks.foreign_weights import Candidate
 from gftkit.theory import flow
@@ -53,6 +53,12 @@ ERRORS = 4
 """The same in standard errors."""
 
 PREDICTS = ("velocity", "noise", "data", "score")
+
+
+class InspectionError(GftkitError):
+    """A network that fits no convention, or fits several equally well."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from gftkit.kernel.contracts import Batch, BrownianPath, Coupling, Dataset, Diffusion, Drift, Estimate, EvaluationView
 from gftkit.kernel.contracts import Feature, Field, Integrator, Jump, Metric, Monitor, NoiseScale, Path, Sampler
 from gftkit.kernel.contracts import Schedule, Solver, StoppingRule, TimeGrid, TrainingView
-from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, InspectionError, PluginError
-from gftkit.kernel.errors import RunError, StudyError, UnknownNameError, WeightsError, unknown
+from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, PluginError, RunError
+from gftkit.kernel.errors import UnknownNameError, WeightsError, unknown
 from gftkit.kernel.hooks import hookimpl
 from gftkit.kernel.kinds import KINDS, Kind
 from gftkit.kernel.loading import load
@@ -15,8 +15,8 @@ from gftkit.kernel.registry import Component, Description, Origin, Plugin, Regis
 __all__ = [
     "KINDS", "Batch", "BrownianPath", "Component", "ConfigError", "Coupling", "DataError", "Dataset", "Description",
     "Diffusion", "DivergenceError", "Drift", "Estimate", "EvaluationView", "Feature", "Field", "GftkitError",
-    "InspectionError", "Integrator", "Jump", "Kind", "Metric", "Monitor", "NoiseScale", "Option", "Origin", "Path",
+    "Integrator", "Jump", "Kind", "Metric", "Monitor", "NoiseScale", "Option", "Origin", "Path",
     "Plugin", "PluginError", "Registry", "Resolved", "RunError", "Sampler", "Schedule", "Solver", "Spec",
-    "StoppingRule", "StudyError", "TimeGrid", "TrainingView", "UnknownNameError", "WeightsError", "check_known",
+    "StoppingRule", "TimeGrid", "TrainingView", "UnknownNameError", "WeightsError", "check_known",
     "hookimpl", "load", "options_of", "plain", "type_text", "unknown", "validate",
 ]

@@ -37,24 +37,8 @@ class RunError(GftkitError):
     """A run folder that is missing, taken, incomplete or can't be written."""
 
 
-class MissingPackageError(GftkitError):
-    """A package that only some need, and that isn't installed."""
-
-
-class InspectionError(GftkitError):
-    """A network that fits no convention, or fits several equally well."""
-
-    exit_code = 1
-
-
 class DivergenceError(GftkitError):
     """The loss stopped being finite; the last good checkpoint is kept."""
-
-    exit_code = 1
-
-
-class StudyError(GftkitError):
-    """Runs of a study failed, or none is finished; those that are finished are kept."""
 
     exit_code = 1
 

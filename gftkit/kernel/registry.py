@@ -197,17 +197,6 @@ class Registry:
         complete = getattr(component.factory, "resolve", None)
         return Resolved({"name": name} | (resolved if complete is None else complete({"name": name, **resolved})))
 
-    def without_files(self, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """A resolved ``spec`` without the options that name files, nested components included: what it is anywhere."""
-        known = self.options(self.component(kind, spec["name"]))
-        return {
-            key: self.without_files(known[key].kind or "", value)
-            if key in known and known[key].kind and isinstance(value, Mapping)
-            else value
-            for key, value in spec.items()
-            if key not in known or not known[key].is_file
-        }
-
     def build(
         self, kind: str, spec: Mapping[str, Any] | str, where: str = "", base: Path | None = None, **supplied: Any
     ) -> Any:

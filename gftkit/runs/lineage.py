@@ -113,7 +113,7 @@ def anchor_hashes(path: Path | None) -> tuple[str, ...]:
 
 def describe_drift(spec: Mapping[str, Any], facts: Facts, registry: Registry) -> dict[str, Any]:
     """Plain values that determine a drift together with its weights: its spec without files, and the event shape."""
-    return {"drift": plain(registry.without_files("drift", spec)), "event_shape": list(facts.event_shape)}
+    return {"drift": plain(without_files(registry, "drift", spec)), "event_shape": list(facts.event_shape)}
 
 
 def _ambiguity(pretrained: Path, drift: Mapping[str, Any], *, adapted: bool, registry: Registry) -> str:
@@ -133,3 +133,15 @@ def _ambiguity(pretrained: Path, drift: Mapping[str, Any], *, adapted: bool, reg
         f"`anchor: {{name: external, pretrained: {original}}}`. With the first, the retention of the original drift "
         f"shrinks with every fine-tune (T18)."
     )
+
+
+def without_files(registry: Registry, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved ``spec`` without the options that name files, nested components included: what it is anywhere."""
+    known = registry.options(registry.component(kind, spec["name"]))
+    return {
+        key: without_files(registry, known[key].kind or "", value)
+        if key in known and known[key].kind and isinstance(value, Mapping)
+        else value
+        for key, value in spec.items()
+        if key not in known or not known[key].is_file
+    }

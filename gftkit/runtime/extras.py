@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from gftkit.kernel.errors import MissingPackageError
+from gftkit.kernel.errors import GftkitError
 
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "report": {"matplotlib": "matplotlib", "jinja2": "Jinja2"},
     "symbolic": {"sympy": "sympy"},
 }
 """Extra of pyproject.toml -> its modules -> the packages that they come in."""
+
+
+class MissingPackageError(GftkitError):
+    """A package that only some need, and that isn't installed."""
 
 
 def missing(extra: str) -> str:

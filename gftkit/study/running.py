@@ -10,7 +10,7 @@ import torch
 
 from gftkit.api import Run
 from gftkit.experiment.build import build
-from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.errors import ConfigError, GftkitError, RunError
 from gftkit.kernel.registry import Registry
 from gftkit.networks.state import shortened
 from gftkit.runs.folder import is_run
@@ -25,6 +25,12 @@ from gftkit.training.train import changes, train
 
 LOGS = "logs"
 """Folder of the output of the runs."""
+
+
+class StudyError(GftkitError):
+    """Runs of a study failed, or none is finished; those that are finished are kept."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from gftkit.data.description import Facts
 from gftkit.inspection import probing
-from gftkit.kernel.errors import InspectionError
+from gftkit.inspection.ranking import InspectionError
 from gftkit.networks.convention import Convention
 
 

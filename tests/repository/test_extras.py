@@ -13,9 +13,9 @@ from support.paths import ROOT
 import gftkit
 from gftkit.generation.animation import check_animation
 from gftkit.generation.formats import check_target
-from gftkit.kernel.errors import MissingPackageError, PluginError
+from gftkit.kernel.errors import PluginError
 from gftkit.recording import pictures
-from gftkit.runtime.extras import EXTRAS, missing, require
+from gftkit.runtime.extras import EXTRAS, MissingPackageError, missing, require
 from gftkit.theory import expression
 from gftkit.verify.collect import collect
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import gftkit
-from gftkit.kernel.errors import ConfigError, MissingPackageError
+from gftkit.kernel.errors import ConfigError
+from gftkit.runtime.extras import MissingPackageError
 from gftkit.study.comparison import compare_runs, summary_table
 
 

@@ -1,8 +1,8 @@
 """The plugin kernel: errors, options, contracts, kinds, hooks, registry, loading. It imports nothing else of gftkit."""
 
 from gftkit.kernel.contracts import Batch, BrownianPath, Coupling, Dataset, Diffusion, Drift, Estimate, EvaluationView
-from gftkit.kernel.contracts import Feature, Field, Integrator, Jump, Metric, Monitor, NoiseScale, Path, Sampler
-from gftkit.kernel.contracts import Schedule, Solver, StoppingRule, TimeGrid, TrainingView
+from gftkit.kernel.contracts import Feature, Field, Integrator, Jump, Metric, Monitor, NoiseScale, Path, Profile
+from gftkit.kernel.contracts import Sampler, Schedule, Solver, StoppingRule, TimeGrid, TrainingView
 from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, PluginError, RunError
 from gftkit.kernel.errors import UnknownNameError, WeightsError, unknown
 from gftkit.kernel.hooks import hookimpl
@@ -16,7 +16,7 @@ __all__ = [
     "KINDS", "Batch", "BrownianPath", "Component", "ConfigError", "Coupling", "DataError", "Dataset", "Description",
     "Diffusion", "DivergenceError", "Drift", "Estimate", "EvaluationView", "Feature", "Field", "GftkitError",
     "Integrator", "Jump", "Kind", "Metric", "Monitor", "NoiseScale", "Option", "Origin", "Path",
-    "Plugin", "PluginError", "Registry", "Resolved", "RunError", "Sampler", "Schedule", "Solver", "Spec",
+    "Plugin", "PluginError", "Profile", "Registry", "Resolved", "RunError", "Sampler", "Schedule", "Solver", "Spec",
     "StoppingRule", "TimeGrid", "TrainingView", "UnknownNameError", "WeightsError", "check_known",
     "hookimpl", "load", "options_of", "plain", "type_text", "unknown", "validate",
 ]

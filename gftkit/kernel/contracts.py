@@ -108,16 +108,28 @@ class Path(Protocol):
 
 
 @runtime_checkable
+class Profile(Protocol):
+    """The retention as a function of flow time.
+
+    Optional: ``fitted_on``, what it was fitted to, with the ``weights`` and the ``anchor``: with others it is refused.
+    """
+
+    def retention(self, t: Tensor) -> Tensor:
+        """The retention at t, finite numbers below 1 of t's shape, type and device; 0 where no anchor is needed."""
+
+
+@runtime_checkable
 class Schedule(Protocol):
     """The temperature as a function of progress s in [0, 1], the share of training done.
 
-    Optional: ``floor``, the lowest temperature it ever takes (default 0). A schedule with feedback has the members of
-    ``StoppingRule`` as well: it answers by what it has observed so far, changes at evaluations only, may end the run,
-    and never rises above its temperature at the start.
+    Optional: ``floor``, the lowest temperature it ever takes (default 0). ``profile(progress)``, a ``Profile`` where
+    the retention depends on flow time, or None; ``temperature`` is then that of its mean over flow time. A schedule
+    with feedback has the members of ``StoppingRule`` as well: it answers by what it has observed so far, changes at
+    evaluations only, may end the run, and never rises above its temperature at the start.
     """
 
     def temperature(self, progress: float) -> float:
-        """The temperature, a finite number >= 0, at this progress."""
+        """The temperature, a finite number above -1, at this progress; below 0 it goes beyond the target (T20)."""
 
 
 @runtime_checkable

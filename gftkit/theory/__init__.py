@@ -25,6 +25,7 @@ from gftkit.theory.objective import (
     retention as retention,
     shared_loss as shared_loss,
     squared_norm as squared_norm,
+    temperature_of as temperature_of,
 )
 from gftkit.theory.predictions import (
     best_temperature as best_temperature,
@@ -38,4 +39,5 @@ from gftkit.theory.temperature import (
     ROUND_OFF as ROUND_OFF,
     check_schedule as check_schedule,
     has_feedback as has_feedback,
+    mean_retention as mean_retention,
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gftkit.kernel.contracts import Estimate
-from gftkit.theory.objective import blend, retention, squared_norm
+from gftkit.theory.objective import Temperature, blend, retention, squared_norm
 
 
 class Statistics(NamedTuple):
@@ -25,20 +25,27 @@ class Statistics(NamedTuple):
             b = b_beta.
         g: mean w (|b_pre - b_t(x|z)|^2 - |b - b_t(x|z)|^2), unbiased for |b_pre - b_tgt|_w^2 - |b - b_tgt|_w^2.
         r: mean w |b - b_pre|^2.
+        by_distance: mean w |b - b_pre|^2/(1 - rho)^2: |Delta|_w^2 if b = b_beta.
+        by_loss: that of g with 1/(1 - rho^2): |Delta|_w^2 in expectation if b = b_beta. nan where some retention is -1
+            or below.
+        due: that of (g + r)/2 with (1 - rho): r in expectation if b = b_beta.
     """
 
     t: float
     g: float
     r: float
+    by_distance: float
+    by_loss: float
+    due: float
 
 
 def statistics(
-    drift: Tensor, target: Tensor, anchor: Tensor, temperature: float, weight: Tensor | None = None
+    drift: Tensor, target: Tensor, anchor: Tensor, temperature: Temperature, weight: Tensor | None = None
 ) -> Statistics:
     """T, G and R of one batch of pairs.
 
-    They are tied: T = (1 - rho)^2 (1 + rho)/2 (R/(1 - rho)^2 - G/(1 - rho^2)), so T is 0 where the two estimates of
-    |Delta|^2 agree.
+    At one temperature they are tied: T = (1 - rho)^2 (1 + rho)/2 (R/(1 - rho)^2 - G/(1 - rho^2)), so T is 0 where the
+    two estimates of |Delta|^2 agree.
 
     Args:
         drift: b(t, x), (batch, *event): raw weights, fixed before the pairs were drawn.
@@ -49,18 +56,26 @@ def statistics(
 
     Example:
         >>> b, target, anchor = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[2.0]])
-        >>> statistics(b, target, anchor, temperature=1.0)  # b is the optimum, half-way
-        Statistics(t=0.0, g=3.0, r=1.0)
+        >>> at = statistics(b, target, anchor, temperature=1.0)  # b is the optimum, half-way
+        >>> at.t, at.g, at.r, at.by_distance, at.by_loss
+        (0.0, 3.0, 1.0, 4.0, 4.0)
     """
     goal = blend(target, anchor, temperature)
     moved = drift - anchor
-    products = (
-        ((drift - goal) * moved).flatten(1).sum(1),
-        squared_norm(anchor - target) - squared_norm(drift - target),
-        squared_norm(moved),
-    )
-    # The means in float64: in T and G terms of both signs nearly cancel.
-    return Statistics(*(float((value if weight is None else weight * value).double().mean()) for value in products))
+
+    def mean(values: Tensor) -> float:
+        # In float64: in T and G terms of both signs nearly cancel.
+        return float((values if weight is None else weight * values).double().mean())
+
+    gained = squared_norm(anchor - target) - squared_norm(drift - target)
+    distance = squared_norm(moved)
+    t, g, r = mean(((drift - goal) * moved).flatten(1).sum(1)), mean(gained), mean(distance)
+    rho = retention(temperature)
+    if not isinstance(rho, Tensor):
+        by_loss = g / (1 - rho**2) if rho > -1 else math.nan
+        return Statistics(t, g, r, r / (1 - rho) ** 2, by_loss, (1 - rho) * (g + r) / 2)
+    by_loss = mean(gained / (1 - rho**2)) if bool((rho > -1).all()) else math.nan
+    return Statistics(t, g, r, mean(distance / (1 - rho) ** 2), by_loss, mean((1 - rho) * (gained + distance) / 2))
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,8 @@ class Summary:
             pretrained drift to its temperature's optimum. On the segment between them it is the share s of the way,
             below 1 where b lags behind (T13); noise (T14) and overfitting raise it. 1 exactly where T is 0. nan where
             P is not above 0: at the start, or where the drift moves away from its target.
+
+    Where the temperature depends on flow time, 1 - rho is inside the means.
     """
 
     t: Estimate
@@ -92,18 +109,17 @@ class Summary:
     reached: Estimate
 
 
-def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
+def summary(batches: Sequence[Statistics]) -> Summary:
     """The statistics of independent batches as estimates; every standard error is over batches.
 
     Args:
         batches: at least two, each with pairs of its own.
-        temperature: beta.
 
     Raises:
         ValueError: for fewer than two batches.
 
     Example:
-        >>> found = summary([Statistics(-0.1, 3.1, 1.0), Statistics(0.1, 2.9, 1.0)], temperature=1.0)
+        >>> found = summary([Statistics(-0.1, 3.1, 1.0, 4.0, 4.13, 1.025), Statistics(0.1, 2.9, 1.0, 4.0, 3.87, 0.975)])
         >>> found.t.value, round(found.t.stderr, 6), found.by_distance.value, found.by_loss.value
         (0.0, 0.1, 4.0, 4.0)
         >>> round(found.reached.value, 6)
@@ -111,9 +127,7 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
     """
     if len(batches) < 2:
         raise ValueError(f"wanted at least 2 batches, for a standard error, got {len(batches)}.")
-    rho = retention(temperature)
-    t, g, r = torch.tensor(batches, dtype=torch.float64).T
-    by_distance, by_loss = r / (1 - rho) ** 2, g / (1 - rho**2)
+    t, g, r, by_distance, by_loss, due = torch.tensor(batches, dtype=torch.float64).T
     return Summary(
         t=mean_estimate(t),
         g=mean_estimate(g),
@@ -122,7 +136,7 @@ def summary(batches: Sequence[Statistics], temperature: float) -> Summary:
         by_distance=mean_estimate(by_distance),
         by_loss=mean_estimate(by_loss),
         ratio=ratio_estimate(by_distance, by_loss),
-        reached=ratio_estimate(r, (1 - rho) * (g + r) / 2),
+        reached=ratio_estimate(r, due),
     )
 
 

@@ -111,5 +111,6 @@ class Evaluator:
             dataset=matching.pairs.order.samples,
             config=self._config,
             weight=matching.weight,
+            profile=self._steps.profile(min(done, steps - 1)),
         )
         return cast("TrainingView", state)  # a frozen dataclass: nothing in a view may be set

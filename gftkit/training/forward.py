@@ -14,6 +14,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.networks.anchor import Anchor
 from gftkit.networks.precision import autocast, to_float32
 from gftkit.runs.schema import Train
+from gftkit.theory.objective import Temperature
 
 
 @dataclass
@@ -22,7 +23,7 @@ class StepInputs:
 
     Attributes:
         step: its number.
-        temperature: of the step.
+        temperature: of the step, (batch,) where it depends on flow time.
         anchor: the pretrained drift, None where it isn't needed.
         anchored_at: indices of this process's pairs at which the anchor is evaluated; None for all.
         share: of the global batch at which the anchor is evaluated.
@@ -34,7 +35,7 @@ class StepInputs:
     """
 
     step: int
-    temperature: float
+    temperature: Temperature
     anchor: Anchor | None
     anchored_at: Tensor | None
     share: float

@@ -10,10 +10,12 @@ from gftkit.data import conditions
 from gftkit.data.pairing import pair
 from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Batch, Coupling, Path
+from gftkit.kernel.contracts import Batch, Coupling, Path, Profile
 from gftkit.networks.anchor import Anchor
 from gftkit.runs.schema import Config
 from gftkit.theory import flow
+from gftkit.theory.objective import Temperature
+from gftkit.theory.temperature import temperatures_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class TrainingState:
     Attributes:
         step: optimiser steps done.
         progress: share of the run done, in [0, 1].
-        temperature: now; 0 in pretraining.
+        temperature: now; 0 in pretraining. Where it depends on flow time, that of the mean retention.
         drift: the raw weights, in evaluation mode.
         ema: the averaged weights.
         anchor: the pretrained drift, None in pretraining.
@@ -38,6 +40,7 @@ class TrainingState:
         dataset: the whole training data.
         config: of the run.
         weight: w(t) of the objective, None for 1.
+        profile: the retention as a function of flow time, None where it doesn't depend on it.
     """
 
     step: int
@@ -57,6 +60,11 @@ class TrainingState:
     dataset: Samples
     config: Config
     weight: Callable[[Tensor], Tensor] | None = None
+    profile: Profile | None = None
+
+    def temperature_at(self, t: Tensor) -> Temperature:
+        """The temperature at flow times, (batch,) -> (batch,), or one number where it doesn't depend on them."""
+        return self.temperature if self.profile is None else temperatures_of(self.profile, t)
 
     @property
     def conditional(self) -> bool:

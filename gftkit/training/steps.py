@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.prefetch import Batches
 from gftkit.experiment.build import Experiment
+from gftkit.kernel.contracts import Profile
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.networks.anchor import Anchor
 from gftkit.networks.averages import Averages
 from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
-from gftkit.theory.objective import LOSSES, retention, shared_loss
-from gftkit.theory.temperature import has_feedback, temperature_at
+from gftkit.theory.objective import LOSSES, Temperature, retention, shared_loss
+from gftkit.theory.temperature import TIMES, has_feedback, profile_at, temperature_at, temperatures_of
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Forward, StepInputs, recompute_activations
 from gftkit.training.l2_sp import StartingPoint
@@ -97,6 +98,10 @@ class Steps:
             return 0.0
         return temperature_at(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
 
+    def profile(self, step: int) -> Profile | None:
+        """The retention at a step as a function of flow time; None where one temperature says it all."""
+        return profile_at(self.experiment.matching.schedule, step, self.config.train.steps)
+
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""
         # t_end is below 1 on paths whose drift has no bound near t = 1, such as a bridge: no loss is taken there.
@@ -121,11 +126,13 @@ class Steps:
                 self.descent.backward(mean)
             loss += mean.detach()
         norm = self.descent.step(step, loss)
+        temperature = self.temperature(step)
         return {
             "loss": loss,
-            "temperature": inputs.temperature,
-            "retention": retention(inputs.temperature),
-            "anchor_share": inputs.share if inputs.anchor is not None else 0.0,
+            "temperature": temperature,
+            "retention": retention(temperature),
+            **_retention_range(self.profile(step)),
+            "anchor_share": _evaluated_share(inputs),
             "learning_rate": rate,
             "gradient_norm": norm,
         }
@@ -145,8 +152,8 @@ class Steps:
         room = (self.share.stop - self.share.start) // train.accumulate
         group: list[StepInputs] = []
         for later in range(step, end):
-            temperature = self.temperature(later)
-            anchor = self.anchor if temperature > 0 else None
+            temperature = self._temperatures(later)
+            anchor = self.anchor if isinstance(temperature, Tensor) or temperature != 0 else None
             subset, share = self._anchor_subset(later, temperature) if anchor is not None else (None, 1.0)
             # Compiled, drift and anchor are one function of one batch.
             alone = subset is None or train.compile
@@ -160,14 +167,13 @@ class Steps:
         return group
 
     def _inputs(
-        self, step: int, temperature: float, anchor: Anchor | None, anchored_at: Tensor | None, share: float
+        self, step: int, temperature: Temperature, anchor: Anchor | None, anchored_at: Tensor | None, share: float
     ) -> StepInputs:
         """The inputs of a step: times, states, the conditional drift at them, and conditions."""
         experiment, train = self.experiment, self.config.train
         pairs = self.batches.at(step).to(self.device)
         assert pairs.x0 is not None
-        generator = stream(self.config.seed, "time", step, device=self.device)
-        t = self.times(train.batch_size, generator)[self.share]
+        t, generator = self._times_of(step)
         noise = None
         if self._noisy:
             shape = (train.batch_size, *pairs.x1.shape[1:])
@@ -191,6 +197,16 @@ class Steps:
             conditions=named,
         )
 
+    def _times_of(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """The flow times of this process's pairs, (batch,), and the generator, from which their noise comes next."""
+        generator = stream(self.config.seed, "time", step, device=self.device)
+        return self.times(self.config.train.batch_size, generator)[self.share], generator
+
+    def _temperatures(self, step: int) -> Temperature:
+        """The temperature of a step's pairs: (batch,) where it depends on flow time."""
+        profile = self.profile(step)
+        return self.temperature(step) if profile is None else temperatures_of(profile, self._times_of(step)[0])
+
     def _evaluate_anchor(self, group: list[StepInputs]) -> None:
         """Evaluate the anchor of several steps at once."""
         subsets = [inputs.anchored_at for inputs in group if inputs.anchored_at is not None]
@@ -208,17 +224,28 @@ class Steps:
         for inputs, part in zip(group, torch.split(anchored, [len(subset) for subset in subsets]), strict=True):
             inputs.anchored = part
 
-    def _anchor_subset(self, step: int, temperature: float) -> tuple[Tensor | None, float]:
-        """Indices of this process's pairs at which the anchor is evaluated, and their share of the global batch."""
-        setting = self.config.objective.anchor_share
-        share = retention(temperature) if setting == "retention" else float(setting)
-        n = self.config.train.batch_size
-        count = math.ceil(share * n * (1 - 1e-12))  # a product that round-off lifts above k is k
-        if count == n:
-            return None, 1.0
-        # Drawn on the CPU: the number of this process's is known without waiting for the device.
-        order = torch.randperm(n, generator=stream(self.config.seed, "anchor", step))[:count].sort().values
-        mine = order[(order >= self.share.start) & (order < self.share.stop)] - self.share.start
+    def _anchor_subset(self, step: int, temperature: Temperature) -> tuple[Tensor | None, float]:
+        """Indices of this process's pairs at which the anchor is evaluated, and the share of the batch they are from.
+
+        The share is drawn at random, and of the pairs in it those are left out whose retention is 0.
+        """
+        setting, n = self.config.objective.anchor_share, self.config.train.batch_size
+        profile = self.profile(step)
+        kept = None if profile is None else profile.retention(TIMES)
+        if setting == "retention":
+            share = abs(retention(self.temperature(step))) if kept is None else float(kept.abs().mean())
+        else:
+            share = float(setting)
+        count = min(math.ceil(share * n * (1 - 1e-12)), n)  # a product that round-off lifts above k is k
+        mine = None
+        if count < n:
+            # Drawn on the CPU: the number of this process's is known without waiting for the device.
+            order = torch.randperm(n, generator=stream(self.config.seed, "anchor", step))[:count].sort().values
+            mine = order[(order >= self.share.start) & (order < self.share.stop)] - self.share.start
+        # Where no retention is 0 nothing is left out, and the device isn't waited for.
+        if isinstance(temperature, Tensor) and kept is not None and bool((kept == 0).any()):
+            used = (temperature != 0).cpu()
+            mine = used.nonzero()[:, 0] if mine is None else mine[used[mine]]
         return mine, count / n
 
     def _losses(self, inputs: StepInputs, part: slice) -> Tensor:
@@ -240,9 +267,14 @@ class Steps:
         anchored = evaluated if anchored is None else anchored
         weights = None if weight is None else weight(inputs.t[part])
         target, temperature = inputs.target[part], inputs.temperature
+        if isinstance(temperature, Tensor):
+            temperature = temperature[part]
         if subset is None or anchored is None:
             return LOSSES[form](drift, target, anchored, temperature, weights)
         subset = subset.to(drift.device)
+        if inputs.share == 1:  # the other pairs have temperature 0, at which the anchor doesn't count
+            filled = target.index_copy(0, subset, anchored.to(target.dtype))
+            return LOSSES[form](drift, target, filled, temperature, weights)
         losses = shared_loss(
             drift, target, anchored, subset, share=inputs.share, temperature=temperature, weight=weights
         )
@@ -278,6 +310,23 @@ class Steps:
                 f"data: wanted at least one sample for each of {processes} processes, got {size}. Start at most "
                 f"{size}, or add data."
             )
+
+
+def _evaluated_share(inputs: StepInputs) -> float:
+    """The share of a batch at which the anchor is evaluated; of this process's part where it depends on flow time."""
+    if inputs.anchor is None:
+        return 0.0
+    if inputs.anchored_at is None or not isinstance(inputs.temperature, Tensor):
+        return inputs.share
+    return len(inputs.anchored_at) / len(inputs.t)
+
+
+def _retention_range(profile: Profile | None) -> dict[str, float]:
+    """The lowest and highest retention over flow time; nothing where it doesn't depend on it."""
+    if profile is None:
+        return {}
+    values = profile.retention(TIMES)
+    return {"retention_low": float(values.min()), "retention_high": float(values.max())}
 
 
 def trained_weights(drift: nn.Module) -> list[nn.Parameter]:

@@ -34,6 +34,11 @@ class Recorded:
         recorded = RunFolder.open(run)
         if recorded.config.kind != "finetune" or not recorded.finished:
             raise RunError(f"run: wanted a finished fine-tune, and {run} isn't one. Choose another run.")
+        if any("retention_low" in line for line in recorded.history()):
+            raise RunError(
+                f"run: the retention of {run} depends on flow time, which its record doesn't contain. Use its schedule "
+                f"itself: {recorded.config.schedule}."
+            )
         self.run = run
         self._steps, self._temperatures = curve(recorded.history(), "temperature", "train")
         self._of = recorded.config.train.steps

@@ -40,10 +40,11 @@ def test_every_component_is_described(registry):
 def test_built_ins_come_from_the_distribution_through_entry_points(registry):
     found = registry.describe("schedule", "exponential")
     assert (found.plugin, found.distribution, found.version) == (BUILT_IN, "gftkit", gftkit.__version__)
-    start, rate, zero_from = (option for option in found.options)
+    start, rate, zero_from, end, ramp = (option for option in found.options)
     assert (start.name, start.default, start.type_text, start.required) == ("start", 4.0, "float, >= 0", False)
     assert rate.help == "e-folds over a whole run."
-    assert zero_from.type_text == "float, > 0, <= 1"
+    assert zero_from.type_text == ramp.type_text == "float, > 0, <= 1"
+    assert (end.kind, end.type_text) == ("profile", "a profile {name: ...} or float, < 1 or null")
 
 
 def test_a_plain_object_is_described_too():

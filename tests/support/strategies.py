@@ -2,6 +2,8 @@
 
 from hypothesis import strategies as st
 
+from gftkit_plugins.profiles import Constant, Linear, Step
+
 MINIMAL: dict[tuple[str, str], dict[str, object]] = {}
 """Options of components that can't do without: (kind, name) -> options."""
 MORE = {
@@ -19,6 +21,8 @@ MORE = {
 def drawn(option):
     """Values of an option by its type and range; only the default where that can't be told."""
     default = st.just(option.default)
+    if option.kind == "profile":
+        return default | st.sampled_from([-0.3, 0.0, 0.4, Constant(-0.5), Step(-0.25, 0.5, 0.8), Linear(0.5, -0.5)])
     bounds = dict(part.split(" ") for part in option.type_text.split(", ")[1:] if part[0] in "<>")
     low, high = (float(bounds.get(sign, bounds.get(sign + "=", end))) for sign, end in ((">", -50), ("<", 50)))
     if option.type_text.startswith("float"):

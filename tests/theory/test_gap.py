@@ -56,7 +56,7 @@ def measured(drift, temperature=BETA, batches=16, n=200, target=None, seed=0, be
         b = drift(exact, anchor)
         found.append(statistics(b, y if target is None else target(exact, y), anchor, beta or temperature))
         squares.append((anchor - exact).square().sum(1).mean())
-    return summary(found, temperature), float(torch.stack(squares).mean())
+    return summary(found), float(torch.stack(squares).mean())
 
 
 def score(estimate, expected=0.0):
@@ -166,12 +166,12 @@ def test_under_optimal_transport_the_naive_error_is_too_small(registry):
 
 def test_ratios_of_the_gap_without_a_value_are_nan():
     with pytest.raises(ValueError, match="at least 2"):
-        summary([Statistics(0.0, 0.0, 0.0)], 1.0)
-    still = summary([Statistics(0.0, 0.0, 0.0)] * 3, 1.0)
+        summary([Statistics(*[0.0] * 6)])
+    still = summary([Statistics(*[0.0] * 6)] * 3)
     assert still.t.value == still.t.stderr == still.by_loss.value == 0
     assert math.isnan(still.ratio.value)
     assert math.isnan(still.reached.value)
-    away = summary([Statistics(2.0, -3.0, 1.0), Statistics(2.1, -3.0, 1.0)], 1.0)
+    away = summary([Statistics(t, -3.0, 1.0, 4.0, -4.0, -0.5) for t in (2.0, 2.1)])
     assert math.isnan(away.reached.value)
     assert root_estimate(replace(away.g, value=-1.0)).value == 0
     assert root_estimate(replace(away.g, value=4.0, stderr=0.4)).stderr == pytest.approx(0.1)

@@ -169,7 +169,7 @@ def test_retention_is_a_share_between_0_and_1(beta):
     assert gftkit.retention is retention
 
 
-@pytest.mark.parametrize("beta", [-1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("beta", [-1.0, -7.0, float("nan"), float("inf")])
 def test_retention_refuses_what_is_no_temperature(beta):
-    with pytest.raises(ValueError, match="finite number >= 0"):
+    with pytest.raises(ValueError, match="finite number above -1"):
         retention(beta)

@@ -31,8 +31,8 @@ def test_a_schedule_that_rises_is_warned_about_once():
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda s: 0.5 - s, "step 13: temperature: wanted a finite number >= 0, got -0.04"),
-        (lambda s: float("nan") if s > 0.9 else 1.0, "step 22: temperature: wanted a finite number >= 0, got nan"),
+        (lambda s: 0.5 - 2 * s, "step 18: temperature: wanted a finite number above -1, got -1"),
+        (lambda s: float("nan") if s > 0.9 else 1.0, "step 22: temperature: wanted a finite number above -1, got nan"),
         (lambda s: 1 / (0.5 - s), "step 12: float division by zero"),
         (lambda s: None, "step 0: float\\(\\) argument"),
     ],

@@ -105,3 +105,61 @@ def test_asking_ahead_changes_rounding_only(registry, train, monkeypatch):
         other.take(step)
     apart = nn.utils.parameters_to_vector(other.drift.parameters()).detach() - ends[0]
     assert apart.abs().max() > 1e-3
+
+
+class EarlyOnly:
+    """A retention of -0.25 before flow time 1/2, and 0 from there on."""
+
+    def retention(self, t):
+        return torch.where(t < 0.5, -0.25, 0.0).to(t.dtype)
+
+
+def past_zero(registry, profile, share=1.0, **train):
+    """The shipped steps with a retention that depends on flow time."""
+    steps = small_loop(registry, share, **train)
+    steps.profile = lambda step: profile
+    return steps
+
+
+def test_the_anchor_is_asked_only_where_retention_is_not_zero(registry):
+    steps = past_zero(registry, EarlyOnly(), batch_size=64)
+    asked = counting(steps)
+    numbers = steps.take(0)
+    early = int((steps._times_of(0)[0] < 0.5).sum())
+    assert 0 < early < 64
+    assert asked == [early]  # those of the next step don't fit in beside them
+    assert numbers["anchor_share"] == early / 64
+    assert (numbers["retention_low"], numbers["retention_high"]) == (-0.25, 0.0)
+
+
+@pytest.mark.parametrize("form", ["blended", "penalty"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_sample_has_the_loss_of_its_own_temperature(registry, form, accumulate):
+    """Beside the formulas of T19; one temperature for all, the mean, gives other losses."""
+    steps = past_zero(registry, EarlyOnly(), batch_size=16, accumulate=accumulate)
+    steps.config.objective.__dict__["form"] = form
+    (inputs, *_) = steps._prepare(0)
+    steps.model = lambda t, x: steps.drift(t, x) + 1.0  # away from its start, the anchor
+    drift = steps.model(inputs.t, inputs.x)
+    losses = torch.cat([steps._losses(inputs, slice(k, k + 16 // accumulate)) for k in range(0, 16, 16 // accumulate)])
+    anchor, beta = steps.anchor(inputs.t, inputs.x), torch.where(inputs.t < 0.5, -0.2, 0.0)
+
+    def expected(beta):
+        near, kept = (drift - inputs.target).square().sum(1), (drift - anchor).square().sum(1)
+        if form == "penalty":
+            return near + beta * kept
+        return (drift - (inputs.target + beta[:, None] * anchor) / (1 + beta[:, None])).square().sum(1)
+
+    assert torch.allclose(losses, expected(beta), rtol=1e-5)
+    assert not torch.allclose(losses, expected(torch.full_like(beta, float(beta.mean()))), rtol=1e-2)
+
+
+def test_a_share_with_a_profile_is_the_share_of_what_counts(registry):
+    """Half of the batch is drawn, and of it the pairs with a retention are asked for."""
+    steps = past_zero(registry, EarlyOnly(), share=0.5, batch_size=64)
+    (inputs, *_) = steps._prepare(0)
+    assert inputs.share == 0.5
+    assert bool((inputs.t[inputs.anchored_at] < 0.5).all())
+    assert 0 < len(inputs.anchored_at) < 32
+    follows = past_zero(registry, EarlyOnly(), share="retention", batch_size=64)
+    assert follows._prepare(0)[0].share == 8 / 64  # the mean of |rho| is 1/8

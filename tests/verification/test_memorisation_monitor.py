@@ -206,7 +206,7 @@ def test_the_statistic_agrees_with_the_position(last_state):
     b = anchor + 0.4 * (exact - anchor)
     assert position(b, anchor, exact).value == pytest.approx(0.4)
     measured = statistics.summary(
-        [statistics.statistics(*p, 0.0) for p in zip(*(v.chunk(8) for v in (b, exact, anchor)), strict=True)], 0.0
+        [statistics.statistics(*p, 0.0) for p in zip(*(v.chunk(8) for v in (b, exact, anchor)), strict=True)]
     )
     assert measured.reached.value == pytest.approx(0.4)
 

@@ -125,7 +125,7 @@ def check_start(evidence: Evidence) -> str | None:
     moved = first["distance_from_pretrained"]
     if moved > ROUNDING * first["anchor_norm"]:
         return f"at step 0 the drift is {moved:.4g} away from its anchor: it didn't start from the pretrained weights."
-    if first.get("gap") is not None:
+    if first.get("gap") is not None and "retention_low" not in first:
         for key, share in (("drift_error", 1.0), ("distance_to_optimum", 1 - first["retention"])):
             if not nearly_equal(first[key], share * first["gap"]):
                 return f"at step 0 {key} is {first[key]:.4g}; for the anchor it is {share * first['gap']:.4g}."
@@ -175,7 +175,8 @@ def check_overshoot(evidence: Evidence) -> str | None:
     bound = evidence.bound
     closed, exact = closed_square_by_batch(evidence.points[-1]), evidence.exact_gap_squared
     for point in evidence.points[1:]:
-        score, progress, share = score_of(point, "T"), progress_by_batch(point), 1 - point["retention"] + NEAR
+        lowest = point.get("retention_low", point["retention"])
+        score, progress, share = score_of(point, "T"), progress_by_batch(point), 1 - lowest + NEAR
         beyond = [mean_estimate(progress - share * closed)]
         if exact is not None:  # this doesn't rely on the run's own end, which may have a temperature that isn't its own
             along = mean_estimate(progress)

@@ -16,7 +16,7 @@ from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import write_json
 from gftkit.storage.log import read_log
 from gftkit.theory.gap import Statistics, Summary, mean_estimate, root_estimate, statistics, summary
-from gftkit.theory.objective import blend, retention, squared_norm
+from gftkit.theory.objective import Temperature, blend, retention, squared_norm
 from gftkit.training.state import Draw, TrainingState
 from gftkit.training.verdict import Verdict
 from gftkit_verification.monitors.probes import (
@@ -106,13 +106,17 @@ class Theory:
         measured: dict[str, Any] = {"temperature": state.temperature, "retention": retention(state.temperature)}
         for name, probe in self._probes.items():
             drift = evaluate_in_chunks(state.drift, probe.states)
-            batches = self._statistics(drift, probe, state.temperature)
-            values = flatten_summary(summary(batches, state.temperature))
-            measured |= {f"{name}{key}": value for key, value in values.items()}
+            temperature = state.temperature_at(probe.states.t)
+            batches = self._statistics(drift, probe, temperature)
+            measured |= {f"{name}{key}": value for key, value in flatten_summary(summary(batches)).items()}
             if name == "":
                 measured |= {"G_batches": [batch.g for batch in batches], "R_batches": [batch.r for batch in batches]}
+            if name == "" and isinstance(temperature, Tensor):
+                rho = retention(temperature)
+                measured |= {"retention_low": float(rho.min()), "retention_high": float(rho.max())}
+                measured["gap_batches"] = [batch.by_loss for batch in batches]
             if probe.exact is not None:
-                measured |= self._compare_with_oracle(drift, probe, state.temperature)
+                measured |= self._compare_with_oracle(drift, probe, temperature)
         probe = self._probes[""]
         per_batch = len(probe.anchor) // self.batches
         # Evaluated anew each time, so that an anchor that moves is seen.
@@ -171,16 +175,17 @@ class Theory:
             self._obstacle = str(error)
             return None
 
-    def _statistics(self, drift: Tensor, probe: Probe, temperature: float) -> list[Statistics]:
+    def _statistics(self, drift: Tensor, probe: Probe, temperature: Temperature) -> list[Statistics]:
         """T, G and R of each batch."""
         weights = [None] * self.batches if probe.weight is None else probe.weight.chunk(self.batches)
+        betas = temperature.chunk(self.batches) if isinstance(temperature, Tensor) else [temperature] * self.batches
         parts = (values.chunk(self.batches) for values in (drift, probe.states.target, probe.anchor))
         return [
-            statistics(b, target, anchor, temperature, weight)
-            for b, target, anchor, weight in zip(*parts, weights, strict=True)
+            statistics(b, target, anchor, beta, weight)
+            for b, target, anchor, beta, weight in zip(*parts, betas, weights, strict=True)
         ]
 
-    def _compare_with_oracle(self, drift: Tensor, probe: Probe, temperature: float) -> dict[str, Any]:
+    def _compare_with_oracle(self, drift: Tensor, probe: Probe, temperature: Temperature) -> dict[str, Any]:
         """|b - b_tgt|_w, |b - b_beta|_w, |Delta|_w, T without label noise, and what that noise averages to."""
         assert probe.exact is not None
         few = probe.exact.shape[1]
@@ -191,12 +196,15 @@ class Theory:
             products = products.flatten(2).sum(2).double()
             return mean_estimate((products if weight is None else weight * products).mean(1))
 
-        optimum = blend(probe.exact, anchor, temperature)
+        varies = isinstance(temperature, Tensor)
+        beta = self._by_batch(temperature)[:, :few].flatten() if isinstance(temperature, Tensor) else temperature
+        optimum = blend(probe.exact.flatten(0, 1), anchor.flatten(0, 1), beta).view_as(b)
         measured: dict[str, Any] = {}
         for name, difference in (
             ("drift_error", b - probe.exact),
             ("distance_to_optimum", b - optimum),
             ("gap", anchor - probe.exact),
+            *([("optimum_error", optimum - probe.exact)] if varies else []),  # otherwise |rho| times the gap
         ):
             norm = root_estimate(over_batches(difference.square()))
             measured |= {name: norm.value, f"{name}_stderr": norm.stderr}

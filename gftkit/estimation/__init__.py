@@ -1,6 +1,6 @@
 """Standard errors, confidence intervals, distances between samples, and the stability of curves."""
 
-from gftkit.estimation.discrepancy import (
+from gftkit.estimation.distances import (
     discrepancy as discrepancy,
     energy_distances as energy_distances,
 )
@@ -13,7 +13,7 @@ from gftkit.estimation.intervals import (
 from gftkit.estimation.jackknife import (
     GROUPS as GROUPS,
     Replicates as Replicates,
-    jackknife as jackknife,
+    jackknife_replicates as jackknife_replicates,
     jackknife_estimate as jackknife_estimate,
     jackknife_estimates as jackknife_estimates,
     jackknife_stderr as jackknife_stderr,

@@ -16,8 +16,8 @@ GROUPS = 20
 class Replicates:
     """Statistics of the same samples, and their values without each group: any function of them has a standard error.
 
-    Replicates of several calls of ``jackknife`` with equal samples' sizes, groups and generators belong together: a
-    difference between them is a paired one, and what they have in common cancels out.
+    Replicates of several calls with equal sizes, groups and generators belong together: a difference between them is
+    a paired one, and what they have in common cancels out.
 
     Attributes:
         values: (k,) of float64, of the whole samples.
@@ -32,7 +32,8 @@ class Replicates:
 
         Example:
             >>> x = torch.tensor([1.0, 2.0, 6.0])
-            >>> both = jackknife(lambda kept: [float(kept.mean()), 1 + float(kept.mean())], [x], torch.Generator(), 3)
+            >>> of = lambda kept: [float(kept.mean()), 1 + float(kept.mean())]
+            >>> both = jackknife_replicates(of, [x], torch.Generator(), 3)
             >>> paired = both.estimate(lambda values: values[1] - values[0])
             >>> paired.value, paired.stderr
             (1.0, 0.0)
@@ -99,12 +100,12 @@ def jackknife_estimates(
         >>> [round(estimate.stderr, 3) for estimate in found]
         [1.528, 0.0]
     """
-    replicates = jackknife(statistics, samples, generator, groups)
+    replicates = jackknife_replicates(statistics, samples, generator, groups)
     errors = jackknife_stderr(replicates.left_out).tolist()
     return [Estimate(value, error) for value, error in zip(replicates.values.tolist(), errors, strict=True)]
 
 
-def jackknife(
+def jackknife_replicates(
     statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
 ) -> Replicates:
     """Statistics and what they are without each group; arguments and errors are those of ``jackknife_estimate``."""

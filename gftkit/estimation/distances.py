@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from gftkit.estimation.intervals import bootstrap_weights, percentiles
-from gftkit.estimation.jackknife import GROUPS, Replicates, jackknife, jackknife_estimate
+from gftkit.estimation.jackknife import GROUPS, Replicates, jackknife_estimate, jackknife_replicates
 from gftkit.kernel.contracts import Estimate
 
 REPLICATES = 400
@@ -106,7 +106,7 @@ def energy_distances(
             values.append(float(2 * total / count) - _mean_of_pairs(within[kept][:, kept]) - among_data)
         return values
 
-    return jackknife(distances, [torch.arange(len(samples[0])), torch.arange(len(data))], generator, groups)
+    return jackknife_replicates(distances, [torch.arange(len(samples[0])), torch.arange(len(data))], generator, groups)
 
 
 def _among(x: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
-"""Standard errors, confidence intervals and the stability of curves."""
+"""Standard errors, confidence intervals, distances between samples, and the stability of curves."""
 
+from gftkit.estimation.distances import (
+    discrepancy as discrepancy,
+    energy_distances as energy_distances,
+)
 from gftkit.estimation.intervals import (
     log_normal as log_normal,
     percentiles as percentiles,
@@ -8,8 +12,11 @@ from gftkit.estimation.intervals import (
 )
 from gftkit.estimation.jackknife import (
     GROUPS as GROUPS,
+    Replicates as Replicates,
+    jackknife_replicates as jackknife_replicates,
     jackknife_estimate as jackknife_estimate,
     jackknife_estimates as jackknife_estimates,
+    jackknife_stderr as jackknife_stderr,
 )
 from gftkit.estimation.stability import (
     WINDOW as WINDOW,

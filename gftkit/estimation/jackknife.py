@@ -1,6 +1,7 @@
 """Standard errors of any smooth statistic, by leaving out groups of samples."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -9,6 +10,47 @@ from gftkit.kernel.contracts import Estimate
 
 GROUPS = 20
 """Default number of groups."""
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Statistics of the same samples, and their values without each group: any function of them has a standard error.
+
+    Replicates of several calls with equal sizes, groups and generators belong together: a difference between them is
+    a paired one, and what they have in common cancels out.
+
+    Attributes:
+        values: (k,) of float64, of the whole samples.
+        left_out: (groups, k) of float64, without each group.
+    """
+
+    values: Tensor
+    left_out: Tensor
+
+    def estimate(self, function: Callable[[Tensor], Tensor]) -> Estimate:
+        """A smooth function of the k values, (k,) -> (), with its standard error.
+
+        Example:
+            >>> x = torch.tensor([1.0, 2.0, 6.0])
+            >>> of = lambda kept: [float(kept.mean()), 1 + float(kept.mean())]
+            >>> both = jackknife_replicates(of, [x], torch.Generator(), 3)
+            >>> paired = both.estimate(lambda values: values[1] - values[0])
+            >>> paired.value, paired.stderr
+            (1.0, 0.0)
+        """
+        without = torch.stack([function(values) for values in self.left_out])
+        return Estimate(float(function(self.values)), float(jackknife_stderr(without)))
+
+
+def jackknife_stderr(left_out: Tensor) -> Tensor:
+    """((G - 1)/G sum_g (theta_g - mean theta)^2)^(1/2) of values without each group, (groups, ...) -> (...).
+
+    Example:
+        >>> round(float(jackknife_stderr(torch.tensor([4.0, 3.5, 1.5]))), 3)
+        1.528
+    """
+    groups = len(left_out)
+    return ((groups - 1) / groups * (left_out - left_out.mean(0)).square().sum(0)).sqrt()
 
 
 def jackknife_estimate(
@@ -58,6 +100,15 @@ def jackknife_estimates(
         >>> [round(estimate.stderr, 3) for estimate in found]
         [1.528, 0.0]
     """
+    replicates = jackknife_replicates(statistics, samples, generator, groups)
+    errors = jackknife_stderr(replicates.left_out).tolist()
+    return [Estimate(value, error) for value, error in zip(replicates.values.tolist(), errors, strict=True)]
+
+
+def jackknife_replicates(
+    statistics: Callable[..., Sequence[float]], samples: Sequence[Tensor], generator: Generator, groups: int = GROUPS
+) -> Replicates:
+    """Statistics and what they are without each group; arguments and errors are those of ``jackknife_estimate``."""
     smallest = min(map(len, samples))
     if groups < 2 or smallest < groups:
         raise ValueError(
@@ -73,5 +124,4 @@ def jackknife_estimates(
         ],
         dtype=torch.float64,
     )
-    errors = ((groups - 1) / groups * (left_out - left_out.mean(0)).square().sum(0)).sqrt().tolist()
-    return [Estimate(float(value), error) for value, error in zip(statistics(*samples), errors, strict=True)]
+    return Replicates(torch.tensor(statistics(*samples), dtype=torch.float64), left_out)

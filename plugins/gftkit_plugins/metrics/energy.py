@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Generator
 
+from gftkit.estimation import discrepancy
 from gftkit.evaluation import Scope
 from gftkit.kernel import Estimate, EvaluationView
 from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import check_enough
-from gftkit_plugins.metrics.pairs import discrepancy
 
 
 class Energy:

@@ -7,11 +7,10 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from gftkit.estimation import GROUPS
+from gftkit.estimation import GROUPS, discrepancy
 from gftkit.kernel import Estimate, EvaluationView, Feature
 from gftkit_plugins.metrics.naming import SolverSteps, value_name
 from gftkit_plugins.metrics.needs import FeatureMetric
-from gftkit_plugins.metrics.pairs import discrepancy
 
 SUBSETS = 100
 """Default number of subsets, as in the reference."""

@@ -40,4 +40,5 @@ from gftkit.theory.temperature import (
     check_schedule as check_schedule,
     has_feedback as has_feedback,
     mean_retention as mean_retention,
+    temperatures_of as temperatures_of,
 )

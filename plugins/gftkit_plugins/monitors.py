@@ -49,4 +49,6 @@ class AnchorDistance:
 @gftkit.hookimpl
 def gftkit_monitors() -> dict[str, type]:
     """The built-in monitors."""
-    return {"anchor-distance": AnchorDistance}
+    from gftkit_plugins.sample_retention import SampleRetention
+
+    return {"anchor-distance": AnchorDistance, "sample-retention": SampleRetention}

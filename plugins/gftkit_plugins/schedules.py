@@ -15,6 +15,7 @@ import gftkit
 from gftkit.kernel import Profile
 from gftkit.theory import mean_retention, retention, temperature_of
 from gftkit_plugins.adaptive import Adaptive
+from gftkit_plugins.gradual import Gradual
 from gftkit_plugins.profiles import Constant, Retention
 from gftkit_plugins.recorded import Recorded
 
@@ -298,6 +299,7 @@ def gftkit_schedules() -> dict[str, type]:
         "constant": ConstantTemperature,
         "cosine": CosineCooling,
         "exponential": Exponential,
+        "gradual": Gradual,
         "inverse": Inverse,
         "linear": LinearCooling,
         "recorded": Recorded,

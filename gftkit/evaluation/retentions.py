@@ -1,0 +1,144 @@
+"""The retention that samples want: blends of a drift and its anchor, by the energy distance of their samples to data.
+
+A run that lags behind its target, c of the gap being left, is corrected by the retention -c/(1 - c) (theory, T20); one
+that overfits, by one above 0 (T15). Which it is, and how much, shows in samples. The energy distance to the training
+data has its minimum at nearly the same constant retention as that to held-out data: to copy the data lowers it by what
+hardly depends on the retention. So one number is chosen without held-out data. Late in flow time, where a drift comes
+to copy, as much of the anchor is kept as costs at most half of what was gained.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from gftkit.estimation.distances import energy_distances
+from gftkit.estimation.jackknife import GROUPS, Replicates
+from gftkit.kernel.contracts import Estimate, Profile
+
+GRID = (-0.4, -0.2, 0.0, 0.15)
+"""Retentions at which the energy distance is measured; the chosen one lies between the outermost."""
+CUT = 0.7
+"""The flow time from which on another retention pays for copying."""
+LATE = (0.0, 0.4, 0.8)
+"""The retentions that are tried there."""
+KEPT = 0.0
+"""The share of the gain that is kept"""
+ERRORS = 2.0
+"""Standard errors by which the energy distance must fall: else the retention stays 0."""
+
+
+@dataclass(frozen=True)
+class EarlyAndLate:
+    """A profile: one retention before the flow time ``cut``, another one from there on."""
+
+    early: float
+    late: float
+    cut: float = CUT
+
+    def retention(self, t: Tensor) -> Tensor:
+        """The retention at t, of t's shape."""
+        return torch.where(t < self.cut, self.early, self.late).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The retention that the samples of a drift want.
+
+    Attributes:
+        distances: the energy distance at each retention of ``GRID``.
+        minimum: where a parabola through them is least, between the outermost of ``GRID``.
+        early: the retention at flow times before ``CUT``: the minimum shrunk towards 0 by its error, or 0.
+        late: the retention from ``CUT`` on.
+        gain: the fall of the energy distance from retention 0 to these two; None where none was tried.
+    """
+
+    distances: tuple[Estimate, ...]
+    minimum: Estimate
+    early: float = 0.0
+    late: float = 0.0
+    gain: Estimate | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they are logged."""
+        values = {
+            "grid": list(GRID),
+            "distance": [each.value for each in self.distances],
+            "distance_stderr": [each.stderr for each in self.distances],
+            "minimum": self.minimum.value,
+            "minimum_stderr": self.minimum.stderr,
+            "early": self.early,
+            "late": self.late,
+            "cut": CUT,
+        }
+        return values if self.gain is None else {**values, "gain": self.gain.value, "gain_stderr": self.gain.stderr}
+
+
+def preferred_retention(samples_at: Callable[[Profile], Tensor], data: Tensor, generator: Generator) -> Preference:
+    """The retention at which samples of a blend lie nearest to data, if it is significantly better than 0.
+
+    Args:
+        samples_at: samples of the blend at a profile, (n, d), made from the same source samples and noise each time.
+        data: training or held-out data, (m, d), m >= 4.
+        generator: of the groups of the jackknife; on the CPU.
+
+    Reference: theory, T20, T21 and the end of section 7.
+    """
+    groups = max(2, min(GROUPS, len(data) // 2))
+
+    def measure(samples: list[Tensor]) -> Replicates:
+        return energy_distances(samples, data, generator, groups=groups, leave_nearest=True)
+
+    curve = [samples_at(EarlyAndLate(retention, retention)) for retention in GRID]
+    measured = measure(curve)
+    distances = tuple(measured.estimate(lambda values, k=k: values[k]) for k in range(len(GRID)))
+    minimum = measured.estimate(_minimum)
+    early = shrunk(minimum)
+    if early == 0:
+        return Preference(distances, minimum)
+    tried = (early, *LATE) if early < 0 else (early,)
+    ends = measure([curve[GRID.index(0.0)], *(samples_at(EarlyAndLate(early, late)) for late in tried)])
+    gain = ends.estimate(lambda values: values[0] - values[1])
+    if not _is_significant(gain):
+        return Preference(distances, minimum, gain=gain)
+    gains = (ends.values[0] - ends.values[1:]).tolist()
+    return Preference(distances, minimum, early, _highest(tried, gains, KEPT * gain.value), gain)
+
+
+def _highest(retentions: Sequence[float], gains: Sequence[float], least: float) -> float:
+    """The highest retention up to which the gain, on straight lines between those measured, stays above the least."""
+    for (before, above), (after, below) in itertools.pairwise(zip(retentions, gains, strict=True)):
+        if below < least:
+            return before + (after - before) * max(above - least, 0.0) / (above - below)
+    return retentions[-1]
+
+
+def shrunk(minimum: Estimate) -> float:
+    """A retention shrunk towards 0 by its error: (1 - (stderr/value)^2) times the value; 0 within ``ERRORS`` of 0.
+
+    Reference: James and Stein (1961), in one dimension.
+
+    Example:
+        >>> shrunk(Estimate(-0.25, 0.0)), shrunk(Estimate(-0.25, 0.15))
+        (-0.25, 0.0)
+    """
+    if not _is_significant(Estimate(abs(minimum.value), minimum.stderr)):
+        return 0.0
+    return minimum.value * (1 - (minimum.stderr / minimum.value) ** 2)
+
+
+def _is_significant(estimate: Estimate) -> bool:
+    """Above 0 by ``ERRORS`` standard errors."""
+    return estimate.value > ERRORS * estimate.stderr
+
+
+def _minimum(values: Tensor) -> Tensor:
+    """Where the least-squares parabola through the distances at ``GRID`` is least, within its ends."""
+    grid = torch.tensor(GRID, dtype=torch.float64)
+    _, slope, bend = torch.linalg.lstsq(torch.stack([grid**0, grid, grid**2], 1), values[:, None]).solution[:, 0]
+    if bend <= 0:  # no minimum between the ends
+        return grid[values.argmin()]
+    return (-slope / (2 * bend)).clamp(grid[0], grid[-1])

@@ -33,11 +33,12 @@ WeightsName = Annotated[str, typer.Option(help="Averaged weights (ema), or those
 
 
 def parse_retention(text: str | None) -> "RetentionRequest | None":
-    """The value of --retention: a number, a profile's name or its spec.
+    """The value of --retention: a number, a profile's name or its spec; None where it isn't given.
 
     Raises:
-        ConfigError: for text that isn't YAML.
+        ConfigError: for text that isn't YAML, or empty.
     """
+    from gftkit.kernel.errors import ConfigError
     from gftkit.storage.documents import parse_yaml
 
     if text is None:
@@ -45,4 +46,7 @@ def parse_retention(text: str | None) -> "RetentionRequest | None":
     try:
         return float(text)  # also 1e-2, which YAML takes for text
     except ValueError:
-        return parse_yaml(text, "--retention")
+        value: RetentionRequest | None = parse_yaml(text, "--retention")
+    if value is None:
+        raise ConfigError(f"--retention: wanted a number below 1, or a profile, {{name: ...}}, got '{text}'.")
+    return value

@@ -1,7 +1,7 @@
 """The retention that is requested of a blend: a number or a profile, checked before anything is computed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,13 +60,19 @@ def parse_retention_request(
     return profile
 
 
-def describe_retention(retention: Retention) -> float | str:
-    """A number where it is the same at all checked flow times, else a short hash of its values there."""
+def describe_retention(retention: Retention, times: Sequence[float] = ()) -> float | str:
+    """A number where the retention is the same at all flow times, else a short hash of its values.
+
+    Args:
+        retention: to describe.
+        times: flow times that count beside those that are checked.
+    """
     if isinstance(retention, float):
         return retention
-    values = check_profile(retention, "retention", CHECKED)
+    at = torch.cat([CHECKED, torch.tensor(times, dtype=CHECKED.dtype)])
+    values = check_profile(retention, "retention", at)
     constant = bool((values == values[0]).all())
-    return float(values[0]) if constant else f"profile {short_hash(digest({'retention': values}))}"
+    return float(values[0]) if constant else f"profile {short_hash(digest({'times': at, 'retentions': values}))}"
 
 
 def retention_at(retention: Retention, t: float) -> float:

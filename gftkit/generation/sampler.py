@@ -18,7 +18,6 @@ from gftkit.generation.requested_retention import (
     RetentionRequest,
     describe_retention,
     parse_retention_request,
-    retention_at,
 )
 from gftkit.kernel.contracts import Drift, Integrator
 from gftkit.kernel.errors import ConfigError
@@ -151,9 +150,8 @@ class RunSampler:
         """Plain values that determine the samples; weights, times, conditions and profiles by their digests."""
         config, request = self._run.config, self._request
         grid = grid_of(self._path, self._scheme.steps, self._scheme.spacing).times
-        # Solvers evaluate at the times of their steps and in the middle, where two profiles of one hash may differ.
+        # Most solvers evaluate at the times of their steps and in the middle: there too profiles must be the same.
         stages = [*grid, *((t + later) / 2 for t, later in itertools.pairwise(grid))]
-        retentions = torch.tensor([retention_at(self._retention, t) for t in stages], dtype=torch.float64)
         return {
             "gftkit": versions()["gftkit"],  # another version may sample differently
             "weights": self.weights_digest,
@@ -163,8 +161,7 @@ class RunSampler:
             "seed": request.seed,
             "conditions": digest(self._rows),
             "guidance": self._scale,
-            "retention": self.retention,
-            "retentions": digest({"retentions": retentions}),
+            "retention": describe_retention(self._retention, stages),
             "anchor": self._sampled.anchor,
             "precision": request.precision,
             "device": self._device.type,  # CPU and CUDA draw different numbers

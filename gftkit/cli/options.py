@@ -22,7 +22,7 @@ Retention = Annotated[
     str | None,
     typer.Option(
         metavar="VALUE|PROFILE",
-        help="Blend with the anchor: its share below 1, or '{name: step, ...}'; below 0 it guides, by weight 1 - VALUE.",
+        help="Blend with the anchor: its share below 1, or '{name: step, ...}'; below 0 it guides by 1 - VALUE.",
     ),
 ]
 Temperature = Annotated[

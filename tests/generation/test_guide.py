@@ -84,6 +84,21 @@ def test_a_blended_flow_ends_where_its_closed_form_does(registry, rho):
         assert (end(registry, wrong) - wanted).abs().max() > 0.05
 
 
+def test_an_adaptive_library_solver_takes_a_blend(registry):
+    drift, anchor = Affine(*TARGET), Affine(*PRETRAINED)
+    solver = registry.create("solver", "dopri5", rtol=1e-8, atol=1e-8)
+    found = generate(
+        Blended(drift, anchor, registry.create("profile", "constant", value=-0.4)),
+        registry.create("path", "linear"),
+        solver,
+        1,
+        X0,
+        torch.Generator(),
+    )
+    assert (found - closed_end(*mix(TARGET, PRETRAINED, -0.4))).abs().max() < 1e-6
+    assert (found - closed_end(*TARGET)).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("lag", [0.1, 0.3])
 def test_a_run_that_stopped_early_is_corrected_exactly_by_going_on(registry, lag):
     """T20 with F = 0: b = b_tgt + c Delta ends at the target at r* = -c/(1 - c)."""

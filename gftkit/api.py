@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gftkit.data.description import Facts
 from gftkit.experiment import restore
 from gftkit.generation.evaluate import evaluate
+from gftkit.generation.requested_retention import RetentionRequest
 from gftkit.generation.sampler import BATCH_SIZE, Request, RunSampler
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.registry import Registry, Spec
@@ -50,9 +51,10 @@ class Run(RunFolder):
         advance: Callable[[int], None] = lambda _: None,
         guidance: float | None = None,
         conditions: Mapping[str, Tensor] | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         precision: Precision = "float32",
         batch_size: int = BATCH_SIZE,
+        retention: RetentionRequest | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Generated samples in the data's own values, (count, *event), and the conditions of each.
 
@@ -67,10 +69,12 @@ class Run(RunFolder):
             guidance: scale of classifier-free guidance, >= 0, 1 for none; by default that of the run's
                 evaluations.
             conditions: by name, (n, ...) each, taken in turn where n < count.
-            temperature: beta >= 0 of the blend (b + beta b_pre)/(1 + beta) that is sampled: 0 for the fine-tuned drift,
+            temperature: beta > -1 of the blend (b + beta b_pre)/(1 + beta) that is sampled: 0 for the fine-tuned drift,
                 large for the pretrained one.
             precision: of the drift's layers; states are float32.
             batch_size: samples integrated at once; rounded down to whole blocks of 64 where it is more.
+            retention: in place of the temperature, rho < 1 of the blend b + rho (b_pre - b): a number, a profile, or
+                its spec {name: ...}. Below 0 the anchor is the guide, of weight 1 - rho.
 
         Raises:
             GftkitError: see ``gftkit.generation.RunSampler``.
@@ -84,6 +88,7 @@ class Run(RunFolder):
             guidance=guidance,
             conditions=conditions,
             temperature=temperature,
+            retention=retention,
             precision=precision,
             batch_size=batch_size,
         )
@@ -94,8 +99,9 @@ class Run(RunFolder):
         overrides: Sequence[str] = (),
         weights: Weights = "ema",
         device: torch.device | str = "cpu",
-        temperature: float = 0.0,
+        temperature: float | None = None,
         seed: int | None = None,
+        retention: RetentionRequest | None = None,
     ) -> dict[str, float]:
         """Every metric of the configuration's ``evaluate`` section: name -> value, name + "_stderr" -> standard error.
 
@@ -107,11 +113,20 @@ class Run(RunFolder):
             device: where to evaluate the drift.
             temperature: of a blend with the anchor, see ``samples``.
             seed: of the samples; by default the run's. The reference data stay the same.
+            retention: in place of the temperature, see ``samples``.
 
         Raises:
             GftkitError: for an override that has no valid value, or data that can't be read.
         """
-        return evaluate(self, overrides, weights=weights, device=device, temperature=temperature, seed=seed)
+        return evaluate(
+            self,
+            overrides,
+            weights=weights,
+            device=device,
+            temperature=temperature,
+            retention=retention,
+            seed=seed,
+        )
 
 
 class TrainOptions(TypedDict, total=False):

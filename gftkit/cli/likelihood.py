@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gftkit.cli.options import Device, Json, RunPath, WeightsName
+from gftkit.cli.options import Device, Json, Retention, RunPath, WeightsName, parse_retention
 from gftkit.cli.output import check_absent, table
 from gftkit.cli.sampling import check_weights
 
@@ -34,6 +34,7 @@ def likelihood(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the subset of the data, the probes and the noise.")] = 0,
     weights: WeightsName = "ema",
+    retention: Retention = None,
     out: Annotated[Path | None, typer.Option(help="Write bits, log and stderr of each sample: .safetensors.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     device: Device = "auto",
@@ -74,6 +75,7 @@ def likelihood(
             quantum=quantum,
             seed=seed,
             weights=check_weights(weights),
+            retention=parse_retention(retention),
             device=resolve_device(device),
             advance=lambda done: progress.advance(task, done),
         )

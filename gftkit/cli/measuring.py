@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from gftkit.cli.options import Device, Json, RunPath, WeightsName
+from gftkit.cli.options import Device, Json, Retention, RunPath, WeightsName, parse_retention
 from gftkit.cli.output import check_absent, table, warn
 from gftkit.cli.sampling import check_weights
 
@@ -33,6 +33,7 @@ def fit_grid(
     fine_steps: Fine = 100,
     seed: Seed = 0,
     weights: WeightsName = "ema",
+    retention: Retention = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -64,6 +65,7 @@ def fit_grid(
             fine_steps=fine_steps,
             seed=seed,
             weights=check_weights(weights),
+            retention=parse_retention(retention),
             device=resolve_device(device),
             stage=stage,
         )
@@ -104,6 +106,7 @@ def geometry(
     fine_steps: Fine = 100,
     seed: Seed = 0,
     weights: WeightsName = "ema",
+    retention: Retention = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -127,9 +130,9 @@ def geometry(
         raise RunError(f"{out} is a file. Choose a folder for --out.")
     names = [folder.resolve().name for folder in runs]
     names = [str(folder) if names.count(name) > 1 else name for folder, name in zip(runs, names, strict=True)]
-    named, place = check_weights(weights), resolve_device(device)
+    named, place, blended = check_weights(weights), resolve_device(device), parse_retention(retention)
     flows = {
-        name: flow_of(Run.open(folder), 0, count, seed=seed, weights=named, device=place)
+        name: flow_of(Run.open(folder), 0, count, seed=seed, weights=named, retention=blended, device=place)
         for name, folder in zip(names, runs, strict=True)
     }
     measured = {}
@@ -140,7 +143,10 @@ def geometry(
                 stage(f"{name}: {text}")
 
             measured[name] = motion(flow, tolerance, fine_steps, seed, stage_of_run)
-    notes = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed, "weights": weights}
+    notes: dict[str, Any] = {"count": count, "fine_steps": fine_steps, "tolerance": tolerance, "seed": seed}
+    notes["weights"] = weights
+    if retention is not None:
+        notes["retention"] = blended
     content = {**notes, "runs": {name: each.to_dict() for name, each in measured.items()}}
     write_json(files[0], content)
     written = [files[0], *_write_picture(files[1], lambda: motions(measured, tolerance))]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from gftkit.cli.options import Device, Json, Overrides, RunPath, WeightsName
+from gftkit.cli.options import Device, Json, Overrides, Retention, RunPath, Temperature, WeightsName, parse_retention
 from gftkit.cli.output import print_result, table
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def sample(
         Path | None,
         typer.Option(help=".npz, .safetensors, .png, or a folder for one PNG each.  (default: RUN/samples-seed-S.npz)"),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option(help="Blend with the anchor: 0 for the fine-tuned drift, large for the pretrained one.")
-    ] = 0.0,
+    retention: Retention = None,
+    temperature: Temperature = None,
     precision: Annotated[
         str, typer.Option(help="Precision of the drift's layers: float32, bfloat16 or float16.  States are float32.")
     ] = "float32",
@@ -80,6 +79,7 @@ def sample(
         guidance=guidance,
         conditions=None if conditions is None else read_conditions(conditions),
         temperature=temperature,
+        retention=parse_retention(retention),
         precision=cast("Precision", precision),
         batch_size=batch_size,
     )
@@ -106,7 +106,8 @@ def evaluate(
     run: RunPath,
     overrides: Overrides = None,
     weights: WeightsName = "ema",
-    temperature: Annotated[float, typer.Option(help="Blend with the anchor, as in gft sample.")] = 0.0,
+    retention: Retention = None,
+    temperature: Temperature = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -118,7 +119,13 @@ def evaluate(
     from gftkit.recording.html import estimate_rows
     from gftkit.runtime.environment import resolve_device
 
-    values = Run.open(run).evaluate(overrides or [], check_weights(weights), resolve_device(device), temperature)
+    values = Run.open(run).evaluate(
+        overrides or [],
+        check_weights(weights),
+        resolve_device(device),
+        temperature,
+        retention=parse_retention(retention),
+    )
     if as_json:
         print(json.dumps(values, indent=2))
     else:

@@ -1,6 +1,7 @@
-"""Blending at inference: a dial between the fine-tuned drift and the pretrained one."""
+"""Blending at inference: the fine-tuned drift moved towards the pretrained one, or away from it."""
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,46 +9,87 @@ import torch
 from torch import Tensor
 
 from gftkit.data import conditions
-from gftkit.experiment.building import build_drift
 from gftkit.experiment.networks import starting_networks
 from gftkit.experiment.restore import adapted_drift, trained_drift
-from gftkit.kernel.contracts import Drift
+from gftkit.generation.requested_retention import Retention, check_fitted, retention_at
+from gftkit.kernel.contracts import Drift, Profile
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import AdaptersOffAnchor, Anchor, short_hash
+from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.networks.precision import Precision, in_precision
 from gftkit.runs import lineage
 from gftkit.runs.folder import RunFolder, Weights, is_run
+from gftkit.sampling.integrate import drift_at
 from gftkit.storage.tensors import digest
-from gftkit.theory.objective import blend
+from gftkit.theory import flow
+
+TIMES_KEPT = 4096
+"""Flow times whose retention is kept: solvers come back to the same ones with every batch."""
 
 
 class Blended:
-    """(b + beta b_pre)/(1 + beta) at every call: the optimum b_beta (T1) with the fine-tuned drift as b_tgt.
+    """b + rho(t) (b_pre - b) at every call: the fine-tuned drift b, with the anchor b_pre as guide.
+
+    A retention rho above 0 moves b towards b_pre: with b = b_tgt it is the optimum of a temperature (T1). One below 0
+    moves it on past b, as seen from b_pre: b_pre + w (b - b_pre) with w = 1 - rho > 1 (T20). The anchor is evaluated
+    only where rho isn't 0.
 
     Args:
-        drift: b, the fine-tuned drift.
+        drift: b.
         anchor: b_pre; it gets those of the conditions that it takes.
-        temperature: beta >= 0, 0 for the fine-tuned drift, large for the pretrained one.
+        retention: rho < 1, a number or a profile.
 
-    Reference: Gradual Fine-Tuning for Flow Matching Models, arXiv:2601.22495; theory, T1.
+    Raises:
+        ValueError: for a number out of range.
+        ConfigError: in use by a solver, for a profile that is out of range at a flow time.
+
+    Reference: theory, T1, T20 and T21; Domain Guidance, arXiv:2504.01521; autoguidance, arXiv:2406.02507.
+
+    Example:
+        >>> import torch
+        >>> beyond = Blended(lambda t, x: 2 * x, lambda t, x: x, -0.5)
+        >>> beyond(torch.zeros(1), torch.ones(1, 1))
+        tensor([[2.5000]])
     """
 
-    def __init__(self, drift: Drift, anchor: Drift, temperature: float) -> None:
-        self._drift, self._anchor, self._temperature = drift, anchor, temperature
+    def __init__(self, drift: Drift, anchor: Drift, retention: Retention) -> None:
+        rho = retention if isinstance(retention, Profile) else float(retention)
+        if isinstance(rho, float) and not -math.inf < rho <= 1:  # 1 by rounding, of a high temperature
+            raise ValueError(f"retention: wanted a finite number below 1, got {rho:g}.")
+        self._drift, self._anchor, self._retention = drift, anchor, rho
         self._anchor_conditions = conditions.condition_names(anchor)
         self.conditions, self.null = conditions.condition_names(drift), conditions.condition_nulls(drift)
+        self._known = lru_cache(TIMES_KEPT)(lambda t: retention_at(rho, t))
 
     def __call__(self, t: Tensor, x: Tensor, **named: Tensor) -> Tensor:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
-        anchored = self._anchor(t, x, **{name: named[name] for name in self._anchor_conditions})
-        return blend(self._drift(t, x, **named), anchored, self._temperature)
+        own, rho = self._drift(t, x, **named), self._retention
+        if isinstance(rho, float):
+            return own if rho == 0 else own + rho * (self._anchored(t, x, named) - own)
+        values = rho.retention(t.double())
+        # Times of their own: which need the anchor is asked of the device. Solvers call `at_time`.
+        needed = values.nonzero().flatten()
+        if not len(needed):
+            return own
+        part = {name: named[name][needed] for name in self._anchor_conditions}
+        change = self._anchored(t[needed], x[needed], part) - own[needed]
+        return own.index_add(0, needed, flow.expand(values[needed].to(own.dtype), change) * change)
+
+    def at_time(self, t: float) -> Drift:
+        """The drift for samples that share the time t: the fine-tuned one alone where the retention is 0."""
+        rho = self._known(t)
+        drift = drift_at(self._drift, t)
+        return drift if rho == 0 else Blended(drift, drift_at(self._anchor, t), rho)
+
+    def _anchored(self, t: Tensor, x: Tensor, named: dict[str, Tensor]) -> Tensor:
+        return self._anchor(t, x, **{name: named[name] for name in self._anchor_conditions})
 
 
 class SampledDrift(NamedTuple):
     """The drift that is integrated to sample a run.
 
     Attributes:
-        drift: the trained drift, or its blend with the anchor.
+        drift: the trained drift, or its blend with the anchor; guided as requested.
         weights: digest of the trained weights.
         anchor: hash of the anchor; None without a blend.
     """
@@ -59,64 +101,95 @@ class SampledDrift(NamedTuple):
 
 def sampled_drift(
     run: RunFolder,
-    temperature: float,
+    retention: Retention,
     weights: Weights,
     device: torch.device | str,
     *,
-    noisy: bool,
+    noisy: bool = False,
     precision: Precision = "float32",
     guidance: float = 1.0,
+    guidance_key: str = "guidance",
 ) -> SampledDrift:
-    """Build the drift that is integrated to sample a run: its own, or at a temperature > 0 the blend with its anchor.
+    """Build the drift that is integrated to sample a run: its own, or at a retention other than 0 the blend.
+
+    Guidance comes first: both drifts are guided by the same scale, each with its own null, and then blended.
 
     Args:
         run: a finished run.
-        temperature: of the blend, >= 0.
+        retention: of the blend.
         weights: "ema" or "raw".
         device: where to evaluate.
         noisy: whether the flow is sampled with a diffusion.
-        precision: of the layers; the blend itself is computed in float32.
-        guidance: scale of classifier-free guidance, under which both drifts are evaluated.
+        precision: of the layers; guidance and the blend are computed in float32.
+        guidance: scale of classifier-free guidance.
+        guidance_key: names the scale in errors.
 
     Raises:
-        ConfigError: for a temperature out of range, a run without an anchor, a blend with a diffusion, or guidance of
-            an anchor that wasn't trained for it.
+        ConfigError: for a run without an anchor, a blend with a diffusion, a profile that was fitted to another run or
+            anchor, and guidance of a drift that wasn't trained for it.
         RunError: see ``drift_and_anchor``.
     """
-    if not 0 <= temperature < math.inf:
-        raise ConfigError(f"temperature: wanted a finite number >= 0, got {temperature}.")
-    if temperature == 0:
+    dropout = run.config.train.condition_dropout
+    if isinstance(retention, float) and retention == 0:
         own, weights_hash = trained_drift(run, weights, device)
-        return SampledDrift(in_precision(own, precision, device), weights_hash)
-    if run.config.kind != "finetune":
-        raise ConfigError(
-            f"temperature: {run.folder} is no fine-tune, so it has no anchor to blend with. Leave the temperature out, "
-            f"or sample a fine-tune."
-        )
-    if noisy:
-        raise ConfigError(
-            "temperature: a blend of velocities has no known score, which a diffusion requires (T12). Sample the blend "
-            "by its ODE: leave the diffusion out."
-        )
-    _check_guided(run, guidance)
+        check_guidance(guidance, own, dropout, guidance_key)
+        return SampledDrift(with_guidance(in_precision(own, precision, device), guidance), weights_hash)
+    _check_blend(run, noisy=noisy)
+    check_fitted(retention, run, anchor=str(run.notes["anchor"]))
     (trained, anchor), weights_hash = drift_and_anchor(run, weights, device)
-    blended = Blended(in_precision(trained, precision, device), in_precision(anchor, precision, device), temperature)
+    check_fitted(retention, run, weights=weights_hash)
+    check_guidance(guidance, trained, dropout, guidance_key)
+    anchor_scale = guidance if guidance != 1 and _drops_conditions(run, trained, anchor, guidance) else 1.0
+    blended = Blended(
+        with_guidance(in_precision(trained, precision, device), guidance),
+        with_guidance(in_precision(anchor, precision, device), anchor_scale),
+        retention,
+    )
     return SampledDrift(blended, weights_hash, anchor.hash)
 
 
-def _check_guided(run: RunFolder, guidance: float) -> None:
-    """Refuse guidance of an anchor that wasn't trained without conditions, where its run is known."""
-    source = (run.config.anchor or {}).get("pretrained") or run.config.start
-    if guidance == 1 or source is None or not is_run(Path(source)):
-        return
-    before = RunFolder.open(source, run.registry)
-    untrained = build_drift(before.spec("drift"), before.facts, before.registry, before.path)
-    if conditions.condition_nulls(untrained) and before.config.train.condition_dropout == 0:
+def _check_blend(run: RunFolder, *, noisy: bool) -> None:
+    """Refuse a run without an anchor, and noise."""
+    if run.config.kind == "distill":
         raise ConfigError(
-            f"temperature: guidance ({guidance:g}) evaluates the anchor without its conditions too, and {source} "
-            f"wasn't trained for that (train.condition_dropout is 0). Blend without guidance, or leave the temperature "
-            f"out."
+            f"retention: {run.folder} is a flow-map student, which has no anchor to blend with, and the flow map of a "
+            f"blend is no blend of flow maps. Blend its teacher, if that is a fine-tune, or leave the retention (or "
+            f"temperature) out."
         )
+    if run.config.kind != "finetune":
+        raise ConfigError(
+            f"retention: {run.folder} is no fine-tune, so it has no anchor to blend with. Leave the retention (or "
+            f"temperature) out, or sample a fine-tune."
+        )
+    if noisy:
+        raise ConfigError(
+            "retention: a blend of velocities has no known score, which a diffusion requires (T12). Sample the blend "
+            "by its ODE: leave the diffusion out."
+        )
+
+
+def _drops_conditions(run: RunFolder, trained: Drift, anchor: Anchor, guidance: float) -> bool:
+    """True where guidance leaves out conditions of the anchor; refused where it can't.
+
+    Raises:
+        ConfigError: where the two drifts leave out different conditions, or the anchor wasn't trained without them.
+    """
+    dropped, own = (set(anchor.conditions) & set(conditions.condition_nulls(drift)) for drift in (trained, anchor))
+    if dropped != own:
+        names = ", ".join(sorted(dropped ^ own))
+        raise ConfigError(
+            f"retention: guidance ({guidance:g}) leaves out the same conditions in both drifts, and only one of them "
+            f"has a null for {names}. Blend without guidance, or leave the retention (or temperature) out."
+        )
+    source = (run.config.anchor or {}).get("pretrained") or run.config.start
+    before = RunFolder.open(source, run.registry) if source is not None and is_run(Path(source)) else None
+    if own and before is not None and before.config.train.condition_dropout == 0:
+        raise ConfigError(
+            f"retention: guidance ({guidance:g}) evaluates the anchor without its conditions too, and {source} wasn't "
+            f"trained for that (train.condition_dropout is 0). Blend without guidance, or leave the retention (or "
+            f"temperature) out."
+        )
+    return bool(own)
 
 
 def drift_and_anchor(run: RunFolder, weights: Weights, device: torch.device | str) -> tuple[tuple[Drift, Anchor], str]:

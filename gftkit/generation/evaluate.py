@@ -13,8 +13,9 @@ from gftkit.experiment.build import build_measurement
 from gftkit.experiment.building import build_source, scheme_of
 from gftkit.experiment.restore import samples_of
 from gftkit.generation.blending import sampled_drift
+from gftkit.generation.requested_retention import RetentionRequest, parse_retention_request
 from gftkit.kernel.errors import ConfigError
-from gftkit.networks.guidance import check_guidance, with_guidance
+from gftkit.networks.flow_map import check_jumps
 from gftkit.runs.folder import RunFolder, Weights, is_run
 from gftkit.runs.overrides import override
 from gftkit.runs.resolve import resolve_evaluate
@@ -27,14 +28,17 @@ def evaluate(
     *,
     weights: Weights = "ema",
     device: torch.device | str = "cpu",
-    temperature: float = 0.0,
+    temperature: float | None = None,
+    retention: RetentionRequest | None = None,
     seed: int | None = None,
 ) -> dict[str, float]:
     """Evaluate a run by every metric of its ``evaluate`` section; see ``gftkit.Run.evaluate``.
 
     Raises:
-        GftkitError: for an override that has no valid value, or data that can't be read.
+        GftkitError: for an override that has no valid value, data that can't be read, or a blend that isn't one (see
+            ``sampled_drift``).
     """
+    requested = parse_retention_request(retention, run.registry, temperature)
     raw = run.config.to_dict()
     for setting in overrides:
         if not setting.startswith("evaluate."):
@@ -46,6 +50,16 @@ def evaluate(
     path = run.path
     scheme = scheme_of(config, section.solver, path, registry, section.guidance)
     check_unpaired(scheme.diffusion, paired=facts.paired)
+    drift = sampled_drift(
+        run,
+        requested,
+        weights,
+        device,
+        noisy=scheme.diffusion is not None,
+        guidance=section.guidance,
+        guidance_key="evaluate.guidance",
+    ).drift
+    check_jumps(scheme.solver, drift)
     training = reference = samples_of(run, facts.event_shape)
     if section.data is not None:
         held_out = registry.build("dataset", section.data, "evaluate.data")
@@ -53,12 +67,8 @@ def evaluate(
     source = config.pretrained
     parent = RunFolder.open(source, registry) if source is not None and is_run(source) else None
     measurement = build_measurement(config, training, reference, scheme, registry, parent)
-    sampled = sampled_drift(
-        run, temperature, weights, device, noisy=scheme.diffusion is not None, guidance=section.guidance
-    )
-    check_guidance(section.guidance, sampled.drift, config.train.condition_dropout, "evaluate.guidance")
     evaluation = Evaluation(
-        with_guidance(sampled.drift, section.guidance),
+        drift,
         path,
         scheme,
         source=build_source(run.spec("source"), facts.event_shape, registry),

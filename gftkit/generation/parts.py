@@ -167,5 +167,5 @@ class Parts:
         return self.folder / f"samples-{first:012d}-{count:06d}.safetensors"
 
 
-_SHORT = ("count", "seed", "guidance", "temperature", "precision", "device")
+_SHORT = ("count", "seed", "guidance", "retention", "precision", "device")
 """Keys of the identity whose values are short enough for a message."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gftkit.data import conditions
 from gftkit.data.samples import Samples, Scaling
-from gftkit.experiment.restore import trained_drift
+from gftkit.generation.blending import sampled_drift
 from gftkit.generation.likelihood import LogDensity, bits_per_dimension, log_density
+from gftkit.generation.requested_retention import RetentionRequest, parse_retention_request
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.registry import Spec
@@ -60,7 +61,7 @@ EXACT_UP_TO = 64
 PROBES = 8
 
 
-def likelihood(
+def likelihood(  # noqa: PLR0913
     run: RunFolder,
     data: Spec | None = None,
     *,
@@ -70,6 +71,7 @@ def likelihood(
     quantum: float | None = None,
     seed: int = 0,
     weights: Weights = "ema",
+    retention: RetentionRequest | None = None,
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] = lambda _: None,
 ) -> Likelihood:
@@ -84,24 +86,26 @@ def likelihood(
         quantum: the step of data that are whole multiples of it; uniform noise of that width is added.
         seed: of the subset of the data, the probes and the noise.
         weights: "ema" or "raw".
+        retention: of a blend with the anchor, whose ODE is measured; see ``gftkit.Run.samples``.
         device: where the drift is evaluated.
         advance: called with the number of samples done in each batch.
 
     Raises:
-        ConfigError: for a flow with noise, a source of unknown density, data of other values than the run's, or a value
-            out of range.
+        ConfigError: for a flow with noise, a source of unknown density, data of other values than the run's, a blend
+            that isn't one (see ``sampled_drift``), or a value out of range.
     """
     config, facts = run.config, run.facts
     _check_options(count, quantum)
+    requested = parse_retention_request(retention, run.registry)
     path = run.path
     scheme = build_scheme(solver or {"name": "rk4"}, path, run.registry)
     if scheme.diffusion is not None:
         raise ConfigError("likelihood: densities are those of the ODE, and solver.diffusion adds noise. Leave it out.")
     source = _source_density(run)
+    drift = sampled_drift(run, requested, weights, device).drift
     x1, batch = _data(run, data, count or config.evaluate.count, quantum, seed)
     size = math.prod(facts.event_shape)
     probes = (0 if size <= EXACT_UP_TO else PROBES) if probes is None else probes
-    drift, _ = trained_drift(run, weights, device)
     density = log_density(
         drift,
         path,

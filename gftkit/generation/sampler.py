@@ -1,5 +1,6 @@
 """Samples of a finished run by index: the same index gives the same sample, however the work is divided."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -13,16 +14,20 @@ from gftkit.data.samples import Scaling
 from gftkit.experiment.building import build_source, scheme_of
 from gftkit.generation.blending import sampled_drift
 from gftkit.generation.requested_conditions import conditions_at, parse_condition_request
+from gftkit.generation.requested_retention import (
+    RetentionRequest,
+    describe_retention,
+    parse_retention_request,
+)
 from gftkit.kernel.contracts import Drift, Integrator
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Spec
 from gftkit.networks.flow_map import check_jumps, is_flow_map
-from gftkit.networks.guidance import check_guidance, with_guidance
 from gftkit.networks.precision import PRECISIONS, Precision
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.environment import versions
-from gftkit.sampling.integrate import generate, grid_of
+from gftkit.sampling.integrate import drift_at, generate, grid_of
 from gftkit.sampling.noise import BLOCK, ByBlock, draw_by_block
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.storage.tensors import digest
@@ -43,7 +48,8 @@ class Request:
     weights: Weights = "ema"
     guidance: float | None = None
     conditions: Mapping[str, Tensor] | None = None
-    temperature: float = 0.0
+    temperature: float | None = None
+    retention: RetentionRequest | None = None
     precision: Precision = "float32"
     batch_size: int = BATCH_SIZE
 
@@ -65,6 +71,16 @@ class CountedDrift:
         self.evaluated += len(x)
         return self._drift(t, x, **named)
 
+    def at_time(self, t: float) -> Drift:
+        """The drift for samples that share the time t, counted too."""
+        drift = drift_at(self._drift, t)
+
+        def counted(t: Tensor, x: Tensor, **named: Tensor) -> Tensor:
+            self.evaluated += len(x)
+            return drift(t, x, **named)
+
+        return counted
+
 
 class RunSampler:
     """The samples 0 to ``count - 1`` of a run, any range of them at any time.
@@ -81,8 +97,9 @@ class RunSampler:
         integrated: number of samples made so far; a library's solver makes whole blocks.
 
     Raises:
-        ConfigError: for a count, batch size, label, temperature or precision out of range, conditions that don't fit
-            the drift, guidance that the run wasn't trained for, or a solver that doesn't solve this flow.
+        ConfigError: for a count, batch size, label, retention, temperature or precision out of range, conditions that
+            don't fit the drift, guidance that the run wasn't trained for, a blend that isn't one (see
+            ``sampled_drift``), or a solver that doesn't solve this flow.
         RunError: for a run that isn't finished, or has no anchor to blend with.
     """
 
@@ -93,6 +110,7 @@ class RunSampler:
         if request.precision not in PRECISIONS:
             raise ConfigError(f"precision: wanted {', '.join(PRECISIONS)}, got '{request.precision}'.")
         config, registry = run.config, run.registry
+        self._retention = parse_retention_request(request.retention, registry, request.temperature)
         self.facts = run.facts
         self.count, self._seed, self._device = request.count, request.seed, torch.device(device)
         self._path = run.path
@@ -108,19 +126,17 @@ class RunSampler:
                 f"many samples together, and a smaller batch would change them. Choose a larger batch, or one of "
                 f"gftkit's own solvers."
             )
-        noisy = self._scheme.diffusion is not None
         sampled = sampled_drift(
             run,
-            request.temperature,
+            self._retention,
             request.weights,
             self._device,
-            noisy=noisy,
+            noisy=self._scheme.diffusion is not None,
             precision=request.precision,
             guidance=scale,
         )
         drift = sampled.drift
-        check_guidance(scale, drift, config.train.condition_dropout, "guidance")
-        self._drift = CountedDrift(with_guidance(drift, scale))
+        self._drift = CountedDrift(drift)
         check_jumps(self._scheme.solver, self._drift)
         self.integrated = 0
         self._rows = parse_condition_request(
@@ -131,19 +147,21 @@ class RunSampler:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Plain values that determine the samples; weights, times and conditions by their digests."""
+        """Plain values that determine the samples; weights, times, conditions and profiles by their digests."""
         config, request = self._run.config, self._request
-        times = torch.tensor(grid_of(self._path, self._scheme.steps, self._scheme.spacing).times)
+        grid = grid_of(self._path, self._scheme.steps, self._scheme.spacing).times
+        # Most solvers evaluate at the times of their steps and in the middle: there too profiles must be the same.
+        stages = [*grid, *((t + later) / 2 for t, later in itertools.pairwise(grid))]
         return {
             "gftkit": versions()["gftkit"],  # another version may sample differently
             "weights": self.weights_digest,
             "flow": plain({"drift": config.drift, "path": config.path, "source": config.source}),
-            "solver": {**plain(self._spec or {}), "times": digest({"times": times})},
+            "solver": {**plain(self._spec or {}), "times": digest({"times": torch.tensor(grid)})},
             "count": request.count,
             "seed": request.seed,
             "conditions": digest(self._rows),
             "guidance": self._scale,
-            "temperature": request.temperature,
+            "retention": describe_retention(self._retention, stages),
             "anchor": self._sampled.anchor,
             "precision": request.precision,
             "device": self._device.type,  # CPU and CUDA draw different numbers
@@ -154,6 +172,11 @@ class RunSampler:
         """The digest of the trained weights."""
         return self._sampled.weights
 
+    @property
+    def retention(self) -> float | str:
+        """The retention of the blend; where it depends on flow time, a short hash of its values."""
+        return describe_retention(self._retention)
+
     def warnings(self) -> list[str]:
         """Warnings of a time grid that was fitted to another flow, or for another solver."""
         fitted_on = getattr(self._scheme.spacing, "fitted_on", {})
@@ -161,6 +184,8 @@ class RunSampler:
         warnings = []
         if "hash" in fitted_on and fitted_on["hash"] != self.weights_digest:
             warnings.append(f"the time grid was fitted to other weights than these, those of {fitted_on.get('run')}.")
+        if "hash" in fitted_on and (fitted_at := fitted_on.get("retention", 0.0)) != self.retention:
+            warnings.append(f"the time grid was fitted at retention {fitted_at}, and this is {self.retention}.")
         if "solver" in fitted_on and fitted_on["solver"] != solver:
             warnings.append(f"the time grid was fitted for {fitted_on['solver']}, and the solver is {solver}.")
         return warnings

@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from gftkit.generation.requested_retention import RetentionRequest
 from gftkit.geometry.grid_search import best_indices, descend, local_errors
 from gftkit.geometry.tracing import FINE_STEPS, Flow, Trajectory, flows_of, squared_distances
 from gftkit.kernel.contracts import Estimate
@@ -158,6 +159,7 @@ def fit_run(
     fine_steps: int = FINE_STEPS,
     seed: int = 0,
     weights: Weights = "ema",
+    retention: RetentionRequest | None = None,
     device: torch.device | str = "cpu",
     stage: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Fit], dict[str, Any]]:
@@ -170,6 +172,7 @@ def fit_run(
         fine_steps: of the trajectories.
         seed: of the starts, those of ``gft sample``.
         weights: "ema" or "raw".
+        retention: of a blend with the anchor, to whose flow the grids are fitted; see ``gftkit.Run.samples``.
         device: where to evaluate the drift.
         stage: called with the name of each stage.
 
@@ -179,9 +182,11 @@ def fit_run(
     if count < 2:
         raise ConfigError(f"count: wanted at least 2, for a standard error, got {count}.")
     first = -(-count // BLOCK) * BLOCK  # the fresh starts begin with the next block of the sampler
-    fitting, fresh = flows_of(run, [0, first], count, seed=seed, weights=weights, device=device)
+    flows = flows_of(run, [0, first], count, seed=seed, weights=weights, retention=retention, device=device)
+    fitting, fresh = flows
     fits = fit(fitting, fresh, numbers, fine_steps, stage)
-    notes = {"run": str(run.folder), "weights": weights, "hash": fitting.weights, "solver": "euler"}
+    notes: dict[str, Any] = {"run": str(run.folder), "weights": weights, "hash": fitting.weights, "solver": "euler"}
+    notes["retention"] = fitting.retention
     return fits, {**notes, "count": count, "fine_steps": fine_steps, "seed": seed}
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gftkit.generation.requested_retention import RetentionRequest
 from gftkit.generation.sampler import Request, RunSampler
 from gftkit.kernel.contracts import Drift, Integrator, Path, Solver, TimeGrid
 from gftkit.kernel.errors import ConfigError
@@ -45,6 +46,7 @@ class Flow:
         registry: has the solver of fine trajectories.
         device: where the drift is evaluated.
         weights: digest of the trained weights, "" where they aren't a run's.
+        retention: of the blend with the anchor, a number or a short hash; 0 for the run's own drift.
 
     Raises:
         ConfigError: for a path with noise, or one that stops before t = 1.
@@ -57,6 +59,7 @@ class Flow:
     registry: Registry
     device: torch.device
     weights: str = ""
+    retention: float | str = 0.0
 
     def __post_init__(self) -> None:
         if flow.is_stochastic(self.path):
@@ -107,13 +110,14 @@ def flow_of(
     *,
     seed: int = 0,
     weights: Weights = "ema",
+    retention: RetentionRequest | None = None,
     device: torch.device | str = "cpu",
 ) -> Flow:
     """The flow that ``gft sample`` integrates for samples ``first`` to ``first + count - 1`` of a seed.
 
     Raises as ``flows_of``.
     """
-    return flows_of(run, [first], count, seed=seed, weights=weights, device=device)[0]
+    return flows_of(run, [first], count, seed=seed, weights=weights, retention=retention, device=device)[0]
 
 
 def flows_of(
@@ -123,6 +127,7 @@ def flows_of(
     *,
     seed: int = 0,
     weights: Weights = "ema",
+    retention: RetentionRequest | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Flow]:
     """One flow with several sets of starts; its weights are read once.
@@ -133,6 +138,7 @@ def flows_of(
         count: samples in a set.
         seed: of the starts.
         weights: "ema" or "raw".
+        retention: of a blend with the anchor; see ``gftkit.Run.samples``.
         device: where to evaluate the drift.
 
     Raises:
@@ -140,7 +146,9 @@ def flows_of(
     """
     path = run.path
     solver = {"name": "euler-maruyama" if flow.is_stochastic(path) else "euler", "steps": 1}  # refused by Flow
-    sampler = RunSampler(run, Request(count=max(firsts) + count, seed=seed, solver=solver, weights=weights), device)
+    count_all = max(firsts) + count
+    request = Request(count=count_all, seed=seed, solver=solver, weights=weights, retention=retention)
+    sampler = RunSampler(run, request, device)
     return [
         Flow(
             drift=sampler.drift,
@@ -150,6 +158,7 @@ def flows_of(
             registry=run.registry,
             device=torch.device(device),
             weights=sampler.weights_digest,
+            retention=sampler.retention,
         )
         for first in firsts
     ]

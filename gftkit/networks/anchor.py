@@ -4,29 +4,34 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from gftkit.data.conditions import condition_names
+from gftkit.data.conditions import condition_names, condition_nulls
 from gftkit.networks.adapters import AdaptedDrift
 from gftkit.storage.tensors import digest
 
 
 @runtime_checkable
 class Anchor(Protocol):
-    """b_pre(t, x): a drift in evaluation mode, without gradients, that training doesn't move.
+    """b_pre(t, x): a drift in evaluation mode that training doesn't move.
+
+    It has a gradient by the state only, and only where that of x is recorded.
 
     Attributes:
         kind: "frozen", "adapters-off" or "external".
         hash: SHA-256 of what determines the function: weights, and how the network is made and called.
         conditions: the conditions that it uses; others are passed over.
+        null: its own values for conditions that aren't given.
     """
 
     kind: str
     hash: str
     conditions: tuple[str, ...]
+    null: Mapping[str, Any]
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         """b_pre(t, x): (batch,), (batch, *event) -> (batch, *event)."""
@@ -49,6 +54,11 @@ def drift_hash(weights: str, made_of: Mapping[str, Any] | None = None) -> str:
     return hashlib.sha256(f"{weights} {spec}".encode()).hexdigest()
 
 
+def _gradient_by(x: Tensor) -> AbstractContextManager[Any]:
+    """Record gradients only where x's are, as the divergence of a blend requires. In training they never are."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)
+
+
 class FrozenAnchor:
     """A frozen copy of the pretrained drift, which shares no weights with it.
 
@@ -65,11 +75,12 @@ class FrozenAnchor:
         self.module = copy.deepcopy(drift).eval().requires_grad_(False)
         self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
         self.conditions: tuple[str, ...] = condition_names(drift)
+        self.null: Mapping[str, Any] = condition_nulls(drift)
 
-    @torch.no_grad()
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
-        """b_pre(t, x): one forward pass without gradient."""
-        return self.module(t, x, **{name: conditions[name] for name in self.conditions})
+        """b_pre(t, x): one forward pass."""
+        with _gradient_by(x):
+            return self.module(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "FrozenAnchor":
         """The anchor, moved to a device."""
@@ -107,12 +118,12 @@ class AdaptersOffAnchor:
     def __init__(self, adapted: AdaptedDrift, hashed: str) -> None:
         self.hash = hashed
         self.conditions: tuple[str, ...] = condition_names(adapted.drift)
+        self.null: Mapping[str, Any] = condition_nulls(adapted.drift)
         self._adapted = adapted
 
-    @torch.no_grad()
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
-        """b_pre(t, x): one forward pass without gradient; the network's modes are put back."""
-        with self._adapted.off() as drift:
+        """b_pre(t, x): one forward pass; the network's modes are put back."""
+        with _gradient_by(x), self._adapted.off() as drift:
             return drift(t, x, **{name: conditions[name] for name in self.conditions})
 
     def to(self, device: torch.device | str) -> "AdaptersOffAnchor":

@@ -5,6 +5,7 @@ from gftkit.sampling.integrate import (
     bind_conditions as bind_conditions,
     check_solver as check_solver,
     diffusion_of as diffusion_of,
+    drift_at as drift_at,
     generate as generate,
     grid_of as grid_of,
     trajectory as trajectory,

@@ -82,14 +82,23 @@ def check_solver(solver: Solver | Integrator, *, stochastic: bool) -> None:
         raise ConfigError(f"solver {name} solves SDEs only, and this flow is an ODE (g = 0). Choose euler or heun.")
 
 
+def drift_at(drift: Drift, t: float) -> Drift:
+    """The drift for calls whose samples share the time t: its ``at_time(t)``, or where it has none the very drift.
+
+    So a blend knows the time as a number, and leaves its anchor out without waiting for the device.
+    """
+    at_time: Callable[[float], Drift] | None = getattr(drift, "at_time", None)
+    return drift if at_time is None else at_time(t)
+
+
 def bind_conditions(drift: Drift, **conditions: Tensor) -> Field:
     """A network as a solver sees it: time a number, conditions fixed; of a flow map with the end of the jump."""
 
     def field(t: float, x: Tensor, end: float | None = None) -> Tensor:
-        start = x.new_full(x.shape[:1], t)
+        start, drift_now = x.new_full(x.shape[:1], t), drift_at(drift, t)
         if end is None:
-            return drift(start, x, **conditions)
-        return drift(start, x, **conditions, end=x.new_full(x.shape[:1], end))
+            return drift_now(start, x, **conditions)
+        return drift_now(start, x, **conditions, end=x.new_full(x.shape[:1], end))
 
     return field
 

@@ -56,22 +56,22 @@ def temperatures_of(profile: Profile, t: Tensor) -> Tensor:
     return temperature_of(profile.retention(t))
 
 
-def check_profile(profile: Profile, where: str) -> Tensor:
-    """Its retention at ``TIMES``, checked.
+def check_profile(profile: Profile, where: str, times: Tensor = TIMES) -> Tensor:
+    """Its retention at flow times, (n,), checked.
 
     Raises:
         ConfigError: for a retention that isn't finite, isn't below 1, or isn't of t's shape.
     """
-    values = profile.retention(TIMES)
-    if not isinstance(values, Tensor) or values.shape != TIMES.shape:
+    values = profile.retention(times)
+    if not isinstance(values, Tensor) or values.shape != times.shape:
         received = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ConfigError(f"{where}: wanted one retention for each of {len(TIMES)} flow times, got {received}.")
+        raise ConfigError(f"{where}: wanted one retention for each of {len(times)} flow times, got {received}.")
     bad = ~(torch.isfinite(values) & (values < 1))
     if bad.any():
         first = int(bad.nonzero()[0])
         raise ConfigError(
             f"{where}: wanted finite retentions below 1, got {float(values[first]):.4g} at flow time "
-            f"{float(TIMES[first]):.3f}. A retention of 1 would keep the pretrained drift whatever the data."
+            f"{float(times[first]):.3f}. A retention of 1 would keep the pretrained drift whatever the data."
         )
     return values
 

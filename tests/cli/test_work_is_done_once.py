@@ -153,11 +153,22 @@ COMMANDS = {
     "sample": ["sample", "{runs}/tuned", "--count", 70, "--out", "samples.npz"],
     "sample-raw": ["sample", "{runs}/tuned", "--count", 70, "--out", "samples.npz", "--weights", "raw"],
     "sample-blended": ["sample", "{runs}/tuned", "--count", 70, "--out", "samples.npz", "--temperature", 1],
+    "sample-guided": ["sample", "{runs}/tuned", "--count", 70, "--out", "samples.npz", "--retention", -0.5],
     "sample-adapters": ["sample", "{runs}/adapted", "--count", 70, "--out", "samples.npz", "--temperature", 1],
     "sample-student": ["sample", "{runs}/student", "--count", 70, "--out", "samples.npz"],
     "evaluate": ["evaluate", "{runs}/tuned", "--json"],
     "evaluate-blended": ["evaluate", "{runs}/tuned", "--json", "--temperature", 0.5],
     "likelihood": ["likelihood", "{runs}/tuned", "--count", 10, "--solver", "{{name: rk4, steps: 2}}"],
+    "likelihood-guided": [
+        "likelihood",
+        "{runs}/tuned",
+        "--count",
+        10,
+        "--solver",
+        "{{name: rk4, steps: 2}}",
+        "--retention",
+        -0.5,
+    ],
     "fit-grid": ["fit-grid", "{runs}/tuned", "--steps", 2, "--count", 16, "--fine-steps", 10, "--out", "grid.yaml"],
     "geometry": ["geometry", "{runs}/tuned", "--count", 20, "--out", "geometry"],
     "export": ["export", "{runs}/tuned", "--out", "exported"],
@@ -167,6 +178,8 @@ COMMANDS = {
 
 ALLOWED = {
     "sample-blended": ("built ('drift'",),  # the trained network and the pretrained one
+    "sample-guided": ("built ('drift'",),
+    "likelihood-guided": ("built ('drift'",),
     "fit-grid": ("built ('solver'", "resolved ('solver'"),  # solvers are measured, not configured
     "geometry": ("built ('solver'", "resolved ('solver'"),
     "evaluate-blended": ("built ('drift'",),

@@ -70,7 +70,7 @@ def test_sample_refuses_bad_requests_before_anything_is_written(flow, refused, t
     assert "--steps: wanted at least 1, got -1" in refused(*ask, "--steps", "-1")
     assert "precision: wanted float32, bfloat16, float16, got 'int8'" in refused(*ask, "--precision", "int8")
     assert "is no fine-tune, so it has no anchor" in refused(*ask, "--temperature", "0.3")
-    assert "wanted a finite number >= 0, got nan" in refused(*ask, "--temperature", "nan")
+    assert "wanted a finite number above -1, got nan" in refused(*ask, "--temperature", "nan")
     assert "wanted .gif, .png, .webp, got '.mp4'" in refused(*ask, "--trajectory", "way.mp4")
     assert "requires a flow map, and this drift is a velocity" in refused(*ask, "--solver", "flow-map")
     assert "this drift takes none" in refused(*ask, "--conditions", "c.npz")

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from gftkit.generation.blending import Blended
 from gftkit.kernel.contracts import Drift, Solver
 from gftkit.sampling import integrate
+from gftkit.theory.objective import retention, temperature_of
 from gftkit.verify import claim, order, registered
 from gftkit_verification.oracles import affine
 from gftkit_verification.oracles.gaussian import GaussianFlow, square_root
@@ -15,13 +16,13 @@ from gftkit_verification.testbeds.problems.equations import Equation
 from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, retarget
 from gftkit_verification.testbeds.problems.moments import cpu_generator
 
-TEMPERATURES = (0.3, 3.0, 30.0)
+TEMPERATURES = (-0.2, 0.3, 3.0, 30.0)
 STEPS = 12
 TOLERANCE = 1e-4
 """Relative to the law's spread: what the sampler's steps leave."""
 
 Blend = Callable[[Drift, Drift, float], Drift]
-"""(fine-tuned drift, anchor, temperature) -> what is sampled."""
+"""(fine-tuned drift, anchor, retention) -> what is sampled."""
 
 
 def drift_of(gaussian: GaussianFlow) -> Drift:
@@ -41,8 +42,9 @@ def sampled_law(drift: Drift, solver: Solver, gaussian: GaussianFlow) -> tuple[T
     return ends[0], slope.mT @ slope
 
 
-def unbounded_share(drift: Drift, anchor: Drift, beta: float) -> Drift:
+def unbounded_share(drift: Drift, anchor: Drift, rho: float) -> Drift:
     """A blend with beta for rho."""
+    beta = temperature_of(rho)
 
     def blended(t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         tuned = drift(t, x, **conditions)
@@ -51,13 +53,13 @@ def unbounded_share(drift: Drift, anchor: Drift, beta: float) -> Drift:
     return blended
 
 
-def stale_anchor(drift: Drift, anchor: Drift, temperature: float) -> Drift:
+def stale_anchor(drift: Drift, anchor: Drift, rho: float) -> Drift:
     """A blend whose anchor is asked for t = 0 throughout."""
 
     def at_start(t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
         return anchor(torch.zeros_like(t), x, **conditions)
 
-    return Blended(drift, at_start, temperature)
+    return Blended(drift, at_start, rho)
 
 
 @claim(
@@ -70,8 +72,8 @@ def stale_anchor(drift: Drift, anchor: Drift, temperature: float) -> Drift:
     bound=order(TOLERANCE),
     mutants={
         "beta for rho": unbounded_share,
-        "swapped roles": lambda drift, anchor, beta: Blended(anchor, drift, beta),
-        "temperature left out": lambda drift, anchor, _: Blended(drift, anchor, 1.0),
+        "swapped roles": lambda drift, anchor, rho: Blended(anchor, drift, rho),
+        "temperature left out": lambda drift, anchor, _: Blended(drift, anchor, retention(1.0)),
         "anchor at t = 0": stale_anchor,
     },
     conditions=(
@@ -91,7 +93,7 @@ def blended_law(blend: Blend, generator: Generator, *, solver: Solver) -> float:
         for beta in TEMPERATURES:
             drift = affine.blend_drifts(target.affine, anchor.affine, beta)
             expected_mean, expected_cov = affine.collocate(drift, 0.0, target.mean0, target.cov0)
-            mean, cov = sampled_law(blend(drift_of(target), drift_of(anchor), beta), solver, target)
+            mean, cov = sampled_law(blend(drift_of(target), drift_of(anchor), retention(beta)), solver, target)
             spread = float(expected_cov.trace().sqrt())
             worst = max(worst, float((mean - expected_mean).norm()) / spread)
             worst = max(worst, float((cov - expected_cov).norm()) / spread**2)

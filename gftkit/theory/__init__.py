@@ -35,6 +35,11 @@ from gftkit.theory.predictions import (
     sharing_noise as sharing_noise,
     stochastic_drift as stochastic_drift,
 )
+from gftkit.theory.retention_fit import (
+    RetentionFit as RetentionFit,
+    fit_retention as fit_retention,
+    shrink as shrink,
+)
 from gftkit.theory.temperature import (
     ROUND_OFF as ROUND_OFF,
     check_schedule as check_schedule,

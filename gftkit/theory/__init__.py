@@ -28,10 +28,15 @@ from gftkit.theory.objective import (
     temperature_of as temperature_of,
 )
 from gftkit.theory.predictions import (
+    best_retention as best_retention,
     best_temperature as best_temperature,
     drift_error as drift_error,
+    drift_error_by_time as drift_error_by_time,
     error_with_noise as error_with_noise,
     label_noise as label_noise,
+    lag_of as lag_of,
+    path_kl_by_time as path_kl_by_time,
+    profile_gain as profile_gain,
     sharing_noise as sharing_noise,
     stochastic_drift as stochastic_drift,
 )

@@ -28,12 +28,22 @@ from gftkit.theory.objective import (
     temperature_of as temperature_of,
 )
 from gftkit.theory.predictions import (
+    best_retention as best_retention,
     best_temperature as best_temperature,
     drift_error as drift_error,
+    drift_error_by_time as drift_error_by_time,
     error_with_noise as error_with_noise,
     label_noise as label_noise,
+    lag_of as lag_of,
+    path_kl_by_time as path_kl_by_time,
+    profile_gain as profile_gain,
     sharing_noise as sharing_noise,
     stochastic_drift as stochastic_drift,
+)
+from gftkit.theory.retention_fit import (
+    RetentionFit as RetentionFit,
+    fit_retention as fit_retention,
+    shrink as shrink,
 )
 from gftkit.theory.temperature import (
     ROUND_OFF as ROUND_OFF,

@@ -9,13 +9,18 @@ import torch
 
 from gftkit.theory.objective import blend, retention, squared_norm
 from gftkit.theory.predictions import (
+    best_retention,
     best_temperature,
     blend_acceleration,
     drift_error,
+    drift_error_by_time,
     drift_error_range,
     error_with_noise,
     label_noise,
+    lag_of,
     path_kl,
+    path_kl_by_time,
+    profile_gain,
     sharing_noise,
     step_between_optima,
     stochastic_drift,
@@ -23,7 +28,7 @@ from gftkit.theory.predictions import (
 )
 from gftkit_verification.testbeds.problems.flows import random_flow
 
-BETAS = (0.01, 0.1, 1.0, 10.0)
+BETAS = (-0.3, -0.1, 0.01, 0.1, 1.0, 10.0)
 ROUND_OFF = 1e-9
 
 
@@ -161,3 +166,60 @@ def test_the_noise_of_sharing_is_that_of_every_choice():
 def test_the_noise_of_sharing_needs_a_part_of_the_batch(count):
     with pytest.raises(ValueError, match=f"wanted 1 to 8 samples of 8, got {count}"):
         sharing_noise(1.0, count, 8, 1.0)
+
+
+@pytest.mark.parametrize("lag", [-0.2, 0.0, 0.3])
+@pytest.mark.parametrize("noise", [0.0, 0.8])
+def test_t20_the_error_of_a_blend_and_where_it_is_least(drifts, lag, noise):
+    target, anchor = drifts
+    gap = anchor - target
+    zeta = torch.stack([-gap[:, 1], gap[:, 0], 0 * gap[:, 2]], 1)  # orthogonal to the gap, at every state
+    zeta = zeta * (noise / norm(zeta))
+    fitted = target + lag * gap + zeta
+
+    def error(rho):
+        return norm(fitted + rho * (anchor - fitted) - target) ** 2
+
+    for rho in (-0.5, 0.0, 0.4):
+        assert math.isclose(error(rho), error_with_noise(rho, norm(gap), noise**2, lag), rel_tol=ROUND_OFF)
+    best = best_retention(norm(gap), noise**2, lag)
+    assert all(error(best + apart) > error(best) for apart in (-0.01, 0.01))
+    if noise:
+        assert math.isclose(lag_of(best), lag - noise**2 / ((1 - lag) * norm(gap) ** 2), rel_tol=1e-6, abs_tol=1e-9)
+    else:
+        assert math.isclose(lag_of(best), lag, rel_tol=1e-6, abs_tol=1e-9)
+        assert error(best) < ROUND_OFF
+        assert lag == 0 or error(lag / (1 - lag)) > 0.01  # the sign
+        assert lag == 0 or error(-lag) > 1e-4  # c for c/(1 - c)
+
+
+def test_t20_needs_a_drift_that_has_left_its_anchor():
+    assert math.isclose(best_retention(2.0, 4.0), retention(best_temperature(2.0, 4.0)))
+    for refused in ({"gap": 0.0, "noise": 0.0}, {"gap": 1.0, "noise": 0.0, "lag": 1.0}):
+        with pytest.raises(ValueError, match="wanted a lag below 1"):
+            best_retention(**refused)
+
+
+def test_t19_and_t21_sum_over_parts_of_flow_time(drifts):
+    target, anchor = drifts
+    rho = torch.tensor([-0.4, 0.2, 0.7], dtype=torch.float64).repeat_interleave(100)
+    optimum = target + rho[:, None] * (anchor - target)
+    gaps = [norm(part) * math.sqrt(1 / 3) for part in (anchor - target).chunk(3)]
+    retentions = [-0.4, 0.2, 0.7]
+    assert math.isclose(norm(optimum - target), drift_error_by_time(retentions, gaps), rel_tol=ROUND_OFF)
+    mean = sum(retentions) / 3 * norm(anchor - target)  # rho outside the norm
+    assert not math.isclose(norm(optimum - target), mean, rel_tol=0.05)
+    kl = path_kl_by_time(retentions, [gap**2 / 2 for gap in gaps])
+    assert math.isclose(norm(optimum - target) ** 2 / 2, kl, rel_tol=ROUND_OFF)
+
+    def error(shares):
+        shares = torch.as_tensor(shares, dtype=torch.float64).expand(3).repeat_interleave(100)
+        return norm(optimum - target + shares[:, None] * (anchor - optimum)) ** 2
+
+    best = [-rho / (1 - rho) for rho in retentions]  # here the lag is rho
+    weights = [((1 - rho) * gap) ** 2 for rho, gap in zip(retentions, gaps, strict=True)]
+    assert error(best) < ROUND_OFF
+    constant = sum(b * w for b, w in zip(best, weights, strict=True)) / sum(weights)
+    assert math.isclose(error(constant), profile_gain(best, weights), rel_tol=ROUND_OFF)
+    assert math.isclose(error([0.1, 0.0, -0.2]), profile_gain(best, weights, [0.1, 0.0, -0.2]), rel_tol=ROUND_OFF)
+    assert error(constant + 0.05) > error(constant) < error(constant - 0.05)

@@ -1,11 +1,16 @@
 """A plugin's components are checked by being installed: sound ones pass their claims, broken ones fail some."""
 
+from typing import Annotated
+
 import pytest
 import torch
+from pydantic import Field
 
 import gftkit
+from gftkit.kernel.contracts import Profile
 from gftkit.verify.claims import check
 from gftkit.verify.collect import collect
+from gftkit_plugins.profiles import FlowTime
 
 
 class Quadratic:
@@ -53,13 +58,25 @@ class Ralston:
         return x + h * (first / 4 + 3 * second / 4)
 
 
+class Hat:
+    """A profile that is highest half-way; broken, it depends on the other times of the batch."""
+
+    def __init__(self, height, broken):
+        self.height, self.broken = height, broken
+
+    def retention(self, t):
+        return self.height * torch.sin(torch.pi * t) - 0.2 * (t.mean() if self.broken else 1)
+
+
 SOUND = {
+    "profile": lambda: Hat(0.4, False),
     "schedule": lambda: Quadratic(-1),
     "path": lambda: Smooth(False),
     "coupling": lambda: Reversed(False),
     "solver": lambda: Ralston(False),
 }
 BROKEN = {
+    "profile": lambda: Hat(0.4, True),
     "schedule": lambda: Quadratic(1),
     "path": lambda: Smooth(True),
     "coupling": lambda: Reversed(True),
@@ -96,11 +113,55 @@ def test_a_broken_component_fails(kind):
     assert not all(result.holds for result in results(kind, BROKEN[kind]))
 
 
+def with_options(low: Annotated[float, Field(lt=0)], times: list[FlowTime], other: Profile):
+    """A profile with required options, which the claims fill in: a number, a list, and another profile."""
+    assert low < 0
+    assert all(0 <= t <= 1 for t in times)
+    return Mean(low, other)
+
+
+class Mean:
+    """The mean of a number and a profile."""
+
+    def __init__(self, low, other):
+        self.low, self.other = low, other
+
+    def retention(self, t):
+        return (self.low + self.other.retention(t)) / 2
+
+
+def nothing():
+    """The profile that is zero."""
+    return Mean(0.0, Zero())
+
+
+class Zero:
+    """Zero."""
+
+    def retention(self, t):
+        return 0 * t
+
+
+def test_required_options_of_profiles_are_filled_by_their_types():
+    registry = gftkit.load(plugins={"mine": type("Mine", (), {"gftkit_profiles": gftkit.hookimpl(both)})()})
+    found = {}
+    for claim in collect(registry):
+        if claim.component in ("profile:filled", "profile:nothing"):
+            found.setdefault(claim.component, []).append(check(claim))
+    assert all(len(each) == len(found["profile:filled"]) > 4 for each in found.values())
+    assert [result.claim.name for each in found.values() for result in each if not result.passed] == []
+    assert not any(claim.component == "profile:fitted" for claim in collect(registry))  # its file can't be made up
+
+
+def both(self):
+    return {"filled": with_options, "nothing": nothing}
+
+
 class Negative:
-    """A schedule that falls below 0."""
+    """A schedule that falls to -1 and below."""
 
     def temperature(self, progress):
-        return 0.5 - progress
+        return 0.5 - 2 * progress
 
 
 class Lost:
@@ -118,7 +179,8 @@ def refuse():
 @pytest.mark.parametrize(
     ("kind", "make", "why"),
     [
-        ("schedule", Negative, "temperature: wanted a finite number >= 0, got -0.0"),
+        ("schedule", Negative, "temperature: wanted a finite number above -1, got -1.0"),
+        ("profile", lambda: Hat(2.0, False), "profile 'mine': wanted finite retentions below 1, got 1."),
         ("path", Lost, "RuntimeError: lost"),
         ("coupling", refuse, "RuntimeError: refused"),
         ("solver", refuse, "RuntimeError: refused"),

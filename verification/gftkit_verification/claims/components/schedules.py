@@ -109,7 +109,7 @@ def _outside(ranged: Ranged) -> dict[str, Temperature]:
     beta, floor = ranged.schedule.temperature, ranged.floor
     top = beta(0.0) or 1.0
     outside: dict[str, Temperature] = {
-        "below 0 at the end": lambda s: beta(s) - (1.1 * top if s > 0.95 else 0.0),
+        "below its floor at the end": lambda s: beta(s) - (1.1 * top if s > 0.95 else 0.0),
         "infinite at the start": lambda s: beta(s) if s else math.inf,
         "above its start": lambda s: beta(s) + 2 * top * (0.2 < s < 0.3),
         "not a number at the end": lambda s: beta(s) if s < 1 else math.nan,
@@ -139,15 +139,14 @@ def distance_from_range(temperature: Temperature, generator: Generator, *, range
     betas = [float(temperature(s)) for s in _progress(generator)]
     if not all(map(math.isfinite, betas)):
         return math.inf
-    low, high = max(0.0, ranged.floor), betas[0]
-    outside = max(max(low - beta, beta - high) for beta in betas)
-    # The loop refuses a temperature below 0 where it takes the share of the anchor.
+    outside = max(max(ranged.floor - beta, beta - betas[0]) for beta in betas)
+    # The loop refuses a temperature of -1 or below.
     refused = not all(_accepted(beta) for beta in betas)
     return math.inf if refused else max(0.0, outside) / _scale(betas)
 
 
 def _accepted(beta: float) -> bool:
     try:
-        return 0 <= retention(beta) < 1
+        return retention(beta) < 1
     except ValueError:
         return False

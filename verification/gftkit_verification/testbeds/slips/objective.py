@@ -59,9 +59,16 @@ def objective_slips(**slips: Mapping[str, Any]) -> dict[str, ObjectiveFunctions]
     return replace_each(OBJECTIVE, **slips)
 
 
+def scale_states(factor: Any, values: Tensor) -> Tensor:
+    """A factor, or one for each state, (batch,), times values, (batch, *event)."""
+    if isinstance(factor, Tensor):
+        factor = factor.reshape(-1, *[1] * (values.ndim - 1))
+    return factor * values
+
+
 def keep_share(share: Share) -> Blend:
     """A blend that keeps another share of the anchor."""
-    return lambda target, anchor, beta: target + share(beta) * (anchor - target)
+    return lambda target, anchor, beta: target + scale_states(share(beta), anchor - target)
 
 
 def penalty_of_strength(strength: Share) -> Loss:
@@ -83,7 +90,7 @@ def risk(factor: Share, power: float = 1) -> Risk:
 
 def undivided(target: Tensor, anchor: Tensor, beta: float) -> Tensor:
     """The sum that 1 + beta forgot to divide."""
-    return target + beta * anchor
+    return target + scale_states(beta, anchor)
 
 
 def detached_penalty(drift: Tensor, target: Tensor, anchor: Tensor, beta: float, weight: Tensor) -> Tensor:

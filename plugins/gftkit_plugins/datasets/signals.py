@@ -32,8 +32,8 @@ class Signals:
         amplitude: what signals are multiplied by.
         noise: standard deviation of the noise.
 
-    Reference: the places and widths of the waves follow McSharry, Clifford, Tarassenko and Smith (2003), A dynamical
-    model for generating synthetic electrocardiogram signals, IEEE Transactions on Biomedical Engineering 50(3), roughly.
+    Reference: McSharry, Clifford, Tarassenko and Smith (2003), A dynamical model for generating synthetic
+    electrocardiogram signals, IEEE Transactions on Biomedical Engineering 50(3), for a beat's waves, roughly.
 
     Example:
         >>> import gftkit, torch

@@ -45,7 +45,7 @@ class Adaptive:
         stop: the rule that ends the run; null for ``{name: copying}``.
         evidence: "samples" holds out nothing; "held-out" needs ``evaluate.data``, held out for this choice and not
             for the final judgement.
-        deadline: progress from which the temperature is 0, but for held-out evidence.
+        deadline: progress from which the temperature is 0 unless held-out evidence keeps it up.
 
     Raises:
         ConfigError: for ``evidence: held-out`` in a run that holds out nothing.
@@ -112,9 +112,9 @@ class Adaptive:
         settled = now <= best
         if progress > 0:
             self._follow(measurements["theory"], now, best)
+        self.least = min(best, now)
         if surely > now:  # by two standard errors: noise alone doesn't raise the temperature
-            self.retention, self.left, self.waited = best, best, 0
-        self.least = best
+            self.retention, self.least, self.left, self.waited = best, best, best, 0
         if settled:
             self.stop.observe(progress, measurements)
 

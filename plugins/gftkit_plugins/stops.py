@@ -28,8 +28,9 @@ class CopyingStop:
       e-fold in a whole run. The latter isn't asked where the distance itself isn't significantly above 0, so that
       nothing is left to gain. The nearest datum of each sample is left out, so that to copy it is no improvement.
 
-    The run ends where both hold; no data are held out. A run of which the latter can't be told goes on. The default ``patience`` is the
-    share of a run over which the EMA weights average by default: averages that far apart have few steps in common.
+    The run ends where both hold; no data are held out. A run of which the latter can't be told goes on. The default
+    ``patience`` is the share of a run over which the EMA weights average by default: averages that far apart have few
+    steps in common.
 
     Args:
         errors: standard errors by which a fall is judged; 0 takes it at its word.

@@ -240,6 +240,20 @@ def test_adaptive_holds_its_start_temperature_while_held_out_pairs_ask_for_more(
     assert schedule.temperature(1.0) == 0
 
 
+def test_held_out_evidence_outlasts_the_deadline_and_only_what_is_sure_raises_the_temperature():
+    def after(reached, error):
+        schedule = Adaptive(evidence="held-out")
+        for told in (held_out(1.0), held_out(reached, error)):
+            told["theory"]["reached"] = 0.5  # not arrived: a retention of 0.32 by the deadline
+            schedule.observe(0.4, told)
+        return retention(schedule.temperature(0.4)), retention(schedule.temperature(0.9))
+
+    assert after(1.0, 0.02) == pytest.approx((0.32, 0.0))
+    assert after(1.25, 0.02) == pytest.approx((0.32, 0.2))  # the best is 0.2, for sure
+    assert after(2.0, 0.02) == pytest.approx((0.5, 0.5))
+    assert after(2.0, 0.8) == pytest.approx((0.32, 0.32))  # the best is 0.5, but at least 0.1
+
+
 def test_adaptive_by_held_out_pairs_needs_held_out_data(config, registry, tmp_path):
     config["schedule"] = {"name": "adaptive", "evidence": "held-out"}
     with pytest.raises(ConfigError, match="this run has none"):

@@ -33,9 +33,8 @@ def discrepancy(xx: Tensor, yy: Tensor, xy: Tensor, generator: Generator) -> Est
     n, m = xy.shape
 
     def of(kept_x: Tensor, kept_y: Tensor) -> float:
-        u, v = (torch.zeros(1, size, dtype=xy.dtype) for size in (n, m))
-        u[0, kept_x], v[0, kept_y] = 1, 1
-        return float(_weighted(xx, yy, xy, u, v))
+        u, v = _indicator(kept_x, n), _indicator(kept_y, m)
+        return float(_weighted(xx, yy, xy, u.to(xy.dtype), v.to(xy.dtype)))
 
     estimate = jackknife_estimate(of, [torch.arange(n), torch.arange(m)], generator)
     drawn = [bootstrap_weights(size, REPLICATES, generator).float() for size in (n, m)]
@@ -92,31 +91,34 @@ def energy_distances(
     if leave_nearest and len(data) < 2 * groups:
         raise ValueError(f"wanted at least {2 * groups} data for {groups} groups, got {len(data)}. Take fewer groups.")
     data = data.double()
-    within_data = _among(data)
-    matrices = [(_among(x.double()), torch.cdist(x.double(), data)) for x in samples]
+    within_data = _within(data)
+    matrices = [(_within(x.double()), torch.cdist(x.double(), data)) for x in samples]
 
     def distances(kept: Tensor, kept_data: Tensor) -> list[float]:
-        among_data = _mean_of_pairs(within_data[kept_data][:, kept_data])
+        u, v = _indicator(kept, len(samples[0])), _indicator(kept_data, len(data))
         values = []
         for within, across in matrices:
-            between = across[kept][:, kept_data]
-            total, count = between.sum(), between.numel()
+            value = -float(_weighted(within, within_data, across, u, v))
             if leave_nearest:
-                total, count = total - between.min(1).values.sum(), count - len(between)
-            values.append(float(2 * total / count) - _mean_of_pairs(within[kept][:, kept]) - among_data)
+                nearest = across[:, kept_data].amin(1)[kept].mean()
+                mean = (u @ across @ v.T) / (len(kept) * len(kept_data))
+                value += 2 * float(mean - nearest) / (len(kept_data) - 1)
+            values.append(value)
         return values
 
     return jackknife_replicates(distances, [torch.arange(len(samples[0])), torch.arange(len(data))], generator, groups)
 
 
-def _among(x: Tensor) -> Tensor:
+def _within(x: Tensor) -> Tensor:
     """(n, d) -> (n, n): distances, exactly 0 from a point to itself."""
     return torch.cdist(x, x).fill_diagonal_(0)
 
 
-def _mean_of_pairs(within: Tensor) -> float:
-    """The mean of the entries off the diagonal, which is 0."""
-    return float(within.sum() / (len(within) * (len(within) - 1)))
+def _indicator(kept: Tensor, count: int) -> Tensor:
+    """(1, count) of float64: 1 at the indices that are kept."""
+    weights = torch.zeros(1, count, dtype=torch.float64)
+    weights[0, kept] = 1
+    return weights
 
 
 def _weighted(xx: Tensor, yy: Tensor, xy: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -26,20 +26,26 @@ class Adaptive:
     the temperature was set, for each evaluation. So q (c - rho') <= 0.1 (1 - rho') gives
     rho' = (q c - 0.1)/(q - 0.1), or 0 where that is negative or q <= 0.1.
 
-    The run ends where ``stop`` says so, at whatever temperature it then has.
+    A run that doesn't arrive in time is cooled all the same: the retention is at most that of ``start`` times
+    2 (1 - s/``deadline``), s the progress, so that the temperature is 0 from ``deadline`` on. After that the run is
+    plain fine-tuning: what it still lacks, it makes up as a plain run with the steps that are left (T13).
+
+    The run ends where ``stop`` says so. The rule hears only evaluations after which the temperature can't fall any
+    further: of a warm run, whose optimum isn't the target, neither near samples nor a standstill mean anything.
 
     With ``evidence: held-out`` the monitor's numbers on held-out pairs count, too. By T15 the best retention of
     the fit is ``E<b_hat - b_t, b_hat - b_pre>/E|b_hat - b_pre|^2``, which is 1 - 1/s with s measured there
     (``held_out_reached``). While that is above 0 by more than two standard errors the temperature isn't cooled below
     it; where it is so far above the retention that the run has, the drift has gone beyond what held-out data bear, and
-    the temperature steps back to it. So a run may end above temperature 0. The schedule ``recorded`` applies what was
-    chosen to all of the data.
+    the temperature steps back to it, whatever the deadline. So a run may end above temperature 0. The schedule
+    ``recorded`` applies what was chosen to all of the data.
 
     Args:
         start: temperature at the start, which is never exceeded.
         stop: the rule that ends the run; null for ``{name: copying}``.
         evidence: "samples" holds out nothing; "held-out" needs ``evaluate.data``, held out for this choice and not
             for the final judgement.
+        deadline: progress from which the temperature is 0 unless held-out evidence keeps it up.
 
     Raises:
         ConfigError: for ``evidence: held-out`` in a run that holds out nothing.
@@ -51,8 +57,7 @@ class Adaptive:
         >>> schedule = gftkit.load().create("schedule", "adaptive")
         >>> made = {"towards_target": 2.0, "towards_target_stderr": 0.1}
         >>> for reached in (0.0, 0.6, 0.91):
-        ...     far = {"distance_ratio": 2.0, "distance_ratio_stderr": 0.1}
-        ...     schedule.observe(0.1, {"theory": {**made, "reached": reached}, "memorisation": far})
+        ...     schedule.observe(0.1, {"theory": {**made, "reached": reached}})
         ...     print(round(schedule.temperature(0.1), 3))
         4.0
         4.0
@@ -66,10 +71,12 @@ class Adaptive:
         start: Annotated[float, Field(gt=0)] = 4.0,
         stop: StoppingRule | None = None,
         evidence: Literal["samples", "held-out"] = "samples",
+        deadline: Annotated[float, Field(gt=0, le=1)] = 0.5,
     ) -> None:
-        self.start, self.evidence = start, evidence
+        self.start, self.evidence, self.deadline = start, evidence, deadline
         self.stop = CopyingStop() if stop is None else stop
         self.retention = retention(start)
+        self.least = 0.0
         self.left = 1.0
         self.waited = 0
 
@@ -88,32 +95,41 @@ class Adaptive:
         """The stopping rule's reason, and the temperature at the end."""
         return f"{self.stop.reason} The temperature was {self.temperature(1.0):.4g}." if self.done else ""
 
-    def temperature(self, progress: float) -> float:  # noqa: ARG002
-        """The temperature since the last evaluation, whatever the progress."""
-        return min(self.start, self.retention / (1 - self.retention))
+    def temperature(self, progress: float) -> float:
+        """The temperature at this progress: that of the last evaluation, or what the deadline leaves of it."""
+        rho = self._in_time(progress)
+        return min(self.start, rho / (1 - rho))
+
+    def _in_time(self, progress: float) -> float:
+        """The retention at this progress, which only held-out evidence keeps above the deadline's bound."""
+        bound = 2 * retention(self.start) * max(0.0, 1 - progress / self.deadline)
+        return min(self.retention, max(bound, self.least))
 
     def observe(self, progress: float, measurements: Mapping[str, Mapping[str, Any]]) -> None:
         """Cool where the run has arrived; step back where it has gone beyond what held-out data bear."""
-        before = self.retention
         best, surely = self._best(measurements["theory"]) if self.evidence == "held-out" else (0.0, 0.0)
+        now = self._in_time(progress)
+        settled = now <= best
         if progress > 0:
-            self._follow(measurements["theory"], best)
-        if surely > before:  # by two standard errors: noise alone doesn't raise the temperature
-            self.retention, self.left, self.waited = best, best, 0
-        self.stop.observe(progress, measurements)
+            self._follow(measurements["theory"], now, best)
+        self.least = min(best, now)
+        if surely > now:  # by two standard errors: noise alone doesn't raise the temperature
+            self.retention, self.least, self.left, self.waited = best, best, best, 0
+        if settled:
+            self.stop.observe(progress, measurements)
 
-    def _follow(self, measured: Mapping[str, Any], least: float) -> None:
-        """Take up how far the run has come since the temperature was set, and cool it, not below a retention.
+    def _follow(self, measured: Mapping[str, Any], rho: float, least: float) -> None:
+        """Take up how far the run has come since the retention was set, and cool it from rho, not below ``least``.
 
         ``left`` is the share of the gap that was left then, and ``waited`` counts the evaluations since.
         """
         self.waited += 1
         way, error, reached = (measured[key] for key in ("towards_target", "towards_target_stderr", "reached"))
-        if self.retention == 0 or not way > 2 * error or not reached >= 1 - LAG:
+        if rho == 0 or not way > 2 * error or not reached >= 1 - LAG:
             return
-        now = 1 - reached * (1 - self.retention)
-        rate = remaining_lag(self.left - self.retention, now - self.retention) ** (1 / self.waited)
-        self.retention, self.left, self.waited = min(self.retention, max(least, lowest_retention(rate, now))), now, 0
+        now = 1 - reached * (1 - rho)
+        rate = remaining_lag(self.left - self.retention, now - rho) ** (1 / self.waited)
+        self.retention, self.left, self.waited = min(rho, max(least, lowest_retention(rate, now))), now, 0
 
     def _best(self, measured: Mapping[str, Any]) -> tuple[float, float]:
         """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
@@ -132,11 +148,13 @@ class Adaptive:
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule's state and the stopping rule's."""
-        return {"rho": self.retention, "left": self.left, "waited": self.waited, "stop": dict(self.stop.state_dict())}
+        numbers = {"rho": self.retention, "least": self.least, "left": self.left, "waited": self.waited}
+        return {**numbers, "stop": dict(self.stop.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
-        self.retention, self.left, self.waited = float(state["rho"]), float(state["left"]), int(state["waited"])
+        self.retention, self.least, self.left = (float(state[name]) for name in ("rho", "least", "left"))
+        self.waited = int(state["waited"])
         self.stop.load_state_dict(state["stop"])
 
 

@@ -6,17 +6,17 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.memorisation import FAR, NEAR
 
 import gftkit
 from gftkit.kernel.errors import ConfigError
-from gftkit.kernel.registry import Registry
 from gftkit.runs import checkpoint
 from gftkit.theory.objective import retention
 from gftkit_plugins.adaptive import LAG, Adaptive, lowest_retention, remaining_lag
 from gftkit_plugins.stops import CopyingStop
 
-FAR = {"memorisation": {"distance_ratio": 2.0, "distance_ratio_stderr": 0.05}}
-NEAR = {"memorisation": {"distance_ratio": 1.05, "distance_ratio_stderr": 0.05}}
+SOON = 0.2
+"""A progress at which the deadline doesn't matter yet."""
 
 
 def theory(reached, made=2.0, error=0.1):
@@ -28,13 +28,13 @@ def followed(fall, evaluations=60, noise=0.0, seed=0):
     schedule, c, found = Adaptive(), 1.0, []
     generator = torch.Generator().manual_seed(seed)
     schedule.observe(0.0, {**theory(math.nan, made=0.0), **FAR})
-    for k in range(1, evaluations + 1):
-        rho = retention(schedule.temperature(k / evaluations))
+    for _ in range(evaluations):
+        rho = retention(schedule.temperature(SOON))
         c = rho + fall * (c - rho)
         reached = (1 - c) / (1 - rho)
         found.append((c, rho, reached))
         told = reached + noise * float(torch.randn((), generator=generator))
-        schedule.observe(k / evaluations, {**theory(told), **FAR})
+        schedule.observe(SOON, {**theory(told), **FAR})
     return found
 
 
@@ -81,13 +81,17 @@ def test_cooling_at_once_would_leave_the_model_behind():
         theory(1.0, made=math.nan),
     ],
 )
-def test_a_run_that_does_not_arrive_is_not_cooled(measured):
-    schedule = Adaptive()
+def test_a_run_that_does_not_arrive_is_not_cooled_before_its_deadline_says_so(measured):
+    schedule = Adaptive(deadline=0.8)
     for k in range(50):
         schedule.observe(k / 50, {**measured, **FAR})
-    assert schedule.temperature(1.0) == 4.0
-    schedule.observe(1.0, {**theory(1.0), **FAR})
-    assert schedule.temperature(1.0) < 4.0
+    betas = [schedule.temperature(progress) for progress in (0.0, 0.4, 0.6, 0.7999, 0.8, 1.0)]
+    assert betas[:2] == pytest.approx([4.0, 4.0])
+    assert betas[2] == pytest.approx(0.4 / 0.6)  # a retention of 0.8/2
+    assert 0 < betas[3] < 0.001
+    assert betas[4:] == [0, 0]
+    schedule.observe(SOON, {**theory(1.0), **FAR})
+    assert schedule.temperature(SOON) < 4.0
 
 
 def test_adaptive_concludes_nothing_from_the_first_evaluation():
@@ -116,22 +120,38 @@ def test_the_share_of_a_lag_that_is_left():
     )
 
 
-def test_adaptive_ends_by_its_rule_at_the_temperature_it_has(registry):
-    schedule = registry.create("schedule", "adaptive")
-    schedule.observe(0.1, {**theory(0.5), **NEAR})
-    assert schedule.done
-    assert schedule.reason.endswith("The temperature was 4.")
-    strict = registry.build("schedule", {"name": "adaptive", "stop": {"name": "copying", "errors": 0.0}})
-    strict.observe(0.1, {**theory(0.5), **NEAR})
-    assert not strict.done
-    assert strict.needs == ("theory", "memorisation")
+def ended(schedule, measurements):
+    """The index of the evaluation at which it ends a run of these, one every tenth of it; None where it doesn't."""
+    for k, measured in enumerate(measurements):
+        schedule.observe(k / 10, measured)
+        if schedule.done:
+            return k
+    return None
+
+
+def test_adaptive_ends_by_its_rule(registry):
+    schedule = registry.build("schedule", {"name": "adaptive", "stop": {"name": "copying", "patience": 0.15}})
+    assert schedule.needs == ("theory", "memorisation")
+    # Cold after the first evaluation, heard from the second on, and the patience is two tenths of the run.
+    assert ended(schedule, [{**theory(1.0), **NEAR}] * 10) == 4
+    assert schedule.reason.endswith("The temperature was 0.")
+
+
+def test_a_warm_run_is_not_ended_though_it_copies_and_stands_still():
+    warm = [{**theory(0.5), **NEAR}] * 5
+    assert ended(Adaptive(), warm) is None
+    hasty = Adaptive()
+    hasty.retention = 0.0  # the negative control: the same numbers, of a cold run
+    assert ended(hasty, warm) == 1
+    # From the deadline on a run is cold, and ends a patience later.
+    assert ended(Adaptive(), [{**theory(0.5), **NEAR}] * 10) == 6
 
 
 def test_the_state_of_adaptive_is_complete(registry):
     one, other = registry.create("schedule", "adaptive"), registry.create("schedule", "adaptive")
     told = [theory(0.4), theory(0.95), theory(0.7), theory(0.97), theory(0.99)]
     for k, measured in enumerate(told):
-        one.observe(0.1 + k / 10, {**measured, **FAR})
+        one.observe(0.1 + k / 10, {**measured, **NEAR})
         other = registry.create("schedule", "adaptive")
         other.load_state_dict(json.loads(json.dumps(one.state_dict())))
         assert (other.temperature(1.0), other.done, other.state_dict()) == (
@@ -171,16 +191,12 @@ def test_an_adaptive_run_cools_and_is_resumed_bit_for_bit(config, registry, tmp_
 def test_adaptive_keeps_its_start_temperature_when_nothing_is_learned(config, registry, tmp_path):
     """The negative control: without steps worth the name there is nothing to arrive at, and T near 0 says nothing."""
     config["train"] |= {"learning_rate": 1e-12, "steps": 30}
+    config["schedule"]["deadline"] = 1.0
     run = gftkit.finetune(config, tmp_path / "run", registry=registry)
-    assert {line["temperature"] for line in run.history() if line["kind"] == "monitor"} == {4.0}
-
-
-def test_stopping_needs_no_held_out_data_and_no_anchor(config, registry, tmp_path):
-    config |= {"schedule": {"name": "zero"}, "stop": {"name": "copying", "errors": 1e6}, "monitors": []}
-    run = gftkit.finetune(config, tmp_path / "run", registry=registry)
-    assert isinstance(registry, Registry)
-    assert run.steps() == 10
-    assert [spec["name"] for spec in run.config.monitors] == ["memorisation"]
+    betas = [line["temperature"] for line in run.history() if line.get("monitor") == "theory"]
+    # At the end that of the last step: retentions of 2 * 0.8 (1 - step/30), at most 0.8.
+    rhos = [min(0.8, 1.6 * (1 - step / 30)) for step in (0, 10, 20, 29)]
+    assert betas == pytest.approx([rho / (1 - rho) for rho in rhos], rel=1e-4)
 
 
 # --- held-out evidence, and refitting ---------------------------------------------------------------------------------
@@ -222,6 +238,20 @@ def test_adaptive_holds_its_start_temperature_while_held_out_pairs_ask_for_more(
     assert schedule.temperature(1.0) == pytest.approx(0.2)  # a retention of 1 - 1/1.2
     schedule.observe(0.7, held_out(1.0))
     assert schedule.temperature(1.0) == 0
+
+
+def test_held_out_evidence_outlasts_the_deadline_and_only_what_is_sure_raises_the_temperature():
+    def after(reached, error):
+        schedule = Adaptive(evidence="held-out")
+        for told in (held_out(1.0), held_out(reached, error)):
+            told["theory"]["reached"] = 0.5  # not arrived: a retention of 0.32 by the deadline
+            schedule.observe(0.4, told)
+        return retention(schedule.temperature(0.4)), retention(schedule.temperature(0.9))
+
+    assert after(1.0, 0.02) == pytest.approx((0.32, 0.0))
+    assert after(1.25, 0.02) == pytest.approx((0.32, 0.2))  # the best is 0.2, for sure
+    assert after(2.0, 0.02) == pytest.approx((0.5, 0.5))
+    assert after(2.0, 0.8) == pytest.approx((0.32, 0.32))  # the best is 0.5, but at least 0.1
 
 
 def test_adaptive_by_held_out_pairs_needs_held_out_data(config, registry, tmp_path):

@@ -76,7 +76,8 @@ def test_plain_stop_is_plain_ended_by_a_rule(write_study, registry, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("gaussians-to-moons", 239), ("mnist-to-digits", 279), ("mnist-classes", 9)]
+    ("name", "cells"),
+    [("gaussians-to-moons", 239), ("mnist-to-digits", 279), ("mnist-classes", 9), ("signals", 40), ("fields", 40)],
 )
 def test_the_studies_that_come_with_gftkit_can_be_planned(registry, tmp_path, name, cells):
     file = ROOT / f"recipes/studies/{name}.yaml"

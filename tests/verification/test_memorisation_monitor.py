@@ -8,6 +8,7 @@ import torch
 import gftkit
 from gftkit.api import Run
 from gftkit.data.samples import Samples
+from gftkit.estimation import energy_distances, jackknife_stderr
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory import gap as statistics
@@ -149,7 +150,27 @@ def test_the_distance_ratio_separates_a_memorising_flow_from_one_that_knows_the_
     assert abs(ratios["many"][0] - 1) < 3 * ratios["many"][1]
 
 
-def test_both_gauges_are_logged_and_reported(tuned, registry):
+def test_samples_of_a_narrower_law_lie_near_and_their_energy_distance_tells():
+    """Why a run isn't judged by nearness alone: in ten dimensions a law of half the width has a ratio below 1."""
+    data, narrow = normal(60, 10), 0.4 * normal(500, 10, seed=1)
+    ratio = distance_ratio(narrow, data, torch.Generator())
+    assert ratio.value + 2 * ratio.stderr < 1
+    energy = energy_distances([narrow], data, torch.Generator(), leave_nearest=True).estimate(torch.squeeze)
+    assert energy.value > 5 * energy.stderr
+
+
+def test_the_energy_distance_of_an_evaluation_can_be_paired_with_that_of_another(tuned):
+    """By the values without each group, as the rule ``copying`` does: the fall is known better than its ends."""
+    first, *_, last = (line for line in tuned.history() if line["kind"] == "monitor")
+    assert len(first["energy_left_out"]) == len(last["energy_left_out"]) == 15  # of 30 data
+    for line in (first, last):
+        left_out = torch.tensor(line["energy_left_out"], dtype=torch.float64)
+        assert float(jackknife_stderr(left_out)) == pytest.approx(line["energy_stderr"])
+    fall = torch.tensor([a - b for a, b in zip(first["energy_left_out"], last["energy_left_out"], strict=True)])
+    assert float(jackknife_stderr(fall)) < 0.5 * min(first["energy_stderr"], last["energy_stderr"])
+
+
+def test_all_gauges_are_logged_and_reported(tuned, registry):
     lines = [line for line in tuned.history() if line["kind"] == "monitor"]
     assert [line["step"] for line in lines] == [0, 10, 20]
     assert (lines[0]["oracle"], lines[0]["points"], lines[0]["samples"]) == ("applies", 30, 50)
@@ -162,6 +183,7 @@ def test_both_gauges_are_logged_and_reported(tuned, registry):
     assert [row[0] for row in section.table] == [
         "",
         "distance ratio",
+        "energy distance to the training data",
         "distance to training data over that to held-out data",
         "position between pretrained and memorising drift",
     ]
@@ -188,10 +210,10 @@ def test_without_the_oracle_the_reason_is_recorded(last_state):
     assert measured["oracle"] == "the coupling is 'optimal-transport', not an independent one"
 
 
-@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("size", [None, 3])
 def test_laws_and_tiny_sets_are_refused(last_state, registry, size):
     law = registry.create("dataset", "gaussian-mixture", **({} if size is None else {"count": size}))
-    with pytest.raises(ConfigError, match="compares samples with a finite training set of at least 3"):
+    with pytest.raises(ConfigError, match="compares samples with a finite training set of at least 4"):
         Memorisation().observe(replace(last_state, dataset=Samples(law, "data")))
 
 

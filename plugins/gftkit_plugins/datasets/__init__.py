@@ -7,10 +7,12 @@ import gftkit
 from gftkit_plugins.datasets.archives.huggingface import HuggingFace
 from gftkit_plugins.datasets.archives.shards import Shards
 from gftkit_plugins.datasets.arrays import Arrays
+from gftkit_plugins.datasets.fields import RandomFields
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 from gftkit_plugins.datasets.images.image_folder import ImageFolder
 from gftkit_plugins.datasets.images.packaged import digits, mnist5k
 from gftkit_plugins.datasets.replay import Replay
+from gftkit_plugins.datasets.signals import Signals
 from gftkit_plugins.datasets.synthetic import Gaussian, GaussianMixture, TwoMoons
 from gftkit_plugins.datasets.wilds.camelyon17 import camelyon17
 from gftkit_plugins.datasets.wilds.fmow import fmow
@@ -31,8 +33,10 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "huggingface": HuggingFace,
         "image-folder": ImageFolder,
         "mnist5k": mnist5k,
+        "random-fields": RandomFields,
         "replay": Replay,
         "rxrx1": rxrx1,
         "shards": Shards,
+        "signals": Signals,
         "two-moons": TwoMoons,
     }

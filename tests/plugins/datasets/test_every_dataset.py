@@ -32,6 +32,7 @@ MINIMAL = {
     "huggingface": lambda folder: {"files": folder / "rows"},
     "image-folder": lambda folder: {"folder": folder / "classes"},
     "mnist5k": lambda folder: {"size": 8},
+    "random-fields": lambda folder: {},
     "rxrx1": lambda folder: {"folder": folder / "rxrx1"},
     "replay": lambda folder: {
         "target": {"name": "gaussian-mixture", "count": 60},
@@ -40,11 +41,12 @@ MINIMAL = {
         "size": 30,
     },
     "shards": lambda folder: {"files": folder / "part-{0..1}.tar"},
+    "signals": lambda folder: {},
     "two-moons": lambda folder: {},
 }
 """The fewest options that make each data set."""
 
-LAWS = ("gaussian", "gaussian-mixture", "two-moons")
+LAWS = ("gaussian", "gaussian-mixture", "random-fields", "signals", "two-moons")
 """Those that are drawn from."""
 
 SPLIT = dict.fromkeys(WILDS, "part")

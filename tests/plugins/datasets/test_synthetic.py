@@ -4,33 +4,10 @@ import math
 
 import pytest
 import torch
+from support.laws import CLEARLY, DRAWS, ERRORS, deviation, draws
 
 from gftkit.kernel.contracts import Batch
 from gftkit.kernel.errors import ConfigError
-
-DRAWS = 10_000
-ERRORS = 5.0
-"""Bound in standard errors: about 1e-6 false alarms for each of the few dozen numbers compared."""
-CLEARLY = 3 * ERRORS
-"""What a wrong law must exceed."""
-
-
-def deviation(x, mean, covariance):
-    """The largest distance of sample mean and covariance from the stated ones, in standard errors.
-
-    x (n, d), mean (d,), covariance (d, d). The errors are the sample's own, so nothing is assumed of the law.
-    """
-    x = x.double()
-    centred = x - mean
-    products = (centred[:, :, None] * centred[:, None, :]).flatten(1)  # (n, d d)
-    wrong = torch.cat([x - mean, products - covariance.flatten()], 1)
-    errors = wrong.std(0) / math.sqrt(len(x))
-    return float((wrong.mean(0).abs() / errors).max())
-
-
-def draws(law, seed=0):
-    return law.draw(DRAWS, torch.Generator().manual_seed(seed))
-
 
 MEAN = [1.0, -2.0]
 COVARIANCE = [[4.0, 1.2], [1.2, 0.5]]

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gftkit.estimation.distances import energy_distances
 from gftkit.estimation.jackknife import GROUPS, jackknife_estimate
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.kernel.contracts import Batch, Estimate, Feature
@@ -31,15 +32,22 @@ if TYPE_CHECKING:
 NAME = "memorisation"
 BATCHES = 8
 STATES = 64
+LEAST = 4
+"""Training data: two groups of two."""
 
 
 class Memorisation:
     """The way of a run from learning its target to reproducing its training data; no held-out data are needed.
 
-    Two gauges. **Distance ratio**, of samples of the EMA weights: the mean distance of a sample to the nearest of the
+    Three gauges. **Distance ratio**, of samples of the EMA weights: the mean distance of a sample to the nearest of the
     training data, one of them left out, over the mean distance of a training datum to the nearest of the others.
     Samples of the very law that the training data were drawn from have 1 in expectation; 0 is a copy; above 1 they lie
-    beside the data. **Position**, of the raw weights' drift:
+    beside the data. It says nothing of their law: samples of a narrower one lie near the data, too. **Energy**: the
+    energy distance between the same samples and the training data, where the datum nearest to a sample is left out of
+    the sample's distances, so that copies gain nothing by being copies (``gftkit.estimation.energy_distances``).
+    Samples come from the same noise at every evaluation, so a fall along the run is known far better than its ends:
+    ``energy_left_out`` has the values without each group of the jackknife, whose differences between two evaluations
+    give that of the fall. **Position**, of the raw weights' drift:
     ``c = <b - b_pre, b_emp - b_pre>/|b_emp - b_pre|^2``, between the pretrained drift (c = 0) and the drift b_emp that
     reproduces the training set (c = 1); the optimum of a temperature has c = 1 - rho (T1). It is measured where b_emp
     is known, as in the monitor ``theory``; the report says why where it isn't.
@@ -53,10 +61,11 @@ class Memorisation:
         feature: maps events to the vectors whose distances count; by default the flattened event itself.
 
     Raises:
-        ConfigError: in use, for training data that are a law or fewer than 3.
+        ConfigError: in use, for training data that are a law or fewer than 4.
 
     Reference: Meehan, Chaudhuri and Dasgupta (2020), A non-parametric test to detect data-copying in generative models,
-    arXiv:2004.05675, for distances to training data as a sign of copies; theory, section 4 (the memorising drift).
+    arXiv:2004.05675, for distances to training data as a sign of copies; Szekely and Rizzo (2013), Energy statistics,
+    Eq. 2.5; theory, section 4 (the memorising drift).
 
     Example:
         >>> import gftkit
@@ -67,7 +76,7 @@ class Memorisation:
     def __init__(
         self,
         count: Annotated[int, Field(ge=20)] = 1000,
-        points: Annotated[int, Field(ge=3)] = 2000,
+        points: Annotated[int, Field(ge=LEAST)] = 2000,
         feature: Feature | None = None,
     ) -> None:
         self.count, self.points, self.feature = count, points, feature
@@ -88,6 +97,7 @@ class Memorisation:
         data = self._vectors(self._training.x1)
         generator = stream(state.seed, NAME, "groups")
         measured |= with_stderr("distance_ratio", distance_ratio(samples, data, generator))
+        measured |= self._energy(samples, data, stream(state.seed, NAME, "energy"))
         if self._reference is not None:
             measured |= with_stderr("held_out_ratio", held_out_ratio(samples, data, self._reference, generator))
         if self._exact is not None:
@@ -108,11 +118,11 @@ class Memorisation:
     def _prepare(self, state: TrainingState) -> None:
         """Read the training data, and what the oracle needs once."""
         size = state.dataset.size
-        if size is None or size < 3:
+        if size is None or size < LEAST:
             kind = "a law to draw from" if size is None else f"a set of {size}"
             raise ConfigError(
-                f"monitors: '{NAME}' compares samples with a finite training set of at least 3; this run has {kind}. "
-                f"Remove the monitor from the config."
+                f"monitors: '{NAME}' compares samples with a finite training set of at least {LEAST}; this run has "
+                f"{kind}. Remove the monitor from the config."
             )
         indices = torch.randperm(size, generator=stream(state.seed, NAME, "points"))[: self.points]
         self._training = state.dataset.at(indices)
@@ -145,6 +155,12 @@ class Memorisation:
             device=state.device,
         )
         return evaluation.samples()
+
+    def _energy(self, samples: Tensor, data: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        """The energy distance to the training data, with what a listener needs for paired differences along the run."""
+        distances = energy_distances([samples], data, generator, groups=group_count(data), leave_nearest=True)
+        left_out = distances.left_out[:, 0].tolist()
+        return {**with_stderr("energy", distances.estimate(torch.squeeze)), "energy_left_out": left_out}
 
     def _vectors(self, x: Tensor) -> Tensor:
         """(n, *event) -> (n, d) of float64."""
@@ -184,7 +200,7 @@ def distance_ratio(samples: Tensor, data: Tensor, generator: torch.Generator) ->
 
     Args:
         samples: (m, d).
-        data: training data, (n, d), n >= 3.
+        data: training data, (n, d), n >= 4.
         generator: of the groups for the standard error (``gftkit.estimation.jackknife``), on the CPU.
     """
     across, within = torch.cdist(samples, data), torch.cdist(data, data)
@@ -193,8 +209,13 @@ def distance_ratio(samples: Tensor, data: Tensor, generator: torch.Generator) ->
         to_data, among_data = nearest(across[sample_indices][:, data_indices], within[data_indices][:, data_indices])
         return float(to_data / among_data)
 
-    groups = max(2, min(GROUPS, len(data) // 2))
-    return jackknife_estimate(statistic, [torch.arange(len(samples)), torch.arange(len(data))], generator, groups)
+    indices = [torch.arange(len(samples)), torch.arange(len(data))]
+    return jackknife_estimate(statistic, indices, generator, group_count(data))
+
+
+def group_count(data: Tensor) -> int:
+    """Groups of a jackknife over the data: each of at least two, so that the nearest and one more are left."""
+    return min(GROUPS, len(data) // 2)
 
 
 def nearest(across: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:

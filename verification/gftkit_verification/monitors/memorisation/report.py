@@ -11,6 +11,7 @@ Line = Mapping[str, Any]
 
 NAMES = {
     "distance_ratio": "distance ratio",
+    "energy": "energy distance to the training data",
     "held_out_ratio": "distance to training data over that to held-out data",
     "position": "position between pretrained and memorising drift",
 }
@@ -18,7 +19,7 @@ NAMES = {
 
 
 def build_sections(lines: Sequence[Line]) -> list[Section]:
-    """Both gauges beside the temperature; nothing for fewer than two evaluations."""
+    """The gauges beside the temperature; nothing for fewer than two evaluations."""
     if len(lines) < 2:
         return []
     last = lines[-1]
@@ -26,8 +27,10 @@ def build_sections(lines: Sequence[Line]) -> list[Section]:
     text = (
         "Does the run reproduce its training data? Distance ratio: the distance of samples of the EMA weights to the "
         "nearest training data, over the distance of these to each other; about 1 for samples of the data's own law, "
-        "0 for copies. Position: the place of the drift between the pretrained one (0) and the one that reproduces "
-        "the training set (1); at a temperature's optimum it is 1 - rho. Bars are two standard errors."
+        "0 for copies. Energy distance: between samples and training data, the datum nearest to each sample left out; "
+        "a run that still lowers it improves, however near its samples lie. Position: the place of the drift between "
+        "the pretrained one (0) and the one that reproduces the training set (1); at a temperature's optimum it is "
+        "1 - rho. Bars are two standard errors."
         + ("" if "position" in last else f" The position is not known here: {reason}.")
     )
     rows: list[tuple[str, ...]] = [("", "at the start", "at the end")]
@@ -47,6 +50,8 @@ def _panels(lines: Sequence[Line]) -> Iterator[Panel]:
     if lines[-1].get("held_out_ratio") is not None:
         ratios["to held-out data"] = trace("held_out_ratio", colour=1)
     yield Panel("distance to training data, over", ratios)
+    if lines[-1].get("energy") is not None:
+        yield Panel("energy distance", {"to training data": trace("energy")})
     if lines[-1].get("position") is not None:
         optimum = [1 - line["retention"] for line in lines]
         yield Panel(

@@ -7,32 +7,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.data import condition_names, condition_nulls
 from gftkit.evaluation import Evaluation, preferred_retention
-from gftkit.kernel import Batch, ConfigError, Drift, Profile
+from gftkit.generation import Blended
+from gftkit.kernel import Batch, ConfigError, Profile
 from gftkit.networks import with_guidance
 from gftkit.runtime import stream
-from gftkit.theory import blend, temperatures_of
 
 NAME = "sample-retention"
 AT = (0.5,)
 """The progress at which it measures."""
-
-
-class _Blend:
-    """b + rho(t) (b_pre - b)."""
-
-    def __init__(self, drift: Drift, anchor: Drift, profile: Profile) -> None:
-        self._drift, self._anchor, self._profile = drift, anchor, profile
-        self._anchor_conditions = condition_names(anchor)
-        self.conditions, self.null = condition_names(drift), condition_nulls(drift)
-
-    def __call__(self, t: Tensor, x: Tensor, **named: Tensor) -> Tensor:
-        b = self._drift(t, x, **named)
-        temperature = temperatures_of(self._profile, t)
-        if not bool(temperature.any()):
-            return b
-        return blend(b, self._anchor(t, x, **{name: named[name] for name in self._anchor_conditions}), temperature)
 
 
 class SampleRetention:
@@ -104,8 +87,9 @@ class SampleRetention:
 
     def _samples(self, state: Any, profile: Profile, data: Batch) -> Tensor:
         """Samples of a blend, from the same noise each time, (count, d)."""
+        scale = state.config.evaluate.guidance
         evaluation = Evaluation(
-            drift=with_guidance(_Blend(state.ema, state.anchor, profile), state.config.evaluate.guidance),
+            drift=Blended(with_guidance(state.ema, scale), with_guidance(state.anchor, scale), profile),
             path=state.path,
             scheme=state.evaluation.scheme,
             source=state.source,

@@ -10,6 +10,7 @@ to copy, as much of the anchor is kept as costs at most half of what was gained.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,14 +20,14 @@ from gftkit.estimation.distances import energy_distances
 from gftkit.estimation.jackknife import GROUPS, Replicates
 from gftkit.kernel.contracts import Estimate, Profile
 
-GRID = (-0.4, -0.2, 0.0, 0.15)
-"""Retentions at which the energy distance is measured; the chosen one lies between the outermost."""
+RETENTIONS = (-0.4, -0.2, 0.0, 0.15)
+"""The retentions at which the energy distance is measured; the chosen one lies between the outermost."""
 CUT = 0.7
 """The flow time from which on another retention pays for copying."""
 LATE = (0.0, 0.4, 0.8)
 """The retentions that are tried there."""
-KEPT = 0.0
-"""The share of the gain that is kept"""
+KEPT = 0.5
+"""The share of the gain in energy distance that is kept; the rest is spent on copying less."""
 ERRORS = 2.0
 """Standard errors by which the energy distance must fall: else the retention stays 0."""
 
@@ -49,11 +50,11 @@ class Preference:
     """The retention that the samples of a drift want.
 
     Attributes:
-        distances: the energy distance at each retention of ``GRID``.
-        minimum: where a parabola through them is least, between the outermost of ``GRID``.
+        distances: the energy distance at each retention of ``RETENTIONS``.
+        minimum: where a parabola through them is least, between the outermost of ``RETENTIONS``.
         early: the retention at flow times before ``CUT``: the minimum shrunk towards 0 by its error, or 0.
-        late: the retention from ``CUT`` on.
-        gain: the fall of the energy distance from retention 0 to these two; None where none was tried.
+        late: the retention from ``CUT`` on: the highest that keeps the share ``KEPT`` of the gain.
+        gain: the fall of the energy distance from retention 0 to ``early`` at all flow times; None where that is 0.
     """
 
     distances: tuple[Estimate, ...]
@@ -65,7 +66,7 @@ class Preference:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are logged."""
         values = {
-            "grid": list(GRID),
+            "retentions": list(RETENTIONS),
             "distance": [each.value for each in self.distances],
             "distance_stderr": [each.stderr for each in self.distances],
             "minimum": self.minimum.value,
@@ -92,15 +93,15 @@ def preferred_retention(samples_at: Callable[[Profile], Tensor], data: Tensor, g
     def measure(samples: list[Tensor]) -> Replicates:
         return energy_distances(samples, data, generator, groups=groups, leave_nearest=True)
 
-    curve = [samples_at(EarlyAndLate(retention, retention)) for retention in GRID]
+    curve = [samples_at(EarlyAndLate(retention, retention)) for retention in RETENTIONS]
     measured = measure(curve)
-    distances = tuple(measured.estimate(lambda values, k=k: values[k]) for k in range(len(GRID)))
+    distances = tuple(measured.estimate(itemgetter(k)) for k in range(len(RETENTIONS)))
     minimum = measured.estimate(_minimum)
     early = shrunk(minimum)
     if early == 0:
         return Preference(distances, minimum)
     tried = (early, *LATE) if early < 0 else (early,)
-    ends = measure([curve[GRID.index(0.0)], *(samples_at(EarlyAndLate(early, late)) for late in tried)])
+    ends = measure([curve[RETENTIONS.index(0.0)], *(samples_at(EarlyAndLate(early, late)) for late in tried)])
     gain = ends.estimate(lambda values: values[0] - values[1])
     if not _is_significant(gain):
         return Preference(distances, minimum, gain=gain)
@@ -136,9 +137,15 @@ def _is_significant(estimate: Estimate) -> bool:
 
 
 def _minimum(values: Tensor) -> Tensor:
-    """Where the least-squares parabola through the distances at ``GRID`` is least, within its ends."""
-    grid = torch.tensor(GRID, dtype=torch.float64)
-    _, slope, bend = torch.linalg.lstsq(torch.stack([grid**0, grid, grid**2], 1), values[:, None]).solution[:, 0]
+    """Where the least-squares parabola through the distances at ``RETENTIONS`` is least, within its ends."""
+    # By orthogonal polynomials 1, p = r - mean and q = r^2 - k r + ..., without LAPACK, whose last digits depend on
+    # where numbers lie in memory: a resumed run must find the same retention.
+    points = torch.tensor(RETENTIONS, dtype=torch.float64)
+    p = points - points.mean()
+    k = (points.square() * p).sum() / p.square().sum()
+    q = points.square() - k * points
+    q = q - q.mean()
+    slope, bend = (values * p).sum() / p.square().sum(), (values * q).sum() / q.square().sum()
     if bend <= 0:  # no minimum between the ends
-        return grid[values.argmin()]
-    return (-slope / (2 * bend)).clamp(grid[0], grid[-1])
+        return points[values.argmin()]
+    return ((k - slope / bend) / 2).clamp(points[0], points[-1])

@@ -12,6 +12,7 @@ from gftkit.recording.pictures import (
     Panel as Panel,
     Trace as Trace,
     figure_png as figure_png,
+    new_figure as new_figure,
     sample_picture as sample_picture,
     tidy as tidy,
     write_png as write_png,

@@ -10,6 +10,7 @@ import gftkit
 from gftkit.kernel import TrainingView
 from gftkit.runtime import stream
 from gftkit.theory import squared_norm
+from gftkit_plugins.sample_retention import SampleRetention
 
 
 class AnchorDistance:
@@ -49,6 +50,4 @@ class AnchorDistance:
 @gftkit.hookimpl
 def gftkit_monitors() -> dict[str, type]:
     """The built-in monitors."""
-    from gftkit_plugins.sample_retention import SampleRetention
-
     return {"anchor-distance": AnchorDistance, "sample-retention": SampleRetention}

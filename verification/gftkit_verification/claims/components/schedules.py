@@ -115,7 +115,7 @@ def _outside(ranged: Ranged) -> dict[str, Temperature]:
         "not a number at the end": lambda s: beta(s) if s < 1 else math.nan,
     }
     if floor:
-        outside["below its floor"] = lambda s: beta(s) if s < 0.95 else floor / 2
+        outside["below its floor"] = lambda s: beta(s) if s < 0.95 else min(floor / 2, 2 * floor)
     return outside
 
 

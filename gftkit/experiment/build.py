@@ -18,7 +18,14 @@ from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Metrics, Scope, check_metrics
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
-from gftkit.experiment.checks import check_labels, check_same_path, check_student, inherit, scale_warnings
+from gftkit.experiment.checks import (
+    check_anchor,
+    check_labels,
+    check_same_path,
+    check_student,
+    inherit,
+    scale_warnings,
+)
 from gftkit.experiment.networks import NetworkBuilder, Networks
 from gftkit.experiment.restore import training_data
 from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
@@ -161,6 +168,8 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
     if config.schedule is not None and resolution.schedule is not None:
         notes += check_schedule(resolution.schedule, config.schedule["name"], config.train.steps)
+        if networks.anchor is not None:
+            check_anchor(networks.anchor, networks.drift, config, resolution.schedule)
     train = config.train
     assert train.pairing_batch is not None  # filled in where the configuration was resolved
     pairs = Pairs(

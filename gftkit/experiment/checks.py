@@ -1,22 +1,26 @@
 """Refusals of components and data that don't fit together, and warnings about scales."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from gftkit.data.conditions import condition_nulls
 from gftkit.data.description import Facts
 from gftkit.data.samples import Samples
 from gftkit.experiment.building import is_standard_normal
-from gftkit.kernel.contracts import Batch, Coupling, Path
+from gftkit.kernel.contracts import Batch, Coupling, Path, Schedule
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry, Spec
+from gftkit.networks.anchor import Anchor, short_hash
 from gftkit.networks.flow_map import is_flow_map
 from gftkit.networks.foreign import ForeignDrift, check_score
 from gftkit.runs.folder import RunFolder
 from gftkit.runs.schema import Config
 from gftkit.theory import flow
+from gftkit.theory.temperature import profile_at
 
 LARGE = 20.0
 """Root mean square that passes without a warning in pretraining."""
@@ -48,6 +52,36 @@ def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFo
         f"data: the pretrained drift was trained on values in [-1, 1], and the largest value here is {largest:.4g}; "
         f"data without a range are never rescaled. Scale them to [-1, 1] yourself."
     ]
+
+
+def check_anchor(anchor: Anchor, drift: nn.Module, config: Config, schedule: Schedule) -> None:
+    """Refuse an anchor that the run can't hold on to.
+
+    Raises:
+        ConfigError: where the schedule's profile was fitted to another anchor, and where dropped conditions mean
+            something else to the anchor than to the trained drift.
+    """
+    fitted_on = getattr(profile_at(schedule, 1, 1), "fitted_on", None) or {}
+    if "anchor" in fitted_on and fitted_on["anchor"] != anchor.hash:
+        raise ConfigError(
+            f"schedule.end: the profile was fitted to {fitted_on.get('run', 'another run')}, with the anchor "
+            f"{short_hash(str(fitted_on['anchor']))}, and this run's anchor is {short_hash(anchor.hash)}. Fit a "
+            f"profile to a run with this anchor, or give its values as a `table`."
+        )
+    if config.train.condition_dropout == 0:
+        return
+    own, trained = anchor.null, condition_nulls(drift)
+    for name in anchor.conditions:
+        if name in trained and not _same_null(trained[name], own.get(name)):
+            raise ConfigError(
+                f"anchor: the condition '{name}' that isn't given is {trained[name]} to the trained drift and "
+                f"{own.get(name, 'nothing that the anchor knows')} to the anchor, so train.condition_dropout would "
+                f"show the anchor another condition. Use an anchor with the same null, or set condition_dropout to 0."
+            )
+
+
+def _same_null(one: Any, other: Any) -> bool:
+    return other is not None and torch.equal(torch.as_tensor(one).double(), torch.as_tensor(other).double())
 
 
 def inherit(facts: Facts, parent: RunFolder) -> Facts:

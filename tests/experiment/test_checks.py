@@ -8,7 +8,7 @@ from support.runs_on_moons import PRETRAIN
 
 import gftkit
 from gftkit.experiment.build import build
-from gftkit.kernel.errors import DataError, RunError, WeightsError
+from gftkit.kernel.errors import ConfigError, DataError, RunError, WeightsError
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
 
@@ -56,3 +56,40 @@ def test_a_checkpoint_is_not_taken_for_a_weights_file(tuning, tmp_path, registry
         gftkit.finetune(config, tmp_path / "run", registry=registry)
     with pytest.raises(RunError, match="wanted the run folder"):
         gftkit.Run.open(path)
+
+
+def test_a_profile_fitted_to_another_anchor_is_refused(tmp_path, tuning, registry):
+    file = tmp_path / "profile.yaml"
+    schedule = {"name": "exponential", "end": {"name": "fitted", "file": str(file)}}
+
+    def built(anchor):
+        fitted_on = f"fitted_on: {{run: runs/mine, weights: abc, anchor: {anchor}}}"
+        file.write_text(f"{{times: [0.0], values: [-0.2], {fitted_on}}}")
+        return build(resolve_config({**tuning, "schedule": schedule}, "finetune", registry), registry)
+
+    with pytest.raises(ConfigError, match="was fitted to runs/mine, with the anchor abcdef"):
+        built("abcdef")
+    own = build(resolve_config(tuning, "finetune", registry), registry).networks.anchor.hash
+    assert built(own).networks.anchor.hash == own
+
+
+@pytest.mark.parametrize(("classes", "refused"), [(3, True), (2, False)])
+def test_an_anchor_to_which_a_dropped_label_means_something_else_is_refused(tmp_path, registry, classes, refused):
+    """A network of two classes has the null 2, which is a class to one of three."""
+    drift = {"name": "mlp", "width": 16, "depth": 1, "conditional": True}
+    for name, count in (("own", 2), ("other", classes)):
+        config = {**PRETRAIN, "drift": {**drift, "classes": count}, "train": {"steps": 2, "condition_dropout": 0.5}}
+        gftkit.pretrain({**config, "data": {"name": "two-moons"}}, tmp_path / name, registry=registry)
+    tuning = {
+        "pretrained": str(tmp_path / "own"),
+        "anchor": {"name": "external", "pretrained": str(tmp_path / "other")},
+        "data": {"name": "two-moons"},
+        "schedule": {"name": "exponential"},
+        "train": {"steps": 2, "condition_dropout": 0.5},
+    }
+    resolution = resolve_config(tuning, "finetune", registry)
+    if refused:
+        with pytest.raises(ConfigError, match="is 2 to the trained drift and 3 to the anchor"):
+            build(resolution, registry)
+    else:
+        assert build(resolution, registry).networks.anchor.null == {"label": 2}

@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs floors claims dist bench-env clean
+.PHONY: help demo test test-all lint types docs floors profiles claims dist bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -41,6 +41,9 @@ docs: $(VENV)/.dev  ## build the documentation into site/; a warning, a broken t
 
 floors: $(VENV)/.made  ## draw docs/assets/floors.svg from the imports of the code
 	$(RUN) docs/draw_floors.py
+
+profiles: $(VENV)/.data  ## draw docs/assets/profiles.png, the profiles and a schedule on its way to one
+	$(RUN) docs/draw_profiles.py
 
 dist: $(VENV)/.dev  ## build the source distribution and the wheel into dist/, and check them with twine
 	rm -rf dist

@@ -7,8 +7,7 @@ hardly depends on the retention. So one number is chosen without held-out data. 
 to copy, as much of the anchor is kept as costs at most half of what was gained.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -22,10 +21,8 @@ from gftkit.kernel.contracts import Estimate, Profile
 
 RETENTIONS = (-0.4, -0.2, 0.0, 0.15)
 """The retentions at which the energy distance is measured; the chosen one lies between the outermost."""
-CUT = 0.7
-"""The flow time from which on another retention pays for copying."""
-LATE = (0.0, 0.4, 0.8)
-"""The retentions that are tried there."""
+LATER = ((0.8, 0.0), (0.8, 0.4), (0.8, 0.8), (0.7, 0.8), (0.6, 0.8))
+"""What is kept late, from little to much: the retention, and the flow time (first) from which on it is kept."""
 KEPT = 0.5
 """The share of the gain in energy distance that is kept; the rest is spent on copying less."""
 ERRORS = 2.0
@@ -38,7 +35,7 @@ class EarlyAndLate:
 
     early: float
     late: float
-    cut: float = CUT
+    cut: float
 
     def retention(self, t: Tensor) -> Tensor:
         """The retention at t, of t's shape."""
@@ -52,8 +49,9 @@ class Preference:
     Attributes:
         distances: the energy distance at each retention of ``RETENTIONS``.
         minimum: where a parabola through them is least, between the outermost of ``RETENTIONS``.
-        early: the retention at flow times before ``CUT``: the minimum shrunk towards 0 by its error, or 0.
-        late: the retention from ``CUT`` on: the highest that keeps the share ``KEPT`` of the gain.
+        early: the retention at flow times before ``cut``: the minimum shrunk towards 0 by its error, or 0.
+        late: the retention from ``cut`` on.
+        cut: a flow time. Both are as far along ``LATER`` as keeps the share ``KEPT`` of the gain.
         gain: the fall of the energy distance from retention 0 to ``early`` at all flow times; None where that is 0.
     """
 
@@ -61,6 +59,7 @@ class Preference:
     minimum: Estimate
     early: float = 0.0
     late: float = 0.0
+    cut: float = LATER[0][0]
     gain: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +72,7 @@ class Preference:
             "minimum_stderr": self.minimum.stderr,
             "early": self.early,
             "late": self.late,
-            "cut": CUT,
+            "cut": self.cut,
         }
         return values if self.gain is None else {**values, "gain": self.gain.value, "gain_stderr": self.gain.stderr}
 
@@ -90,31 +89,45 @@ def preferred_retention(samples_at: Callable[[Profile], Tensor], data: Tensor, g
     """
     groups = max(2, min(GROUPS, len(data) // 2))
 
-    def measure(samples: list[Tensor]) -> Replicates:
+    def measure(*samples: Tensor) -> Replicates:
         return energy_distances(samples, data, generator, groups=groups, leave_nearest=True)
 
-    curve = [samples_at(EarlyAndLate(retention, retention)) for retention in RETENTIONS]
-    measured = measure(curve)
+    def constant(retention: float) -> Tensor:
+        return samples_at(EarlyAndLate(retention, retention, 1.0))
+
+    curve = [constant(retention) for retention in RETENTIONS]
+    measured = measure(*curve)
     distances = tuple(measured.estimate(itemgetter(k)) for k in range(len(RETENTIONS)))
     minimum = measured.estimate(_minimum)
     early = shrunk(minimum)
     if early == 0:
         return Preference(distances, minimum)
-    tried = (early, *LATE) if early < 0 else (early,)
-    ends = measure([curve[RETENTIONS.index(0.0)], *(samples_at(EarlyAndLate(early, late)) for late in tried)])
-    gain = ends.estimate(lambda values: values[0] - values[1])
+    plain = curve[RETENTIONS.index(0.0)]
+    gain = measure(plain, constant(early)).estimate(lambda values: values[0] - values[1])
     if not _is_significant(gain):
         return Preference(distances, minimum, gain=gain)
-    gains = (ends.values[0] - ends.values[1:]).tolist()
-    return Preference(distances, minimum, early, _highest(tried, gains, KEPT * gain.value), gain)
+    if early > 0:
+        return Preference(distances, minimum, early, early, gain=gain)
+
+    def gain_at(cut: float, late: float) -> float:
+        before, after = measure(plain, samples_at(EarlyAndLate(early, late, cut))).values.tolist()
+        return float(before - after)
+
+    cut, late = _furthest(early, gain.value, gain_at)
+    return Preference(distances, minimum, early, late, cut, gain)
 
 
-def _highest(retentions: Sequence[float], gains: Sequence[float], least: float) -> float:
-    """The highest retention up to which the gain, on straight lines between those measured, stays above the least."""
-    for (before, above), (after, below) in itertools.pairwise(zip(retentions, gains, strict=True)):
+def _furthest(early: float, gain: float, gain_at: Callable[[float, float], float]) -> tuple[float, float]:
+    """How far along ``LATER`` the gain stays above its share: the cut and the late retention, on straight lines."""
+    here, above, least = (LATER[0][0], early), gain, KEPT * gain
+    for there in LATER:
+        below = gain_at(*there)
         if below < least:
-            return before + (after - before) * max(above - least, 0.0) / (above - below)
-    return retentions[-1]
+            share = (above - least) / (above - below)
+            cut, late = (one + share * (other - one) for one, other in zip(here, there, strict=True))
+            return cut, late
+        here, above = there, below
+    return here
 
 
 def shrunk(minimum: Estimate) -> float:

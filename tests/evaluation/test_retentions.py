@@ -65,7 +65,7 @@ def test_the_late_retention_rises_and_keeps_half_of_the_gain():
         assert found.late > found.early
         distances = dict(zip(RETENTIONS, found.distances, strict=True))
         # Here only the mean over flow time counts, so the end's distance can be read off the measured parabola.
-        mean = 0.7 * found.early + 0.3 * found.late
+        mean = found.cut * found.early + (1 - found.cut) * found.late
         assert found.minimum.value - 0.02 < mean < 0
         assert found.gain.value > ERRORS * found.gain.stderr
         assert distances[-0.2].value < distances[0.0].value

@@ -9,6 +9,9 @@ from torch import Generator, Tensor
 
 import gftkit
 
+FEW = 64
+"""Below so many pairs an assignment takes less time than to take off its columns' means."""
+
 
 class Independent:
     """The independent coupling p0 x q: the source batch as it was drawn.
@@ -105,11 +108,14 @@ def _assignment(cost: Tensor) -> Tensor:
     """The permutation with the least sum of cost[i, permutation[i]].
 
     What all entries of a row or column have in common changes no permutation's rank. Taken off first, as in Kuhn's
-    Hungarian method (1955, doi:10.1002/nav.3800020109), it leaves half of the work or less in many dimensions.
+    Hungarian method (1955, doi:10.1002/nav.3800020109), it leaves half of the work or less in many dimensions. The
+    columns' means go before the rows' minima, since else a few columns that are cheap for every row have most of them.
     """
     from scipy.optimize import linear_sum_assignment
 
     cost = cost.double()  # in which scipy computes anyway
+    if len(cost) >= FEW:
+        cost -= cost.mean(0)
     cost -= cost.min(1, keepdim=True).values
     cost -= cost.min(0, keepdim=True).values
     return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])

@@ -111,5 +111,6 @@ class Evaluator:
             dataset=matching.pairs.order.samples,
             config=self._config,
             weight=matching.weight,
+            transport=matching.pairs.transport,
         )
         return cast("TrainingView", state)  # a frozen dataclass: nothing in a view may be set

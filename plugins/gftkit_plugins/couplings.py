@@ -1,4 +1,4 @@
-"""Couplings: which source sample goes with which data sample, as a permutation."""
+"""Couplings: which source sample goes with which data sample."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 import gftkit
+from gftkit_plugins.semidiscrete import Semidiscrete
 
 FEW = 64
 """Below so many pairs an assignment takes less time than to take off its columns' means."""
@@ -139,4 +140,5 @@ def gftkit_couplings() -> dict[str, type]:
         "conditional-optimal-transport": ConditionalOptimalTransport,
         "independent": Independent,
         "optimal-transport": OptimalTransport,
+        "semidiscrete": Semidiscrete,
     }

@@ -12,18 +12,14 @@ from gftkit.data.transport import Transport
 from gftkit.kernel.contracts import Batch, TransportMap
 
 
-@dataclass(frozen=True)
 class Points:
     """A data set of these points, (n, *event), and perhaps labels, (n,)."""
 
-    x1: Tensor
-    labels: Tensor | None = None
     range: tuple[float, float] | None = None
 
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Of a point."""
-        return tuple(self.x1.shape[1:])
+    def __init__(self, x1: Tensor, labels: Tensor | None = None) -> None:
+        self.x1, self.labels = x1, labels
+        self.event_shape: tuple[int, ...] = tuple(x1.shape[1:])
 
     def __len__(self) -> int:
         return len(self.x1)

@@ -16,6 +16,8 @@ from gftkit.storage.tensors import State, digest
 
 BLOCK = 1024
 """Samples that are read at once."""
+PROBE = 8
+"""Samples that are read again, to see whether they are the same."""
 
 
 class Transport:
@@ -63,12 +65,19 @@ class Transport:
         """Read all samples, in blocks, and divide them by label.
 
         Raises:
-            DataError: for data with fixed partners x0.
+            DataError: for data with fixed partners x0, and data that change from reading to reading.
         """
         size = self.samples.size or 0
         blocks = [self.samples.at(torch.arange(first, min(first + BLOCK, size))) for first in range(0, size, BLOCK)]
         for block in blocks:
             check_no_partners(self.coupling, block, self.samples.where)
+        probe = blocks[0].x1[:PROBE]
+        if not torch.equal(self.samples.at(torch.arange(len(probe))).x1, probe):
+            raise DataError(
+                f"{self.samples.where}: the samples are augmented, since reading them twice gives different ones, and "
+                f"the coupling {type(self.coupling).__name__} maps the source to fixed ones. Switch the augmentation "
+                f"off, or use another coupling."
+            )
         labels = [block.label for block in blocks if block.label is not None]
         self.labels = torch.cat(labels) if labels else None
         if not self.within_labels or self.labels is None:

@@ -12,8 +12,10 @@ from gftkit.kernel import ConfigError
 
 Source = Callable[[int, Generator], Tensor]
 
-BATCH = (512, 4096)
-"""The least and the most source samples of an iteration; between, as many as there are points."""
+BATCH = 512
+"""The least source samples of an iteration; otherwise as many as there are points, or the noise would be too large."""
+PART = 4096
+"""Source samples that are drawn at once, and the most of a coarse iteration."""
 COARSE, FINE = 48, 64
 """Iterations at each step size on the way down, and in the first round at the size of the gaps."""
 LARGEST = 4.0
@@ -133,16 +135,17 @@ class _Ascent:
         self._source, self._generator = source, generator
         # The nearest point takes each x0 at first. What is the same for all, as |mean|^2, is left out for its digits.
         self._offset = -(self.points - self.points.mean(0)).double().square().sum(1) / 2
-        self._batch = min(max(BATCH[0], len(self.points)), BATCH[1])
+        self._batch = max(BATCH, len(self.points))
         self.drawn = 0
 
     def round(self, step: float, length: int, *, coarse: bool) -> None:
         """So many steps of this size from where the last round ended, to the mean of the last two thirds."""
         offset, mean = self._offset, torch.zeros_like(self._offset)
-        most = LARGEST * max(1.0, len(self.points) / self._batch)
+        batch = min(self._batch, PART) if coarse else self._batch
+        most = LARGEST * max(1.0, len(self.points) / batch)
         for k in range(length):
             # dF/dg_j in units of the mass that the point shall have: 1 where it receives nothing.
-            ascent = 1 - self._counts(self._batch) / (self._batch * self._mass)
+            ascent = 1 - self._counts(batch) / (batch * self._mass)
             offset = offset + step * (ascent.clamp(min=-most) if coarse else ascent)
             self._offset = offset
             if k >= length // 3:
@@ -174,9 +177,7 @@ class _Ascent:
         C_j of M draws go to a point: E C_j (C_j - 1) = M (M - 1) p_j^2.
         """
         m = max(10_000, math.ceil(math.sqrt(2 * len(self.points)) / error))
-        counts = torch.zeros_like(self._mass)
-        for size in [self._batch] * (m // self._batch) + [m % self._batch]:
-            counts += self._counts(size)
+        counts = self._counts(m)
         value = float((counts * (counts - 1) / self._mass).sum() / (m * (m - 1.0))) - 1
         return value, math.sqrt(2 * len(self.points) / m**2 + 4 * max(value, 0.0) / m)
 
@@ -188,8 +189,11 @@ class _Ascent:
 
     def _counts(self, n: int) -> Tensor:
         """How many of n draws go to each point, float64."""
-        cells = _cells(self._draw(n), self.points, self._offset)
-        return torch.bincount(cells, minlength=len(self.points)).double()
+        counts = torch.zeros(len(self.points), dtype=torch.int64, device=self.points.device)
+        for first in range(0, n, PART):
+            cells = _cells(self._draw(min(PART, n - first)), self.points, self._offset)
+            counts += torch.bincount(cells, minlength=len(counts))
+        return counts.double()
 
     def _draw(self, n: int) -> Tensor:
         self.drawn += n

@@ -7,7 +7,7 @@ import gftkit
 from gftkit.data.pairing import Pairs
 from gftkit.data.prefetch import prefetch
 from gftkit.data.samples import Samples, VisitOrder
-from gftkit.data.transport import BLOCK, Transport
+from gftkit.data.transport import BLOCK, PROBE, Transport
 from gftkit.kernel.contracts import Batch, TransportMap
 from gftkit.kernel.errors import ConfigError, DataError, PluginError
 
@@ -125,9 +125,9 @@ def test_a_gpu_makes_its_pairs_without_workers():
 def test_data_are_read_once_in_blocks():
     data = Grid(2 * BLOCK + 5)
     pairs = pairs_of(data, within_labels=True)
-    assert data.reads == [BLOCK, BLOCK, 5]
+    assert data.reads == [BLOCK, BLOCK, 5, PROBE]
     pairs.at(3)
-    assert data.reads == [BLOCK, BLOCK, 5]
+    assert data.reads == [BLOCK, BLOCK, 5, PROBE]
 
 
 def test_draws_have_the_shares_of_labels():
@@ -166,6 +166,14 @@ def test_laws_and_large_sets_are_refused_before_anything_is_read():
 def test_partners_are_refused():
     with pytest.raises(DataError, match=r"come with x0.* and the coupling ByFirst would choose others"):
         transport_of(Grid(10, x0=True)).read()
+
+
+def test_augmented_data_are_refused():
+    data = Grid(10)
+    plain = data.batch
+    data.batch = lambda indices: Batch(plain(indices).x1 + torch.rand(2), data.labels[indices])
+    with pytest.raises(DataError, match=r"augmented.* and the coupling ByFirst maps the source to fixed ones"):
+        transport_of(data).read()
 
 
 @pytest.mark.parametrize(

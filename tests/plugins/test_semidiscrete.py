@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import gftkit
 from gftkit.kernel.errors import ConfigError
+from gftkit_plugins import semidiscrete
 from gftkit_plugins.semidiscrete import _Ascent, _copies
 
 REGISTRY = gftkit.load()
@@ -81,6 +82,30 @@ def test_events_of_any_shape_are_flattened():
     x0 = torch.randn(50, 4)
     there = coupling.assign(x0.reshape(50, 1, 2, 2), images, other, generator)
     assert torch.equal(there, coupling.assign(x0, flat, one, generator))
+
+
+def test_scores_are_computed_in_parts_of_bounded_memory(monkeypatch):
+    sizes, addmm = [], torch.addmm
+
+    def recorded(offset, x, y):
+        sizes.append(len(x) * y.shape[1])
+        return addmm(offset, x, y)
+
+    coupling = REGISTRY.create("coupling", "semidiscrete", chi2=0.2)
+    x1 = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    whole, _ = fit(coupling, x1)
+    x0 = torch.randn(500, 3)
+    there = coupling.assign(x0, x1, whole, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(torch, "addmm", recorded)
+    coupling.assign(x0, x1, whole, torch.Generator().manual_seed(5))
+    assert max(sizes) == 500 * 40  # the probe sees what is computed
+    sizes.clear()
+    monkeypatch.setattr(semidiscrete, "SCORES", 1000)
+    again = coupling.assign(x0, x1, whole, torch.Generator().manual_seed(5))
+    assert max(sizes) == 1000
+    assert torch.equal(again, there)
+    fit(coupling, x1)
+    assert max(sizes) == 1000
 
 
 @settings(max_examples=10)

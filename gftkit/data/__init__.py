@@ -20,4 +20,5 @@ from gftkit.data.samples import (
     permuted_indices as permuted_indices,
     source_of as source_of,
 )
+from gftkit.data.transport import Transport as Transport
 from gftkit.data.subset import select_subset as select_subset

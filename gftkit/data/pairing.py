@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gftkit.data.samples import Source, VisitOrder
-from gftkit.kernel.contracts import Batch, Coupling
+from gftkit.data.transport import Transport
+from gftkit.kernel.contracts import Batch, Coupling, TransportMap
 from gftkit.kernel.errors import PluginError
 from gftkit.runtime.randomness import stream
 
@@ -27,7 +28,7 @@ class Pairs:
     Args:
         order: the data in the order of the run.
         source: draws x0.
-        coupling: pairs them.
+        coupling: pairs them. A transport map isn't asked before its ``transport`` is fitted.
         batch_size: pairs in a step.
         pairing_batch: pairs made at once, a multiple of batch_size.
         seed: of source and coupling.
@@ -41,7 +42,7 @@ class Pairs:
         self,
         order: VisitOrder,
         source: Source,
-        coupling: Coupling,
+        coupling: Coupling | TransportMap,
         batch_size: int,
         pairing_batch: int,
         seed: int,
@@ -55,6 +56,11 @@ class Pairs:
         self.batch_size, self.pairing_batch = batch_size, pairing_batch
         self.seed, self.within_labels = seed, within_labels
         self.process, self.within, self.conditions = process, within, conditions
+        self.transport = (
+            Transport(coupling, order.samples, source, seed, within_labels=within_labels)
+            if isinstance(coupling, TransportMap)
+            else None
+        )
         self._latest: tuple[int, Batch] | None = None
 
     def shared(self, process: tuple[int, int], within: Within) -> "Pairs":
@@ -86,15 +92,21 @@ class Pairs:
         """A set of pairs: the global one, or this process's own."""
         index, count = self.process if self.within == "process" else (0, 1)
         size = self.pairing_batch // count
-        batch = self.order.take(number * self.pairing_batch + index * size, size)
-        if batch.x0 is not None:  # the data set comes with its own pairs
-            return batch
+        first = number * self.pairing_batch + index * size
         # Named by the set's number and not drawn one after another: any set can be made by itself, by a worker ahead of
         # the loop or after a resume. Pairing by process adds the process, else all would draw the same sources.
         whose = (number, index) if count > 1 else (number,)
-        x0 = self.source(size, stream(self.seed, "source", *whose))
         generator = stream(self.seed, "coupling", *whose)
+        if self.transport is not None:
+            labels = self.transport.labels
+            label = None if labels is None else labels[self.order.indices(first, size)]
+            return self.transport.pair(self.source(size, stream(self.seed, "source", *whose)), generator, label)
+        batch = self.order.take(first, size)
+        if batch.x0 is not None:  # the data set comes with its own pairs
+            return batch
+        x0 = self.source(size, stream(self.seed, "source", *whose))
         named = {name: batch.conditions[name] for name in self.conditions}
+        assert not isinstance(self.coupling, TransportMap)
         order = pair(
             self.coupling, x0, batch.x1, generator, batch.label, within_labels=self.within_labels, conditions=named
         )

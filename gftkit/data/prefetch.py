@@ -32,11 +32,13 @@ def prefetch(pairs: Pairs, first: int, steps: int, workers: int | None, *, pin: 
         pairs: makes them.
         first: the first step.
         steps: one more than the last step.
-        workers: how many processes; None for 2 with ``pin`` and 0 without.
+        workers: how many processes; None for 2 with ``pin`` and 0 without. A transport map on a GPU needs none.
         pin: copy them to page-locked memory, from which a GPU reads without a wait.
     """
     if workers is None:
         workers = 2 if pin else 0
+    if pairs.transport is not None and pin:
+        workers = 0  # the map is on the GPU, which no worker may use, and reads nothing
     if workers == 0 or first >= steps:
         yield pairs
         return

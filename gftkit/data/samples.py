@@ -171,16 +171,21 @@ class VisitOrder:
 
     def take(self, first: int, n: int) -> Batch:
         """Samples ``first`` to ``first + n`` of the endless sequence of random permutations."""
-        size = self.samples.size
-        if size is None:
+        if self.samples.size is None:
             # Seeded by the position, so that a resumed run draws the same samples without those before them.
             return self.samples.draw(n, stream(self.seed, "data", first))
+        return self.samples.at(self.indices(first, n))
+
+    def indices(self, first: int, n: int) -> Tensor:
+        """Of a finite set, the indices of the samples that ``take`` gives."""
+        size = self.samples.size
+        assert size is not None
         parts = []
         while n > 0:
             part = self._part(*divmod(first, size), n)
             parts.append(part)
             first, n = first + len(part), n - len(part)
-        return self.samples.at(torch.cat(parts))
+        return torch.cat(parts)
 
     def _part(self, epoch: int, offset: int, n: int) -> Tensor:
         """At most n indices of an epoch's permutation, from ``offset`` on."""

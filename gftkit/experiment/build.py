@@ -15,6 +15,7 @@ from gftkit.data import conditions
 from gftkit.data.description import Facts
 from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, Source, VisitOrder
+from gftkit.data.transport import check_no_partners
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.metrics import Metrics, Scope, check_metrics
 from gftkit.experiment.building import build_metrics, build_source, scheme_of
@@ -164,6 +165,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
     check_unpaired(scheme.diffusion, paired=facts.paired)
     named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
+    check_no_partners(coupling, measurement.training, training.where)
     if not facts.paired:
         notes += conditions.check_coupling(coupling, config.coupling["name"], named)
     if config.schedule is not None and resolution.schedule is not None:

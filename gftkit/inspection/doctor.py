@@ -14,7 +14,7 @@ from gftkit.experiment.building import build_source
 from gftkit.inspection.hypotheses import Finding
 from gftkit.inspection.hypotheses import estimate as batch_estimate
 from gftkit.inspection.ranking import BATCHES, FALSE_ALARM, Inspection, inspect
-from gftkit.kernel.contracts import Estimate
+from gftkit.kernel.contracts import Estimate, TransportMap
 from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.options import check_known, plain
@@ -70,6 +70,12 @@ def diagnose(
     written = {"drift": raw["drift"], **_components(raw, known.pop("path", None))}
     resolved = _resolve(written, registry, base)
     path: ConditionalPath = registry.build("path", resolved["path"])
+    coupling = registry.build("coupling", resolved["coupling"])
+    if isinstance(coupling, TransportMap):
+        raise ConfigError(
+            f"coupling: '{resolved['coupling']['name']}' is fitted before a run, which gft inspect doesn't. Inspect "
+            f"with `--set coupling.name=independent`, or optimal-transport."
+        )
     samples = Samples(registry.build("dataset", raw["data"], "data", base), "data")
     facts = Facts(samples.event_shape, samples.classes, samples.scaling.range, samples.condition_shapes)
     network, candidates = _networks(resolved["drift"], facts, path, registry, seed)
@@ -80,7 +86,7 @@ def diagnose(
         facts,
         path=path,
         source=build_source(resolved["source"], facts.event_shape, registry),
-        coupling=registry.build("coupling", resolved["coupling"]),
+        coupling=coupling,
         fixed=known,
         path_spec=plain(resolved["path"]),
         count=count,

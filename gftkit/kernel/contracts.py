@@ -109,10 +109,7 @@ class Path(Protocol):
 
 @runtime_checkable
 class Profile(Protocol):
-    """The retention as a function of flow time.
-
-    Optional: ``fitted_on``, what it was fitted to, with the ``weights`` and the ``anchor``: with others it is refused.
-    """
+    """The retention as a function of flow time. Optional: ``fitted_on``, a run's ``weights`` and ``anchor``."""
 
     def retention(self, t: Tensor) -> Tensor:
         """The retention at t, finite numbers below 1 of t's shape, type and device; 0 where no anchor is needed."""
@@ -168,6 +165,24 @@ class Coupling(Protocol):
 
     def pair(self, x0: Tensor, x1: Tensor, generator: Generator, label: Tensor | None = None) -> Tensor:
         """A permutation ``order`` of (n,): x0[order[i]] goes with x1[i]. x0 and x1 are (n, *event), on the CPU."""
+
+
+@runtime_checkable
+class TransportMap(Protocol):
+    """A coupling in which x0 chooses x1: a map from the source to a finite set, fitted before the first step.
+
+    gftkit keeps the set in memory, at most ``memory`` GB, and fits each label by itself where the drift takes labels.
+    """
+
+    memory: float
+
+    def fit(
+        self, x1: Tensor, source: Callable[[int, Generator], Tensor], generator: Generator, show: Callable[..., Any]
+    ) -> Mapping[str, Tensor]:
+        """The map to x1, (n, *event); users see its numbers, and ``show(draws, text)``. ``source`` is on the CPU."""
+
+    def assign(self, x0: Tensor, x1: Tensor, fitted: Mapping[str, Tensor], generator: Generator) -> Tensor:
+        """The index in x1 that each x0 goes to, int64, on x1's device. The generator is on the CPU."""
 
 
 class Field(Protocol):

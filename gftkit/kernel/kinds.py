@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gftkit.kernel.contracts import Coupling, Dataset, Drift, Feature, Integrator, Metric, Monitor, NoiseScale
-from gftkit.kernel.contracts import Path, Profile, Sampler, Schedule, Solver, StoppingRule, TimeGrid
+from gftkit.kernel.contracts import Path, Profile, Sampler, Schedule, Solver, StoppingRule, TimeGrid, TransportMap
 
 PROJECT = "gftkit"
 
@@ -47,7 +47,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("schedule", "Temperature as a function of progress", (Schedule,)),
         Kind("profile", "Retention as a function of flow time", (Profile,)),
         Kind("stop", "Rules that end a run before its last step", (StoppingRule,)),
-        Kind("coupling", "Which x0 goes with which x1", (Coupling,)),
+        Kind("coupling", "Which x0 goes with which x1", (Coupling, TransportMap)),
         Kind("solver", "One step of an ODE or SDE, or a library's", (Solver, Integrator)),
         Kind("grid", "The times of a sampler's steps", (TimeGrid,)),
         Kind("diffusion", "Noise scales g(t) to sample a velocity's flow stochastically", (NoiseScale,)),

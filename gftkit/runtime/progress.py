@@ -1,7 +1,7 @@
 """The progress bar of a run: on stderr, so that stdout stays free for results."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -69,6 +69,18 @@ class Progress(_Console):
         self._bar.update(self._task, completed=first)
         with self._bar:
             yield
+
+    @contextmanager
+    def fitting(self, title: str) -> Iterator[Callable[[int, str], None]]:
+        """Show another bar while something is fitted. It is given draws so far, and a text if there is news."""
+        bar = _bar(self.console, self._bar.disable, "numbers")
+        task = bar.add_task(title, total=None, numbers="")
+
+        def show(draws: int, text: str) -> None:
+            bar.update(task, completed=draws, numbers=text or bar.tasks[0].fields["numbers"])
+
+        with bar:
+            yield show
 
     def advance(self) -> None:
         """One step done."""

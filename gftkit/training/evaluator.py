@@ -112,5 +112,6 @@ class Evaluator:
             config=self._config,
             weight=matching.weight,
             profile=self._steps.profile(min(done, steps - 1)),
+            transport=matching.pairs.transport,
         )
         return cast("TrainingView", state)  # a frozen dataclass: nothing in a view may be set

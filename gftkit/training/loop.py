@@ -12,6 +12,7 @@ from typing import Any
 
 from gftkit.data.prefetch import prefetch
 from gftkit.experiment.build import Experiment
+from gftkit.experiment.transport import prepare_transport
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
@@ -88,6 +89,11 @@ class Loop:
             self._prepare_folder()
         if newest is not None:
             self.guard.check(newest)
+        transport = self.steps.pairs.transport
+        if transport is not None:
+            expected = None if newest is None else newest.notes["transport"]
+            prepare_transport(transport, self.out, self.config, self.accelerator, self.progress, expected)
+        if newest is not None:
             restore_checkpoint(newest, self.steps.drift, self.steps.descent)
             self.feedback.restore(newest.notes.get("feedback", {}), newest.path)
         # Every metric and monitor measures once before the folder becomes a run: what they refuse leaves no trace.
@@ -269,4 +275,6 @@ class Loop:
             summary["anchor"] = {**self.anchor.describe(), "anchors": list(self.experiment.networks.anchors)}
         if self.experiment.networks.adapted is not None:
             summary["adapters"] = self.experiment.networks.adapted.describe()
+        if self.steps.pairs.transport is not None:
+            summary["coupling"] = self.steps.pairs.transport.numbers
         return summary

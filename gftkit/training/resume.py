@@ -83,5 +83,7 @@ class ResumeGuard:
         return hashes if networks.base is None else {**hashes, "base": networks.base}
 
     def notes(self) -> Mapping[str, Any]:
-        """The values that ``check`` compares, for a checkpoint's metadata."""
-        return {"data": self._data, **self.origin()}
+        """The values that a resumed run compares, for a checkpoint's metadata."""
+        transport = self._experiment.matching.pairs.transport
+        fitted = {} if transport is None else {"transport": transport.hash}
+        return {"data": self._data, **fitted, **self.origin()}

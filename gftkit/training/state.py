@@ -1,7 +1,7 @@
 """A training run as its monitors see it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,8 +9,10 @@ from torch import Generator, Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.pairing import pair
 from gftkit.data.samples import Samples, Source, permuted_indices
+from gftkit.data.transport import Transport
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Batch, Coupling, Path, Profile
+from gftkit.kernel.contracts import Batch, Coupling, Path, Profile, TransportMap
+from gftkit.kernel.errors import ConfigError
 from gftkit.networks.anchor import Anchor
 from gftkit.runs.schema import Config
 from gftkit.theory import flow
@@ -41,6 +43,7 @@ class TrainingState:
         config: of the run.
         weight: w(t) of the objective, None for 1.
         profile: the retention as a function of flow time, None where it doesn't depend on it.
+        transport: the fitted map, where the coupling is one.
     """
 
     step: int
@@ -54,13 +57,14 @@ class TrainingState:
     reference: Batch
     evaluation: Evaluation
     source: Source
-    coupling: Coupling
+    coupling: Coupling | TransportMap
     device: torch.device
     seed: int
     dataset: Samples
     config: Config
     weight: Callable[[Tensor], Tensor] | None = None
     profile: Profile | None = None
+    transport: Transport | None = None
 
     def temperature_at(self, t: Tensor) -> Temperature:
         """The temperature at flow times, (batch,) -> (batch,), or one number where it doesn't depend on them."""
@@ -79,20 +83,13 @@ class TrainingState:
             generator: the monitor's own, on the CPU.
             held_out: take the reference data; otherwise the whole training data.
             keep: number of the pairs to return; all by default.
+
+        Raises:
+            ConfigError: for held-out samples under a transport map, which goes to the training data only.
         """
-        data = self.reference
-        targets = (
-            data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
-        )
+        targets = self._pairs(count, generator, held_out=held_out)[:keep]
         x0 = targets.x0
-        if x0 is None:  # otherwise the data set has pairs of its own
-            x0 = self.source(count, generator)
-            named = conditions.conditions_of(self.drift, targets)
-            within = named.pop(conditions.LABEL, None) is not None
-            x0 = x0[
-                pair(self.coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
-            ]
-        targets, x0 = targets[:keep], x0[:keep]
+        assert x0 is not None
         t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
         noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None
         return Draw(
@@ -101,6 +98,28 @@ class TrainingState:
             flow.drift(self.path, t, x0, targets.x1, noise).to(self.device),
             self._conditions(targets.to(self.device), generator),
         )
+
+    def _pairs(self, count: int, generator: Generator, *, held_out: bool) -> Batch:
+        """Fresh pairs, on the CPU."""
+        if self.transport is not None:
+            if held_out:
+                raise ConfigError(
+                    f"coupling '{self.config.coupling['name']}' maps the source to the training data, so there are no "
+                    f"pairs of held-out samples. Remove the monitor that draws them, or use another coupling."
+                )
+            return self.transport.draw(count, generator).to("cpu")
+        data = self.reference
+        targets = (
+            data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
+        )
+        if targets.x0 is not None:  # the data set has pairs of its own
+            return targets
+        assert not isinstance(self.coupling, TransportMap)
+        x0 = self.source(count, generator)
+        named = conditions.conditions_of(self.drift, targets)
+        within = named.pop(conditions.LABEL, None) is not None
+        order = pair(self.coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
+        return replace(targets, x0=x0[order])
 
     def _conditions(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The conditions of a batch, with as many left out as in training."""

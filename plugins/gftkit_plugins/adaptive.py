@@ -135,9 +135,9 @@ class Adaptive:
         """The best retention by held-out pairs, and what it surely is at least; 0 where that isn't above 0."""
         if "held_out_reached" not in measured:
             raise ConfigError(
-                "schedule: adaptive with `evidence: held-out` requires held-out data, and this run has none. Set "
-                "evaluate.data, for example to a part of the training data that `skip` leaves out; or leave "
-                "`evidence` out."
+                "schedule: adaptive with `evidence: held-out` requires held-out pairs, and this run has none. Set "
+                "evaluate.data, for example to a part of the training data that `skip` leaves out, and a coupling "
+                "other than a transport map, such as semidiscrete; or leave `evidence` out."
             )
         reached, error = measured["held_out_reached"], measured["held_out_reached_stderr"]
         if not reached > 0 or not math.isfinite(error):

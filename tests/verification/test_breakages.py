@@ -56,6 +56,11 @@ SLIPS = {
         "return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])",
         "return torch.randint(len(cost), (len(cost),))",
     ),
+    "potentials-with-the-wrong-sign": Slip(
+        f"{PLUGINS}/semidiscrete.py",
+        '{"offset": ascent.offset(len(x1)).cpu()',
+        '{"offset": -ascent.offset(len(x1)).cpu()',
+    ),
     "ema-for-anchor": Slip(
         "gftkit/training/steps.py",
         "anchor = self.anchor if temperature > 0 else None",

@@ -65,7 +65,7 @@ def forgotten_indices(
 
 
 @claim_for_each(
-    each_registered("coupling"),
+    each_registered("coupling", lambda coupling: isinstance(coupling, Coupling)),
     "coupling-permutation-{name}",
     statement="Every source sample is paired once; where labels are kept apart, with data of its own label.",
     reference="theory, T10",

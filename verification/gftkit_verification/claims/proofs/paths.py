@@ -192,3 +192,29 @@ def functions_of_table(shipped: Flow, *, item: TablePath) -> Iterator[Any]:
     yield only(shipped.sample(path, t, *pair)) - row.sample
     yield only(shipped.drift(path, t, *pair)) - row.drift
     yield only(shipped.diffusion(path, t)) - row.diffusion
+
+
+@proof(
+    "T22-no-crossing-proof",
+    statement=(
+        "On the linear path |x_t - y_t|^2 = (1 - t)^2 |x0 - y0|^2 + t^2 |x1 - y1|^2 + 2 t (1 - t) (x0 - y0).(x1 - y1): "
+        "pairs of a monotone map don't meet before t = 1."
+    ),
+    reference="theory, T22",
+    items=lambda registry: [("linear", registry.create("path", "linear"))],
+    item_as="path",
+    subject=lambda path: flow.sample,  # noqa: ARG005
+    mutants=lambda path: {  # noqa: ARG005
+        "endpoints swapped": lambda path, t, x0, x1, noise: flow.sample(path, t, x1, x0, noise),
+        "x0 kept whole": lambda path, t, x0, x1, noise: flow.sample(path, t, x0, x1, noise) + t * x0,
+        "sign of x0": lambda path, t, x0, x1, noise: flow.sample(path, t, -x0, x1, noise),
+    },
+    conditions="One coordinate; others add. All t.",
+)
+def meeting_residual(sample: Callable[..., Any], *, path: Path) -> Iterator[Any]:
+    """The squared distance of two states on the path, less its parts."""
+    y0, y1 = sympy.symbols("y0 y1", real=True)
+    x = only(sample(path, *PAIR, None))
+    y = only(sample(path, Symbolic([T]), Symbolic([[y0]]), Symbolic([[y1]]), None))
+    by_parts = (1 - T) ** 2 * (X0 - y0) ** 2 + T**2 * (X1 - y1) ** 2 + 2 * T * (1 - T) * (X0 - y0) * (X1 - y1)
+    yield (x - y) ** 2 - by_parts

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 import gftkit
+from gftkit.kernel.contracts import TransportMap
 from gftkit.kernel.errors import ConfigError
 from gftkit.runs.folder import LOG
 from gftkit.runtime.randomness import stream
@@ -155,7 +156,8 @@ class Theory:
         obstacles = oracle_obstacles(state) if self.oracle else ["switched off by its option `oracle`"]
         self._obstacle = next(iter(obstacles), "")
         prefixes = {"": False}
-        if state.config.evaluate.data is not None:
+        # A transport map goes to the training data: there are no pairs of held-out samples.
+        if state.config.evaluate.data is not None and not isinstance(state.coupling, TransportMap):
             prefixes["held_out_"] = True
         for name, held_out in prefixes.items():
             batches = [

@@ -24,7 +24,7 @@ from gftkit_verification.testbeds.measuring.gradients import (
 )
 from gftkit_verification.testbeds.problems.flows import COUPLINGS
 from gftkit_verification.testbeds.problems.moments import cpu_generator
-from gftkit_verification.testbeds.problems.retentions import Cooling, cooled_profiles
+from gftkit_verification.testbeds.problems.retentions import FAR, Cooling, cooled_profiles
 
 SharedLoss = Callable[..., Tensor]
 """(drift, target, anchor, chosen, share, temperature, weight=) -> (batch,), as ``gftkit.theory.shared_loss``."""
@@ -182,8 +182,13 @@ def other_temperatures(
     return shared_loss(drift, target, anchor, chosen, share, beta.roll(1), weight=weight)
 
 
+SPREAD = (torch.arange(BATCH, dtype=torch.float64) + 0.5) / BATCH
+"""Flow times of the samples' temperatures."""
+
+
 def _slips(cooling: Cooling) -> dict[str, SharedLoss]:
-    return LOSS_SLIPS | ({"temperatures of other samples": other_temperatures} if cooling.varies else {})
+    differs = any(float(profile.retention(SPREAD).std()) > FAR for profile in cooling.profiles)
+    return LOSS_SLIPS | ({"temperatures of other samples": other_temperatures} if differs else {})
 
 
 @claim_for_each(
@@ -198,7 +203,8 @@ def _slips(cooling: Cooling) -> dict[str, SharedLoss]:
     bound=exact(1e-12),
     mutants=_slips,
     conditions=(
-        f"{CONDITIONS} But d = 2 alone, and the temperatures of schedule exponential as it cools to profile {{name}}."
+        f"{CONDITIONS} But d = 2 alone, and temperatures at four flow times of schedule exponential as it cools to "
+        f"profile {{name}}."
     ),
     component="profile:{name}",
     seeds=1,
@@ -208,8 +214,8 @@ def _slips(cooling: Cooling) -> dict[str, SharedLoss]:
 def bias_by_time(loss: SharedLoss, generator: Generator, *, path: Path, cooling: Cooling) -> float:
     """``bias`` at a profile's temperatures."""
 
-    def temperatures(t: Tensor) -> list[Tensor]:
-        return [temperatures_of(profile, t) for profile in cooling.profiles]
+    def temperatures(t: Tensor) -> list[Tensor]:  # noqa: ARG001
+        return [temperatures_of(profile, SPREAD) for profile in cooling.profiles]
 
     every = all_choices(loss, path, cpu_generator(generator), temperatures)
     plane = len(COUPLINGS) * len(cooling.profiles) * (BATCH - 1)

@@ -254,7 +254,7 @@ class Theory:
     def _exact_lag(
         self, drift: Tensor, exact: Tensor, anchor: Tensor, t: Tensor, weight: Tensor | None
     ) -> dict[str, list[float]]:
-        """c = 1 - <b_pre - b_tgt, b_pre - b>/|Delta|^2 in each part of flow time, which noise doesn't lower."""
+        """c = ``1 - <b_pre - b_tgt, b_pre - b>/|Delta|^2`` in each part of flow time, which noise doesn't lower."""
         options: dict[str, Any] = {
             "t": t.flatten().double().clamp(max=self._edges[-1]),
             "batches": self.batches,

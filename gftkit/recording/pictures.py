@@ -212,7 +212,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several panels over one axis of steps.
+    """One of several panels over one axis.
 
     Attributes:
         label: of its axis.
@@ -227,8 +227,8 @@ class Panel:
     span: tuple[float, float] | None = None
 
 
-def panel_picture(panels: Sequence[Panel]) -> bytes:
-    """Panels above each other over one axis of steps, as PNG: measurements beside what is predicted for them."""
+def panel_picture(panels: Sequence[Panel], label: str = "step") -> bytes:
+    """Panels above each other over one axis, as PNG: measurements beside what is predicted for them."""
     figure = new_figure(7.2, 2.5 * len(panels) + 0.4)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
@@ -241,7 +241,7 @@ def panel_picture(panels: Sequence[Panel]) -> bytes:
         axis.set_ylabel(panel.label, fontsize=9)
         axis.legend(frameon=False, fontsize=8, loc="best")
         tidy(axis)
-    axes[-1].set_xlabel("step")
+    axes[-1].set_xlabel(label)
     return figure_png(figure)
 
 

@@ -1,12 +1,10 @@
 """The retention that fits pairs best, in each part of flow time and overall (theory, T20 and T21).
 
 A drift b mixed with its anchor, b + r (b_pre - b), has the mean squared distance from conditional drifts
-
-    E w |b - b_t|^2 - 2 r E w <b - b_t, b - b_pre> + r^2 E w |b - b_pre|^2,
-
-least at r* = E w <b - b_t, b - b_pre>/E w |b - b_pre|^2. Label noise adds to the first term alone. With pairs of the
-training data r* is about -c/(1 - c) where the run lags by c and has no noise; with held-out pairs it is the retention
-that the run should end at. What it gains is measured on other pairs than those that chose it.
+``E w |b - b_t|^2 - 2 r E w <b - b_t, b - b_pre> + r^2 E w |b - b_pre|^2``, least at
+``r* = E w <b - b_t, b - b_pre>/E w |b - b_pre|^2``. Label noise adds to the first term alone. With pairs of the training
+data r* is about -c/(1 - c) where the run lags by c and has no noise; with held-out pairs it is the retention that the
+run should end at. What it gains is measured on other pairs than those that chose it.
 """
 
 import math
@@ -28,7 +26,7 @@ class RetentionFit:
 
     Attributes:
         edges: of the parts, (parts + 1,), increasing: a part holds its left edge, and the last one both.
-        along: w <b - b_t, b - b_pre>, summed over a part and divided by the batch's size, (batches, parts).
+        along: ``w <b - b_t, b - b_pre>``, summed over a part and divided by the batch's size, (batches, parts).
         moved: w |b - b_pre|^2, likewise.
     """
 

@@ -63,8 +63,8 @@ SLIPS = {
     ),
     "ema-for-anchor": Slip(
         "gftkit/training/steps.py",
-        "anchor = self.anchor if temperature > 0 else None",
-        "anchor = self.ema if temperature > 0 else None",
+        "anchor = self.anchor if isinstance(temperature, Tensor) or temperature != 0 else None",
+        "anchor = self.ema if isinstance(temperature, Tensor) or temperature != 0 else None",
     ),
     "last-step-dropped": Slip(
         "gftkit/sampling/integrate.py", "itertools.pairwise(grid.times):", "itertools.pairwise(grid.times[:-1]):"
@@ -73,6 +73,25 @@ SLIPS = {
     "share-dropped": Slip("gftkit/theory/objective.py", "alpha=temperature / share", "alpha=temperature"),
     "anchor-chosen-twice": Slip(
         "gftkit/training/steps.py", "torch.randperm(n, generator", "torch.randint(n, (n,), generator"
+    ),
+    "flow-time-reversed": Slip(
+        "gftkit/training/steps.py",
+        "temperatures_of(profile, self._times_of(step)[0])",
+        "temperatures_of(profile, 1 - self._times_of(step)[0])",
+    ),
+    "temperature-of-retention": Slip(
+        "gftkit/theory/objective.py", "return retention / (1 - retention)", "return retention / (1 + retention)"
+    ),
+    "temperatures-of-other-samples": Slip(
+        "gftkit/theory/objective.py", "temperature[indices] * pull", "temperature[: len(indices)] * pull"
+    ),
+    "end-from-the-start": Slip(
+        f"{PLUGINS}/schedules.py", "min(progress / self.ramp, 1.0)", "1 - min(progress / self.ramp, 1.0)"
+    ),
+    "best-retention-sign": Slip(
+        "gftkit/theory/retention_fit.py",
+        "for left in (drift - target, distance)",
+        "for left in (target - drift, distance)",
     ),
     "rising-schedule": Slip(f"{PLUGINS}/schedules.py", "(1 + math.cos(", "(1 - math.cos("),
 }

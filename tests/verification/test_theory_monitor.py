@@ -66,6 +66,26 @@ def test_measurements_are_those_of_the_raw_weights(finished, config, registry):
     assert averaged["T"] != pytest.approx(last["T"], rel=1e-3)
 
 
+def test_lag_and_best_retention_by_flow_time_are_those_of_their_definitions(finished):
+    state, monitor = last_state(finished), Theory(MONITOR["batches"], MONITOR["states"], 4)
+    measured = monitor.observe(state)
+    states = monitor._probes[""].states
+    with torch.no_grad():
+        b, anchor = state.drift(states.t, states.x).double(), state.anchor(states.t, states.x).double()
+    exact = EmpiricalFlow(state.dataset.at(torch.arange(40)).x1, state.path).drift(states.t, states.x)
+    gap = anchor - exact
+    for k in range(4):
+        here = (states.t >= k / 4) & (states.t < (k + 1) / 4)
+        best = ((b - states.target) * (b - anchor))[here].sum() / (b - anchor)[here].square().sum()
+        assert measured["best_retention_by_time"][k] == pytest.approx(float(best), rel=1e-4, abs=1e-5)
+        lag = ((b - exact) * gap)[here].sum() / gap[here].square().sum()
+        assert measured["exact_lag_by_time"][k] == pytest.approx(float(lag), rel=1e-4, abs=1e-5)
+    last = points(finished)[-1]
+    assert last["lag"] == pytest.approx(-last["best_retention"] / (1 - last["best_retention"]))
+    assert last["lag_stderr"] == pytest.approx(last["best_retention_stderr"] / (1 - last["best_retention"]) ** 2)
+    assert points(finished)[0]["lag_by_time"] == [None] * 8  # the drift was its anchor
+
+
 def last_state(run):
     """What the monitor saw last, with the raw weights of the last checkpoint."""
     states = []
@@ -142,7 +162,8 @@ def test_a_resumed_run_has_the_same_theory(finished, copied, registry, config):
 
 
 def test_the_oracle_applies_to_affine_paths_and_the_bridge(before, finished, tune, config):
-    assert setting(finished) == {"oracle": "applies", "batches": 16, "states": 64, "pairing_batch": 64}
+    edges = [k / 8 for k in range(9)]
+    assert setting(finished) == {"oracle": "applies", "batches": 16, "states": 64, "edges": edges, "pairing_batch": 64}
     other = {
         "pretrained": str(before / "model.safetensors"),  # a weights file goes with any path
         "drift": {"name": "mlp", "width": 48, "depth": 2},
@@ -173,7 +194,7 @@ def test_where_the_oracle_does_not_apply_the_reason_is_recorded(tune, config, ch
     run = tune(config, train={"steps": 3, "batch_size": 8}, **changes)
     assert setting(run)["oracle"] == why
     assert "drift_error" not in points(run)[-1]
-    (part,) = run_sections(run, "run")
+    part, *_ = run_sections(run, "run")
     assert why in part.text
     assert any(why in line for line in verdict_of(run).lines)
 

@@ -16,8 +16,14 @@ from gftkit_verification.oracles.affine import gaussian_kl
 from gftkit_verification.oracles.gaussian import Affine, AffineDrift
 from gftkit_verification.testbeds.measuring.differences import relative_difference
 from gftkit_verification.testbeds.problems.moments import NODES, FineTune, draw_fine_tunes
-from gftkit_verification.testbeds.problems.retentions import SIGN, Cooling, Retentions, Temperatures, temperature_slips
-from gftkit_verification.testbeds.problems.retentions import cooled_profiles as every_profile
+from gftkit_verification.testbeds.problems.retentions import (
+    SIGN,
+    Cooling,
+    Retentions,
+    Temperatures,
+    cooled_profiles,
+    temperature_slips,
+)
 from gftkit_verification.testbeds.slips.blend_laws import chain_law, drifts_of, start_of
 from gftkit_verification.testbeds.slips.objective import (
     BLENDS,
@@ -110,7 +116,7 @@ def slope_of(loss: Loss, drift: Tensor, target: Tensor, problem: FineTune, beta:
 
 
 @claim_for_each(
-    every_profile,
+    cooled_profiles,
     "T19-optimum-{name}",
     statement=(
         "b_tgt + rho(t) Delta is the one minimum of the marginal, the conditional and the blended objective at "
@@ -144,7 +150,7 @@ def slope_at_optimum(functions: TimedFunctions, generator: Generator, *, path: P
 
 
 @claim_for_each(
-    every_profile,
+    cooled_profiles,
     "T19-risks-{name}",
     statement=(
         "At each (t, x) L(b) - L(b_beta) = (1 + beta(t)) w |b - b_beta|^2, L(b_beta) = rho(t) w |Delta|^2, also below "
@@ -238,7 +244,7 @@ def _error_slips(cooling: Cooling) -> dict[str, TimedFunctions]:
 
 
 @claim_for_each(
-    every_profile,
+    cooled_profiles,
     "T19-drift-error-{name}",
     statement=(
         "|b_beta - b_tgt|_w^2 = int w rho(t)^2 E|Delta|^2 dt, rho inside the norm, and KL(P_tgt || P_beta) = 1/2 int "
@@ -282,7 +288,7 @@ def error_difference(functions: TimedFunctions, generator: Generator, *, path: P
 
 
 @claim_for_each(
-    every_profile,
+    cooled_profiles,
     "T19-label-noise-{name}",
     statement="At each t the blended form's label noise is (1 - rho(t))^2 that of plain flow matching: more below 0.",
     reference="theory, T19 with T9",

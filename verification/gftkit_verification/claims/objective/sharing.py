@@ -1,8 +1,9 @@
 """Anchor sharing: the gradients of a batch for every choice of the samples at which the anchor is evaluated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -10,7 +11,8 @@ from torch import Generator, Tensor
 from gftkit.kernel.contracts import Path
 from gftkit.theory.objective import penalty_loss, retention, shared_loss, squared_norm
 from gftkit.theory.predictions import sharing_noise
-from gftkit.verify import claim, exact, registered
+from gftkit.theory.temperature import temperatures_of
+from gftkit.verify import claim, claim_for_each, exact, registered
 from gftkit_verification.testbeds.measuring.differences import relative_difference
 from gftkit_verification.testbeds.measuring.gradients import (
     Problem,
@@ -20,7 +22,9 @@ from gftkit_verification.testbeds.measuring.gradients import (
     network,
     outputs,
 )
+from gftkit_verification.testbeds.problems.flows import COUPLINGS
 from gftkit_verification.testbeds.problems.moments import cpu_generator
+from gftkit_verification.testbeds.problems.retentions import FAR, Cooling, cooled_profiles
 
 SharedLoss = Callable[..., Tensor]
 """(drift, target, anchor, chosen, share, temperature, weight=) -> (batch,), as ``gftkit.theory.shared_loss``."""
@@ -55,14 +59,19 @@ class Choices:
     penalties: Tensor
 
 
-def all_choices(loss: SharedLoss, path: Path, generator: Generator) -> Iterator[tuple[float, int, Choices]]:
-    """(beta, k, choices) for every problem, temperature and k < n."""
+def all_choices(
+    loss: SharedLoss,
+    path: Path,
+    generator: Generator,
+    temperatures: Callable[[Tensor], Sequence[Any]] = lambda t: TEMPERATURES,  # noqa: ARG005
+) -> Iterator[tuple[Any, int, Choices]]:
+    """(beta, k, choices) for every problem, temperature and k < n; of one number each, or (n,) at flow times."""
     for problem in draw_problems(path, generator, n=BATCH):
         weights = draw_weights(problem.x.shape[1], generator)
         jacobian, drift = jacobians(network, weights, problem), outputs(network, weights, problem)
         weight = 0.5 + torch.rand(BATCH, generator=generator, dtype=torch.float64)
         penalties = torch.einsum("nip,ni->np", jacobian, 2 * weight[:, None] * (drift - problem.anchor))
-        for beta in TEMPERATURES:
+        for beta in temperatures(problem.t):
             for k in range(1, BATCH):
                 values, slopes = mean_losses(loss, problem, drift, weight, beta, k)
                 gradients = torch.einsum("nip,sni->sp", jacobian, slopes)
@@ -70,7 +79,7 @@ def all_choices(loss: SharedLoss, path: Path, generator: Generator) -> Iterator[
 
 
 def mean_losses(
-    loss: SharedLoss, problem: Problem, drift: Tensor, weight: Tensor, beta: float, k: int
+    loss: SharedLoss, problem: Problem, drift: Tensor, weight: Tensor, beta: Any, k: int
 ) -> tuple[Tensor, Tensor]:
     """The mean loss for each choice, and last the penalty form's, and their derivatives by the drift."""
     choices = [torch.tensor(chosen) for chosen in combinations(range(BATCH), k)]
@@ -154,11 +163,63 @@ LOSS_SLIPS: dict[str, SharedLoss] = {
 )
 def bias(loss: SharedLoss, generator: Generator, *, path: Path) -> float:
     """The largest relative difference of the means over choices from the penalty form's gradient and value."""
+    return largest_bias(all_choices(loss, path, cpu_generator(generator)))
+
+
+def largest_bias(every: Iterator[tuple[Any, int, Choices]]) -> float:
+    """The largest relative difference of a mean over choices from the penalty form's."""
     worst = 0.0
-    for _, _, choices in all_choices(loss, path, cpu_generator(generator)):
+    for _, _, choices in every:
         of_gradient = relative_difference(choices.gradients.mean(0), choices.full_gradient)
         worst = max(worst, of_gradient, relative_difference(choices.values.mean(), choices.full_value))
     return worst
+
+
+def other_temperatures(
+    drift: Tensor, target: Tensor, anchor: Tensor, chosen: Tensor, share: float, beta: Tensor, weight: Tensor
+) -> Tensor:
+    """The temperature of a sample meets the anchor of the next one."""
+    return shared_loss(drift, target, anchor, chosen, share, beta.roll(1), weight=weight)
+
+
+SPREAD = (torch.arange(BATCH, dtype=torch.float64) + 0.5) / BATCH
+"""Flow times of the samples' temperatures."""
+
+
+def _slips(cooling: Cooling) -> dict[str, SharedLoss]:
+    differs = any(float(profile.retention(SPREAD).std()) > FAR for profile in cooling.profiles)
+    return LOSS_SLIPS | ({"temperatures of other samples": other_temperatures} if differs else {})
+
+
+@claim_for_each(
+    cooled_profiles,
+    "T19-sharing-unbiased-{name}",
+    statement=(
+        "At temperatures that depend on flow time, too, the mean loss and its gradient over all choices of k of n "
+        "samples are those of the penalty form."
+    ),
+    reference="theory, T19 and anchor sharing",
+    subject=lambda cooling: shared_loss,  # noqa: ARG005
+    bound=exact(1e-12),
+    mutants=_slips,
+    conditions=(
+        f"{CONDITIONS} But d = 2 alone, and temperatures at four flow times of schedule exponential as it cools to "
+        f"profile {{name}}."
+    ),
+    component="profile:{name}",
+    seeds=1,
+    uses={"path": registered("path", "linear")},
+    item_as="cooling",
+)
+def bias_by_time(loss: SharedLoss, generator: Generator, *, path: Path, cooling: Cooling) -> float:
+    """``bias`` at a profile's temperatures."""
+
+    def temperatures(t: Tensor) -> list[Tensor]:  # noqa: ARG001
+        return [temperatures_of(profile, SPREAD) for profile in cooling.profiles]
+
+    every = all_choices(loss, path, cpu_generator(generator), temperatures)
+    plane = len(COUPLINGS) * len(cooling.profiles) * (BATCH - 1)
+    return largest_bias(islice(every, plane))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from gftkit.kernel.contracts import Profile
 from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import AnchorShare, Train
 from gftkit.runtime.randomness import stream
@@ -16,13 +17,14 @@ from gftkit.theory.objective import Form
 from gftkit.theory.predictions import sharing_noise
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Measurement, exact, statistical
-from gftkit.verify.declaration import REGISTRY, claim
+from gftkit.verify.declaration import REGISTRY, claim, registered
 from gftkit_verification.testbeds.loops.fine_tunes import FineTunes
 from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, build_loop, step_gradient
 from gftkit_verification.testbeds.measuring.gradients import draw_weight
 from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t, student_t
 from gftkit_verification.testbeds.problems.flows import draw_flow
 from gftkit_verification.testbeds.problems.moments import cpu_generator, draw_seed, rho_of
+from gftkit_verification.testbeds.problems.retentions import Resting
 from gftkit_verification.testbeds.slips import losses as slips
 from gftkit_verification.testbeds.slips.loops import tampered
 
@@ -31,12 +33,19 @@ Choice = tuple[Tensor | None, float]
 
 DIMENSION, BATCH, STEPS = 4, 512, 40
 
-CASES: tuple[tuple[Form, AnchorShare, float], ...] = (("penalty", 0.75, 0.5), ("blended", "retention", 7.0))
-"""Form, share and temperature of the loops; at temperature 7 the retention is 7/8."""
+STEP = registered("profile", "step", early=-0.5, late=0.4, cut=0.5)
+"""Retentions beyond the target early in flow time, and short of it late."""
+
+CASES: tuple[tuple[Form, AnchorShare, float | None], ...] = (
+    ("penalty", 0.75, None),
+    ("blended", "retention", 7.0),
+)
+"""Form, share and temperature of the loops; at temperature 7 the retention is 7/8. None: by flow time, ``STEP``."""
 
 CONDITIONS = (
     f"Gaussian flow, d = {DIMENSION}; a linear model whose weights rest, away from the anchor's; "
-    f"batches of {BATCH}, {STEPS} steps; penalty form with share 3/4, blended form with share rho = 7/8."
+    f"batches of {BATCH}, {STEPS} steps; penalty form with share 3/4 at a retention of -0.5 for t < 0.5 and 0.4 after "
+    f"it, blended form with share rho = 7/8."
 )
 
 COUNTS: tuple[tuple[int, Fraction, Fraction | None], ...] = (
@@ -64,7 +73,7 @@ class Added:
 
 
 def measure_added_noise(
-    make: LoopBuilder, registry: Registry, form: Form, share: AnchorShare, beta: float, generator: Generator
+    make: LoopBuilder, registry: Registry, form: Form, share: AnchorShare, beta: float | Resting, generator: Generator
 ) -> Added:
     """The change of the gradients by sharing, in a loop whose weights rest."""
     here, d = cpu_generator(generator), DIMENSION
@@ -76,20 +85,27 @@ def measure_added_noise(
     states: list[tuple[Tensor, Tensor]] = []
     watch(whole, lambda t, x: states.append((t.cpu(), x.cpu())))
     gap = drift.weight.detach() - pretrained.weight.detach()
-    rho = rho_of(beta)
-    count = math.ceil(BATCH * (rho if share == "retention" else float(share)))
-    noise = sharing_noise(beta if form == "penalty" else rho, count, BATCH, 1.0)
+    count = math.ceil(BATCH * (strength_of(beta, "blended", torch.zeros(1)) if share == "retention" else float(share)))
+    noise = sharing_noise(1.0, count, BATCH, 1.0)
     white, squares = [], []
     for step in range(STEPS):
         difference = (step_gradient(shared, step) - step_gradient(whole, step)).cpu()
-        phi = drift.features(*states[-1])
-        pulls = 2 * (phi @ gap.mT)[:, :, None] * phi[:, None] / d  # of each sample; the loss is divided by d
+        t, x = states[-1]
+        phi = drift.features(t, x)
+        strength = strength_of(beta, form, t)[:, None, None]
+        pulls = 2 * strength * (phi @ gap.mT)[:, :, None] * phi[:, None] / d  # of each sample; the loss has 1/d
         values, vectors = torch.linalg.eigh(noise * torch.cov(pulls.flatten(1).mT))
         kept = values > 1e-9 * values[-1]  # gap pulls^T is symmetric: some directions have no noise
         inside = (difference @ vectors)[kept] / values[kept].sqrt()
         white.append(vectors[:, kept] @ inside)
         squares.append(inside.square().mean())
     return Added(count / BATCH, torch.stack(white), torch.stack(squares))
+
+
+def strength_of(beta: float | Resting, form: Form, t: Tensor) -> Tensor:
+    """s at flow times, (batch,): beta in the penalty form, rho in the blended one."""
+    rho = torch.full_like(t, rho_of(beta)) if isinstance(beta, float) else beta.end.retention(t)
+    return rho / (1 - rho) if form == "penalty" else rho
 
 
 def watch(loop: Steps, look: Callable[[Tensor, Tensor], Any]) -> None:
@@ -162,6 +178,14 @@ MISCOUNTED = {
 }
 
 
+def added_noises(make: LoopBuilder, registry: Registry, step: Profile, generator: Generator) -> list[Added]:
+    """What sharing adds, in every case."""
+    return [
+        measure_added_noise(make, registry, form, share, Resting(step) if beta is None else beta, generator)
+        for form, share, beta in CASES
+    ]
+
+
 @claim(
     "sharing-loop-unbiased",
     statement=(
@@ -173,11 +197,11 @@ MISCOUNTED = {
     mutants=BIASED,
     conditions=CONDITIONS,
     seeds=1,
-    uses={"registry": REGISTRY},
+    uses={"registry": REGISTRY, "step": STEP},
 )
-def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> float:
+def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry, step: Profile) -> float:
     """The standardised mean of what sharing adds to the gradients."""
-    together = torch.cat([measure_added_noise(make, registry, *case, generator).white for case in CASES], 1)
+    together = torch.cat([each.white for each in added_noises(make, registry, step, generator)], 1)
     return cross_fitted_t(together, torch.zeros(together.shape[1]))
 
 
@@ -195,11 +219,11 @@ def mean_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Re
     seeds=1,
     axes=("share k/n", "added variance, in units of s^2 Cov/n"),
     scales=("linear", "linear"),
-    uses={"registry": REGISTRY},
+    uses={"registry": REGISTRY, "step": STEP},
 )
-def size_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry) -> Measurement:
+def size_of_added_noise(make: LoopBuilder, generator: Generator, *, registry: Registry, step: Profile) -> Measurement:
     """The standardised mean square of what sharing adds to the gradients, less its prediction."""
-    added = [measure_added_noise(make, registry, *case, generator) for case in CASES]
+    added = added_noises(make, registry, step, generator)
     shares, theory = [each.share for each in added], [1 / each.share - 1 for each in added]
     measured = [scale * float(each.squares.mean()) for scale, each in zip(theory, added, strict=True)]
     lines = {"measured": (shares, measured), "n/k - 1": (shares, theory)}
@@ -241,4 +265,78 @@ def miscount(make: LoopBuilder, generator: Generator, *, registry: Registry) -> 
     for batch, beta, share in COUNTS:
         bench = FineTunes(registry, draw_flow(2, here), draw_seed(here), generator.device)
         worst = max(worst, _miscount(make, bench, batch, beta, share))
+    return worst
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A step's evaluations of the anchor at a profile.
+
+    Attributes:
+        t: all flow times of the batch.
+        evaluated: those of the evaluations.
+        logged: the share that the step logs.
+    """
+
+    t: Tensor
+    evaluated: Tensor
+    logged: float
+
+
+def _evaluations(make: LoopBuilder, bench: FineTunes, profile: Profile, form: Form) -> Kept:
+    train = Train(1, 64, 1e-3, {"name": "sgd"}, ema=0.9)
+    loop = bench.loop(make, LinearModel(2), Resting(profile), train, form=form)
+    seen: list[Tensor] = []
+    watch(loop, lambda t, x: seen.append(t.cpu()))  # noqa: ARG005
+    logged = loop.take(0)["anchor_share"]
+    times = loop.times(64, stream(loop.config.seed, "time", 0, device=loop.device)).cpu()
+    return Kept(times, torch.cat(seen) if seen else times[:0], logged)
+
+
+def _all_but_one(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:  # noqa: ARG001
+    return samples[1:], share
+
+
+def _whole(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:  # noqa: ARG001
+    return None, share
+
+
+def _wrong_side(loop: Steps, step: int, samples: Tensor, share: float) -> Choice:  # noqa: ARG001
+    every = torch.arange(loop.config.train.batch_size)
+    return every[~torch.isin(every, samples)], share
+
+
+@claim(
+    "T19-loop-evaluations",
+    statement="The anchor is evaluated at exactly those samples whose retention isn't 0, and their share is logged.",
+    reference="theory, T19",
+    subject=build_loop,
+    bound=exact(),
+    mutants={
+        "one left out": altered_choice(_all_but_one),
+        "the whole batch": altered_choice(_whole),
+        "where the retention is 0": altered_choice(_wrong_side),
+    },
+    conditions=(
+        "A batch of 64; profile step: 0 and, from t = 0.5, 0.4, penalty form; -0.4 and, from 0.3, 0, blended form."
+    ),
+    seeds=1,
+    uses={
+        "registry": REGISTRY,
+        "late": registered("profile", "step", early=0.0, late=0.4, cut=0.5),
+        "early": registered("profile", "step", early=-0.4, late=0.0, cut=0.3),
+    },
+)
+def miscount_by_time(
+    make: LoopBuilder, generator: Generator, *, registry: Registry, late: Profile, early: Profile
+) -> float:
+    """The number of samples whose evaluation is wrong, and the error of the logged share."""
+    here, worst = cpu_generator(generator), 0.0
+    bench = FineTunes(registry, draw_flow(2, here), draw_seed(here), generator.device)
+    cases: tuple[tuple[Profile, Form], ...] = ((late, "penalty"), (early, "blended"))
+    for profile, form in cases:
+        kept = _evaluations(make, bench, profile, form)
+        expected = kept.t[profile.retention(kept.t) != 0]
+        wrong = set(expected.tolist()) ^ set(kept.evaluated.tolist())
+        worst = max(worst, len(wrong), abs(kept.logged * len(kept.t) - len(expected)))
     return worst

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Path
+from gftkit.kernel.contracts import Path, Schedule
 from gftkit.kernel.registry import Registry
-from gftkit.runs.schema import Train
+from gftkit.runs.schema import AnchorShare, Train
 from gftkit.theory import flow
 from gftkit.theory.objective import Form, retention
 from gftkit.training.steps import Steps
@@ -109,11 +109,12 @@ class LinearProblem:
         registry: Registry,
         *,
         path: Path,
-        temperature: float,
+        temperature: Schedule | float,
         train: Train,
         seed: int,
         device: torch.device,
         form: Form = "blended",
+        anchor_share: AnchorShare = 1.0,
     ) -> Steps:
         """A loop that starts with W_pre, in float64."""
         data = GaussianData(self.target)
@@ -131,10 +132,11 @@ class LinearProblem:
             seed=seed,
             device=device,
             form=form,
+            anchor_share=anchor_share,
         )
 
 
-def _draw_problem(
+def draw_problem(
     d: int, degree: int, coupling: CouplingName, path: Path, scale: float, generator: Generator
 ) -> LinearProblem:
     """A random one; the anchor is the fit of another target with the same source."""
@@ -144,7 +146,7 @@ def _draw_problem(
     return LinearProblem(target, fit_regression(target, model, end, scale), anchor, degree)
 
 
-def _iterates(loop: Steps, steps: int) -> Tensor:
+def iterates(loop: Steps, steps: int) -> Tensor:
     """W_0, ..., W_steps of a linear model, (steps + 1, d, p)."""
     (weight,) = loop.drift.parameters()
     weights = [weight.detach().cpu().clone()]
@@ -154,7 +156,7 @@ def _iterates(loop: Steps, steps: int) -> Tensor:
     return torch.stack(weights)
 
 
-def _along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
+def along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
     """``<W phi, Delta>_w/|Delta|_w^2``."""
     return float((weight @ gram * gap).sum() / (gap @ gram * gap).sum())
 
@@ -197,7 +199,7 @@ def expected_step(
     """
     samples, shares = [], []
     for k, beta in enumerate(TEMPERATURES):
-        problem = _draw_problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, cpu_generator(generator))
+        problem = draw_problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, cpu_generator(generator))
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
         loop = problem.loop(
@@ -209,7 +211,7 @@ def expected_step(
             seed=draw_seed(generator),
             device=generator.device,
         )
-        weights = _iterates(loop, STEPS)
+        weights = iterates(loop, STEPS)
         rho, root = beta / (1 + beta), torch.linalg.cholesky(gram)
         optimum = fit.optimum(problem.anchor, rho)
         away = ((weights - optimum) @ root).flatten(1).norm(dim=1)
@@ -220,7 +222,7 @@ def expected_step(
         landing = weights[:-1] + (weights[1:] - weights[:-1]) @ newton
         samples.append(((landing - optimum) @ root).flatten(1) / (1 - rho))
         gap = problem.anchor - fit.weight
-        shares.append(_along(landing.mean(0) - fit.weight, gap, gram))
+        shares.append(along(landing.mean(0) - fit.weight, gap, gram))
     together = torch.cat(samples, 1)
     lines = {
         "measured": (TEMPERATURES, shares),
@@ -245,7 +247,7 @@ def distance_of_forms(build: LoopBuilder, generator: Generator, *, registry: Reg
     """The largest distance of two runs' iterates, in units of the way from the start."""
     worst = 0.0
     for k, beta in enumerate(TEMPERATURES):
-        problem = _draw_problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, cpu_generator(generator))
+        problem = draw_problem(2 + k % 2, 1, COUPLINGS[k // 2 % 2], path, 0.0, cpu_generator(generator))
         seed = draw_seed(generator)
         runs = []
         forms: Sequence[tuple[Form, float]] = (("blended", 1.0), ("penalty", 1 + beta))
@@ -262,7 +264,7 @@ def distance_of_forms(build: LoopBuilder, generator: Generator, *, registry: Reg
                 device=generator.device,
                 form=form,
             )
-            runs.append(_iterates(loop, FORM_STEPS))
+            runs.append(iterates(loop, FORM_STEPS))
         distance = (runs[0] - runs[1]).flatten(1).norm(dim=1).max()
         worst = max(worst, float(distance / (runs[0] - runs[0][0]).flatten(1).norm(dim=1).max()))
     return worst

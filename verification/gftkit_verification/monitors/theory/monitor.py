@@ -1,5 +1,6 @@
 """The monitor ``theory``: a fine-tune measured against what the theory predicts for it, while it runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 import gftkit
-from gftkit.kernel.contracts import TransportMap
+from gftkit.kernel.contracts import Estimate, TransportMap
 from gftkit.kernel.errors import ConfigError
 from gftkit.runs.folder import LOG
 from gftkit.runtime.randomness import stream
 from gftkit.storage.documents import write_json
 from gftkit.storage.log import read_log
-from gftkit.theory.gap import Statistics, Summary, mean_estimate, root_estimate, statistics, summary
+from gftkit.theory import flow
+from gftkit.theory.gap import Statistics, Summary, mean_estimate, ratio_estimate, root_estimate, statistics, summary
 from gftkit.theory.objective import Temperature, blend, retention, squared_norm
+from gftkit.theory.retention_fit import RetentionFit, fit_retention
 from gftkit.training.state import Draw, TrainingState
 from gftkit.training.verdict import Verdict
 from gftkit_verification.monitors.probes import (
@@ -27,6 +30,7 @@ from gftkit_verification.monitors.probes import (
     first_states,
     oracle_obstacles,
 )
+from gftkit_verification.monitors.theory.document import build_document, middles_of
 
 if TYPE_CHECKING:
     from gftkit.recording.html import Section
@@ -63,18 +67,22 @@ class Theory:
     bridge, a finite training set that is not augmented and a drift without conditions; then b_tgt is the drift that
     reproduces the training set. Where it isn't known theory.json and the report say why.
 
+    In equal parts of flow time it measures the best retention r* of a blend with the anchor (T20, T21): on training
+    targets, where it shows the lag c = -r*/(1 - r*), and on held-out ones, where it is what the run should end at.
+
     The same states serve all evaluations, so that curves are comparable and most of the work is done once. The raw
     weights are measured. A fine-tune only: a pretraining has no anchor.
 
     Args:
         batches: independent batches, each paired as in training: standard errors are over them.
         states: states of each batch that are measured, at most ``train.pairing_batch``.
+        parts: of flow time, for lag and best retention.
         oracle: measure against the exact target drift where it is known.
 
     Raises:
         ConfigError: beside a pretraining.
 
-    Reference: theory, T1, T4, T7, T13 and section 5; arXiv:2601.22495.
+    Reference: theory, T1, T4, T7, T13, T19 to T21 and section 5; arXiv:2601.22495.
 
     Example:
         >>> import gftkit
@@ -86,11 +94,13 @@ class Theory:
         self,
         batches: Annotated[int, Field(ge=2)] = 16,
         states: Annotated[int, Field(gt=0)] = 64,
+        parts: Annotated[int, Field(gt=0)] = 8,
         *,
         oracle: bool = True,
     ) -> None:
-        self.batches, self.states, self.oracle = batches, states, oracle
+        self.batches, self.states, self.parts, self.oracle = batches, states, parts, oracle
         self._probes: dict[str, Probe] = {}
+        self._edges: list[float] = []
         self._obstacle = ""
         """Why b_tgt isn't known; empty where it is."""
 
@@ -109,13 +119,13 @@ class Theory:
             drift = evaluate_in_chunks(state.drift, probe.states)
             temperature = state.temperature_at(probe.states.t)
             batches = self._statistics(drift, probe, temperature)
-            measured |= {f"{name}{key}": value for key, value in flatten_summary(summary(batches)).items()}
+            values = {**flatten_summary(summary(batches)), **flatten_fit(self._fit(drift, probe, probe.states.target))}
+            measured |= {f"{name}{key}": value for key, value in values.items()}
             if name == "":
                 measured |= {"G_batches": [batch.g for batch in batches], "R_batches": [batch.r for batch in batches]}
             if name == "" and isinstance(temperature, Tensor):
-                rho = retention(temperature)
-                measured |= {"retention_low": float(rho.min()), "retention_high": float(rho.max())}
                 measured["gap_batches"] = [batch.by_loss for batch in batches]
+                measured |= self._by_time(state, drift, probe, temperature)
             if probe.exact is not None:
                 measured |= self._compare_with_oracle(drift, probe, temperature)
         probe = self._probes[""]
@@ -128,19 +138,17 @@ class Theory:
                 "oracle": self._obstacle or "applies",
                 "batches": self.batches,
                 "states": per_batch,
+                "edges": self._edges,
                 "pairing_batch": _pairing_batch(state),
             }
         return measured
 
     def finish(self, folder: Path) -> None:
         """Write theory.json."""
-        from gftkit_verification.monitors.theory.document import build_document
-
         write_json(folder / FILE, build_document(_own_lines(read_log(folder / LOG))))
 
     def sections(self, lines: Sequence[Mapping[str, Any]]) -> "list[Section]":
         """The run's part of a report: prediction and measurement, as a picture and in words."""
-        from gftkit_verification.monitors.theory.document import build_document
         from gftkit_verification.monitors.theory.report import build_sections
 
         return build_sections(build_document(lines))
@@ -155,6 +163,7 @@ class Theory:
         """Draw the states, and compute once what stays: the anchor's drift and, where it is known, the target's."""
         obstacles = oracle_obstacles(state) if self.oracle else ["switched off by its option `oracle`"]
         self._obstacle = next(iter(obstacles), "")
+        self._edges = [flow.t_end(state.path) * k / self.parts for k in range(self.parts + 1)]
         prefixes = {"": False}
         # A transport map goes to the training data: there are no pairs of held-out samples.
         if state.config.evaluate.data is not None and not isinstance(state.coupling, TransportMap):
@@ -187,6 +196,33 @@ class Theory:
             for b, target, anchor, beta, weight in zip(*parts, betas, weights, strict=True)
         ]
 
+    def _fit(self, drift: Tensor, probe: Probe, target: Tensor) -> RetentionFit:
+        """The best retention towards a target, by flow time."""
+        # float32 may round a time up to beyond t_end.
+        t = probe.states.t.double().clamp(max=self._edges[-1])
+        return fit_retention(
+            drift, target, probe.anchor, t, batches=self.batches, edges=self._edges, weight=probe.weight
+        )
+
+    def _by_time(self, state: TrainingState, drift: Tensor, probe: Probe, temperature: Tensor) -> dict[str, Any]:
+        """What the checks of a run with a profile need, by flow time: its retention, T, and P of the parts."""
+        assert state.profile is not None
+        rho, t = retention(temperature), probe.states.t
+        middles = torch.tensor(middles_of(self._edges), dtype=torch.float64)
+        part = torch.bucketize(t, torch.tensor(self._edges[1:-1], dtype=t.dtype, device=t.device), right=True)
+        low = [float(rho[part == k].min()) if bool((part == k).any()) else math.nan for k in range(self.parts)]
+        fit = self._fit(drift, probe, probe.states.target)
+        t_by_time = self._fit(drift, probe, blend(probe.states.target, probe.anchor, temperature)).along
+        measured: dict[str, Any] = {
+            "retention_low": float(rho.min()),
+            "retention_high": float(rho.max()),
+            "retention_by_time": state.profile.retention(middles).tolist(),
+            "retention_low_by_time": low,
+        }
+        for name, products in (("T", t_by_time), ("towards_target", fit.moved - fit.along)):
+            measured |= list_by_time(name, [mean_estimate(values) for values in products.T])
+        return measured
+
     def _compare_with_oracle(self, drift: Tensor, probe: Probe, temperature: Temperature) -> dict[str, Any]:
         """|b - b_tgt|_w, |b - b_beta|_w, |Delta|_w, T without label noise, and what that noise averages to."""
         assert probe.exact is not None
@@ -206,13 +242,31 @@ class Theory:
             ("drift_error", b - probe.exact),
             ("distance_to_optimum", b - optimum),
             ("gap", anchor - probe.exact),
-            *([("optimum_error", optimum - probe.exact)] if varies else []),  # otherwise |rho| times the gap
+            # Otherwise these are |rho| and 1 - rho times the gap.
+            *([("optimum_error", optimum - probe.exact), ("optimum_way", optimum - anchor)] if varies else []),
         ):
             norm = root_estimate(over_batches(difference.square()))
             measured |= {name: norm.value, f"{name}_stderr": norm.stderr}
+        measured |= self._exact_lag(b, probe.exact, anchor, self._by_batch(probe.states.t)[:, :few], weight)
         exact, noise = over_batches((b - optimum) * (b - anchor)), over_batches((target - probe.exact) * anchor)
         measured |= {"T_exact": exact.value, "T_exact_stderr": exact.stderr}
         return measured | {"label_noise": noise.value, "label_noise_stderr": noise.stderr}
+
+    def _exact_lag(
+        self, drift: Tensor, exact: Tensor, anchor: Tensor, t: Tensor, weight: Tensor | None
+    ) -> dict[str, list[float]]:
+        """c = ``1 - <b_pre - b_tgt, b_pre - b>/|Delta|^2`` in each part of flow time, which noise doesn't lower."""
+        options: dict[str, Any] = {
+            "t": t.flatten().double().clamp(max=self._edges[-1]),
+            "batches": self.batches,
+            "edges": self._edges,
+            "weight": None if weight is None else weight.flatten(),
+        }
+        b, target, pretrained = (values.flatten(0, 1) for values in (drift, exact, anchor))
+        fit = fit_retention(b, target, pretrained, **options)
+        gap = fit_retention(target, target, pretrained, **options).moved
+        left = [ratio_estimate(*columns) for columns in zip((gap - fit.moved + fit.along).T, gap.T, strict=True)]
+        return list_by_time("exact_lag", left)
 
     def _by_batch(self, values: Tensor) -> Tensor:
         """(batches * n, ...) -> (batches, n, ...)."""
@@ -235,6 +289,23 @@ def flatten_summary(measured: Summary) -> dict[str, float]:
     for name, estimate in estimates.items():
         values |= {name: estimate.value, f"{name}_stderr": estimate.stderr}
     return values
+
+
+def list_by_time(name: str, parts: Sequence[Estimate]) -> dict[str, list[float]]:
+    """Estimates of the parts of flow time as they are logged: a list of values, and one of standard errors."""
+    return {
+        f"{name}_by_time": [estimate.value for estimate in parts],
+        f"{name}_by_time_stderr": [estimate.stderr for estimate in parts],
+    }
+
+
+def flatten_fit(fit: RetentionFit) -> dict[str, Any]:
+    """The best retention as it is logged: of all flow times, and a list of one for each part."""
+    return {
+        "best_retention": fit.constant.value,
+        "best_retention_stderr": fit.constant.stderr,
+        **list_by_time("best_retention", fit.by_time),
+    }
 
 
 def _own_lines(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,7 +6,8 @@ from typing import Any
 from gftkit.recording import pictures
 from gftkit.recording.html import Section, format_number
 from gftkit.recording.pictures import Panel, Trace
-from gftkit_verification.monitors.theory.document import Point, score_of
+from gftkit_verification.monitors.theory.document import Point, middles_of, score_of
+from gftkit_verification.monitors.theory.recommendation import recommend
 
 CLOSED_ENOUGH = 1.02
 """The exact gap is more than this times the one that the run closed where the picture shows the floor as well."""
@@ -38,8 +39,74 @@ def build_sections(document: Mapping[str, Any]) -> list[Section]:
             _rows(points[-1], exact=exact),
             pictures.panel_picture(list(_panels(document, exact=exact))),
             caption,
-        )
+        ),
+        *_flow_time(document),
     ]
+
+
+def _flow_time(document: Mapping[str, Any]) -> list[Section]:
+    """Lag and best retention by flow time at the end of the run, and what they recommend; nothing where unknown."""
+    last = document["points"][-1]
+    if all(value is None for value in last["best_retention_by_time"]):
+        return []
+    held_out = "held_out_best_retention" in last
+    advice = recommend(document)
+    text = (
+        "At the run's end, in equal parts of flow time: the lag c = -r*/(1 - r*) on training targets, which is rho at "
+        "the optimum, and the best retention r* of a blend b + r (b_pre - b) (T20, T21). Below 0 the blend goes beyond "
+        "the drift. Noise lowers the lag, and where the run memorises training targets ask for too little retention; "
+        + ("held-out targets don't. " if held_out else "held-out targets wouldn't: give `evaluate.data`. ")
+        + " ".join(sentence[0].upper() + sentence[1:] for sentence in advice.sentences)
+    )
+    picture = pictures.panel_picture(list(_time_panels(document, held_out=held_out)), "flow time t")
+    caption = "Bars are two standard errors over independent batches. Dashed: what a run at its optimum shows."
+    rows = _time_rows(document, advice.findings.get("recommended_by_time", ()), held_out=held_out)
+    return [Section("Theory by flow time", text, rows, picture, caption)]
+
+
+def _retentions(document: Mapping[str, Any]) -> list[float]:
+    """rho in each part of flow time, at the end."""
+    last = document["points"][-1]
+    rhos = last.get("retention_by_time") or [last["retention"]] * (len(document["setting"]["edges"]) - 1)
+    return list(rhos)
+
+
+def _time_rows(document: Mapping[str, Any], recommended: Sequence[float], *, held_out: bool) -> list[tuple[str, ...]]:
+    last, edges = document["points"][-1], document["setting"]["edges"]
+    columns = {"rho": _retentions(document), "lag c": _texts(last, "lag"), "r*": _texts(last, "best_retention")}
+    if held_out:
+        columns["r*, held-out"] = _texts(last, "held_out_best_retention")
+    columns["recommended end"] = list(recommended) or [None] * (len(edges) - 1)
+    head = ("flow time", *columns)
+    return [
+        head,
+        *(
+            (f"{left:.2f} to {right:.2f}", *(one if isinstance(one, str) else format_number(one) for one in row))
+            for left, right, *row in zip(edges[:-1], edges[1:], *columns.values(), strict=True)
+        ),
+    ]
+
+
+def _texts(last: Point, key: str) -> list[Any]:
+    pairs = zip(last[f"{key}_by_time"], last[f"{key}_by_time_stderr"], strict=True)
+    return [format_number(*pair) for pair in pairs]
+
+
+def _time_panels(document: Mapping[str, Any], *, held_out: bool) -> Iterator[Panel]:
+    last, middles, rhos = document["points"][-1], middles_of(document["setting"]["edges"]), _retentions(document)
+
+    def curve(key: str, **options: Any) -> Trace:
+        return Trace(middles, last[f"{key}_by_time"], last[f"{key}_by_time_stderr"], **options)
+
+    lag = {"on training targets": curve("lag"), "predicted: rho": Trace(middles, rhos, style="predicted")}
+    if "exact_lag_by_time" in last:
+        lag["exact, which noise doesn't lower"] = curve("exact_lag", style="faint", colour=2)
+    yield Panel("lag c", lag)
+    predicted = Trace(middles, [-rho / (1 - rho) for rho in rhos], style="predicted")
+    best = {"on training targets": curve("best_retention", style="faint" if held_out else "measured")}
+    if held_out:
+        best["on held-out targets"] = curve("held_out_best_retention", colour=1)
+    yield Panel("best retention r*", {**best, "predicted: -rho/(1 - rho)": predicted})
 
 
 def format_measurement(point: Point, key: str) -> str:
@@ -51,7 +118,7 @@ def _rows(last: Point, *, exact: bool) -> list[tuple[str, ...]]:
     """The table: the last evaluation beside its predictions."""
     rows: list[tuple[str, ...]] = [
         ("at the end", "measured", "predicted"),
-        ("share of the gap left", format_measurement(last, "remaining"), format_number(last["retention"])),
+        ("share of the gap left", format_measurement(last, "remaining"), format_number(last["remaining_at_optimum"])),
         ("share of the way to the optimum", format_measurement(last, "reached"), "1"),
         ("T", format_measurement(last, "T"), "0"),
     ]
@@ -70,7 +137,7 @@ def _panels(document: Mapping[str, Any], *, exact: bool) -> Iterator[Panel]:
     after_start = [point for point in points if point["step"] > 0]
     if exact:
         yield _drift_errors(points, floor=document["gap"]["value"] > CLOSED_ENOUGH * document["reachable_gap"]["value"])
-    rho = _trace(points, "retention", style="predicted")
+    rho = _trace(points, "remaining_at_optimum", style="predicted")
     yield Panel("share of the gap left", {"measured": _trace(points, "remaining"), "predicted: rho": rho})
     yield _scores(after_start, held_out=held_out)
     yield _gap_estimates(after_start, held_out=held_out, exact_square=document["gap"]["value"] ** 2 if exact else None)

@@ -13,6 +13,7 @@ from gftkit.storage.documents import read_json
 from gftkit.training.verdict import Verdict
 from gftkit_verification.monitors.theory.checks import CHECKS, NEAR, Evidence, describe_place, format_temperature
 from gftkit_verification.monitors.theory.document import build_document, score_of
+from gftkit_verification.monitors.theory.recommendation import recommend
 from gftkit_verification.monitors.theory.report import format_measurement
 
 FALSE_ALARM = 1e-3
@@ -43,7 +44,9 @@ def judge(run: RunFolder, lines: Sequence[Mapping[str, Any]], path: Path) -> Ver
             )
         degrees = document["setting"]["batches"] - 1
         bound = float(stats.t.isf(FALSE_ALARM / (3 * len(steps)), degrees))
-        evidence = Evidence(run, document, file, frozenset(key for line in lines for key in line), bound)
+        parts = len(document["setting"]["edges"]) - 1
+        by_time = float(stats.t.isf(FALSE_ALARM / (3 * len(steps) * parts), degrees))
+        evidence = Evidence(run, document, file, frozenset(key for line in lines for key in line), bound, by_time)
         failures = {check.name: check.find(evidence) for check in CHECKS}
         outcome = describe_outcome(evidence)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -88,16 +91,16 @@ def describe_outcome(evidence: Evidence) -> Outcome:
     last = evidence.points[-1]
     status, arrival = _describe_arrival(evidence)
     lag = _describe_lag(evidence)
-    held_out = _describe_held_out(evidence)
+    advice = recommend(evidence.document)
     return Outcome(
-        [arrival, *lag.sentences, _describe_drift_error(evidence), *held_out.sentences],
+        [arrival, *lag.sentences, _describe_drift_error(evidence), *advice.sentences],
         {
             "arrived": status == "arrived",
             "status": status,
             "reached": last["reached"],
             "T_score": score_of(last, "T") or 0.0,
             **lag.findings,
-            **held_out.findings,
+            **advice.findings,
         },
     )
 
@@ -106,13 +109,18 @@ def _describe_arrival(evidence: Evidence) -> tuple[str, str]:
     """The status and a sentence: is the last drift at its temperature's optimum?"""
     last = evidence.points[-1]
     reached, score = last["reached"], score_of(last, "T") or 0.0
+    if evidence.lowest_retention <= -1:
+        return "unknown", (
+            "arrived: unknown. At a retention of -1 or below the optimum is no nearer to its target than the "
+            "pretrained drift was, so that the loss doesn't show the gap."
+        )
     if reached is None or not evidence.closed_a_gap:
         return "nowhere", (
             "arrived: no. At its end the drift is no nearer to its target than the pretrained one was: there was no "
             "gap to close, too little training, or too much noise in it."
         )
     share, temperature = format_measurement(last, "reached"), format_temperature(last)
-    way = f"At its end it has come {share} of the way to its last optimum (temperature {temperature})"
+    way = f"At its end it has come {share} of the way to its last optimum ({temperature})"
     if abs(reached - 1) <= NEAR:
         return "arrived", (
             f"arrived: yes, as far as T shows. {way}; T is {score:+.1f} standard errors. T measures the direction in "
@@ -133,7 +141,9 @@ def _describe_arrival(evidence: Evidence) -> tuple[str, str]:
 
 def _describe_lag(evidence: Evidence) -> Outcome:
     """The largest lag behind the optimum; nothing where no gap was closed."""
-    lags = [(p["remaining"] - p["retention"], p) for p in evidence.points[1:] if p.get("remaining") is not None]
+    lags = [
+        (p["remaining"] - p["remaining_at_optimum"], p) for p in evidence.points[1:] if p.get("remaining") is not None
+    ]
     if not lags or not evidence.closed_a_gap:
         return Outcome()
     largest, point = max(lags, key=lambda pair: pair[0])
@@ -141,7 +151,7 @@ def _describe_lag(evidence: Evidence) -> Outcome:
     if largest > NEAR:
         sentence = (
             f"lag: largest at {describe_place(point)}, where {point['remaining']:.2f} of the gap was left instead of "
-            f"{point['retention']:.2f}."
+            f"{point['remaining_at_optimum']:.2f}."
         )
     else:
         sentence = f"lag: never more than {max(largest, 0):.2f} of the gap behind the optimum."
@@ -153,25 +163,11 @@ def _describe_drift_error(evidence: Evidence) -> str:
     last = evidence.points[-1]
     if last.get("drift_error") is None:
         return f"drift error: not measurable here, since {evidence.document['setting']['oracle']}."
+    floor = last.get("predicted_drift_error_with_floor")
+    with_floor = "" if floor is None else f", and {floor:.4g} with what this run did not close"
     return (
         f"drift error: |b - b_tgt| fell from {evidence.points[0]['drift_error']:.4g} to "
         f"{format_measurement(last, 'drift_error')}; predicted at the last optimum "
-        f"{last['predicted_drift_error']:.4g}, and {last['predicted_drift_error_with_floor']:.4g} with what this run "
-        f"did not close. The distance to that optimum, |b - b_beta|, is "
+        f"{last['predicted_drift_error']:.4g}{with_floor}. The distance to that optimum, |b - b_beta|, is "
         f"{format_measurement(last, 'distance_to_optimum')}; |Delta| is {last['gap']:.4g}."
     )
-
-
-def _describe_held_out(evidence: Evidence) -> Outcome:
-    """The temperature that would have fitted held-out targets better, where a run that ended at 0 went beyond it."""
-    last = evidence.points[-1]
-    if last["retention"] != 0 or last.get("held_out_T") is None:
-        return Outcome()
-    best = last["held_out_T"] / last["held_out_distance_from_pretrained"] ** 2
-    if (score_of(last, "held_out_T") or 0) <= evidence.bound or best >= 1:
-        return Outcome()
-    sentence = (
-        f"held-out: the drift went beyond the optimum of the held-out targets. Ending at a temperature near "
-        f"{best / (1 - best):.2g} would fit them better (T15)."
-    )
-    return Outcome([sentence], {"best_retention": best})

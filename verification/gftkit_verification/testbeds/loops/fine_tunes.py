@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gftkit.kernel.contracts import Schedule
 from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import Train
 from gftkit.training.steps import Steps
@@ -33,7 +34,9 @@ class FineTunes:
     seed: int
     device: torch.device
 
-    def loop(self, make: LoopBuilder, drift: nn.Module, temperature: float, train: Train, **options: Any) -> Steps:
+    def loop(
+        self, make: LoopBuilder, drift: nn.Module, temperature: Schedule | float, train: Train, **options: Any
+    ) -> Steps:
         """The loop from the weights of a drift, which stays as it is; with options of ``trial``."""
         return make(
             registry=self.registry,

@@ -1,7 +1,8 @@
 """The shipped training loop on a problem whose answer is known: in memory, without a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -86,7 +87,14 @@ class Regression:
         return (1 - retention) * self.weight + retention * anchor
 
 
-def fit_regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, scale: float = 0.0) -> Regression:
+def fit_regression(
+    flow: GaussianFlow,
+    model: LinearModel,
+    end: float = 1.0,
+    scale: float = 0.0,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    jumps: Sequence[float] = (),
+) -> Regression:
     """The fit over t uniform on [0, end] and pairs of a Gaussian flow, in closed form but for quadrature over t.
 
     x_t = (1 - t) x0 + t x1 + scale sqrt(t (1 - t)) eps has covariance S_t + scale^2 t (1 - t) I, and its conditional
@@ -98,9 +106,14 @@ def fit_regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, sca
         model: gives the features.
         end: the largest time.
         scale: 0 for the linear path, g for the Brownian bridge.
+        weight: w(t), (n,) -> (n,), or None for 1.
+        jumps: times at which it isn't smooth.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    t, weight = torch.from_numpy(end * (nodes + 1) / 2), torch.from_numpy(weights / 2)
+    nodes, shares = (torch.from_numpy(values) / 2 for values in np.polynomial.legendre.leggauss(NODES))
+    parts = list(pairwise([0.0, *jumps, end]))
+    t = torch.cat([first + (last - first) * (nodes + 0.5) for first, last in parts])
+    measure = torch.cat([(last - first) / end * shares for first, last in parts])
+    measure = measure if weight is None else measure * weight(t)
     d, n = len(flow.mean0), len(t)
     eye = torch.eye(d, dtype=torch.float64)
     constant = model.features(t, torch.zeros(n, d, dtype=torch.float64))
@@ -116,8 +129,8 @@ def fit_regression(flow: GaussianFlow, model: LinearModel, end: float = 1.0, sca
     second[:, 1:, 1:] += cov
     mixed = (flow.mean1 - flow.mean0)[:, None] * one[:, None]  # E[y (1, x)^T], (n, d, 1 + d)
     mixed[:, :, 1:] += cross
-    gram = torch.einsum("n,npi,nij,nqj->pq", weight, expand, second, expand)
-    moment = torch.einsum("n,nki,npi->kp", weight, mixed, expand)
+    gram = torch.einsum("n,npi,nij,nqj->pq", measure, expand, second, expand)
+    moment = torch.einsum("n,nki,npi->kp", measure, mixed, expand)
     return Regression(torch.linalg.solve(gram, moment, left=False), gram)
 
 

@@ -2,9 +2,9 @@
 
 A drift b mixed with its anchor, b + r (b_pre - b), has the mean squared distance from conditional drifts
 ``E w |b - b_t|^2 - 2 r E w <b - b_t, b - b_pre> + r^2 E w |b - b_pre|^2``, least at
-``r* = E w <b - b_t, b - b_pre>/E w |b - b_pre|^2``. Label noise adds to the first term alone. With pairs of the training
-data r* is about -c/(1 - c) where the run lags by c and has no noise; with held-out pairs it is the retention that the
-run should end at. What it gains is measured on other pairs than those that chose it.
+``r* = E w <b - b_t, b - b_pre>/E w |b - b_pre|^2``. Label noise adds to the first term alone. With pairs of the
+training data r* is about -c/(1 - c) where the run lags by c and has no noise; with held-out pairs it is the retention
+that the run should end at. What it gains is measured on other pairs than those that chose it.
 """
 
 import math

@@ -119,7 +119,7 @@ def test_a_zero_end_is_no_end_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", COOLING)
-@pytest.mark.parametrize("end", ENDS, ids=str)
+@pytest.mark.parametrize("end", ENDS, ids=("below", "above", "step", "linear"))
 def test_a_schedule_arrives_at_its_end_and_only_falls_on_its_way(name, end):
     schedule = REGISTRY.create("schedule", name, end=end, ramp=0.5)
     along = [retentions(schedule, k / 200) for k in range(201)]

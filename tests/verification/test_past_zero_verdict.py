@@ -178,6 +178,25 @@ def test_a_loop_that_reverses_flow_time_is_caught(tune, longer, monkeypatch):
     assert "around flow time" in " ".join(verdict.lines)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "constant", "value": -0.6},
+        {"name": "exponential", "end": {"name": "linear", "early": -2.0, "late": 0.2}},
+    ],
+    ids=["constant", "profile"],
+)
+def test_below_minus_one_it_is_not_known_how_far_the_run_came(tune, config, schedule):
+    run = tune(config, schedule=schedule, train={**config["train"], "steps": 60, "learning_rate": 5e-4})
+    verdict, last = verdict_of(run), points(run)[-1]
+    assert verdict.followed, verdict.lines
+    assert verdict.findings["status"] == "unknown"
+    assert last["gap_squared_by_loss"] is None
+    assert last["remaining"] is None
+    json.dumps(verdict.findings, allow_nan=False)
+    assert run_sections(run, "run")
+
+
 # --- what is recommended ----------------------------------------------------------------------------------------------
 
 

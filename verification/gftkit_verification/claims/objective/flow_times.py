@@ -256,8 +256,8 @@ def _error_slips(cooling: Cooling) -> dict[str, TimedFunctions]:
     mutants=_error_slips,
     seeds=1,
     conditions=(
-        f"{CONDITIONS} Path KL: joint laws of chains of {STEPS} Euler steps in dimension {CHAINS}, for which it is "
-        f"exact; g = {G:g}."
+        f"{CONDITIONS} Path KL: joint laws of chains of {STEPS} Euler steps in dimension {CHAINS}, independent "
+        f"coupling, for which it is exact; g = {G:g}."
     ),
     component="profile:{name}",
     uses={"path": registered("path", "linear")},
@@ -272,7 +272,7 @@ def error_difference(functions: TimedFunctions, generator: Generator, *, path: P
         error = problem.norm(functions.blend(problem.b_tgt, problem.b_pre, beta) - problem.b_tgt)
         gaps = [square**0.5 for square in case.by_node(squared_norm(problem.b_pre - problem.b_tgt))]
         worst = max(worst, abs(error - functions.by_time(case.rho_by_node, gaps)) / problem.gap)
-        if len(problem.target.mean0) > CHAINS:
+        if len(problem.target.mean0) > CHAINS or problem.target.coupling != "independent":
             continue
         target, anchor = drifts_of(problem, G)
         law = chain_law(target, G, start_of(problem), STEPS)

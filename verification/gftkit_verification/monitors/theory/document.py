@@ -130,7 +130,8 @@ def progress_by_batch(point: Point) -> Tensor:
 
 
 def closed_square_by_batch(last: Point) -> Tensor:
-    """The square of the gap that the run closed by its end, by its loss, of each batch."""
+    """The square of the gap that the run closed by its end, by its loss, of each batch; nan at a retention <= -1."""
     if "gap_batches" in last:  # the retention depends on flow time
-        return torch.tensor(last["gap_batches"], dtype=torch.float64)
-    return torch.tensor(last["G_batches"], dtype=torch.float64) / (1 - last["retention"] ** 2)
+        return torch.tensor([math.nan if gap is None else gap for gap in last["gap_batches"]], dtype=torch.float64)
+    rho = last["retention"]
+    return torch.tensor(last["G_batches"], dtype=torch.float64) / (1 - rho**2 if rho > -1 else math.nan)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from support.theory_runs import failed_checks, points, verdict_of
 
+import gftkit
 from gftkit.api import Run
 from gftkit.theory.temperature import mean_retention
 from gftkit.training import steps
 from gftkit.training.verdict import run_sections
+from gftkit_plugins.profiles import Linear
 from gftkit_verification.monitors.theory import Theory
 from gftkit_verification.monitors.theory.recommendation import recommend
 
@@ -122,9 +124,6 @@ def test_a_record_of_other_retentions_is_caught(request, rewritten, run, change,
 
 
 def test_a_retention_that_rises_at_some_flow_times_is_caught(tune, longer, registry):
-    import gftkit
-    from gftkit_plugins.profiles import Linear
-
     class Turning:
         """Its mean falls, and late in flow time it rises."""
 

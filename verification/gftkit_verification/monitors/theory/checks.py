@@ -245,8 +245,8 @@ def check_overshoot(evidence: Evidence) -> str | None:
 def _overshoot_by_time(evidence: Evidence, point: Point) -> str | None:
     """The first part of flow time in which a drift is beyond its optimum."""
     edges, last, bound = evidence.document["setting"]["edges"], evidence.points[-1], evidence.bound_by_time
-    ends = closed_by_time(last)
-    towards_at_end = estimates_by_time(last, "towards_target")
+    ended = "retention_by_time" in last  # otherwise the run's end doesn't show the gap of each part
+    ends, towards_at_end = (closed_by_time(last), estimates_by_time(last, "towards_target")) if ended else ([], [])
     parts = zip(
         middles_of(edges),
         estimates_by_time(point, "T"),
@@ -259,8 +259,10 @@ def _overshoot_by_time(evidence: Evidence, point: Point) -> str | None:
         if low is None or not t.stderr > 0:
             continue
         share, score = 1 - low + NEAR, t.value / t.stderr
-        stderr = towards.stderr + share * towards_at_end[k].stderr / (1 - last["retention_by_time"][k])
-        beyond = [Estimate(towards.value - share * ends[k], stderr)]
+        beyond = []
+        if ended:
+            stderr = towards.stderr + share * towards_at_end[k].stderr / (1 - last["retention_by_time"][k])
+            beyond.append(Estimate(towards.value - share * ends[k], stderr))
         if exact is not None:  # this doesn't rely on the run's own end
             beyond.append(Estimate(low - NEAR - exact[k].value, exact[k].stderr))
         if score > bound and any(excess.value > bound * excess.stderr for excess in beyond):

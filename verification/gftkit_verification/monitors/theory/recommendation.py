@@ -35,8 +35,7 @@ def recommend(document: Mapping[str, Any]) -> Recommendation:
     """The retention to end at, from the last evaluation; held-out targets where there are some.
 
     A blend b + r (b_pre - b) of a drift that ended at rho is where a run would end at rho + r (1 - rho): so much is
-    added to the retention that the run had. Training targets can't tell noise that held-out ones would show: they are
-    asked for a lag alone.
+    added to the retention that the run had. Training targets don't show overfitting, so only a lag is read from them.
     """
     last, setting = document["points"][-1], document["setting"]
     held_out = last.get("held_out_best_retention") is not None

@@ -1,7 +1,6 @@
 """Refusals of components and data that don't fit together, and warnings about scales."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -58,8 +57,8 @@ def check_anchor(anchor: Anchor, drift: nn.Module, config: Config, schedule: Sch
     """Refuse an anchor that the run can't hold on to.
 
     Raises:
-        ConfigError: where the schedule's profile was fitted to another anchor, and where dropped conditions mean
-            something else to the anchor than to the trained drift.
+        ConfigError: where the schedule's profile was fitted to another anchor, and where conditions are dropped that
+            the anchor can't do without.
     """
     fitted_on = getattr(profile_at(schedule, 1, 1), "fitted_on", None) or {}
     if "anchor" in fitted_on and fitted_on["anchor"] != anchor.hash:
@@ -68,20 +67,12 @@ def check_anchor(anchor: Anchor, drift: nn.Module, config: Config, schedule: Sch
             f"{short_hash(str(fitted_on['anchor']))}, and this run's anchor is {short_hash(anchor.hash)}. Fit a "
             f"profile to a run with this anchor, or give its values as a `table`."
         )
-    if config.train.condition_dropout == 0:
-        return
-    own, trained = anchor.null, condition_nulls(drift)
-    for name in anchor.conditions:
-        if name in trained and not _same_null(trained[name], own.get(name)):
-            raise ConfigError(
-                f"anchor: the condition '{name}' that isn't given is {trained[name]} to the trained drift and "
-                f"{own.get(name, 'nothing that the anchor knows')} to the anchor, so train.condition_dropout would "
-                f"show the anchor another condition. Use an anchor with the same null, or set condition_dropout to 0."
-            )
-
-
-def _same_null(one: Any, other: Any) -> bool:
-    return other is not None and torch.equal(torch.as_tensor(one).double(), torch.as_tensor(other).double())
+    dropped = [] if config.train.condition_dropout == 0 else condition_nulls(drift)
+    if missing := [name for name in anchor.conditions if name in dropped and name not in condition_nulls(anchor)]:
+        raise ConfigError(
+            f"anchor: train.condition_dropout leaves out the condition {', '.join(map(repr, missing))}, for which the "
+            f"anchor has no `null`. Use an anchor that has one, or set condition_dropout to 0."
+        )
 
 
 def inherit(facts: Facts, parent: RunFolder) -> Facts:

@@ -31,6 +31,7 @@ class StepInputs:
         x: states, (batch, *event).
         target: b_t(x|z), (batch, *event).
         conditions: by name, (batch, ...) each.
+        anchor_conditions: those of the anchor, with its own null where they are left out.
         anchored: b_pre at ``anchored_at``, where it was evaluated ahead.
     """
 
@@ -43,6 +44,7 @@ class StepInputs:
     x: Tensor
     target: Tensor
     conditions: Mapping[str, Tensor]
+    anchor_conditions: Mapping[str, Tensor]
     anchored: Tensor | None = None
 
 
@@ -79,6 +81,7 @@ class Forward:
         t: Tensor,
         x: Tensor,
         conditions: Mapping[str, Tensor],
+        anchor_conditions: Mapping[str, Tensor],
         indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """b(t, x) and b_pre(t, x).
@@ -88,14 +91,16 @@ class Forward:
             anchor: b_pre(t, x, **conditions), or None to leave it out.
             t: (batch,).
             x: (batch, *event).
-            conditions: the conditions, (batch, ...) each.
+            conditions: the conditions of the drift, (batch, ...) each.
+            anchor_conditions: those of the anchor, likewise.
             indices: indices of the samples at which the anchor is evaluated, (m,) of int64; None for all.
 
         Returns:
             (batch, *event), and (m, *event) or None.
         """
         with autocast(self._precision, self._device):
-            drift, anchored = self._both(model, anchor, t, self._laid_out(x), conditions, indices)
+            states = self._laid_out(x)
+            drift, anchored = self._both(model, anchor, t, states, (conditions, anchor_conditions), indices)
         return to_float32(drift), None if anchored is None else to_float32(anchored)
 
     def anchor_values(self, anchor: Drift, t: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -112,19 +117,20 @@ def _both(
     anchor: Drift | None,
     t: Tensor,
     x: Tensor,
-    conditions: Mapping[str, Tensor],
+    conditions: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     indices: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Both networks in one function, so that the compiler can fuse across them."""
+    own, anchors = conditions
     if anchor is None:
         anchored = None
     elif indices is None:
-        anchored = anchor(t, x, **conditions)
+        anchored = anchor(t, x, **anchors)
     elif len(indices) == 0:
         anchored = x[:0]
     else:
-        anchored = anchor(t[indices], x[indices], **{name: values[indices] for name, values in conditions.items()})
-    return model(t, x, **conditions), anchored
+        anchored = anchor(t[indices], x[indices], **{name: values[indices] for name, values in anchors.items()})
+    return model(t, x, **own), anchored
 
 
 def recompute_activations(drift: nn.Module) -> None:

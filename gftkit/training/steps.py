@@ -181,10 +181,13 @@ class Steps:
         x = flow.sample(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
         target = flow.drift(experiment.matching.path, t, pairs.x0, pairs.x1, noise)
         named = conditions.conditions_of(self.drift, pairs)
+        anchor_named = {name: named[name] for name in conditions.condition_names(anchor)}
         if train.condition_dropout > 0:
             generator = stream(self.config.seed, "condition-dropout", step, device=self.device)
-            dropped = conditions.draw_dropped(train.batch_size, train.condition_dropout, generator)
-            named = conditions.without_conditions(self.drift, named, dropped[self.share])
+            dropped = conditions.draw_dropped(train.batch_size, train.condition_dropout, generator)[self.share]
+            named = conditions.without_conditions(self.drift, named, dropped)
+            # Its own null: another number of classes has another one.
+            anchor_named = conditions.without_conditions(anchor, anchor_named, dropped)
         return StepInputs(
             step=step,
             temperature=temperature,
@@ -195,6 +198,7 @@ class Steps:
             x=x,
             target=target,
             conditions=named,
+            anchor_conditions=anchor_named,
         )
 
     def _times_of(self, step: int) -> tuple[Tensor, torch.Generator]:
@@ -219,7 +223,7 @@ class Steps:
             group[0].anchor,
             joined(inputs.t for inputs in group),
             joined(inputs.x for inputs in group),
-            {name: joined(inputs.conditions[name] for inputs in group) for name in group[0].conditions},
+            {name: joined(inputs.anchor_conditions[name] for inputs in group) for name in group[0].anchor_conditions},
         )
         for inputs, part in zip(group, torch.split(anchored, [len(subset) for subset in subsets]), strict=True):
             inputs.anchored = part
@@ -262,6 +266,7 @@ class Steps:
             inputs.t[part],
             inputs.x[part],
             {name: values[part] for name, values in inputs.conditions.items()},
+            {name: values[part] for name, values in inputs.anchor_conditions.items()},
             subset,
         )
         anchored = evaluated if anchored is None else anchored

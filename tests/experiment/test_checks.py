@@ -8,6 +8,7 @@ from support.runs_on_moons import PRETRAIN
 
 import gftkit
 from gftkit.experiment.build import build
+from gftkit.experiment.checks import check_anchor
 from gftkit.kernel.errors import ConfigError, DataError, RunError, WeightsError
 from gftkit.runs import checkpoint
 from gftkit.runs.resolve import resolve_config
@@ -73,23 +74,18 @@ def test_a_profile_fitted_to_another_anchor_is_refused(tmp_path, tuning, registr
     assert built(own).networks.anchor.hash == own
 
 
-@pytest.mark.parametrize(("classes", "refused"), [(3, True), (2, False)])
-def test_an_anchor_to_which_a_dropped_label_means_something_else_is_refused(tmp_path, registry, classes, refused):
-    """A network of two classes has the null 2, which is a class to one of three."""
+def test_an_anchor_without_a_null_is_refused_where_its_condition_is_dropped(tmp_path, registry):
     drift = {"name": "mlp", "width": 16, "depth": 1, "conditional": True}
-    for name, count in (("own", 2), ("other", classes)):
-        config = {**PRETRAIN, "drift": {**drift, "classes": count}, "train": {"steps": 2, "condition_dropout": 0.5}}
-        gftkit.pretrain({**config, "data": {"name": "two-moons"}}, tmp_path / name, registry=registry)
+    config = {**PRETRAIN, "drift": drift, "data": {"name": "two-moons"}, "train": {"steps": 2}}
+    gftkit.pretrain(config, tmp_path / "own", registry=registry)
     tuning = {
         "pretrained": str(tmp_path / "own"),
-        "anchor": {"name": "external", "pretrained": str(tmp_path / "other")},
         "data": {"name": "two-moons"},
         "schedule": {"name": "exponential"},
         "train": {"steps": 2, "condition_dropout": 0.5},
     }
-    resolution = resolve_config(tuning, "finetune", registry)
-    if refused:
-        with pytest.raises(ConfigError, match="is 2 to the trained drift and 3 to the anchor"):
-            build(resolution, registry)
-    else:
-        assert build(resolution, registry).networks.anchor.null == {"label": 2}
+    made = build(resolve_config(tuning, "finetune", registry), registry)
+    anchor, schedule = made.networks.anchor, registry.create("schedule", "exponential")
+    anchor.null = {}
+    with pytest.raises(ConfigError, match="leaves out the condition 'label', for which the anchor has no `null`"):
+        check_anchor(anchor, made.networks.drift, made.config, schedule)

@@ -38,7 +38,7 @@ def gradients(drift, states, train=None, seed=3):
     forward.place(drift)
     drift.train().zero_grad()
     torch.manual_seed(seed)  # of the dropout
-    out, _ = forward(drift, None, *states, {})
+    out, _ = forward(drift, None, *states, {}, {})
     out.square().sum().backward()
     return torch.cat([weight.grad.flatten() for weight in drift.parameters()])
 
@@ -112,7 +112,9 @@ def test_half_precision_is_for_the_activations_alone(precision):
             return out
 
     drift, anchor = Spy(3, 3), Spy(3, 3)
-    out, anchored = Forward(Train(precision=precision), CPU, (3,))(drift, anchor, torch.rand(4), torch.randn(4, 3), {})
+    out, anchored = Forward(Train(precision=precision), CPU, (3,))(
+        drift, anchor, torch.rand(4), torch.randn(4, 3), {}, {}
+    )
     assert seen == [getattr(torch, precision)] * 2
     assert out.dtype == anchored.dtype == drift.weight.dtype == torch.float32
 
@@ -125,9 +127,9 @@ def test_the_anchor_is_evaluated_at_the_chosen_states_with_their_conditions():
     forward = Forward(Train(), CPU, (2,))
     for chosen in ([1, 4], []):
         at = torch.tensor(chosen, dtype=torch.int64)
-        _, anchored = forward(lambda t, x, label: x, anchor, t, x, {"label": label}, at)
+        _, anchored = forward(lambda t, x, label: x, anchor, t, x, {"label": label}, {"label": label}, at)
         assert torch.equal(anchored, anchor(t, x, label)[at])
-    assert forward(lambda t, x: x, None, t, x, {})[1] is None
+    assert forward(lambda t, x: x, None, t, x, {}, {})[1] is None
 
 
 @pytest.mark.slow
@@ -139,7 +141,7 @@ def test_compiled_networks_are_the_same_to_rounding(registry):
     t, x = torch.rand(6, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     plain, compiled = (Forward(Train(compile=how), CPU, (2,)) for how in (False, True))
     for chosen in (None, torch.tensor([0, 2, 3]), torch.tensor([1])):
-        found = [forward(drift, FrozenAnchor(drift), t, x, {}, chosen) for forward in (plain, compiled)]
+        found = [forward(drift, FrozenAnchor(drift), t, x, {}, {}, chosen) for forward in (plain, compiled)]
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

@@ -1,8 +1,8 @@
 """The same seed gives the same weights, checkpoints, samples and log, bit for bit, as when the digests were taken.
 
-The digests in tests/support/same_seed.json were taken at commit 90b8bb5, those of ``adaptive`` when it got a deadline, and
-its log when its monitor measured lag by flow time.
-They depend on torch and the processor: elsewhere the rounded figures beside them are compared.
+The digests in tests/support/same_seed.json were taken at commit 90b8bb5, those of ``adaptive`` when it got a deadline,
+and of its log when its monitor measured lags by flow time. They depend on torch and the processor: elsewhere the
+rounded figures beside them are compared.
 """
 
 import json

@@ -65,8 +65,9 @@ def profile_errors(retention: Retention, generator: Generator) -> Measurement:
             continue
         errors += int((~(torch.isfinite(values) & (values < 1))).sum())
         half = t[: len(t) // 2]
-        errors += not torch.equal(retention(half), values[: len(half)])
-        errors += not torch.equal(retention(t.flip(0)), values.flip(0))
+        # Not to the last bit: vector instructions may round the ends of a batch in another way.
+        errors += not torch.allclose(retention(half), values[: len(half)], atol=1e-5)
+        errors += not torch.allclose(retention(t.flip(0)), values.flip(0), atol=1e-5)
         shown = torch.isfinite(values)
         line = {"measured": (t[shown].sort().values.tolist(), values[shown][t[shown].argsort()].tolist())}
     return Measurement(float(errors), line)

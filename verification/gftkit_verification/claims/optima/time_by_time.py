@@ -8,13 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Path
+from gftkit.data.pairing import pair
+from gftkit.kernel.contracts import Coupling, Path
 from gftkit.theory import flow as paths
 from gftkit.theory.objective import blend, temperature_of
 from gftkit.theory.predictions import profile_gain
 from gftkit.theory.retention_fit import RetentionFit, fit_retention
-from gftkit.verify import Line, Measurement, claim, exact, registered
+from gftkit.verify import Line, Measurement, claim, claim_for_each, exact, registered
 from gftkit_verification.oracles.mixture import MixtureFlow
+from gftkit_verification.testbeds.components import each_registered
 from gftkit_verification.testbeds.problems.flows import COUPLINGS, draw_flow, random_covariance, retarget
 from gftkit_verification.testbeds.problems.moments import cpu_generator
 
@@ -100,6 +102,16 @@ def _about_plain_mean(best: Sequence[float], weights: Sequence[float]) -> float:
     return profile_gain(best, weights, [sum(best) / len(best)] * len(best))
 
 
+SLIPS = {
+    "flow time reversed": ByTime(fit=_at_reversed_times),
+    "weight left out": ByTime(fit=_without_weight),
+    "the sign": ByTime(fit=_fit(lambda fit: RetentionFit(fit.edges, -fit.along, fit.moved))),
+    "parts not weighted": ByTime(gain=_plain_variance),
+    "about the plain mean": ByTime(gain=_about_plain_mean),
+    "fit and anchor swapped": ByTime(blend=lambda drift, anchor, beta: blend(anchor, drift, beta)),
+}
+
+
 @claim(
     "T21-time-by-time",
     statement=(
@@ -110,14 +122,7 @@ def _about_plain_mean(best: Sequence[float], weights: Sequence[float]) -> float:
     reference="theory, T21",
     subject=ByTime(),
     bound=exact(1e-9),
-    mutants={
-        "flow time reversed": ByTime(fit=_at_reversed_times),
-        "weight left out": ByTime(fit=_without_weight),
-        "the sign": ByTime(fit=_fit(lambda fit: RetentionFit(fit.edges, -fit.along, fit.moved))),
-        "parts not weighted": ByTime(gain=_plain_variance),
-        "about the plain mean": ByTime(gain=_about_plain_mean),
-        "fit and anchor swapped": ByTime(blend=lambda drift, anchor, beta: blend(anchor, drift, beta)),
-    },
+    mutants=SLIPS,
     conditions=(
         f"{BATCHES * SIZE} states of Gaussian flows, both couplings, and of mixtures, d = 2, 3, as the population; "
         f"fits with a lag of 0.5 cos(2 pi t) and noise that grows as t^2; {PARTS} parts of flow time, weight 1/2 + t; "
@@ -133,23 +138,60 @@ def gain_difference(subject: ByTime, generator: Generator, *, path: Path) -> Mea
     generator, worst = cpu_generator(generator), 0.0
     lines: dict[str, Line] = {}
     for fitted in draw_fits(path, generator):
-        fit = subject.fit(
-            fitted.drift,
-            fitted.target,
-            fitted.anchor,
-            fitted.t,
-            batches=BATCHES,
-            edges=EDGES,
-            weight=fitted.weight,
-        )
-        best, weights = [estimate.value for estimate in fit.by_time], fit.weights.tolist()
-        least = fitted.error(subject, best)
-        constant = fitted.error(subject, [fit.constant.value] * PARTS)
-        worst = max(worst, abs(constant - least - subject.gain(best, weights)) / constant)
-        for _ in range(DRAWN):
-            other = (0.7 * torch.rand(PARTS, generator=generator, dtype=torch.float64) - 0.3).tolist()
-            error = fitted.error(subject, other)
-            gained = sum((one - r) ** 2 * weight for one, r, weight in zip(best, other, weights, strict=True))
-            worst = math.inf if error < least else max(worst, abs(error - least - gained) / constant)
+        difference, best = compare(subject, fitted, generator)
+        worst = max(worst, difference)
         lines = lines or {"measured": ([(a + b) / 2 for a, b in pairwise(EDGES)], best)}
     return Measurement(worst, lines)
+
+
+def compare(subject: ByTime, fitted: Fitted, generator: Generator) -> tuple[float, list[float]]:
+    """The largest difference of an error from its prediction by the gain, and r* of each part."""
+    fit = subject.fit(
+        fitted.drift, fitted.target, fitted.anchor, fitted.t, batches=BATCHES, edges=EDGES, weight=fitted.weight
+    )
+    best, weights = [estimate.value for estimate in fit.by_time], fit.weights.tolist()
+    least = fitted.error(subject, best)
+    constant = fitted.error(subject, [fit.constant.value] * PARTS)
+    worst = abs(constant - least - subject.gain(best, weights)) / constant
+    for _ in range(DRAWN):
+        other = (0.7 * torch.rand(PARTS, generator=generator, dtype=torch.float64) - 0.3).tolist()
+        error = fitted.error(subject, other)
+        gained = sum((one - r) ** 2 * weight for one, r, weight in zip(best, other, weights, strict=True))
+        worst = math.inf if error < least else max(worst, abs(error - least - gained) / constant)
+    return worst, best
+
+
+@claim_for_each(
+    each_registered("coupling", lambda coupling: isinstance(coupling, Coupling)),
+    "T21-pairs-{name}",
+    statement=(
+        "Over the pairs of any coupling, whatever their labels' noise, r*(t) lowers the loss E w |b_hat - b_t|^2 of "
+        "the best constant by int w (r*(t) - r)^2 E|b_hat - b_pre|^2 dt, and of any other profile likewise."
+    ),
+    reference="theory, T21",
+    subject=lambda coupling: ByTime(),  # noqa: ARG005
+    bound=exact(1e-9),
+    mutants=SLIPS,
+    conditions=(
+        f"{BATCHES * SIZE} pairs of Gaussian laws, d = 2, 3, as the population; a lag of 0.5 cos(2 pi t); {PARTS} "
+        f"parts of flow time, weight 1/2 + t; {DRAWN} other profiles."
+    ),
+    component="coupling:{name}",
+    seeds=1,
+    uses={"path": registered("path", "linear")},
+    item_as="coupling",
+)
+def gain_by_pairs(subject: ByTime, generator: Generator, *, path: Path, coupling: Coupling) -> float:
+    """``compare`` with conditional drifts for the target."""
+    generator, worst = cpu_generator(generator), 0.0
+    for d in DIMENSIONS:
+        flow = draw_flow(d, generator)
+        x0, x1 = flow.pairs(BATCHES * SIZE, generator)
+        condition = x1[:, :1]  # for couplings that heed one
+        x0 = x0[pair(coupling, x0, x1, generator, conditions={"c": condition})]
+        t = torch.rand(len(x1), generator=generator, dtype=torch.float64)
+        x, label = paths.sample(path, t, x0, x1, None), paths.drift(path, t, x0, x1, None)
+        anchor, lag = retarget(flow, generator).velocity(t, x), 0.5 * torch.cos(2 * torch.pi * t)
+        drift = flow.velocity(t, x) * (1 - lag[:, None]) + lag[:, None] * anchor
+        worst = max(worst, compare(subject, Fitted(t, label, anchor, drift, 0.5 + t), generator)[0])
+    return worst

@@ -119,7 +119,7 @@ class BlendedRun:
         return self._source(count, self.settings.generator("starts"))
 
     def preference(self) -> Preference:
-        """The constant retention that the samples want, by the training data (theory, the end of section 7).
+        """The constant retention that the samples want, by the training data.
 
         Raises:
             DataError: for fewer than 4 training data.

@@ -37,9 +37,9 @@ def fit_profile(
     """Choose a profile for a finished fine-tune: by its training data, or by held-out data, or by folds.
 
     By the training data: the retention at which the energy distance of samples to them is least, if it is
-    significantly better than 0. By held-out data: a half measures r*(t), the other half compares a small family of
-    profiles with retention 0 by a metric; the best significant one is chosen, zero where there is none. By folds: the
-    same, on the fold that each of K fine-tunes leaves out. The data that judge the run, ``evaluate.data``, are refused.
+    significantly better than 0. By held-out data: a half measures r*(t), the other half compares a family of profiles
+    with retention 0 by a metric; the best significant one is chosen, else zero. By folds: the same, on the fold that
+    each of K fine-tunes leaves out. The data that judge the run, ``evaluate.data``, are refused.
 
     Args:
         run: the fine-tune.
@@ -55,7 +55,7 @@ def fit_profile(
         GftkitError: for a run without an anchor or that isn't finished, data that judge or train it, that are too few
             or of another shape, a law for folds, and a metric that isn't a distance.
 
-    Reference: theory, T20, T21 and the end of section 7.
+    Reference: theory, T20 and T21.
     """
     if data is not None and folds is not None:
         raise ConfigError("--data and --folds: got both. Give held-out data, or let folds of the training data judge.")
@@ -65,27 +65,31 @@ def fit_profile(
     blends = BlendedRun(run, settings or Settings())
     judging = registry.resolve("metric", metric, "--metric", here)
     held_out_spec = None if data is None else registry.resolve("dataset", data, "--data", here)
-    notes = {"run": str(run.folder), "weights": blends.weights, "anchor": blends.anchor}
-    notes |= {key: value for key, value in vars(blends.settings).items() if key not in ("weights", "device")}
     held_out = None if held_out_spec is None else _held_out(blends, held_out_spec, stage)
     if folds is not None:
         check_folds(blends.training.size, folds)
     judge = None if held_out is None and folds is None else _metric(blends, judging)
     stage("energy distance to the training data")
-    preference = blends.preference()
+    preference, notes = blends.preference(), _notes(blends)
     if held_out is not None:
-        chosen = _by_held_out(blends, preference, held_out, judge, stage)
-        return _result(
-            "held-out data", preference, *chosen, {**notes, "data": plain(held_out_spec), "metric": plain(judging)}
-        )
+        fit, compared = _by_held_out(blends, preference, held_out, judge, stage)
+        notes |= {"data": plain(held_out_spec), "metric": plain(judging)}
+        return _result("held-out data", preference, fit, compared, notes)
     if folds is not None and folder is not None:
         say(cost_of_folds(run, folds))
         crossed = cross_fit(run, folds, folder, settings=blends.settings, metric=judge, stage=stage)
-        tables = distinct(family(preference, crossed.fit))
-        compared = compare(tables, crossed.replicates, crossed.names)
+        compared = compare(distinct(family(preference, crossed.fit)), crossed.replicates, crossed.names)
         return _result("folds", preference, crossed.fit, compared, {**notes, "folds": folds, "metric": plain(judging)})
     table = early_and_late(preference.early, preference.late)
-    return FittedProfile(table, "zero" if table.is_zero else "minimum", "training data", preference, None, (), notes)
+    name = "zero" if table.is_zero else "minimum" if len(table.values) == 1 else "minimum, late rule"
+    return FittedProfile(table, name, "training data", preference, None, (), notes)
+
+
+def _notes(blends: BlendedRun) -> dict[str, Any]:
+    """What is fitted, and the settings of the measurements; ``weights`` is the digest that the profile is for."""
+    settings = blends.settings
+    numbers = {key: getattr(settings, key) for key in ("count", "points", "steps", "seed")}
+    return {"run": str(blends.run.folder), "weights": blends.weights, "anchor": blends.anchor, **numbers}
 
 
 def _by_held_out(

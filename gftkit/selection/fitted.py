@@ -49,9 +49,11 @@ class FittedProfile:
         at = _place(self.preference.minimum)
         if self.by == "training data":
             if self.table.is_zero:
+                gain = self.preference.gain
+                fall = "" if gain is None else f" and falls by {gain.value:.2g} ± {gain.stderr:.2g} to there"
                 return (
-                    f"Nothing is significant: the energy distance to the training data is least at retention {at}. "
-                    f"Chosen: zero, the run as it is."
+                    f"Nothing is significant: the energy distance to the training data is least at retention {at}"
+                    f"{fall}. Chosen: zero, the run as it is."
                 )
             return (
                 f"Chosen: {profile}. The energy distance to the training data is least at retention {at}, which was "
@@ -71,10 +73,10 @@ class FittedProfile:
             )
         gain = next(each.gain for each in self.compared if each.name == self.chosen)
         assert gain.interval is not None
+        caveat = f" As the best of {k} its gain is rather overestimated: measure it on other data." if k > 1 else ""
         return (
             f"Chosen: {self.chosen}, {profile}. It lowers {metric} by {gain.value:.4g} ± {gain.stderr:.2g}, "
-            f"simultaneous 95 % interval {gain.interval[0]:.4g} to {gain.interval[1]:.4g}. As the best of {k} its "
-            f"gain is rather overestimated: measure it on other data."
+            f"simultaneous 95 % interval {gain.interval[0]:.4g} to {gain.interval[1]:.4g}.{caveat}"
         )
 
     def to_dict(self) -> dict[str, Any]:

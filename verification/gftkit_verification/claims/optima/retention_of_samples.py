@@ -121,7 +121,7 @@ def draw_flows(generator: Generator) -> tuple[GaussianFlow, GaussianFlow]:
         "The energy distance to as many data is least at the constant retention -c/(1 - c) for a run with c of the gap "
         "left, without held-out data."
     ),
-    reference="theory, T20 and the end of section 7",
+    reference="theory, T20",
     subject=preferred_retention,
     bound=statistical(degrees=RUNS - RUNS // 2 - 1),
     mutants={"sign flipped": sign_flipped, "data of another law": other_law},
@@ -151,7 +151,7 @@ def minimum_error(choose: Choose, generator: Generator, *, path: Path, solver: S
         "A run without lag keeps retention 0 in at least 95 % of cases; one that lags by a fifth of the gap is given a "
         "negative one in at least 90 %."
     ),
-    reference="theory, T20 and the end of section 7",
+    reference="theory, T20",
     subject=preferred_retention,
     bound=statistical(),
     mutants={

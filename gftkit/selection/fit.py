@@ -6,6 +6,7 @@ from typing import Any
 
 from gftkit.data.samples import Samples
 from gftkit.estimation.jackknife import GROUPS
+from gftkit.evaluation.metrics import Scope, check_metrics
 from gftkit.evaluation.retentions import Preference
 from gftkit.kernel.contracts import Batch, Metric
 from gftkit.kernel.errors import ConfigError, DataError
@@ -66,9 +67,10 @@ def fit_profile(
     judging = registry.resolve("metric", metric, "--metric", here)
     held_out_spec = None if data is None else registry.resolve("dataset", data, "--data", here)
     held_out = None if held_out_spec is None else _held_out(blends, held_out_spec, stage)
+    smallest = 0 if held_out is None else len(held_out) - len(held_out) // 2
     if folds is not None:
-        check_folds(blends.training.size, folds)
-    judge = None if held_out is None and folds is None else _metric(blends, judging)
+        smallest = check_folds(blends.training.size, folds)
+    judge = _metric(blends, judging, smallest) if smallest else None
     stage("energy distance to the training data")
     preference, notes = blends.preference(), _notes(blends)
     if held_out is not None:
@@ -80,6 +82,11 @@ def fit_profile(
         crossed = cross_fit(run, folds, folder, settings=blends.settings, metric=judge, stage=stage)
         compared = compare(distinct(family(preference, crossed.fit)), crossed.replicates, crossed.names)
         return _result("folds", preference, crossed.fit, compared, {**notes, "folds": folds, "metric": plain(judging)})
+    return _by_training(preference, notes)
+
+
+def _by_training(preference: Preference, notes: Mapping[str, Any]) -> FittedProfile:
+    """The profile that the training data choose."""
     table = early_and_late(preference.early, preference.late)
     name = "zero" if table.is_zero else "minimum" if len(table.values) == 1 else "minimum, late rule"
     return FittedProfile(table, name, "training data", preference, None, (), notes)
@@ -113,17 +120,25 @@ def _result(
     return FittedProfile(table, name, by, preference, fit, tuple(compared), notes)
 
 
-def _metric(blends: BlendedRun, spec: Resolved) -> Metric | None:
+def _metric(blends: BlendedRun, spec: Resolved, smallest: int) -> Metric | None:
     """The metric that judges; None for the energy distance as it is, which all profiles are measured by at once.
 
+    Args:
+        blends: of the run.
+        spec: of the metric.
+        smallest: number of data that judge together.
+
     Raises:
-        ConfigError: for a metric that isn't a distance, by training data and source samples.
+        ConfigError: for a metric that isn't a distance, by training data and source samples, or needs more data.
     """
     registry, settings = blends.run.registry, blends.settings
     metric: Metric = registry.build("metric", spec, "--metric")
     if spec["name"] == "energy" and spec.get("steps") is None:
         return None
     data = blends.training.some(settings.points, settings.generator("metric", "data")).x1
+    groups = min(GROUPS, smallest)
+    count, kept = (n - -(-n // groups) for n in (settings.count, smallest))  # without a group of the jackknife
+    check_metrics([("--metric", metric)], Scope(count, kept, len(data), True, blends.training.event_shape))
     check_distance(metric, data, blends.starts(len(data)), settings)
     return metric
 

@@ -44,8 +44,8 @@ class CrossFit:
         return [*self.families[0]]
 
 
-def check_folds(size: int | None, folds: int) -> None:
-    """Refuse folds of data that have none, or too few.
+def check_folds(size: int | None, folds: int) -> int:
+    """The number of samples in the smallest fold; folds of data that have none, or too few, are refused.
 
     Args:
         size: of the training data, None for a law.
@@ -67,6 +67,7 @@ def check_folds(size: int | None, folds: int) -> None:
             f"--folds: wanted at least {LEAST} samples in each of {folds} folds, and the training data have {size}. "
             f"Take fewer folds."
         )
+    return size // folds
 
 
 def cost_of_folds(run: RunFolder, folds: int) -> str:

@@ -4,7 +4,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,8 @@ from gftkit.cli.output import check_absent, table
 from gftkit.cli.sampling import check_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gftkit.kernel.contracts import Estimate
     from gftkit.selection.fitted import FittedProfile
 
@@ -59,7 +61,6 @@ def fit_profile(
     from gftkit.selection.fit import fit_profile
     from gftkit.selection.fitted import write_profile
     from gftkit.selection.pictures import fitted_profile
-    from gftkit.storage.documents import parse_yaml
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {out}: wanted .yaml, got '{out.suffix}'.")
@@ -78,10 +79,10 @@ def fit_profile(
     with show_stages() as stage:
         fitted = fit_profile(
             opened,
-            data=None if data is None else parse_yaml(data, "--data"),
+            data=None if data is None else _parse_spec(data, "--data"),
             folds=folds,
             folder=out.with_name(f"{out.stem}-folds"),
-            metric=parse_yaml(metric, "--metric"),
+            metric=_parse_spec(metric, "--metric"),
             settings=settings,
             stage=stage,
             say=lambda text: print(text, file=sys.stderr),
@@ -97,16 +98,31 @@ def fit_profile(
     print_written(written)
 
 
+def _parse_spec(text: str, option: str) -> "Mapping[str, Any] | str":
+    """A component's name, or {name: ..., **options}.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    from gftkit.kernel.errors import ConfigError
+    from gftkit.storage.documents import parse_yaml
+
+    spec = parse_yaml(text, option)
+    if not isinstance(spec, dict | str):
+        raise ConfigError(f"{option}: wanted a name, or '{{name: NAME, ...}}', got '{text}'.")
+    return spec
+
+
 def _print_evidence(fitted: "FittedProfile") -> None:
     """Print the curve, r*(t), and the comparison of profiles."""
-    from gftkit.evaluation.retentions import GRID
+    from gftkit.evaluation.retentions import RETENTIONS
     from gftkit.recording.html import format_number
 
     def number(estimate: "Estimate") -> str:
         return format_number(estimate.value, estimate.stderr)
 
     distances = fitted.preference.distances
-    rows = [(f"{rho:g}", number(each)) for rho, each in zip(GRID, distances, strict=True)]
+    rows = [(f"{rho:g}", number(each)) for rho, each in zip(RETENTIONS, distances, strict=True)]
     table(["constant retention", "energy distance to the training data"], rows)
     if fitted.fit is None:
         return

@@ -16,14 +16,14 @@ from gftkit.experiment.build import weight_of
 from gftkit.experiment.building import build_source, scheme_of
 from gftkit.experiment.restore import samples_of
 from gftkit.generation.blending import blends_of
-from gftkit.kernel.contracts import Batch, Coupling, Profile
+from gftkit.kernel.contracts import Batch, Coupling, Profile, TransportMap
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.networks.flow_map import check_jumps
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.theory.retention_fit import RetentionFit, fit_retention
-from gftkit.training.state import draw_pairs
+from gftkit.training.state import draw_states, pair_targets
 
 LEAST = 2 * GROUPS
 """Samples, and data, with which a standard error is good enough to choose by."""
@@ -149,8 +149,22 @@ class BlendedRun:
 
     @cached_property
     def _coupling(self) -> Coupling:
-        coupling: Coupling = self.run.registry.build("coupling", self.run.spec("coupling"))
+        run = self.run
+        coupling: Coupling | TransportMap = run.registry.build("coupling", run.spec("coupling"))
+        if isinstance(coupling, TransportMap):
+            raise ConfigError(
+                f"--data and --folds: coupling '{run.config.coupling['name']}' maps the source to the training data, so "
+                f"other data have no pairs on which to measure r*(t). Leave the option out: the training data choose."
+            )
         return coupling
+
+    def check_pairs(self) -> None:
+        """Refuse a run whose coupling pairs its training data only.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        _ = self._coupling
 
     def best_retentions(self, data: Batch, batches: int, edges: Sequence[float] = EDGES) -> RetentionFit:
         """r*(t) on pairs of data that the run wasn't trained on (theory, T21), without guidance.
@@ -182,15 +196,8 @@ class BlendedRun:
     def _evaluate(self, targets: Batch, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Times, trained drift, conditional drift and anchor at fresh pairs of data, on the CPU, in their order."""
         trained, anchor, run = self._blends.trained, self._blends.anchor, self.run
-        pairs = draw_pairs(
-            targets,
-            drift=trained,
-            path=run.path,
-            source=self._source,
-            coupling=self._coupling,
-            generator=generator,
-            device=self.settings.device,
-        )
+        paired = pair_targets(targets, drift=trained, source=self._source, coupling=self._coupling, generator=generator)
+        pairs = draw_states(paired, drift=trained, path=run.path, generator=generator, device=self.settings.device)
         columns = []
         with torch.no_grad():
             for rows in torch.split(torch.arange(len(targets), device=pairs.t.device), AT_ONCE):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gftkit.evaluation.retentions import CUT, Preference
+from gftkit.evaluation.retentions import Preference
 from gftkit.kernel.contracts import Profile
 from gftkit.kernel.registry import Registry
 from gftkit.theory.retention_fit import RetentionFit, shrink
@@ -15,6 +15,8 @@ ERRORS = 2.0
 """Standard errors from which a value of r*(t) counts; it is taken for 0 else."""
 LEAST, MOST = -1.0, 0.9
 """Between these lies every retention of a profile: r*(t) may be 1 and above, which no blend is trained to."""
+LATE_FROM = 0.7
+"""The flow time from which on r*(t) is kept by those profiles that keep its late part only."""
 JUMP = 1e-4
 """Length of flow time in which a profile of two values goes from one to the other."""
 
@@ -50,14 +52,14 @@ def constant(value: float) -> Table:
     return Table((0.0,), (_within(value),))
 
 
-def early_and_late(early: float, late: float) -> Table:
-    """One retention before ``CUT``, and another one from there on.
+def early_and_late(early: float, late: float, cut: float) -> Table:
+    """One retention before the flow time ``cut``, and another one from there on.
 
     Example:
-        >>> early_and_late(-0.2, -0.2), early_and_late(-0.2, 0.5).values
+        >>> early_and_late(-0.2, -0.2, 0.7), early_and_late(-0.2, 0.5, 0.7).values
         (Table(times=(0.0,), values=(-0.2,)), (-0.2, 0.5))
     """
-    return constant(early) if early == late else Table((CUT - JUMP, CUT), (_within(early), _within(late)))
+    return constant(early) if early == late else Table((cut - JUMP, cut), (_within(early), _within(late)))
 
 
 def family(preference: Preference, fit: RetentionFit) -> dict[str, Table]:
@@ -69,15 +71,15 @@ def family(preference: Preference, fit: RetentionFit) -> dict[str, Table]:
     """
     middles = [round((low + high) / 2, 6) for low, high in itertools.pairwise(fit.edges.tolist())]
     values = [_within(shrink(estimate, ERRORS)) for estimate in fit.by_time]
-    late = [(t, value) for t, value in zip(middles, values, strict=True) if t >= CUT]
+    late = [(t, value) for t, value in zip(middles, values, strict=True) if t >= LATE_FROM]
 
     def with_late(early: float) -> Table:
-        times, retentions = zip((CUT - JUMP, _within(early)), *late, strict=True)
+        times, retentions = zip((LATE_FROM - JUMP, _within(early)), *late, strict=True)
         return Table(times, retentions)
 
     return {
         "minimum": constant(preference.early),
-        "minimum, late rule": early_and_late(preference.early, preference.late),
+        "minimum, late rule": early_and_late(preference.early, preference.late, preference.cut),
         "constant r*": constant(shrink(fit.constant, ERRORS)),
         "r*(t)": Table(tuple(middles), tuple(values)),
         "line through r*(t)": _line(middles, values, fit),

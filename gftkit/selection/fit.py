@@ -69,6 +69,7 @@ def fit_profile(
     held_out = None if held_out_spec is None else _held_out(blends, held_out_spec, stage)
     smallest = 0 if held_out is None else len(held_out) - len(held_out) // 2
     if folds is not None:
+        blends.check_pairs()
         smallest = check_folds(blends.training.size, folds)
     judge = _metric(blends, judging, smallest) if smallest else None
     stage("energy distance to the training data")
@@ -79,15 +80,14 @@ def fit_profile(
         return _result("held-out data", preference, fit, compared, notes)
     if folds is not None and folder is not None:
         say(cost_of_folds(run, folds))
-        crossed = cross_fit(run, folds, folder, settings=blends.settings, metric=judge, stage=stage)
-        compared = compare(distinct(family(preference, crossed.fit)), crossed.replicates, crossed.names)
-        return _result("folds", preference, crossed.fit, compared, {**notes, "folds": folds, "metric": plain(judging)})
+        fit, compared = _by_folds(blends, preference, folds, folder, judge, stage=stage)
+        return _result("folds", preference, fit, compared, {**notes, "folds": folds, "metric": plain(judging)})
     return _by_training(preference, notes)
 
 
 def _by_training(preference: Preference, notes: Mapping[str, Any]) -> FittedProfile:
     """The profile that the training data choose."""
-    table = early_and_late(preference.early, preference.late)
+    table = early_and_late(preference.early, preference.late, preference.cut)
     name = "zero" if table.is_zero else "minimum" if len(table.values) == 1 else "minimum, late rule"
     return FittedProfile(table, name, "training data", preference, None, (), notes)
 
@@ -109,6 +109,25 @@ def _by_held_out(
     tables = distinct(family(preference, fit))
     stage(f"comparing {len(tables)} profiles")
     return fit, compare(tables, [judged(blends, tables, data[half:], metric)], [*tables])
+
+
+def _by_folds(
+    blends: BlendedRun,
+    preference: Preference,
+    folds: int,
+    folder: Path,
+    metric: Metric | None,
+    *,
+    stage: Callable[[str], None],
+) -> tuple[RetentionFit, list[Compared]]:
+    """r*(t) of all folds, and the comparison of its profiles; those that are zero in every fold have no evidence."""
+    crossed = cross_fit(blends.run, folds, folder, settings=blends.settings, metric=metric, stage=stage)
+    tables = {
+        name: table
+        for name, table in distinct(family(preference, crossed.fit)).items()
+        if not all(of_fold[name].is_zero for of_fold in crossed.families)
+    }
+    return crossed.fit, compare(tables, crossed.replicates, crossed.names)
 
 
 def _result(
@@ -147,8 +166,10 @@ def _held_out(blends: BlendedRun, spec: Resolved, stage: Callable[[str], None]) 
     """Held-out data, scaled, in random order, none of which train or judge the run.
 
     Raises:
+        ConfigError: for a coupling that pairs the training data only.
         DataError: for too few of them, another shape, and samples that do.
     """
+    blends.check_pairs()
     run, registry, settings = blends.run, blends.run.registry, blends.settings
     facts = run.facts
     samples = Samples(registry.build("dataset", spec, "--data"), "--data", facts.event_shape, facts.condition_shapes)

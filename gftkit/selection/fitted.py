@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import yaml
 
-from gftkit.evaluation.retentions import CUT, GRID, Preference
+from gftkit.evaluation.retentions import RETENTIONS, Preference
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.options import plain
-from gftkit.selection.family import ERRORS, Table
+from gftkit.selection.family import ERRORS, JUMP, Table
 from gftkit.selection.judging import Compared
 from gftkit.storage.documents import nan_to_none, write_text
 from gftkit.theory.retention_fit import RetentionFit
@@ -50,7 +50,7 @@ class FittedProfile:
         if self.by == "training data":
             if self.table.is_zero:
                 gain = self.preference.gain
-                fall = "" if gain is None else f" and falls by {gain.value:.2g} ± {gain.stderr:.2g} to there"
+                fall = "" if gain is None else f", and falls only by {gain.value:.2g} ± {gain.stderr:.2g}"
                 return (
                     f"Nothing is significant: the energy distance to the training data is least at retention {at}"
                     f"{fall}. Chosen: zero, the run as it is."
@@ -127,10 +127,10 @@ def write_profile(path: Path, fitted: FittedProfile) -> None:
 
 def _place(minimum: Estimate) -> str:
     """Where the energy distance is least; beyond the ends of what was measured nothing is known."""
-    if minimum.value <= GRID[0]:
-        return f"{GRID[0]:g} or below"
-    if minimum.value >= GRID[-1]:
-        return f"{GRID[-1]:g} or above"
+    if minimum.value <= RETENTIONS[0]:
+        return f"{RETENTIONS[0]:g} or below"
+    if minimum.value >= RETENTIONS[-1]:
+        return f"{RETENTIONS[-1]:g} or above"
     return f"{minimum.value:.3f} ± {minimum.stderr:.3f}"
 
 
@@ -138,6 +138,7 @@ def _written(table: Table) -> str:
     """A profile in words."""
     if len(table.times) == 1:
         return f"retention {table.values[0]:.3f} at all flow times"
-    if table.times[1] == CUT and len(table.times) == 2:
-        return f"retention {table.values[0]:.3f} before flow time {CUT:g} and {table.values[1]:.3f} from there on"
+    if len(table.times) == 2 and table.times[1] - table.times[0] < 2 * JUMP:
+        early, late = table.values
+        return f"retention {early:.3f} before flow time {table.times[1]:.3g} and {late:.3f} from there on"
     return f"retentions from {min(table.values):.3f} to {max(table.values):.3f}"

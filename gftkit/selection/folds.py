@@ -80,7 +80,7 @@ def cost_of_folds(run: RunFolder, folds: int) -> str:
     )
 
 
-def fold_run(run: RunFolder, fold: int, folds: int, folder: Path) -> RunFolder:
+def fold_run(run: RunFolder, fold: int, folds: int, folder: Path, device: torch.device | str = "cpu") -> RunFolder:
     """The fine-tune of a run's configuration without a fold of its data; a finished one is opened, else continued.
 
     It is measured by no metric, and otherwise as the run.
@@ -90,6 +90,7 @@ def fold_run(run: RunFolder, fold: int, folds: int, folder: Path) -> RunFolder:
         fold: which one is left out.
         folds: K.
         folder: of all these runs.
+        device: to train on.
 
     Raises:
         GftkitError: see ``train``; also where the folder contains another configuration's run.
@@ -99,7 +100,10 @@ def fold_run(run: RunFolder, fold: int, folds: int, folder: Path) -> RunFolder:
     config["evaluate"] = {**config["evaluate"], "metrics": [], "ends": []}
     config["track"] = []
     out = folder / f"fold-{fold + 1}-of-{folds}"
-    return train("finetune", config, out, run.registry, resume=(out / "config.yaml").is_file(), quiet=True)
+    device = torch.device(device).type
+    return train(
+        "finetune", config, out, run.registry, device=device, resume=(out / "config.yaml").is_file(), quiet=True
+    )
 
 
 def cross_fit(
@@ -126,7 +130,7 @@ def cross_fit(
     parts, fits, preferences, runs = [], [], [], []
     for fold in range(folds):
         stage(f"fold {fold + 1} of {folds}: training")
-        runs.append(fold_run(run, fold, folds, folder))
+        runs.append(fold_run(run, fold, folds, folder, settings.device))
         stage(f"fold {fold + 1} of {folds}: measuring r*(t)")
         blends = BlendedRun(runs[-1], settings)
         parts.append(_part(run, fold, folds, settings))

@@ -1,6 +1,6 @@
 """The picture of a fitted profile: the evidence and the choice."""
 
-from gftkit.evaluation.retentions import GRID
+from gftkit.evaluation.retentions import RETENTIONS
 from gftkit.recording.pictures import COLOURS, figure_png, new_figure, tidy
 from gftkit.selection.fitted import FittedProfile
 
@@ -15,7 +15,7 @@ def fitted_profile(fitted: FittedProfile) -> bytes:
     axes = figure.subplots(1, 3 if wide else 2)
     distances = fitted.preference.distances
     bars = [2 * each.stderr for each in distances]
-    axes[0].errorbar(GRID, [each.value for each in distances], yerr=bars, color=COLOURS[0], marker="o", capsize=3)
+    axes[0].errorbar(RETENTIONS, [each.value for each in distances], yerr=bars, color=COLOURS[0], marker="o", capsize=3)
     minimum = fitted.preference.minimum
     low, high = (minimum.value + sign * 2 * minimum.stderr for sign in (-1, 1))
     axes[0].axvspan(low, high, color=COLOURS[4], alpha=0.2, linewidth=0, label="minimum")

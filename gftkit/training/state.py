@@ -110,14 +110,10 @@ class TrainingState:
             data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
         )
         assert not isinstance(self.coupling, TransportMap)
-        return pair_targets(
-            targets, drift=self.drift, source=self.source, coupling=self.coupling, generator=generator
-        )
+        return pair_targets(targets, drift=self.drift, source=self.source, coupling=self.coupling, generator=generator)
 
 
-def pair_targets(
-    targets: Batch, *, drift: Drift, source: Source, coupling: Coupling, generator: Generator
-) -> Batch:
+def pair_targets(targets: Batch, *, drift: Drift, source: Source, coupling: Coupling, generator: Generator) -> Batch:
     """Pair data with source samples as one batch, each label by itself where the drift takes labels.
 
     Args:

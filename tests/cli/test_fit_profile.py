@@ -52,7 +52,7 @@ def test_the_training_data_choose_by_default(gft, run, tmp_path, with_pictures):
     assert content["by"] == "training data"
     assert content["sentence"] in " ".join(done.out.split())
     assert content["fitted_on"]["anchor"] == gftkit.Run.open(run).notes["anchor"]
-    assert content["measured"]["training"]["grid"] == [-0.4, -0.2, 0.0, 0.15]
+    assert content["measured"]["training"]["retentions"] == [-0.4, -0.2, 0.0, 0.15]
     assert "r_star" not in content["measured"]
     assert (tmp_path / "profile.png").read_bytes()[:4] == b"\x89PNG"
     assert done.out.splitlines()[-1] == "Written: profile.yaml, profile.png"
@@ -103,6 +103,8 @@ def test_folds_say_what_they_take_and_stay_beside_the_file(gft, run, tmp_path):
         ("{name: digits, count: 60}", "wanted samples of shape (2,)"),
         ("{name: gaussian-mixtur}", "Did you mean 'gaussian-mixture'"),
         ("{name: gaussian-mixture", "is not YAML"),
+        ("", "--data: wanted a name"),
+        ("3", "--data: wanted a name"),
     ],
 )
 def test_data_that_must_not_choose_are_refused(refused, run, tmp_path, data, message):

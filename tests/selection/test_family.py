@@ -3,9 +3,20 @@
 import pytest
 import torch
 
-from gftkit.evaluation.retentions import CUT, EarlyAndLate, Preference
+from gftkit.evaluation.retentions import EarlyAndLate, Preference
 from gftkit.kernel.contracts import Estimate
-from gftkit.selection.family import JUMP, LEAST, MOST, ZERO, Table, constant, distinct, early_and_late, family
+from gftkit.selection.family import (
+    JUMP,
+    LATE_FROM,
+    LEAST,
+    MOST,
+    ZERO,
+    Table,
+    constant,
+    distinct,
+    early_and_late,
+    family,
+)
 from gftkit.theory.retention_fit import RetentionFit
 
 EDGES = (0.0, 0.4, 0.7, 0.9, 1.0)
@@ -20,17 +31,17 @@ def fitted(values, noise=0.01, batches=40):
 
 
 def preferring(early, late):
-    return Preference((), Estimate(early, 0.01), early, late)
+    return Preference((), Estimate(early, 0.01), early, late, 0.6)
 
 
 def test_the_family_has_the_values_that_were_measured():
     tables = family(preferring(-0.2, 0.4), fitted([-0.3, -0.1, 0.2, 0.6]))
     assert tables["minimum"].values == (-0.2,)
-    assert tables["minimum, late rule"] == Table((CUT - JUMP, CUT), (-0.2, 0.4))
+    assert tables["minimum, late rule"] == Table((0.6 - JUMP, 0.6), (-0.2, 0.4))
     assert tables["constant r*"].values == pytest.approx([0.1], abs=0.01)
     assert tables["r*(t)"].times == (0.2, 0.55, 0.8, 0.95)
     assert tables["r*(t)"].values == pytest.approx([-0.3, -0.1, 0.2, 0.6], abs=0.02)
-    assert tables["late r*(t)"].times == tables["minimum, late r*(t)"].times == (CUT - JUMP, 0.8, 0.95)
+    assert tables["late r*(t)"].times == tables["minimum, late r*(t)"].times == (LATE_FROM - JUMP, 0.8, 0.95)
     assert tables["late r*(t)"].values == pytest.approx([0.0, 0.2, 0.6], abs=0.02)
     assert tables["minimum, late r*(t)"].values == pytest.approx([-0.2, 0.2, 0.6], abs=0.02)
 
@@ -50,7 +61,7 @@ def test_what_is_not_significant_counts_as_zero():
 
 
 def test_each_profile_is_compared_once_and_zero_never():
-    tables = {"zero": ZERO, "one": constant(-0.2), "same": early_and_late(-0.2, -0.2), "two": constant(0.1)}
+    tables = {"zero": ZERO, "one": constant(-0.2), "same": early_and_late(-0.2, -0.2, 0.7), "two": constant(0.1)}
     assert list(distinct(tables)) == ["one", "two"]
 
 
@@ -62,8 +73,8 @@ def test_retentions_stay_within_bounds():
 
 
 def test_two_values_are_those_that_the_samples_were_measured_at(registry):
-    table = early_and_late(-0.2, 0.5).component(registry)
+    table = early_and_late(-0.2, 0.5, 0.7).component(registry)
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    t = t[(t <= CUT - JUMP) | (t >= CUT)]
-    assert torch.allclose(table.retention(t), EarlyAndLate(-0.2, 0.5).retention(t), atol=1e-12)
-    assert not torch.allclose(table.retention(t), EarlyAndLate(-0.2, 0.5, CUT + 0.01).retention(t), atol=0.1)
+    t = t[(t <= 0.7 - JUMP) | (t >= 0.7)]
+    assert torch.allclose(table.retention(t), EarlyAndLate(-0.2, 0.5, 0.7).retention(t), atol=1e-12)
+    assert not torch.allclose(table.retention(t), EarlyAndLate(-0.2, 0.5, 0.71).retention(t), atol=0.1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gftkit
+from gftkit.kernel.errors import ConfigError
 from gftkit.selection import Settings, fit_profile
 from gftkit.selection.blended_run import BlendedRun
 from gftkit.selection.family import constant
@@ -44,6 +45,16 @@ def test_such_a_run_is_fitted_by_training_and_held_out_data(tmp_path, first, sec
         assert all(torch.isfinite(torch.tensor(each.value)) for each in fitted.preference.distances)
     assert torch.isfinite(fitted.fit.along).all()
     assert (fitted.fit.moved.sum(1) > 0).all()
+
+
+def test_a_map_to_the_training_data_has_no_other_pairs(tmp_path):
+    map_to_data = {"coupling": {"name": "semidiscrete"}, "data": MIXTURE}
+    run = tuned(tmp_path, {}, map_to_data)
+    assert len(fit_profile(run, settings=FEW).preference.distances) == 4
+    for options in ({"data": {**MIXTURE, "seed": 5}}, {"folds": 2, "folder": tmp_path / "folds"}):
+        with pytest.raises(ConfigError, match="maps the source to the training data"):
+            fit_profile(run, settings=FEW, **options)
+    assert not (tmp_path / "folds").exists()
 
 
 def test_samples_of_all_blends_have_common_sources_and_conditions(tmp_path):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gftkit.cli.comparing import compare
+from gftkit.cli.fitting import fit_profile
 from gftkit.cli.inspecting import inspect
 from gftkit.cli.keys import keys
 from gftkit.cli.likelihood import likelihood
@@ -41,6 +42,7 @@ for command in (
     evaluate,
     likelihood,
     fit_grid,
+    fit_profile,
     geometry,
     export,
     inspect,

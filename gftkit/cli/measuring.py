@@ -57,7 +57,7 @@ def fit_grid(
     for path in (out, picture):
         check_absent(path, "--out", force)
     opened = Run.open(run)
-    with _stages() as stage:
+    with show_stages() as stage:
         fits, notes = fit_run(
             opened,
             steps or [2, 4, 8],
@@ -70,13 +70,13 @@ def fit_grid(
             stage=stage,
         )
     write_grids(out, fits, notes)
-    written = [out, *_write_picture(picture, lambda: fitted_grids(fits))]
+    written = [out, *write_picture(picture, lambda: fitted_grids(fits))]
     if as_json:
         content = {"file": str(out), "picture": str(picture) if picture in written else None, "fitted_on": notes}
         print(json.dumps(nan_to_none({**content, "grids": [fit.to_dict() for fit in fits]}), indent=2))
         return
     _print_grids(fits)
-    print(f"Written: {_names(written)}")
+    print_written(written)
 
 
 def _print_grids(fits: "Sequence[Fit]") -> None:
@@ -136,7 +136,7 @@ def geometry(
         for name, folder in zip(names, runs, strict=True)
     }
     measured = {}
-    with _stages() as stage:
+    with show_stages() as stage:
         for name, flow in flows.items():
 
             def stage_of_run(text: str, name: str = name) -> None:
@@ -149,16 +149,16 @@ def geometry(
         notes["retention"] = blended
     content = {**notes, "runs": {name: each.to_dict() for name, each in measured.items()}}
     write_json(files[0], content)
-    written = [files[0], *_write_picture(files[1], lambda: motions(measured, tolerance))]
+    written = [files[0], *write_picture(files[1], lambda: motions(measured, tolerance))]
     if as_json:
         print(json.dumps(nan_to_none(content), indent=2))
         return
     table(["measure", *measured], motion_table(list(measured.values())))
     print(f"{count} trajectories, scaled as in training; evaluations for a relative error of {tolerance:g} at t = 1.")
-    print(f"Written: {_names(written)}")
+    print_written(written)
 
 
-def _write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
+def write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
     """Write a picture and return its path; only warn where it can't be drawn, since the numbers are what counts."""
     from gftkit.recording.pictures import write_png
     from gftkit.runtime.extras import missing
@@ -170,12 +170,13 @@ def _write_picture(path: Path, draw: Callable[[], bytes]) -> list[Path]:
     return [path]
 
 
-def _names(paths: list[Path]) -> str:
-    return ", ".join(map(str, paths))
+def print_written(paths: list[Path]) -> None:
+    """Print the names of the files that were written."""
+    print(f"Written: {', '.join(map(str, paths))}")
 
 
 @contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
+def show_stages() -> Iterator[Callable[[str], None]]:
     """A spinner that names the stage of a measurement; on a terminal only."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -21,4 +21,4 @@ from gftkit.data.samples import (
     source_of as source_of,
 )
 from gftkit.data.transport import Transport as Transport
-from gftkit.data.subset import select_subset as select_subset
+from gftkit.data.subset import Subset as Subset, select_subset as select_subset

@@ -184,7 +184,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
-    weight = _weight(config.objective.weight)
+    weight = weight_of(config.objective.weight)
     matching = Matching(path, source, pairs, weight, resolution.schedule, resolution.stop)
     notes += scale_warnings(config, measurement.training, data.training, data.parent)
     return Experiment(config, facts, networks, matching, measurement, notes)
@@ -303,8 +303,8 @@ def build_measurement(
     )
 
 
-def _weight(text: str) -> Callable[[Tensor], Tensor] | None:
-    """The objective's weight as a function of t; None for one, which costs nothing."""
+def weight_of(text: str) -> Callable[[Tensor], Tensor] | None:
+    """A formula of w(t), the weight of an objective, as a function of t; None for one, which costs nothing."""
     if text.strip() == "1":
         return None
     return expression.compile_formula(expression.parse_formula(text))

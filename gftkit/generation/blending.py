@@ -1,6 +1,7 @@
 """Blending at inference: the fine-tuned drift moved towards the pretrained one, or away from it."""
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -136,16 +137,54 @@ def sampled_drift(
         return SampledDrift(with_guidance(in_precision(own, precision, device), guidance), weights_hash)
     _check_blend(run, noisy=noisy)
     check_fitted(retention, run, anchor=str(run.notes["anchor"]))
+    blends = blends_of(
+        run, weights, device, noisy=noisy, precision=precision, guidance=guidance, guidance_key=guidance_key
+    )
+    check_fitted(retention, run, weights=blends.weights)
+    return SampledDrift(blends.at(retention), blends.weights, blends.anchor.hash)
+
+
+@dataclass(frozen=True)
+class Blends:
+    """The drift of a fine-tune and its anchor, of which blends are made at any retention.
+
+    Attributes:
+        trained: the trained drift, not guided.
+        anchor: its anchor, not guided.
+        weights: digest of the trained weights.
+        guided: both, guided as requested and in the precision that was asked for.
+    """
+
+    trained: Drift
+    anchor: Anchor
+    weights: str
+    guided: tuple[Drift, Drift]
+
+    def at(self, retention: Retention) -> Blended:
+        """The blend at a retention."""
+        return Blended(*self.guided, retention)
+
+
+def blends_of(
+    run: RunFolder,
+    weights: Weights,
+    device: torch.device | str,
+    *,
+    noisy: bool = False,
+    precision: Precision = "float32",
+    guidance: float = 1.0,
+    guidance_key: str = "guidance",
+) -> Blends:
+    """The blends of a finished fine-tune, whose weights are read once; arguments and errors as of ``sampled_drift``."""
+    _check_blend(run, noisy=noisy)
     (trained, anchor), weights_hash = drift_and_anchor(run, weights, device)
-    check_fitted(retention, run, weights=weights_hash)
-    check_guidance(guidance, trained, dropout, guidance_key)
+    check_guidance(guidance, trained, run.config.train.condition_dropout, guidance_key)
     anchor_scale = guidance if guidance != 1 and _drops_conditions(run, trained, anchor, guidance) else 1.0
-    blended = Blended(
+    guided = (
         with_guidance(in_precision(trained, precision, device), guidance),
         with_guidance(in_precision(anchor, precision, device), anchor_scale),
-        retention,
     )
-    return SampledDrift(blended, weights_hash, anchor.hash)
+    return Blends(trained, anchor, weights_hash, guided)
 
 
 def _check_blend(run: RunFolder, *, noisy: bool) -> None:

@@ -11,7 +11,7 @@ from gftkit.data.pairing import pair
 from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.data.transport import Transport
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Batch, Coupling, Path, Profile, TransportMap
+from gftkit.kernel.contracts import Batch, Coupling, Drift, Path, Profile, TransportMap
 from gftkit.kernel.errors import ConfigError
 from gftkit.networks.anchor import Anchor
 from gftkit.runs.schema import Config
@@ -87,16 +87,13 @@ class TrainingState:
         Raises:
             ConfigError: for held-out samples under a transport map, which goes to the training data only.
         """
-        targets = self._pairs(count, generator, held_out=held_out)[:keep]
-        x0 = targets.x0
-        assert x0 is not None
-        t = flow.t_end(self.path) * torch.rand(len(x0), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(self.path) else None
-        return Draw(
-            t.to(self.device),
-            flow.sample(self.path, t, x0, targets.x1, noise).to(self.device),
-            flow.drift(self.path, t, x0, targets.x1, noise).to(self.device),
-            self._conditions(targets.to(self.device), generator),
+        return draw_states(
+            self._pairs(count, generator, held_out=held_out)[:keep],
+            drift=self.drift,
+            path=self.path,
+            generator=generator,
+            device=self.device,
+            dropout=self.config.train.condition_dropout,
         )
 
     def _pairs(self, count: int, generator: Generator, *, held_out: bool) -> Batch:
@@ -112,22 +109,62 @@ class TrainingState:
         targets = (
             data[permuted_indices(count, len(data), generator)] if held_out else self.dataset.draw(count, generator)
         )
-        if targets.x0 is not None:  # the data set has pairs of its own
-            return targets
         assert not isinstance(self.coupling, TransportMap)
-        x0 = self.source(count, generator)
-        named = conditions.conditions_of(self.drift, targets)
-        within = named.pop(conditions.LABEL, None) is not None
-        order = pair(self.coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
-        return replace(targets, x0=x0[order])
+        return pair_targets(targets, drift=self.drift, source=self.source, coupling=self.coupling, generator=generator)
 
-    def _conditions(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """The conditions of a batch, with as many left out as in training."""
-        named = conditions.conditions_of(self.drift, batch)
-        share = self.config.train.condition_dropout
-        if share == 0:
-            return named
-        return conditions.without_conditions(self.drift, named, conditions.draw_dropped(len(batch), share, generator))
+
+def pair_targets(targets: Batch, *, drift: Drift, source: Source, coupling: Coupling, generator: Generator) -> Batch:
+    """Pair data with source samples as one batch, each label by itself where the drift takes labels.
+
+    Args:
+        targets: the data, scaled; those that come with pairs of their own keep them.
+        drift: names the conditions.
+        source: draws x0.
+        coupling: pairs x0 with the data.
+        generator: on the CPU.
+    """
+    if targets.x0 is not None:
+        return targets
+    x0 = source(len(targets), generator)
+    named = conditions.conditions_of(drift, targets)
+    within = named.pop(conditions.LABEL, None) is not None
+    order = pair(coupling, x0, targets.x1, generator, targets.label, within_labels=within, conditions=named)
+    return replace(targets, x0=x0[order])
+
+
+def draw_states(
+    pairs: Batch,
+    *,
+    drift: Drift,
+    path: Path,
+    generator: Generator,
+    device: torch.device | str = "cpu",
+    dropout: float = 0.0,
+) -> "Draw":
+    """Draw times and noise for pairs: states on the path, in the order of the pairs.
+
+    Args:
+        pairs: with x0, on the CPU.
+        drift: names the conditions.
+        path: of the states.
+        generator: on the CPU.
+        device: of the states.
+        dropout: share of the pairs whose conditions are left out.
+    """
+    x0 = pairs.x0
+    assert x0 is not None
+    t = flow.t_end(path) * torch.rand(len(x0), generator=generator)
+    noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(path) else None
+    batch = pairs.to(device)
+    named = conditions.conditions_of(drift, batch)
+    if dropout > 0:
+        named = conditions.without_conditions(drift, named, conditions.draw_dropped(len(batch), dropout, generator))
+    return Draw(
+        t.to(device),
+        flow.sample(path, t, x0, pairs.x1, noise).to(device),
+        flow.drift(path, t, x0, pairs.x1, noise).to(device),
+        named,
+    )
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,11 @@ COMMANDS = {
         -0.5,
     ],
     "fit-grid": ["fit-grid", "{runs}/tuned", "--steps", 2, "--count", 16, "--fine-steps", 10, "--out", "grid.yaml"],
+    "fit-profile": ["fit-profile", "{runs}/tuned", "--count", 40, "--out", "profile.yaml"],
+    "fit-profile-held-out": [
+        *["fit-profile", "{runs}/tuned", "--count", 40, "--out", "profile.yaml"],
+        *["--data", "{{name: gaussian-mixture, count: 80, seed: 2}}"],
+    ],
     "geometry": ["geometry", "{runs}/tuned", "--count", 20, "--out", "geometry"],
     "export": ["export", "{runs}/tuned", "--out", "exported"],
     "export-adapter": ["export", "{runs}/adapted", "--adapter", "--out", "exported"],
@@ -181,6 +186,8 @@ ALLOWED = {
     "sample-guided": ("built ('drift'",),
     "likelihood-guided": ("built ('drift'",),
     "fit-grid": ("built ('solver'", "resolved ('solver'"),  # solvers are measured, not configured
+    "fit-profile": ("built ('drift'",),  # the trained network and the pretrained one
+    "fit-profile-held-out": ("built ('drift'", "built ('profile'", "resolved ('profile'"),  # profiles are compared
     "geometry": ("built ('solver'", "resolved ('solver'"),
     "evaluate-blended": ("built ('drift'",),
     "sample-raw": ("hashed",),  # a checkpoint's digest is of more than the weights

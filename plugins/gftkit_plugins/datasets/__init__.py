@@ -8,6 +8,7 @@ from gftkit_plugins.datasets.archives.huggingface import HuggingFace
 from gftkit_plugins.datasets.archives.shards import Shards
 from gftkit_plugins.datasets.arrays import Arrays
 from gftkit_plugins.datasets.fields import RandomFields
+from gftkit_plugins.datasets.fold import Fold
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 from gftkit_plugins.datasets.images.image_folder import ImageFolder
 from gftkit_plugins.datasets.images.packaged import digits, mnist5k
@@ -27,6 +28,7 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "camelyon17": camelyon17,
         "digits": digits,
         "fmow": fmow,
+        "fold": Fold,
         "gaussian": Gaussian,
         "gaussian-mixture": GaussianMixture,
         "generated-pairs": GeneratedPairs,

@@ -26,6 +26,7 @@ MINIMAL = {
     "camelyon17": lambda folder: {"folder": folder / "camelyon17"},
     "digits": lambda folder: {},
     "fmow": lambda folder: {"folder": folder / "fmow"},
+    "fold": lambda folder: {"data": {"name": "gaussian-mixture", "count": 60}, "fold": 1, "folds": 3},
     "gaussian": lambda folder: {"event_shape": (2, 3)},
     "gaussian-mixture": lambda folder: {},
     "generated-pairs": lambda folder: {"run": folder / "run", "size": 70},

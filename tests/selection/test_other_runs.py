@@ -1,0 +1,67 @@
+"""Runs with conditions, guidance, adapters, optimal transport, a weight, or noise: all have profiles."""
+
+import pytest
+import torch
+
+import gftkit
+from gftkit.kernel.errors import ConfigError
+from gftkit.selection import Settings, fit_profile
+from gftkit.selection.blended_run import BlendedRun
+from gftkit.selection.family import constant
+
+MIXTURE = {"name": "gaussian-mixture", "count": 60}
+FEW = Settings(count=40, points=60)
+
+
+def tuned(folder, first, second):
+    solver = first.pop("solver", {"name": "euler", "steps": 2})
+    shared = {"train": {"steps": 4, "batch_size": 16}, "evaluate": {"count": 40, "solver": solver}}
+    shared["train"] |= second.pop("train", {})
+    shared["evaluate"] |= second.pop("evaluate", {})
+    start = {"data": {"name": "gaussian-mixture"}, "drift": {"name": "mlp", "width": 8, "depth": 1}}
+    pretrain = {**start, **shared, "evaluate": {"count": 40, "solver": solver}, **first}
+    gftkit.pretrain(pretrain, folder / "first", device="cpu")
+    tune = {"pretrained": str(folder / "first"), "data": MIXTURE, "schedule": {"name": "zero"}, **shared, **second}
+    return gftkit.finetune(tune, folder / "second", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            {"drift": {"name": "mlp", "width": 8, "depth": 1, "conditional": True}},
+            {"train": {"condition_dropout": 0.2}, "evaluate": {"guidance": 1.5}, "adapters": {"rank": 2}},
+        ),
+        ({"coupling": {"name": "optimal-transport"}}, {"objective": {"weight": "1 + t"}}),
+        ({"path": {"name": "brownian-bridge"}, "solver": {"name": "euler-maruyama", "steps": 3}}, {}),
+    ],
+    ids=["conditions and adapters", "transport and weight", "noise"],
+)
+def test_such_a_run_is_fitted_by_training_and_held_out_data(tmp_path, first, second):
+    run = tuned(tmp_path, first, second)
+    held_out = {"name": "gaussian-mixture", "count": 40, "seed": 5}
+    for data in (None, held_out):
+        fitted = fit_profile(run, data=data, settings=FEW)
+        assert all(torch.isfinite(torch.tensor(each.value)) for each in fitted.preference.distances)
+    assert torch.isfinite(fitted.fit.along).all()
+    assert (fitted.fit.moved.sum(1) > 0).all()
+
+
+def test_a_map_to_the_training_data_has_no_other_pairs(tmp_path):
+    map_to_data = {"coupling": {"name": "semidiscrete"}, "data": MIXTURE}
+    run = tuned(tmp_path, {}, map_to_data)
+    assert len(fit_profile(run, settings=FEW).preference.distances) == 4
+    for options in ({"data": {**MIXTURE, "seed": 5}}, {"folds": 2, "folder": tmp_path / "folds"}):
+        with pytest.raises(ConfigError, match="maps the source to the training data"):
+            fit_profile(run, settings=FEW, **options)
+    assert not (tmp_path / "folds").exists()
+
+
+def test_samples_of_all_blends_have_common_sources_and_conditions(tmp_path):
+    run = tuned(tmp_path, {"drift": {"name": "mlp", "width": 8, "depth": 1, "conditional": True}}, {})
+    blends, reference = BlendedRun(run, FEW), run.training_data(60)
+    one, other = (blends.evaluation(constant(value).component(run.registry), reference) for value in (0.0, -0.4))
+    assert torch.equal(one.trajectory()[0], other.trajectory()[0])
+    assert torch.equal(one.conditions(40)["label"], other.conditions(40)["label"])
+    assert not torch.equal(one.samples(), other.samples())
+    assert torch.equal(one.samples(), blends.evaluation(constant(0.0).component(run.registry), reference).samples())

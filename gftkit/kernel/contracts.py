@@ -383,7 +383,7 @@ class TrainingView(Protocol):
         """The pretrained drift; None in pretraining."""
 
     def draw(self, count: int, generator: Generator) -> Any:
-        """Fresh pairs of the training data: ``t``, ``x``, ``target`` (the conditional drift) and ``conditions``."""
+        """Fresh pairs: ``t``, ``x``, ``target`` (the conditional drift), ``conditions`` and ``anchor_conditions``."""
 
 
 @runtime_checkable

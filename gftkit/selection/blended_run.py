@@ -153,8 +153,8 @@ class BlendedRun:
         coupling: Coupling | TransportMap = run.registry.build("coupling", run.spec("coupling"))
         if isinstance(coupling, TransportMap):
             raise ConfigError(
-                f"--data and --folds: coupling '{run.config.coupling['name']}' maps the source to the training data, so "
-                f"other data have no pairs on which to measure r*(t). Leave the option out: the training data choose."
+                f"--data and --folds: coupling '{run.config.coupling['name']}' maps the source to the training data, "
+                f"so other data have no pairs on which to measure r*(t). Leave the option out: the training data choose."
             )
         return coupling
 

@@ -94,6 +94,7 @@ class TrainingState:
             generator=generator,
             device=self.device,
             dropout=self.config.train.condition_dropout,
+            anchor=self.anchor,
         )
 
     def _pairs(self, count: int, generator: Generator, *, held_out: bool) -> Batch:
@@ -140,6 +141,7 @@ def draw_states(
     generator: Generator,
     device: torch.device | str = "cpu",
     dropout: float = 0.0,
+    anchor: Drift | None = None,
 ) -> "Draw":
     """Draw times and noise for pairs: states on the path, in the order of the pairs.
 
@@ -150,6 +152,7 @@ def draw_states(
         generator: on the CPU.
         device: of the states.
         dropout: share of the pairs whose conditions are left out.
+        anchor: has a null of its own for them, where it isn't None.
     """
     x0 = pairs.x0
     assert x0 is not None
@@ -157,21 +160,33 @@ def draw_states(
     noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(path) else None
     batch = pairs.to(device)
     named = conditions.conditions_of(drift, batch)
+    anchored = {name: named[name] for name in conditions.condition_names(anchor)}
     if dropout > 0:
-        named = conditions.without_conditions(drift, named, conditions.draw_dropped(len(batch), dropout, generator))
+        dropped = conditions.draw_dropped(len(batch), dropout, generator)
+        named = conditions.without_conditions(drift, named, dropped)
+        anchored = conditions.without_conditions(anchor, anchored, dropped)
     return Draw(
         t.to(device),
         flow.sample(path, t, x0, pairs.x1, noise).to(device),
         flow.drift(path, t, x0, pairs.x1, noise).to(device),
         named,
+        anchored,
     )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """States on the path: times (n,), states x_t and conditional drifts (n, *event), and the drift's conditions."""
+    """States on the path: times (n,), states x_t and conditional drifts (n, *event), and the drift's conditions.
+
+    Where conditions are left out, the anchor is given its own null for them: ``anchor_conditions``.
+    """
 
     t: Tensor
     x: Tensor
     target: Tensor
     conditions: dict[str, Tensor]
+    anchor_conditions: dict[str, Tensor]
+
+    def for_anchor(self) -> "Draw":
+        """The same states as the anchor is to be given them."""
+        return replace(self, conditions=self.anchor_conditions)

@@ -39,7 +39,7 @@ class AnchorDistance:
         drift = state.drift(drawn.t, drawn.x, **drawn.conditions)
         measurements = {"flow_matching_loss": float(squared_norm(drift - drawn.target).mean())}
         if state.anchor is not None:
-            anchored = state.anchor(drawn.t, drawn.x, **drawn.conditions)
+            anchored = state.anchor(drawn.t, drawn.x, **drawn.anchor_conditions)
             measurements["anchor_distance"] = float(squared_norm(drift - anchored).mean().sqrt())
         return measurements
 

@@ -69,7 +69,7 @@ def test_processes_end_with_the_study(worker, tmp_path):
     running.close()
     for file in tmp_path.glob("pid-*"):
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), 0)
+            os.kill(int(file.name.removeprefix("pid-")), 0)
 
 
 def test_gpus_and_threads_are_dealt_out(monkeypatch):

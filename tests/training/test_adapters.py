@@ -61,6 +61,7 @@ def test_adapters_off_trains_as_a_frozen_copy_does(source, registry):
         train = run_loop(tuning(source, anchor="frozen" if anchor == "on" else anchor), registry)
         if anchor == "on":
             train.steps.anchor = lambda t, x, drift=train.steps.drift, **given: drift.eval()(t, x, **given).detach()
+            train.steps.anchor.conditions = train.steps.drift.conditions
         for step in range(5):
             train.steps.take(step)
         ends.append([weight.detach().clone() for weight in trained_weights(train.steps.drift)])

@@ -76,12 +76,20 @@ def evaluate_in_chunks(drift: Any, states: Draw) -> Tensor:
 
 def first_states(states: Draw, count: int) -> Draw:
     """The first ``count`` states."""
-    conditions = {key: value[:count] for key, value in states.conditions.items()}
-    return Draw(states.t[:count], states.x[:count], states.target[:count], conditions)
+    named = [{key: value[:count] for key, value in each.items()} for each in _conditions(states)]
+    return Draw(states.t[:count], states.x[:count], states.target[:count], *named)
 
 
 def concatenate(batches: Sequence[Draw]) -> Draw:
     """States of several batches, one after another."""
-    conditions = {key: torch.cat([batch.conditions[key] for batch in batches]) for key in batches[0].conditions}
+    named = [
+        {key: torch.cat([each[key] for each in parts]) for key in parts[0]}
+        for parts in zip(*map(_conditions, batches), strict=True)
+    ]
     t, x, target = (torch.cat([getattr(batch, key) for batch in batches]) for key in ("t", "x", "target"))
-    return Draw(t, x, target, conditions)
+    return Draw(t, x, target, *named)
+
+
+def _conditions(states: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The drift's and the anchor's."""
+    return states.conditions, states.anchor_conditions

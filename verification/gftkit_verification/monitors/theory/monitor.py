@@ -131,7 +131,7 @@ class Theory:
         probe = self._probes[""]
         per_batch = len(probe.anchor) // self.batches
         # Evaluated anew each time, so that an anchor that moves is seen.
-        anchor_now = evaluate_in_chunks(state.anchor, first_states(probe.states, per_batch))
+        anchor_now = evaluate_in_chunks(state.anchor, first_states(probe.states, per_batch).for_anchor())
         measured["anchor_norm"] = float(squared_norm(anchor_now).double().mean().sqrt())
         if state.step == 0:
             measured |= {
@@ -176,7 +176,7 @@ class Theory:
             states = concatenate(batches)
             weight = None if state.weight is None else state.weight(states.t)
             exact = None if held_out or self._obstacle else self._exact(state, batches)
-            self._probes[name] = Probe(states, evaluate_in_chunks(state.anchor, states), weight, exact)
+            self._probes[name] = Probe(states, evaluate_in_chunks(state.anchor, states.for_anchor()), weight, exact)
 
     def _exact(self, state: TrainingState, batches: Sequence[Draw]) -> Tensor | None:
         """b_tgt at as many states of each batch as the work allows, (batches, few, *event); None with the reason."""

@@ -154,7 +154,8 @@ class BlendedRun:
         if isinstance(coupling, TransportMap):
             raise ConfigError(
                 f"--data and --folds: coupling '{run.config.coupling['name']}' maps the source to the training data, "
-                f"so other data have no pairs on which to measure r*(t). Leave the option out: the training data choose."
+                f"so other data have no pairs on which to measure r*(t). Leave the option out: the training "
+                f"data choose."
             )
         return coupling
 

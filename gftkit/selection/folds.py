@@ -16,6 +16,7 @@ from gftkit.runs.folder import SUMMARY, RunFolder
 from gftkit.selection.blended_run import BlendedRun, Settings
 from gftkit.selection.family import ZERO, Table, family
 from gftkit.selection.judging import metric_values
+from gftkit.selection.separation import shared_with
 from gftkit.storage.documents import read_json
 from gftkit.theory.retention_fit import RetentionFit
 from gftkit.training.train import train
@@ -126,15 +127,19 @@ def cross_fit(
         settings: of the measurements.
         metric: that judges; None for the energy distance.
         stage: called with the name of each stage.
+
+    Raises:
+        DataError: where a sample is in two folds, before anything is trained.
     """
-    parts, fits, preferences, runs = [], [], [], []
+    stage("comparing folds")
+    parts = [_part(run, fold, folds, settings) for fold in range(folds)]
+    fits, preferences, runs = [], [], []
     for fold in range(folds):
         stage(f"fold {fold + 1} of {folds}: training")
         runs.append(fold_run(run, fold, folds, folder, settings.device))
         stage(f"fold {fold + 1} of {folds}: measuring r*(t)")
         blends = BlendedRun(runs[-1], settings)
-        parts.append(_part(run, fold, folds, settings))
-        fits.append(blends.best_retentions(parts[-1], batches=min(GROUPS, len(parts[-1]))))
+        fits.append(blends.best_retentions(parts[fold], batches=min(GROUPS, len(parts[fold]))))
         preferences.append(blends.preference())
     families, replicates = [], []
     for fold, (left_out, part, preference) in enumerate(zip(runs, parts, preferences, strict=True)):
@@ -162,11 +167,24 @@ def pooled(fits: Sequence[RetentionFit]) -> RetentionFit:
 
 
 def _part(run: RunFolder, fold: int, folds: int, settings: Settings) -> Batch:
-    """The samples of a fold, scaled, in random order."""
-    data = run.registry.build("dataset", _fold_spec(run, fold, folds, "fold"), "--folds")
-    samples = Samples(data, "--folds")
+    """The samples of a fold, scaled, in random order.
+
+    Raises:
+        DataError: where the rest contains some of them too.
+    """
+    samples, rest = (
+        Samples(run.registry.build("dataset", _fold_spec(run, fold, folds, part), "--folds"), "--folds")
+        for part in ("fold", "rest")
+    )
     assert samples.size is not None
-    return samples.some(samples.size, settings.generator("fold", fold))
+    data = samples.some(samples.size, settings.generator("fold", fold))
+    if shared := shared_with(data.x1, rest):
+        raise DataError(
+            f"--folds: {shared} of {len(data)} samples of fold {fold + 1} are in another fold too: the training data "
+            f"contain samples more than once, as those of `replay` do, so no fold is held out. Give other data by "
+            f"--data, or leave --folds out."
+        )
+    return data
 
 
 def _fold_spec(run: RunFolder, fold: int, folds: int, part: str) -> dict[str, Any]:

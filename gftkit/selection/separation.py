@@ -27,15 +27,20 @@ def check_separate(held_out: Tensor, other: Samples, what: str) -> None:
     Raises:
         DataError: with the number of samples that are in both.
     """
-    shared = torch.zeros(len(held_out), dtype=torch.bool)
-    for chunk in _chunks(other):
-        shared |= contained(held_out, chunk)
-    if count := int(shared.sum()):
+    if count := shared_with(held_out, other):
         raise DataError(
             f"--data: {count} of {len(held_out)} held-out samples are among {what}. Choose a profile by data of their "
             f"own, for example another part of the set by `count`, `skip` and `seed`, or leave --data out: the "
             f"training data alone can choose, too."
         )
+
+
+def shared_with(x: Tensor, other: Samples) -> int:
+    """How many events of x, scaled, (n, *event), are in a set; none of a law's."""
+    shared = torch.zeros(len(x), dtype=torch.bool)
+    for chunk in _chunks(other):
+        shared |= contained(x, chunk)
+    return int(shared.sum())
 
 
 def contained(x: Tensor, others: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Runs with conditions, guidance, adapters, optimal transport, a weight, or noise: all have profiles."""
 
+import numpy as np
 import pytest
 import torch
 
 import gftkit
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.selection import Settings, fit_profile
 from gftkit.selection.blended_run import BlendedRun
 from gftkit.selection.family import constant
@@ -54,6 +55,15 @@ def test_a_map_to_the_training_data_has_no_other_pairs(tmp_path):
     for options in ({"data": {**MIXTURE, "seed": 5}}, {"folds": 2, "folder": tmp_path / "folds"}):
         with pytest.raises(ConfigError, match="maps the source to the training data"):
             fit_profile(run, settings=FEW, **options)
+    assert not (tmp_path / "folds").exists()
+
+
+def test_folds_of_repeated_data_are_refused_before_anything_is_trained(tmp_path):
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(tmp_path / "twice.npz", x1=np.concatenate([points, points]))
+    run = tuned(tmp_path, {}, {"data": {"name": "arrays", "file": str(tmp_path / "twice.npz")}})
+    with pytest.raises(DataError, match="samples of fold 1 are in another fold too"):
+        fit_profile(run, folds=2, folder=tmp_path / "folds", settings=FEW)
     assert not (tmp_path / "folds").exists()
 
 

@@ -7,6 +7,7 @@ sample's index and the check that samples are finite; the peers get the same net
     make bench-env && .venv-bench/bin/python benchmarks/sampling.py --json sampling.json
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from side_by_side import Row, Sides, Step, keep_freed_memory, main
 from torch import Tensor, nn
 
+from gftkit.generation import Blended
 from gftkit.kernel.loading import load
 from gftkit.sampling.integrate import generate
 from gftkit.sampling.noise import ByBlock
 
 STEPS = 100
 MLP = {"name": "mlp", "width": 128, "depth": 3}
+WIDE = {"name": "mlp", "width": 512, "depth": 3}
 UNET = {"name": "unet", "width": 32, "multipliers": (1, 2, 2), "blocks": 1}
 PLANE, IMAGES = (2,), (1, 16, 16)
 REGISTRY = load()
@@ -113,6 +116,18 @@ def torchdiffeq_euler(drift: nn.Module, x0: Tensor, device: torch.device) -> Ste
     return integrate
 
 
+def blended(retention: float, spec: Mapping[str, Any], event: tuple[int, ...], batch: int) -> Sides:
+    """A blend with an anchor of the same network, beside the network alone."""
+
+    def sides(device: torch.device, _: ExitStack) -> tuple[Step, Step]:
+        drift, x0 = network(spec, event, device), start(event, batch)
+        profile = REGISTRY.create("profile", "constant", value=retention)
+        blend = Blended(drift, copy.deepcopy(drift), profile)
+        return ours(blend, "euler", x0, device), ours(drift, "euler", x0, device)
+
+    return sides
+
+
 Peer = Callable[[nn.Module, Tensor, torch.device], Step]
 
 
@@ -135,6 +150,13 @@ def _row(
     return Row(name, peer_name, target, turns, 1, against(peer, solver, spec, event, batch))
 
 
+def _blend(retention: float, target: float, turns: int, *, images: bool = False) -> Row:
+    spec, event, batch = (UNET, IMAGES, 16) if images else (WIDE, PLANE, 512)
+    where = "U-Net 1x16x16" if images else "MLP 512x3 in the plane"
+    name = f"blend with an anchor at retention {retention:g}: {where}, batch {batch:,}"
+    return Row(name, "the network alone", target, turns, 1, blended(retention, spec, event, batch))
+
+
 CALLS = f"{STEPS} network calls"
 ROWS = (
     _row("euler", bare, CALLS, 1.05, 4096, 15),
@@ -147,6 +169,10 @@ ROWS = (
     _row("euler-maruyama", torchsde_euler, "torchsde euler", 0.33, 4096, 5),
     _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 256, 100),
     _row("euler", torchdiffeq_euler, "torchdiffeq euler", 1.0, 4096, 25),
+    _blend(-0.25, 2.05, 15),
+    _blend(0.0, 1.05, 15),
+    _blend(-0.25, 2.05, 15, images=True),
+    _blend(0.0, 1.05, 15, images=True),
 )
 
 

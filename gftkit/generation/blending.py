@@ -66,7 +66,7 @@ class Blended:
         """(batch,), (batch, *event), (batch, ...) each -> (batch, *event)."""
         own, rho = self._drift(t, x, **named), self._retention
         if isinstance(rho, float):
-            return own if rho == 0 else own + rho * (self._anchored(t, x, named) - own)
+            return own if rho == 0 else torch.lerp(own, self._anchored(t, x, named), rho)
         values = rho.retention(t.double())
         # Times of their own: which need the anchor is asked of the device. Solvers call `at_time`.
         needed = values.nonzero().flatten()
@@ -78,9 +78,14 @@ class Blended:
 
     def at_time(self, t: float) -> Drift:
         """The drift for samples that share the time t: the fine-tuned one alone where the retention is 0."""
-        rho = self._known(t)
-        drift = drift_at(self._drift, t)
-        return drift if rho == 0 else Blended(drift, drift_at(self._anchor, t), rho)
+        rho, drift, names = self._known(t), drift_at(self._drift, t), self._anchor_conditions
+        if rho == 0:
+            return drift
+        anchor = drift_at(self._anchor, t)
+        # Made at every evaluation, so it is a function: an object would take as long as a small network's layer.
+        return lambda t, x, **named: torch.lerp(
+            drift(t, x, **named), anchor(t, x, **{name: named[name] for name in names}), rho
+        )
 
     def _anchored(self, t: Tensor, x: Tensor, named: dict[str, Tensor]) -> Tensor:
         return self._anchor(t, x, **{name: named[name] for name in self._anchor_conditions})

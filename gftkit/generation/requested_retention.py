@@ -49,9 +49,9 @@ def parse_retention_request(
             "temperature). Give one of them."
         )
     if isinstance(request, bool) or (isinstance(request, int | float) and not -math.inf < request < 1):
+        at_one = " At 1 the blend would be the pretrained drift: sample the pretrained run for that."
         raise ConfigError(
-            f"retention: wanted a finite number below 1, or a profile, got {request}. At 1 the blend would be the "
-            f"pretrained drift: sample the pretrained run for that."
+            f"retention: wanted a finite number below 1, or a profile, got {request}.{at_one if request >= 1 else ''}"
         )
     if isinstance(request, int | float):
         return float(request)

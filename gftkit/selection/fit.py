@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gftkit.data.samples import Samples
 from gftkit.estimation.jackknife import GROUPS
 from gftkit.evaluation.metrics import Scope, check_metrics
@@ -65,6 +67,11 @@ def fit_profile(
     registry, here = run.registry, Path.cwd()
     blends = BlendedRun(run, settings or Settings())
     judging = registry.resolve("metric", metric, "--metric", here)
+    if judging["name"] != "energy" and data is None and folds is None:
+        raise ConfigError(
+            "--metric: the training data choose by the energy distance. Give held-out data by --data, or --folds, to "
+            "judge by another metric."
+        )
     held_out_spec = None if data is None else registry.resolve("dataset", data, "--data", here)
     held_out = None if held_out_spec is None else _held_out(blends, held_out_spec, stage)
     smallest = 0 if held_out is None else len(held_out) - len(held_out) // 2
@@ -178,6 +185,11 @@ def _held_out(blends: BlendedRun, spec: Resolved, stage: Callable[[str], None]) 
         raise DataError(
             f"--data: wanted at least {LEAST} held-out samples, a half for r*(t) and a half for the comparison, got "
             f"{len(data)}. Give more, or leave --data out: the training data alone can choose, too."
+        )
+    if repeated := len(data) - len(torch.unique(data.x1.flatten(1), dim=0)):
+        raise DataError(
+            f"--data: {repeated} of {len(data)} held-out samples repeat another one, so the half that judges would "
+            f"share samples with the half that measures. Give each sample once."
         )
     stage("comparing held-out data with the run's")
     if run.config.evaluate.data is not None:

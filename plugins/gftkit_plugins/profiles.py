@@ -131,6 +131,7 @@ class Fitted(Table):
 
     Args:
         file: that ``gft fit-profile`` wrote.
+        content: filled in from the file where a configuration is resolved, so that a run keeps its profile.
 
     Raises:
         ConfigError: where the file is missing or holds no profile.
@@ -145,8 +146,13 @@ class Fitted(Table):
         tensor([-0.1250])
     """
 
-    def __init__(self, file: Path) -> None:
-        content = read_yaml(file)
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with the content of the file: a run that is resumed with another one is refused."""
+        return {**options, "content": options["content"] or _content(options["file"])}
+
+    def __init__(self, file: Path, content: dict[str, Any] | None = None) -> None:
+        content = _content(file) if content is None else content
         self.file = file
         self.fitted_on: Mapping[str, Any] = content.get("fitted_on") or {}
         try:
@@ -158,6 +164,11 @@ class Fitted(Table):
             raise ConfigError(
                 f"{file} holds no profile ({error}). Write one with `gft fit-profile RUN --out FILE`."
             ) from None
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What a profile is made of; the evidence for it stays in the file."""
+    return {key: value for key, value in read_yaml(file).items() if key in ("times", "values", "fitted_on")}
 
 
 @gftkit.hookimpl

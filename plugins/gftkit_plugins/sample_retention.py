@@ -21,6 +21,8 @@ from gftkit.training import TrainingState
 NAME = "sample-retention"
 AT = 0.5
 """The progress from which it measures."""
+LATEST = 0.8
+"""The latest progress at which it does: the run still has to go where it was measured."""
 
 
 class SampleRetention:
@@ -36,8 +38,8 @@ class SampleRetention:
         points: training data to compare with, at most: a random part where there are more.
 
     Raises:
-        ConfigError: in use, beside a pretraining, where no evaluation falls between the middle and the end of a run,
-            for samples with a diffusion, and for fewer than 4 training data.
+        ConfigError: in use, beside a pretraining, where no evaluation falls between 50 and 80 % of a run, for samples
+            with a diffusion, and for fewer than 4 training data.
 
     Reference: theory, T20, T21 and the end of section 7.
 
@@ -76,11 +78,11 @@ class SampleRetention:
                 f"Remove it from this config."
             )
         steps, every = state.config.train.steps, state.config.evaluate.every or 1
-        if measured_at(steps, every) >= steps:
+        if measured_at(steps, every) > LATEST * steps:
             raise ConfigError(
-                f"monitors: '{NAME}' measures at the first evaluation from the middle of the run on, and with "
-                f"evaluate.every {every} of {steps} steps there is none before the end. Set evaluate.every to at most "
-                f"{max(steps // 4, 1)}."
+                f"monitors: '{NAME}' measures at the first evaluation from the middle of the run on, and the run needs "
+                f"a fifth of its {steps} steps after it. With evaluate.every {every} that is at step "
+                f"{measured_at(steps, every)}. Set evaluate.every to a quarter of the steps or less."
             )
         if state.evaluation.scheme.diffusion is not None:
             raise ConfigError(
@@ -144,13 +146,21 @@ def _section(measured: Mapping[str, Any]) -> Section:
     )
     rows: list[tuple[str, ...]] = [
         ("", "value"),
-        ("least at the retention", format_number(measured["minimum"], measured["minimum_stderr"])),
+        ("least at the retention", _minimum(measured)),
         ("retention, early in flow time", format_number(early, None)),
         ("retention, late", format_number(late, None)),
     ]
     if "gain" in measured:
         rows.append(("fall of the energy distance", format_number(measured["gain"], measured["gain_stderr"])))
     return Section("Retention", text, rows, _picture(measured))
+
+
+def _minimum(measured: Mapping[str, Any]) -> str:
+    """Where the distance is least; beyond the ends of what was tried nothing is known."""
+    for end, side in ((min(measured["retentions"]), "below"), (max(measured["retentions"]), "above")):
+        if measured["minimum"] == end:
+            return f"{end:g} or {side}"
+    return format_number(measured["minimum"], measured["minimum_stderr"])
 
 
 def _picture(measured: Mapping[str, Any]) -> bytes:

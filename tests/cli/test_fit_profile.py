@@ -139,6 +139,7 @@ def test_a_part_of_the_judging_data_under_another_name_is_refused(refused, run, 
         (("--data", HELD_OUT, "--metric", "path-length"), "needs more than samples and data"),
         (("--folds", "3", "--metric", "frechet"), "wanted at least 20 samples to compare with, got 19"),
         (("--metric", "energie"), "Did you mean 'energy'"),
+        (("--metric", "frechet"), "the training data choose by the energy distance"),
         (("--weights", "best"), "ema"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_run_goes_where_it_measured_and_is_resumed_bit_for_bit(config, registr
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"evaluate": {"every": 60}}, "none before the end. Set evaluate.every to at most 15"),
+        ({"evaluate": {"every": 60}}, "that is at step 60. Set evaluate.every to a quarter of the steps or less"),
         ({"data": {"count": 3}}, "wanted|at least 4 training data, got 3"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import gftkit
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.theory.temperature import check_profile
 
 REGISTRY = gftkit.load()
@@ -89,3 +89,21 @@ class Mine:
 def test_a_third_partys_profile_is_checked(function, complaint):
     with pytest.raises(ConfigError, match=complaint):
         check_profile(Mine(function), "schedule 'mine' at step 0")
+
+
+def test_a_run_keeps_the_fitted_profile_that_it_started_with(tmp_path, tuning):
+    """Its values are part of the configuration: a file that changed meanwhile is another configuration."""
+    file = tmp_path / "profile.yaml"
+    file.write_text("{times: [0.0], values: [-0.25], measured: {much: 1}}")
+    spec = {"name": "fitted", "file": str(file)}
+    before = REGISTRY.resolve("profile", spec)
+    assert before["content"] == {"times": [0.0], "values": [-0.25]}
+    config = {**tuning, "schedule": {"name": "exponential", "end": spec}}
+    run = gftkit.finetune(config, tmp_path / "run", registry=REGISTRY)
+    (run.folder / "model.safetensors").unlink()
+    file.write_text("{times: [0.0], values: [0.5]}")
+    assert REGISTRY.resolve("profile", spec) != before
+    with pytest.raises(RunError, match="another configuration"):
+        gftkit.finetune(config, run.folder, registry=REGISTRY, resume=True)
+    file.unlink()
+    assert float(REGISTRY.build("profile", before).retention(torch.tensor([0.5]))) == -0.25

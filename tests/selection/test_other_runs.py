@@ -75,3 +75,14 @@ def test_samples_of_all_blends_have_common_sources_and_conditions(tmp_path):
     assert torch.equal(one.conditions(40)["label"], other.conditions(40)["label"])
     assert not torch.equal(one.samples(), other.samples())
     assert torch.equal(one.samples(), blends.evaluation(constant(0.0).component(run.registry), reference).samples())
+
+
+def test_held_out_data_that_repeat_a_sample_are_refused(tmp_path):
+    """Both halves would have it: what measures would judge itself. Each once, the same samples are taken."""
+    run = tuned(tmp_path, {}, {})
+    once = torch.randn(40, 2, generator=torch.Generator().manual_seed(3)).numpy()
+    for name, x1 in (("once", once), ("twice", np.concatenate([once, once[:3]]))):
+        np.savez(tmp_path / f"{name}.npz", x1=x1)
+    with pytest.raises(DataError, match="3 of 43 held-out samples repeat another one"):
+        fit_profile(run, data={"name": "arrays", "file": str(tmp_path / "twice.npz")}, settings=FEW)
+    assert fit_profile(run, data={"name": "arrays", "file": str(tmp_path / "once.npz")}, settings=FEW).fit is not None

@@ -11,5 +11,6 @@ from gftkit.evaluation.retentions import (
     ERRORS as ERRORS,
     RETENTIONS as RETENTIONS,
     Preference as Preference,
+    beyond as beyond,
     preferred_retention as preferred_retention,
 )

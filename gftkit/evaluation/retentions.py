@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from gftkit.estimation.distances import energy_distances
 from gftkit.estimation.jackknife import GROUPS, Replicates
 from gftkit.kernel.contracts import Estimate, Profile
+from gftkit.theory.retention_fit import shrink
 
 RETENTIONS = (-0.4, -0.2, 0.0, 0.15)
 """The retentions at which the energy distance is measured; the chosen one lies between the outermost."""
@@ -99,7 +100,7 @@ def preferred_retention(samples_at: Callable[[Profile], Tensor], data: Tensor, g
     measured = measure(*curve)
     distances = tuple(measured.estimate(itemgetter(k)) for k in range(len(RETENTIONS)))
     minimum = measured.estimate(_minimum)
-    early = shrunk(minimum)
+    early = shrink(minimum, ERRORS)
     if early == 0:
         return Preference(distances, minimum)
     plain = curve[RETENTIONS.index(0.0)]
@@ -130,18 +131,16 @@ def _furthest(early: float, gain: float, gain_at: Callable[[float, float], float
     return here
 
 
-def shrunk(minimum: Estimate) -> float:
-    """A retention shrunk towards 0 by its error: (1 - (stderr/value)^2) times the value; 0 within ``ERRORS`` of 0.
-
-    Reference: James and Stein (1961), in one dimension.
+def beyond(minimum: float) -> str:
+    """A minimum at an end of ``RETENTIONS``, in words, for nothing is known beyond it; "" for one between them.
 
     Example:
-        >>> shrunk(Estimate(-0.25, 0.0)), shrunk(Estimate(-0.25, 0.15))
-        (-0.25, 0.0)
+        >>> beyond(-0.4), beyond(-0.1)
+        ('-0.4 or below', '')
     """
-    if not _is_significant(Estimate(abs(minimum.value), minimum.stderr)):
-        return 0.0
-    return minimum.value * (1 - (minimum.stderr / minimum.value) ** 2)
+    if minimum <= RETENTIONS[0]:
+        return f"{RETENTIONS[0]:g} or below"
+    return f"{RETENTIONS[-1]:g} or above" if minimum >= RETENTIONS[-1] else ""
 
 
 def _is_significant(estimate: Estimate) -> bool:

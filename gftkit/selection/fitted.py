@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gftkit.evaluation.retentions import RETENTIONS, Preference
+from gftkit.evaluation.retentions import Preference, beyond
 from gftkit.kernel.contracts import Estimate
 from gftkit.kernel.options import plain
 from gftkit.selection.family import ERRORS, JUMP, Table
@@ -127,11 +127,7 @@ def write_profile(path: Path, fitted: FittedProfile) -> None:
 
 def _place(minimum: Estimate) -> str:
     """Where the energy distance is least; beyond the ends of what was measured nothing is known."""
-    if minimum.value <= RETENTIONS[0]:
-        return f"{RETENTIONS[0]:g} or below"
-    if minimum.value >= RETENTIONS[-1]:
-        return f"{RETENTIONS[-1]:g} or above"
-    return f"{minimum.value:.3f} ± {minimum.stderr:.3f}"
+    return beyond(minimum.value) or f"{minimum.value:.3f} ± {minimum.stderr:.3f}"
 
 
 def _written(table: Table) -> str:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gftkit.evaluation import ERRORS, Evaluation, preferred_retention
+from gftkit.evaluation import ERRORS, Evaluation, beyond, preferred_retention
 from gftkit.generation import Blended
 from gftkit.kernel import Batch, ConfigError, Profile
 from gftkit.networks import with_guidance
@@ -134,7 +134,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _section(measured: Mapping[str, Any]) -> Section:
-    early, late, cut = (measured[key] for key in ("early", "late", "cut"))
+    minimum, early, late, cut = (measured[key] for key in ("minimum", "early", "late", "cut"))
     if early == 0:
         found = f"No retention is better than 0 by {ERRORS:g} standard errors: the schedule `gradual` stays at zero."
     else:
@@ -146,21 +146,13 @@ def _section(measured: Mapping[str, Any]) -> Section:
     )
     rows: list[tuple[str, ...]] = [
         ("", "value"),
-        ("least at the retention", _minimum(measured)),
+        ("least at the retention", beyond(minimum) or format_number(minimum, measured["minimum_stderr"])),
         ("retention, early in flow time", format_number(early, None)),
         ("retention, late", format_number(late, None)),
     ]
     if "gain" in measured:
         rows.append(("fall of the energy distance", format_number(measured["gain"], measured["gain_stderr"])))
     return Section("Retention", text, rows, _picture(measured))
-
-
-def _minimum(measured: Mapping[str, Any]) -> str:
-    """Where the distance is least; beyond the ends of what was tried nothing is known."""
-    for end, side in ((min(measured["retentions"]), "below"), (max(measured["retentions"]), "above")):
-        if measured["minimum"] == end:
-            return f"{end:g} or {side}"
-    return format_number(measured["minimum"], measured["minimum_stderr"])
 
 
 def _picture(measured: Mapping[str, Any]) -> bytes:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from gftkit.evaluation import preferred_retention
-from gftkit.evaluation.retentions import ERRORS, RETENTIONS, shrunk
+from gftkit.evaluation.retentions import ERRORS, RETENTIONS
 from gftkit.kernel.contracts import Estimate
+from gftkit.theory import shrink
 
 MEAN = torch.tensor([4.0, 0.0, 0.0])
 
@@ -72,6 +73,6 @@ def test_the_late_retention_rises_and_keeps_half_of_the_gain():
 
 
 def test_a_minimum_within_its_error_is_zero():
-    assert shrunk(Estimate(-0.1, 0.06)) == 0
-    assert shrunk(Estimate(0.1, 0.1 / ERRORS)) == 0
-    assert shrunk(Estimate(-0.2, 0.05)) == pytest.approx(-0.2 * (1 - 1 / 16))
+    assert shrink(Estimate(-0.1, 0.06), ERRORS) == 0
+    assert shrink(Estimate(0.1, 0.1 / ERRORS), ERRORS) == 0
+    assert shrink(Estimate(-0.2, 0.05), ERRORS) == pytest.approx(-0.2 * (1 - 1 / 16))

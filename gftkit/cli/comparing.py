@@ -163,8 +163,12 @@ def _list(
     pace = try_out(planned, registry, device)
     done = len(rows)
     waiting = {cell.name: cell for cell in cells if cell not in rows}
-    each = {name: pace.seconds(planned.config(cell)) for name, cell in waiting.items()}
-    pretrained = sum(pace.seconds(start.config) for start in planned.starts.values() if start.made and not done)
+    each = {
+        name: pace.seconds(planned.config(cell), trained=planned.trained(cell) == cell)
+        for name, cell in waiting.items()
+    }
+    starts = {start.folder: start for start in planned.starts.values() if start.made and not done}
+    pretrained = sum(pace.seconds(start.config) for start in starts.values())
     seconds = pretrained + sum(each.values()) / min(workers, max(1, len(waiting)))
     if as_json:
         listed = {"cells": len(planned.cells), "finished": done, "waiting": [*waiting], "seconds": round(seconds, 1)}

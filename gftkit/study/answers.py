@@ -45,31 +45,29 @@ QUESTIONS = (
 
 
 def answer(of: Difference, *, higher: bool) -> Answer:
-    """The answer of one paired difference: open where its interval contains 0 or is missing, or it is below 0.1 %.
-
-    The interval is that of the difference itself, in the metric's unit.
+    """The answer of one paired difference: open where it isn't significant, by its corrected p-value, or below 0.1 %.
 
     Example:
         >>> from gftkit.study.statistics import interval
-        >>> shorter = Difference("exponential", "independent", 100, "path_length", interval([-2.0, -2.1, -1.9]), None)
+        >>> over = interval([-2.0, -2.1, -1.9])
+        >>> shorter = Difference("exponential", "independent", 100, "path_length", over, None, p=0.001)
         >>> answer(shorter, higher=False), answer(shorter, higher=True)
         ('better', 'worse')
     """
-    low, high = of.over.low, of.over.high
-    if low is None or high is None or low <= 0 <= high:
+    if not of.significant:
         return "open"
     if of.relative is not None and abs(of.relative.mean) < NEGLIGIBLE:
         return "open"
-    return "better" if (low > 0) == higher else "worse"
+    return "better" if (of.over.mean > 0) == higher else "worse"
 
 
 def answers(rows: Sequence[Row], judged: str, baseline: str) -> list[tuple[str, Table]]:
     """The questions that the rows answer, each with a table of methods by metrics.
 
-    An entry counts the couplings and sizes in which the method is better than the baseline, worse, and open, by the
-    95 % intervals of the paired differences. Differences without an interval are left out.
+    An entry counts the couplings and sizes in which the method is better than the baseline, worse, and open, with
+    Holm's correction for their number. Differences of one seed are left out.
     """
-    paired = [one for one in differences(rows, baseline) if one.over.low is not None]
+    paired = [one for one in differences(rows, baseline) if one.p is not None]
     tables: list[tuple[str, Table]] = []
     for question in QUESTIONS:
         here = [one for one in paired if question.matches(one.metric, judged)]

@@ -42,8 +42,13 @@ class Pace:
     end: float
     evaluation: float
 
-    def seconds(self, config: Config) -> float:
-        """An estimate of the time of a run; an anchor, monitors and the pictures at the end take more."""
+    def seconds(self, config: Config, *, trained: bool = True) -> float:
+        """An estimate of the time of a run; an anchor, monitors and the pictures at the end take more.
+
+        Where it isn't trained, of its measurements at a retention: two networks.
+        """
+        if not trained:
+            return 2 * self.end
         train, evaluate = config.train, config.evaluate
         assert evaluate.every is not None
         evaluations = train.steps / evaluate.every * (2 if evaluate.averaged else 1)
@@ -59,7 +64,9 @@ def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
         UnknownNameError: where no metric measures the judged value.
         GftkitError: for any other component that can't be built.
     """
-    shapes = {_shape(start, registry) for start in plan.starts.values()}
+    # Seeds differ in nothing that is looked at here.
+    starts = {coupling: start for (coupling, _), start in plan.starts.items()}
+    shapes = {_shape(start, registry) for start in starts.values()}
     # Methods with the same data, network and metrics are tried once.
     alike: dict[str, list[tuple[str, str]]] = {}
     for key, template in plan.templates.items():

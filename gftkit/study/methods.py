@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from gftkit.generation.requested_retention import RetentionRequest
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import Config
@@ -28,6 +29,8 @@ class Method:
         kind: "finetune", or "pretrain" for one without pretrained weights.
         settings: values by key, ``a.b``.
         replays: whether samples of the pretrained run are mixed in.
+        retention: at which the runs of ``samples`` are blended with their anchors; None for a method that trains.
+        samples: the method whose runs are sampled, instead of training.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     kind: Literal["finetune", "pretrain"] = "finetune"
     replays: bool = False
+    retention: RetentionRequest | None = None
+    samples: str | None = None
 
 
 def built_in(registry: Registry) -> dict[str, Method]:
@@ -73,8 +78,7 @@ def define_method(name: str, based: str | None, settings: Mapping[str, Any], kno
         UnknownNameError: for an unknown built-in method.
     """
     where = f"methods.{name}"
-    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-        raise ConfigError(f"{where}: wanted a name of letters, digits, '-', '_' and '.', since it names a folder.")
+    _check_name(name, where)
     based = name if based is None else based
     if based not in known:
         raise unknown(f"method at {where}:", based, known)
@@ -90,6 +94,37 @@ def define_method(name: str, based: str | None, settings: Mapping[str, Any], kno
     return replace(method, name=name, summary=summary, settings={**method.settings, **settings})
 
 
+def _check_name(name: str, where: str) -> None:
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise ConfigError(f"{where}: wanted a name of letters, digits, '-', '_' and '.', since it names a folder.")
+
+
+def define_blend(name: str, sampled: str | None, retention: RetentionRequest, known: Mapping[str, Method]) -> Method:
+    """Define a method that trains nothing: the runs of another one, sampled at a retention.
+
+    Args:
+        name: of the method; not one of those that are known.
+        sampled: the name of the other method.
+        retention: of the blend of a run and its anchor; already checked.
+        known: every method that trains.
+
+    Raises:
+        ConfigError: for a name that is taken or can't be a folder, and runs without an anchor.
+        UnknownNameError: for an unknown method.
+    """
+    where = f"methods.{name}"
+    _check_name(name, where)
+    if name in known:
+        raise ConfigError(f"{where}: '{name}' is a built-in method. Choose another name for its runs at a retention.")
+    if sampled is None or sampled not in known:
+        raise unknown(f"method at {where}:", str(sampled), known, "It is the one whose runs are sampled.")
+    method = known[sampled]
+    if method.kind != "finetune":
+        raise ConfigError(f"{where}: a retention blends a fine-tune with its anchor, and '{sampled}' has no anchor.")
+    summary = f"{sampled}, sampled at the retention {retention}: two networks"
+    return replace(method, name=name, summary=summary, retention=retention, samples=sampled)
+
+
 OWNED = {
     "seed": "`seeds` of the groups",
     "data.seed": "`seeds` of the groups",
@@ -99,7 +134,6 @@ OWNED = {
     "data.source_seed": "`seeds` of the groups",
     "data.run": "`pretrained` or `pretrain`",
     "pretrained": "`pretrained` or `pretrain`",
-    "coupling": "`couplings` of the groups",
 }
 """The keys that a study sets in every cell, and the place in its file that they come from."""
 

@@ -1,22 +1,23 @@
 """A study's file, and the runs that it asks for."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from gftkit.api import Run
-from gftkit.kernel.errors import ConfigError, RunError, unknown
+from gftkit.generation.requested_retention import parse_retention_request
+from gftkit.kernel.errors import ConfigError, GftkitError, RunError, unknown
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
 from gftkit.runs.folder import is_run, write_config
 from gftkit.runs.overrides import put
 from gftkit.runs.resolve import resolve_config
-from gftkit.runs.schema import DEFAULTS, INHERITED, Config, without_weights
+from gftkit.runs.schema import INHERITED, Config, without_weights
 from gftkit.storage.documents import parse_section, read_yaml
-from gftkit.study.methods import Method, built_in, define_method, with_size_and_seed
+from gftkit.study.methods import Method, built_in, define_blend, define_method, with_size_and_seed
 from gftkit.study.schema import Definition, Group, Study, check_base, check_group
 
 CELLS, PRETRAINED = "cells", "pretrained"
@@ -47,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The pretrained run that the cells of a coupling start from.
+    """The pretrained run that the cells of a coupling and seed start from.
 
     Attributes:
         folder: of the run.
@@ -70,7 +71,7 @@ class Plan:
         out: the folder of the study.
         cells: all of them, in the order in which they are run.
         methods: those that are used, by name.
-        starts: the pretrained run of each coupling.
+        starts: the pretrained run of each coupling and seed.
         templates: the configuration of each method and coupling, before size and seed.
         warnings: one sentence each.
     """
@@ -80,7 +81,7 @@ class Plan:
     out: Path
     cells: list[Cell]
     methods: dict[str, Method]
-    starts: dict[str, Pretrained]
+    starts: dict[tuple[str, int], Pretrained]
     templates: dict[tuple[str, str], Config]
     warnings: list[str]
 
@@ -90,14 +91,19 @@ class Plan:
         return self.study.title or self.file.stem
 
     def folder(self, cell: Cell) -> Path:
-        """A cell's run folder."""
+        """A cell's folder: that of its run, or of the measurements of another cell's run."""
         return self.out / CELLS / cell.name
 
+    def trained(self, cell: Cell) -> Cell:
+        """The cell whose run a cell measures: another one's where its method trains nothing."""
+        return cell.beside(self.methods[cell.method].samples or cell.method)
+
     def config(self, cell: Cell) -> Config:
-        """A cell's configuration."""
-        return with_size_and_seed(
-            self.templates[cell.method, cell.coupling], self.methods[cell.method], cell.size, cell.seed
-        )
+        """The configuration of the run that a cell measures."""
+        template = self.templates[cell.method, cell.coupling]
+        first = next(start for (coupling, _), start in self.starts.items() if coupling == cell.coupling)
+        own = _restarted(template, first.folder, self.starts[cell.coupling, cell.seed].folder)
+        return with_size_and_seed(own, self.methods[cell.method], cell.size, cell.seed)
 
     def matching_cells(self, pattern: str | None) -> list[Cell]:
         """The cells whose names match, all without a pattern.
@@ -130,7 +136,7 @@ def plan(file: Path, out: Path, registry: Registry) -> Plan:
     own = {
         name: parse_section(Definition, written, f"methods.{name}") for name, written in (study.methods or {}).items()
     }
-    methods = {**known, **{name: define_method(name, one.method, one.set or {}, known) for name, one in own.items()}}
+    methods = _methods(own, known, registry)
     for index, group in enumerate(groups):
         check_group(group, f"groups[{index}]", methods, registry)
     default_coupling, pretrained_of = _pretrained_runs(study, folder, out, registry)
@@ -138,13 +144,61 @@ def plan(file: Path, out: Path, registry: Registry) -> Plan:
     used = {name: methods[name] for name in methods if name in {cell.method for cell in cells}}
     if study.baseline not in used:
         raise unknown("method at baseline:", study.baseline, used, "It must be one that the groups name.")
-    starts = {coupling: pretrained_of(coupling) for coupling in {cell.coupling: None for cell in cells}}
+    starts = {place: pretrained_of(*place) for place in {(cell.coupling, cell.seed): None for cell in cells}}
     planned = Plan(study=study, file=file, out=out, cells=cells, methods=used, starts=starts, templates={}, warnings=[])
     return _with_templates(planned, folder, registry)
 
 
+def _methods(own: Mapping[str, Definition], known: Mapping[str, Method], registry: Registry) -> dict[str, Method]:
+    """All methods by name: built-in ones, those of the study's file, and blends of either."""
+    trained = {
+        **known,
+        **{
+            name: define_method(name, one.method, one.set or {}, known)
+            for name, one in own.items()
+            if one.retention is None
+        },
+    }
+    blends = {}
+    for name, one in own.items():
+        if one.retention is None:
+            continue
+        where = f"methods.{name}"
+        if one.set is not None:
+            raise ConfigError(f"{where}: `set` changes a training, and a method with `retention` has none. Remove one.")
+        try:
+            retention = parse_retention_request(one.retention, registry)
+        except GftkitError as error:
+            raise type(error)(f"{where}: {error}") from error
+        if getattr(retention, "fitted_on", None) is not None:
+            raise ConfigError(f"{where}: a fitted profile belongs to one run. Give its values as a `table`.")
+        blends[name] = define_blend(name, one.method, one.retention, trained)
+    return {**trained, **blends}
+
+
+def _check_blends(planned: Plan) -> None:
+    """Refuse a blend as baseline, without the runs that it samples, and of flows that are sampled with noise."""
+    if planned.methods[planned.study.baseline].samples is not None:
+        raise ConfigError(f"baseline: '{planned.study.baseline}' trains nothing. Choose a method that does.")
+    there = set(planned.cells)
+    for cell in planned.cells:
+        sampled = planned.methods[cell.method].samples
+        if sampled is None:
+            continue
+        if planned.trained(cell) not in there:
+            raise ConfigError(
+                f"groups: '{cell.method}' samples the runs of '{sampled}', and {planned.trained(cell).name} isn't a "
+                f"cell. Add '{sampled}' to the group."
+            )
+        if "diffusion" in (planned.templates[cell.method, cell.coupling].evaluate.solver or {}):
+            raise ConfigError(
+                f"methods.{cell.method}: a blend of velocities has no known score, and base.evaluate.solver.diffusion "
+                f"requires one (T12). Leave one of them out."
+            )
+
+
 def _with_templates(planned: Plan, folder: Path, registry: Registry) -> Plan:
-    """The plan with the configuration of every method and coupling.
+    """The plan with the configuration of every method and coupling, for the first seed.
 
     Configurations are resolved against the folder of a pretrained run. For one that doesn't exist yet, a draft with its
     configuration only stands in, whose path is exchanged afterwards.
@@ -152,7 +206,8 @@ def _with_templates(planned: Plan, folder: Path, registry: Registry) -> Plan:
     templates: dict[tuple[str, str], Config] = {}
     warnings: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as drafts:
-        for coupling, start in planned.starts.items():
+        firsts = {coupling: start for (coupling, _), start in reversed(planned.starts.items())}
+        for coupling, start in firsts.items():
             draft = Path(drafts) / coupling
             if not is_run(start.folder):
                 draft.mkdir()
@@ -166,9 +221,11 @@ def _with_templates(planned: Plan, folder: Path, registry: Registry) -> Plan:
                     resolution = resolve_config(raw, method.kind, registry, folder=folder)
                 except (ConfigError, RunError) as error:
                     raise type(error)(f"method '{name}': {error}") from error
-                templates[name, coupling] = _without_draft(resolution.config, at, start.folder)
+                templates[name, coupling] = _restarted(resolution.config, at, start.folder)
                 warnings |= dict.fromkeys(resolution.warnings)
-    return replace(planned, templates=templates, warnings=list(warnings))
+    whole = replace(planned, templates=templates, warnings=list(warnings))
+    _check_blends(whole)
+    return whole
 
 
 def _configuration(
@@ -189,41 +246,48 @@ def _configuration(
     return raw
 
 
-def _without_draft(config: Config, before: Path, folder: Path) -> Config:
-    """A configuration with the folder of its pretrained run in place of a draft's."""
+def _restarted(config: Config, before: Path, folder: Path) -> Config:
+    """A configuration with another folder of its pretrained run."""
     if before == folder:
         return config
     data = {key: folder if value == before else value for key, value in config.data.items()}
     return replace(config, pretrained=None if config.pretrained is None else folder, data=data)
 
 
-def _pretrained_runs(study: Study, folder: Path, out: Path, registry: Registry) -> tuple[str, Any]:
-    """The coupling of groups that name none, and a function from a coupling to its pretrained run."""
+def _pretrained_runs(
+    study: Study, folder: Path, out: Path, registry: Registry
+) -> tuple[str, Callable[[str, int], Pretrained]]:
+    """The coupling of groups that name none, and a function from a coupling and a seed to its pretrained run."""
     if (study.pretrained is None) == (study.pretrain is None):
         raise ConfigError(
             "the study: wanted `pretrained: RUN`, or `pretrain:` with the configuration of a pretraining or its file; "
             "one of the two."
         )
     if study.pretrained is not None:
+        if study.pretrain_per_seed:
+            raise ConfigError("pretrain_per_seed: `pretrained` is one finished run. Give `pretrain` instead.")
         run = Run.open(folder / study.pretrained, registry)
         if not run.finished:
             raise RunError(f"pretrained: {run.folder} isn't finished. Continue it with --resume, then compare.")
         config = run.config
-        return str(config.coupling["name"]), lambda _: Pretrained(run.folder.resolve(), config, False)
+        return str(config.coupling["name"]), lambda *_: Pretrained(run.folder.resolve(), config, False)
     if isinstance(study.pretrain, str):
-        place = folder / study.pretrain
-        raw, beside = read_yaml(place), place.resolve().parent
+        file = folder / study.pretrain
+        raw, beside = read_yaml(file), file.resolve().parent
     else:
         raw, beside = dict(study.pretrain or {}), folder
-    if raw.get("coupling") is not None:
-        one = resolve_config(raw, "pretrain", registry, folder=beside).config
-        return str(one.coupling["name"]), lambda _: Pretrained(out.resolve() / PRETRAINED, one, True)
+    named = raw.get("coupling") is not None
+    place = out.resolve() / PRETRAINED
 
-    def start(coupling: str) -> Pretrained:
-        config = resolve_config({**raw, "coupling": {"name": coupling}}, "pretrain", registry, folder=beside).config
-        return Pretrained(out.resolve() / PRETRAINED / coupling, config, True)
+    def start(coupling: str, seed: int) -> Pretrained:
+        own = raw if named else {**raw, "coupling": {"name": coupling}}
+        at = place if named else place / coupling
+        if study.pretrain_per_seed:
+            own, at = {**own, "seed": seed}, at / str(seed)
+        return Pretrained(at, resolve_config(own, "pretrain", registry, folder=beside).config, True)
 
-    return str(DEFAULTS["coupling"]["name"]), start
+    one = resolve_config(raw, "pretrain", registry, folder=beside).config
+    return str(one.coupling["name"]), start
 
 
 def _cells(groups: Sequence[Group], default_coupling: str) -> list[Cell]:

@@ -25,8 +25,9 @@ HOW_TO_READ = (
     "Metrics are of averaged weights at a run's end, on held-out data where the study has some. Differences are "
     "paired: the same size, coupling and seed, so the same training samples, source samples, batches and times. "
     "Intervals are 95 % intervals of a mean over seeds by Student's t, each for itself: where there is no difference, "
-    "one in twenty is expected to exclude 0. One seed gives none. In brackets: the number of seeds. Percentages are of "
-    "the baseline's value, pair by pair."
+    "one in twenty is expected to exclude 0. One seed gives none. A star marks a difference that is significant at 5 % "
+    "with Holm's correction over the couplings and sizes of the method and metric. In brackets: the number of seeds. "
+    "Percentages are of the baseline's value, pair by pair."
 )
 
 
@@ -84,10 +85,10 @@ def _lead(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> str:
 
 ANSWERS = (
     "Here, and under the questions that follow: the number of couplings and sizes in which a method is better than "
-    "{baseline}, worse, and open (not significant at 95 %), by the intervals below, in the metric's own unit. "
-    "Differences below 0.1 % count as open. With few seeds, differences are seldom significant, and where there is "
-    "none, one in twenty is significant by chance. A method that ends its runs early has shorter curves, which look "
-    "more stable for that alone."
+    "{baseline}, worse, and open: not significant at 5 %, with Holm's correction for the number of couplings and sizes "
+    "that an entry counts. Differences below 0.1 % count as open. With few seeds, differences are seldom significant. "
+    "Entries aren't corrected for each other: of twenty without a difference, one is expected to count one. A method "
+    "that ends its runs early has shorter curves, which look more stable for that alone."
 )
 
 
@@ -133,7 +134,8 @@ def _curves(plan: Plan, rows: Mapping[Cell, Sequence[Row]]) -> dict[str, Section
         return {}
     places = [(cell.coupling, cell.size, cell.seed) for cell in plan.cells if cell in rows]
     place = max(dict.fromkeys(places), key=lambda of: (places.count(of), of[1]))
-    cells = [cell for cell in plan.cells if cell in rows and (cell.coupling, cell.size, cell.seed) == place]
+    here = [cell for cell in plan.cells if (cell.coupling, cell.size, cell.seed) == place]
+    cells = [cell for cell in here if cell in rows and plan.trained(cell) == cell]
     histories = {cell.method: Run.open(plan.folder(cell)).history() for cell in cells}
     named = {name: curve(lines, plan.study.metric, "evaluation", "raw") for name, lines in histories.items()}
     cooling = {name: curve(lines, "temperature", "train") for name, lines in histories.items()}

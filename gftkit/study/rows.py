@@ -57,6 +57,11 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     return [{**asdict(cell), "metric": name, "value": value} for name, value in nan_to_none(values).items()]
 
 
+def blend_rows(cell: Cell, values: Mapping[str, float | None]) -> list[Row]:
+    """The rows of a run that is sampled at a retention: every metric at its end, and nothing of its training."""
+    return [{**asdict(cell), "metric": name, "value": value} for name, value in values.items()]
+
+
 def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[str, float]:
     """The least value on averaged weights and its step; nothing where they were measured at the end only."""
     steps, values = curve(lines, metric, "evaluation", "ema")

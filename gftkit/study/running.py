@@ -11,14 +11,16 @@ import torch
 from gftkit.api import Run
 from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, GftkitError, RunError
+from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
 from gftkit.networks.state import shortened
 from gftkit.runs.folder import is_run
 from gftkit.runtime.progress import StudyProgress
 from gftkit.storage.files import lock_folder
+from gftkit.study.blends import measured_blend
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.reporting import write_results
-from gftkit.study.rows import Row, rows_of, threshold
+from gftkit.study.rows import Row, blend_rows, rows_of, threshold
 from gftkit.study.worker import Job
 from gftkit.study.workers import run_all
 from gftkit.training.train import changes, train
@@ -55,7 +57,7 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
     others = [
         f"{place}: {', '.join(changed)}"
         for place, config in [
-            *((start.folder, start.config) for start in plan.starts.values() if start.made),
+            *{start.folder: (start.folder, start.config) for start in plan.starts.values() if start.made}.values(),
             *((plan.folder(cell), plan.config(cell)) for cell in plan.cells),
         ]
         if is_run(place) and (changed := changes(place, config, registry))
@@ -66,7 +68,21 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
             f"that its runs used; these differ in{shortened(others)}\nChoose another --out, or delete those runs."
         )
     begun = [cell for cell in plan.cells if is_run(plan.folder(cell))]
-    return _rows(plan, {cell: run for cell in begun if (run := Run.open(plan.folder(cell), registry)).finished})
+    runs = {cell: run for cell in begun if (run := Run.open(plan.folder(cell), registry)).finished}
+    rows = _rows(plan, runs)
+    for cell in plan.cells:
+        measured = plan.trained(cell)
+        if measured != cell and measured in runs and (values := _blend(plan, cell, runs[measured])):
+            rows[cell] = values
+    return {cell: rows[cell] for cell in plan.cells if cell in rows}
+
+
+def _blend(plan: Plan, cell: Cell, run: Run) -> list[Row]:
+    """The rows of a run at a retention; none where it isn't measured yet."""
+    retention = plan.methods[cell.method].retention
+    if retention is None:
+        return []
+    return blend_rows(cell, measured_blend(run, retention, plan.folder(cell)) or {})
 
 
 def _rows(plan: Plan, runs: Mapping[Cell, Run]) -> dict[Cell, list[Row]]:
@@ -103,42 +119,62 @@ def run_study(
     rows = dict(rows)
     failed: dict[Cell, str] = {}
     with lock_folder(plan.out):  # two studies in one folder would train the same cells
-        for start in dict.fromkeys(start.folder for start in plan.starts.values() if start.made):
-            config = next(one.config for one in plan.starts.values() if one.folder == start)
-            if not (is_run(start) and Run.open(start, registry).finished):
-                if progress is not None:
-                    progress.say(f"Pretraining in {start}.")
-                train(
-                    "pretrain",
-                    config.to_dict(),
-                    start,
-                    registry,
-                    device=device,
-                    resume=is_run(start),
-                    quiet=progress is None or progress.quiet,
-                )
+        _pretrain(plan, cells, registry, device, progress)
         waiting = [cell for cell in cells if cell not in rows]
+        trained = [cell for cell in waiting if plan.trained(cell) == cell]
         # In this process, at once: an error in a method would otherwise come up hours later, in a worker's log.
-        _build_one_of_each(plan, waiting, registry)
+        _build_one_of_each(plan, trained, registry)
         logs = plan.out / LOGS
         logs.mkdir(exist_ok=True)
         with progress or nullcontext():
-            for cell, error in _run(plan, waiting, registry, workers, device, logs):
-                if error:
-                    failed[cell] = error
-                else:
-                    rows |= _rows(plan, _paired(plan, cell, rows, registry))
-                    write_results(plan, rows)
-                if progress is not None:
-                    progress.ended(cell.name, error)
+            for part in (trained, [cell for cell in waiting if cell not in trained]):
+                # The second part measures runs of the first, as far as these are finished.
+                ready = [cell for cell in part if plan.trained(cell) == cell or plan.trained(cell) in rows]
+                for cell, error in _run(plan, ready, registry, workers, device, logs):
+                    if error:
+                        failed[cell] = error
+                    else:
+                        rows |= _rows_after(plan, cell, rows, registry)
+                        write_results(plan, rows)
+                    if progress is not None:
+                        progress.ended(cell.name, error)
     return Outcome(rows, failed)
+
+
+def _pretrain(
+    plan: Plan, cells: Sequence[Cell], registry: Registry, device: str, progress: StudyProgress | None
+) -> None:
+    """Pretrain the flows that cells start from, where the study says so and they aren't finished."""
+    starts = {start.folder: start for cell in cells if (start := plan.starts[cell.coupling, cell.seed]).made}
+    for folder, start in starts.items():
+        if is_run(folder) and Run.open(folder, registry).finished:
+            continue
+        if progress is not None:
+            progress.say(f"Pretraining in {folder}.")
+        train(
+            "pretrain",
+            start.config.to_dict(),
+            folder,
+            registry,
+            device=device,
+            resume=is_run(folder),
+            quiet=progress is None or progress.quiet,
+        )
+
+
+def _rows_after(plan: Plan, cell: Cell, rows: Mapping[Cell, Any], registry: Registry) -> dict[Cell, list[Row]]:
+    """The rows that are new or change when a cell has ended."""
+    trained = plan.trained(cell)
+    if trained != cell:
+        return {cell: _blend(plan, cell, Run.open(plan.folder(trained), registry))}
+    return _rows(plan, _paired(plan, cell, rows, registry))
 
 
 def _paired(plan: Plan, cell: Cell, rows: Mapping[Cell, Any], registry: Registry) -> dict[Cell, Run]:
     """A finished run and the baseline's beside it; of a run of the baseline, all runs whose threshold it sets."""
     baseline = cell.beside(plan.study.baseline)
     others = [each for each in rows if each.beside(baseline.method) == baseline] if cell == baseline else [baseline]
-    there = {cell: None, **{each: None for each in others if each in rows}}
+    there = [cell, *(each for each in others if each in rows and plan.trained(each) == each and each != cell)]
     return {each: Run.open(plan.folder(each), registry) for each in there}
 
 
@@ -147,16 +183,22 @@ def _run(
 ) -> Iterator[tuple[Cell, str]]:
     """Run cells; yields each when it has ended, with its error, or ""."""
     named = {str(plan.folder(cell)): cell for cell in cells}
-    jobs = [
-        Job(plan.methods[cell.method].kind, plan.config(cell).to_dict(), folder, device)
-        for folder, cell in named.items()
-    ]
+    jobs = [_job(plan, cell, device) for cell in cells]
     if workers == 1:
         ends: Iterable[tuple[Job, str]] = ((job, job.run(logs / "worker-0.txt", registry)) for job in jobs)
     else:
         ends = run_all(jobs, workers, logs, device)
     for job, error in ends:
         yield named[job.out], error
+
+
+def _job(plan: Plan, cell: Cell, device: str) -> Job:
+    """What a cell asks for: a training, or the measurements of another cell's run."""
+    method, trained, out = plan.methods[cell.method], plan.trained(cell), str(plan.folder(cell))
+    if trained == cell:
+        return Job(method.kind, plan.config(cell).to_dict(), out, device)
+    wanted = {"run": str(plan.folder(trained)), "retention": plain(method.retention)}
+    return Job("blend", wanted, out, device)
 
 
 def _build_one_of_each(plan: Plan, cells: Sequence[Cell], registry: Registry) -> None:

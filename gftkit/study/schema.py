@@ -38,15 +38,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Definition:
-    """A new method: a built-in one with other settings.
+    """A new method: a built-in one with other settings, or another one's runs at a retention.
 
     Args:
         method: the built-in method; null for that of the same name.
         set: values by keys of the configuration, such as {train.steps: 7500}.
+        retention: train nothing: measure the runs of `method`, blended with their anchors at this retention, a number
+            or a profile. Then `method` may be any other method of the groups.
     """
 
     method: str | None = None
     set: dict[str, Any] | None = None
+    retention: float | str | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Study:
         pretrained: the run folder that every cell starts from.
         pretrain: instead of that, the configuration of a pretraining that is run first, or its file. If it has no
             coupling, one is run for each coupling of the groups.
+        pretrain_per_seed: pretrain again for each seed of the groups, with that seed, so that intervals cover the
+            pretraining, too.
         methods: new methods, {NAME: {method: BUILT-IN, set: {A.B: VALUE}}}.
         baseline: the method that the others are compared with, cell by cell.
         title: of the report.
@@ -71,6 +76,7 @@ class Study:
     base: dict[str, Any]
     pretrained: str | None = None
     pretrain: str | dict[str, Any] | None = None
+    pretrain_per_seed: bool = False
     methods: dict[str, dict[str, Any]] | None = None
     baseline: str = "plain"
     title: str | None = None

@@ -1,8 +1,8 @@
-"""Means over seeds, their spread, and paired differences, with Student's intervals."""
+"""Means over seeds, their spread, and paired differences, with Student's intervals and Holm's correction."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from gftkit.study.rows import Row
@@ -56,6 +56,8 @@ class Difference:
         over: the differences.
         relative: the differences divided by the baseline's value of their pair; None where one of these isn't above 0,
             and for a rank correlation.
+        p: two-sided p-value of no difference, by Holm's correction over the couplings and sizes of the method and
+            metric; None for one seed.
     """
 
     method: str
@@ -64,6 +66,12 @@ class Difference:
     metric: str
     over: Interval
     relative: Interval | None
+    p: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether there is a difference, where at most 5 % of the methods and metrics without any get one such."""
+        return self.p is not None and self.p <= 1 - LEVEL
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -115,4 +123,47 @@ def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
         if which[-1] != ABSOLUTE and all(other > 0 for _, other in values):
             relative = interval([(value - other) / other for value, other in values])
         differences.append(Difference(*which, interval([value - other for value, other in values]), relative))
-    return differences
+    return _corrected(differences)
+
+
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with their p-values, corrected over the couplings and sizes of each method and metric."""
+    families: dict[tuple[str, str], list[Difference]] = {}
+    for one in differences:
+        if one.over.count > 1:
+            families.setdefault((one.method, one.metric), []).append(one)
+    corrected = {}
+    for family in families.values():
+        for one, p in zip(family, holm([p_value(one.over) for one in family]), strict=True):
+            corrected[id(one)] = p
+    return [replace(one, p=corrected.get(id(one))) for one in differences]
+
+
+def p_value(over: Interval) -> float:
+    """The two-sided p-value of a mean of 0, by Student's t; of 2 seeds or more.
+
+    Example:
+        >>> round(p_value(interval([1.0, 2.0, 3.0])), 4)
+        0.0742
+    """
+    from scipy.stats import t
+
+    if not over.spread:
+        return 1.0 if over.mean == 0 else 0.0
+    return float(2 * t.sf(abs(over.mean) / over.spread * math.sqrt(over.count), over.count - 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: with those at most 0.05, any is wrong in at most 5 % of such families.
+
+    Reference: Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Statistics 6, 65-70.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    corrected, highest = [1.0] * len(values), 0.0
+    for rank, k in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[k]))
+        corrected[k] = highest
+    return corrected

@@ -23,6 +23,8 @@ def means(spreads: Sequence[Spread], metric: str, coupling: str) -> Table:
 def compared(differences: Sequence[Difference], metric: str, coupling: str, *, brief: bool = False) -> Table:
     """Methods by sizes: the paired difference with its 95 % interval, the same in percent, and the number of pairs.
 
+    A star marks those that are significant with Holm's correction.
+
     In brief, for a terminal: in percent alone, where percentages make sense.
     """
     here = [one for one in differences if one.metric == metric and one.coupling == coupling]
@@ -30,9 +32,10 @@ def compared(differences: Sequence[Difference], metric: str, coupling: str, *, b
 
 
 def _difference(one: Difference, *, brief: bool) -> str:
+    star = "*" if one.significant else ""
     if one.relative is None:
-        return f"{_bounded(one.over)} ({one.over.count})"
-    relative = f"{_bounded(one.relative, 100)} %"
+        return f"{_bounded(one.over)}{star} ({one.over.count})"
+    relative = f"{_bounded(one.relative, 100)} %{star}"
     return relative if brief else f"{_bounded(one.over)}; {relative} ({one.over.count})"
 
 

@@ -1,4 +1,4 @@
-"""A run of a study, in this process or in a worker's: ``python -m gftkit.study.worker``."""
+"""A cell of a study, in this process or in a worker's: ``python -m gftkit.study.worker``."""
 
 import contextlib
 import json
@@ -14,31 +14,38 @@ from gftkit.kernel.registry import Registry
 
 @dataclass(frozen=True)
 class Job:
-    """A run to start or continue.
+    """A run to start or continue, or to measure.
 
     Attributes:
-        kind: "finetune" or "pretrain".
-        config: its resolved configuration, as plain values.
-        out: its folder, new, unfinished or finished.
+        kind: "finetune" or "pretrain"; "blend" for one that is only measured, blended with its anchor.
+        config: its resolved configuration, as plain values; of a blend, {run: FOLDER, retention: ...}.
+        out: its folder, new, unfinished or finished; of a blend, the folder of the measurements.
         device: "auto", "cpu" or "cuda".
     """
 
-    kind: Literal["finetune", "pretrain"]
+    kind: Literal["finetune", "pretrain", "blend"]
     config: dict[str, Any]
     out: str
     device: str
 
     def run(self, log: Path, registry: Registry | None = None) -> str:
-        """Train it to its end, with its output in a log; returns its error, or ""."""
+        """Train it to its end, or measure it, with its output in a log; returns its error, or ""."""
+        from gftkit.api import Run  # noqa: PLC0415
         from gftkit.kernel.errors import GftkitError  # noqa: PLC0415
         from gftkit.runs.folder import is_run  # noqa: PLC0415
+        from gftkit.runtime.environment import resolve_device  # noqa: PLC0415
+        from gftkit.study.blends import measure_blend  # noqa: PLC0415
         from gftkit.training.train import train  # noqa: PLC0415
 
         out = Path(self.out)
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
             print(f"{out}:", file=sys.stderr)
             try:
-                train(self.kind, self.config, out, registry, device=self.device, resume=is_run(out))
+                if self.kind == "blend":
+                    run = Run.open(self.config["run"], registry)
+                    measure_blend(run, self.config["retention"], out, resolve_device(self.device))
+                else:
+                    train(self.kind, self.config, out, registry, device=self.device, resume=is_run(out))
             except GftkitError as error:
                 print(error, file=sys.stderr)
                 return str(error)

@@ -8,7 +8,7 @@ from support.paths import ROOT
 
 from gftkit.study.answers import QUESTIONS, answer, answers
 from gftkit.study.reporting import in_markdown, result_sections
-from gftkit.study.statistics import Difference, interval
+from gftkit.study.statistics import Difference, differences, interval
 
 STUDIES = sorted(path.parent for path in (ROOT / "docs/evidence").glob("*/results.json"))
 
@@ -33,15 +33,16 @@ def rows(metric, **of):
         ([-1.0], False, "open"),  # one seed tells nothing
     ],
 )
-def test_an_answer_is_an_intervals(values, higher, said):
-    assert answer(Difference("a", "independent", 50, "m", interval(values), None), higher=higher) == said
+def test_an_answer_is_of_a_significant_difference(values, higher, said):
+    (found,) = differences(rows("m", plain=[0.0] * len(values), a=values), "plain")
+    assert answer(found, higher=higher) == said
 
 
 def test_a_difference_that_is_surely_next_to_nothing_is_no_answer():
     small = [-0.009, -0.0091, -0.0092]
-    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 10 for value in small]))
+    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 10 for value in small]), p=0.01)
     assert answer(found, higher=False) == "open"
-    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 5 for value in small]))
+    found = Difference("a", "independent", 50, "m", interval(small), interval([value / 5 for value in small]), p=0.01)
     assert answer(found, higher=False) == "better"
 
 

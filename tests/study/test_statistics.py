@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gftkit.study.statistics import differences, interval, spreads
+from gftkit.study.statistics import differences, holm, interval, p_value, spreads
 from gftkit.study.tables import compared, markdown_table, means
 
 
@@ -40,6 +40,32 @@ def test_an_interval_is_that_of_a_t_test():
     assert math.isclose(found.low, wanted.low)
     assert math.isclose(found.high, wanted.high)
     assert interval(values[:1]).low is None
+
+
+def test_a_p_value_is_that_of_a_t_test():
+    values = [1.2, 0.7, 2.2, 1.9, 0.1]
+    assert math.isclose(p_value(interval(values)), stats.ttest_1samp(values, 0).pvalue)
+    assert p_value(interval([2.0, 2.0])) == 0.0
+    assert p_value(interval([0.0, 0.0])) == 1.0
+
+
+def test_holm_keeps_the_share_of_families_with_a_false_alarm():
+    families = np.random.default_rng(0).uniform(size=(4000, 7))
+    error = 4 * math.sqrt(0.05 * 0.95 / 4000)
+    assert abs(np.mean([min(holm(list(family))) <= 0.05 for family in families]) - (1 - (1 - 0.05 / 7) ** 7)) < error
+    assert np.mean(families.min(axis=1) <= 0.05) > 0.25  # the wrong twin: no correction
+    # By hand: thresholds 0.05/3, 0.05/2, 0.05; the second step fails, so the third isn't taken.
+    assert [p <= 0.05 for p in holm([0.04, 0.01, 0.03])] == [False, True, False]
+
+
+def test_differences_are_corrected_over_the_couplings_and_sizes_of_a_method_and_metric(rows):
+    one = differences(rows, "plain")[0]
+    assert one.p == p_value(one.over)
+    others = [{**each, "size": size} for size in (60, 70) for each in rows]
+    assert math.isclose(differences([*rows, *others], "plain")[0].p, 3 * p_value(one.over))
+    apart = [{**each, "metric": "frechet"} for each in rows]
+    assert differences([*rows, *apart], "plain")[0].p == one.p
+    assert differences([each for each in rows if each["seed"] == 0], "plain")[0].p is None
 
 
 def test_differences_are_paired_by_seed(rows):
@@ -80,6 +106,6 @@ def test_tables_show_methods_by_sizes(rows):
     assert head == ["method", "50"]
     assert line[0] == "gft"
     assert line[1].startswith("-1.05 [-1.26, -0.845]; -")
-    assert line[1].endswith("% (4)")
+    assert line[1].endswith("%* (4)")
     assert means(spreads(made), "energy", "optimal-transport") == [["method"]]
     assert markdown_table(table).splitlines()[1] == "| --- | --- | --- |"

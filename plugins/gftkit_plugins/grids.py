@@ -1,8 +1,9 @@
 """Time grids: where a sampler's steps begin and end."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -101,6 +102,7 @@ class Fitted:
 
     Args:
         file: that ``gft fit-grid`` wrote.
+        content: filled in from the file where a configuration is resolved, so that a run keeps its times.
 
     Raises:
         ConfigError: where the file is missing or holds no grids.
@@ -116,9 +118,15 @@ class Fitted:
         [0.0, 0.7, 1.0]
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file, self._grids = file, read_grids(file)
-        self.fitted_on = read_yaml(file).get("fitted_on") or {}
+    @classmethod
+    def resolve(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with the content of the file: a run that is resumed with another one is refused."""
+        return {**options, "content": options["content"] or _content(options["file"])}
+
+    def __init__(self, file: Path, content: dict[str, Any] | None = None) -> None:
+        content = _content(file) if content is None else content
+        self.file, self.fitted_on = file, content["fitted_on"]
+        self._grids: dict[int, list[float]] = {int(steps): times for steps, times in content["times"].items()}
 
     def times(self, steps: int) -> list[float]:
         """The times that were fitted for this number of steps."""
@@ -129,6 +137,12 @@ class Fitted:
                 f"{steps}`, or use another grid."
             )
         return self._grids[steps]
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What grids are made of, with numbers of steps as text, as JSON has them."""
+    grids = {str(steps): times for steps, times in read_grids(file).items()}
+    return {"times": grids, "fitted_on": read_yaml(file).get("fitted_on") or {}}
 
 
 @gftkit.hookimpl

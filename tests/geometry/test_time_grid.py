@@ -11,6 +11,7 @@ from gftkit.geometry.grid_search import best_indices, descend, local_errors
 from gftkit.geometry.time_grid import fit, fit_run, read_grids
 from gftkit.geometry.tracing import Flow, flow_of, squared_distances
 from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.options import plain
 
 
 class Speed(torch.nn.Module):
@@ -178,6 +179,17 @@ def test_a_relative_file_starts_at_the_config(registry, tmp_path):
     (tmp_path / "grid.yaml").write_text("times: {2: [0, 0.3, 1]}")
     spec = registry.resolve("grid", {"name": "fitted", "file": "grid.yaml"}, "grid", tmp_path)
     assert registry.build("grid", spec).times(2) == [0, 0.3, 1]
+
+
+def test_a_configuration_keeps_the_fitted_times_that_it_was_resolved_with(registry, tmp_path):
+    """A file that changed meanwhile makes another configuration, which a run doesn't resume with."""
+    file = tmp_path / "grid.yaml"
+    file.write_text("times: {2: [0, 0.3, 1]}")
+    spec = {"name": "fitted", "file": str(file)}
+    before = json.loads(json.dumps(plain(registry.resolve("grid", spec))))  # as a study passes it to its processes
+    file.write_text("times: {2: [0, 0.6, 1]}")
+    assert registry.resolve("grid", spec)["content"] != before["content"]
+    assert registry.build("grid", before).times(2) == [0, 0.3, 1]
 
 
 @pytest.mark.parametrize(

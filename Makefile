@@ -12,14 +12,14 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs floors profiles claims dist bench-env clean
+.PHONY: help demo test test-all lint types docs floors profiles trade claims dist bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.data  ## pretrain on MNIST, adapt to other digits plainly and by GFT, write runs/demo/
+demo: $(VENV)/.data  ## pretrain on MNIST, adapt to other digits in three ways, write runs/demo/
 	$(RUN) recipes/demo/demo.py
 
 test: $(VENV)/.dev  ## run the tests, doctests and examples of the docs, except slow ones; ARGS go to pytest
@@ -44,6 +44,9 @@ floors: $(VENV)/.made  ## draw docs/assets/floors.svg from the imports of the co
 
 profiles: $(VENV)/.data  ## draw docs/assets/profiles.png, the profiles and a schedule on its way to one
 	$(RUN) docs/draw_profiles.py
+
+trade: $(VENV)/.data  ## draw docs/evidence/digits-past-zero/trade.png from the rows of that study
+	$(RUN) docs/draw_trade.py
 
 dist: $(VENV)/.dev  ## build the source distribution and the wheel into dist/, and check them with twine
 	rm -rf dist

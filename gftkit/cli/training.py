@@ -25,7 +25,7 @@ def pretrain(
 ) -> None:
     """Train a flow from scratch by flow matching.
 
-    Example: gft pretrain recipes/demo/pretrain.yaml --set train.steps=500 --out runs/pre
+    Example: gft pretrain recipes/demo/pretrained.yaml --set train.steps=500 --out runs/pre
     """
     from gftkit.api import pretrain as train
 
@@ -45,7 +45,7 @@ def finetune(
     The configuration adds `pretrained: RUN` and `schedule: {name: exponential}`; drift, source, path and coupling are
     inherited from RUN unless given.
 
-    Example: gft finetune recipes/demo/gft.yaml --set pretrained=../../runs/pre --out runs/gft
+    Example: gft finetune recipes/demo/gradual.yaml --set pretrained=../../runs/pre --out runs/gft
     """
     from gftkit.api import finetune as train
 
@@ -65,7 +65,7 @@ def distill(
     The configuration needs `pretrained: RUN` only; data, path, coupling and evaluation are inherited from RUN unless
     given.
 
-    Example: gft distill recipes/fewstep/student.yaml --set pretrained=../../runs/demo/gft --out runs/student
+    Example: gft distill recipes/fewstep/student.yaml --set pretrained=../../runs/demo/exponential --out runs/student
     """
     from gftkit.api import distill as train
 

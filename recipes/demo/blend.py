@@ -20,7 +20,7 @@ DATA = {
 
 def main() -> None:
     """Write blend.png, and print the distances."""
-    run = Run.open(OUT / "gft")
+    run = Run.open(OUT / "exponential")
     panels = {
         f"temperature {temperature:g}": run.samples(36, 1, temperature=temperature)[0] for temperature in TEMPERATURES
     }

@@ -32,9 +32,9 @@ MEASURED = [
 
 def train_models(demo: Path, out: Path) -> dict[str, Run]:
     """The five models; those that are missing are trained."""
-    runs = {name: Run.open(demo / name) for name in ("pretrained", "plain", "gft")}
-    gft, pairs = runs["gft"].folder, out / "pairs.safetensors"
-    settings = [f"pretrained={gft}", f"data.run={gft}", f"data.file={pairs}"]
+    runs = {name: Run.open(demo / name) for name in ("pretrained", "plain", "exponential")}
+    teacher, pairs = runs["exponential"].folder, out / "pairs.safetensors"
+    settings = [f"pretrained={teacher}", f"data.run={teacher}", f"data.file={pairs}"]
     for name, train, config, overrides in (
         ("reflow", gftkit.finetune, "reflow/reflow.yaml", settings),
         ("student", gftkit.distill, "fewstep/student.yaml", settings[:1]),

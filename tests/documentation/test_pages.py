@@ -184,9 +184,9 @@ def a_demo_and_pictures(folder: Path) -> None:
     }
     pretrained = folder / "runs/demo/pretrained"
     gftkit.pretrain(settings, pretrained)
-    target = {"data": {"name": "digits", "count": 30, "seed": 1}, "schedule": {"name": "exponential"}}
+    target = {"data": {"name": "digits", "count": 30, "seed": 1}, "schedule": {"name": "gradual"}}
     watched = {"train": {"steps": 12}, "evaluate": {"every": 4, "count": 20}, "monitors": [{"name": "theory"}]}
-    gftkit.finetune({**target, **watched, "pretrained": str(pretrained)}, folder / "runs/demo/gft")
+    gftkit.finetune({**target, **watched, "pretrained": str(pretrained)}, folder / "runs/demo/gradual")
     (folder / "my-pictures").mkdir()
     numbers = np.random.default_rng(0)
     for index in range(40):

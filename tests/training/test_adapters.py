@@ -272,12 +272,13 @@ def test_the_recipe_comes_near_full_fine_tuning(registry, tmp_path):
     """A third of the demo's steps: the recipe against training all weights as the demo does; rank 1 falls behind."""
     demo, lora = (ROOT / "recipes" / name for name in ("demo", "lora"))
     pre = ["train.steps=800", "evaluate.every=800", "evaluate.count=50"]
-    folder = gftkit.pretrain(demo / "pretrain.yaml", tmp_path / "pre", registry=registry, overrides=pre).folder
+    folder = gftkit.pretrain(demo / "pretrained.yaml", tmp_path / "pre", registry=registry, overrides=pre).folder
     quick = [f"pretrained={folder}", "train.steps=500", "evaluate.every=500", "monitors=[]"]
     quick.append("evaluate.metrics=[{name: frechet, feature: {name: digits-classifier}}]")
     found = {}
-    for name, recipe, more in (("full", demo, []), ("lora", lora, []), ("rank 1", lora, ["adapters.rank=1"])):
-        run = gftkit.finetune(recipe / "gft.yaml", tmp_path / name, registry=registry, overrides=[*quick, *more])
+    full, adapted = demo / "exponential.yaml", lora / "gft.yaml"
+    for name, recipe, more in (("full", full, []), ("lora", adapted, []), ("rank 1", adapted, ["adapters.rank=1"])):
+        run = gftkit.finetune(recipe, tmp_path / name, registry=registry, overrides=[*quick, *more])
         found[name] = read_json(run.folder / "summary.json")["ema"]["frechet"]
     assert found["lora"] < 1.15 * found["full"], found
     assert found["rank 1"] > 1.3 * found["full"], found

@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from gftkit.api import Run
 from gftkit.estimation.stability import WINDOW, stability_of
+from gftkit.experiment.restore import weights_of
+from gftkit.generation.requested_retention import RetentionRequest
+from gftkit.kernel.errors import RunError
+from gftkit.kernel.options import plain
 from gftkit.runs.folder import SUMMARY
-from gftkit.storage.documents import nan_to_none, read_json
+from gftkit.storage.documents import nan_to_none, read_json, write_json
 from gftkit.storage.log import curve, measured_names
 from gftkit.study.plan import Cell
 
@@ -16,6 +23,9 @@ Row = dict[str, Any]
 
 BEST, BEST_STEP = "_best", "_best_step"
 """Endings of the names of the least value of the judged metric along a run, and of its step."""
+
+BLEND = "blend.json"
+"""The measurements of a run at a retention, in the folder of their cell."""
 
 NEARLY = 0.9
 """Share of the baseline's fall that ``steps_to_threshold`` requires."""
@@ -57,9 +67,46 @@ def rows_of(cell: Cell, run: Run, metric: str, level: float | None = None) -> li
     return [{**asdict(cell), "metric": name, "value": value} for name, value in nan_to_none(values).items()]
 
 
-def blend_rows(cell: Cell, values: Mapping[str, float | None]) -> list[Row]:
-    """The rows of a run that is sampled at a retention: every metric at its end, and nothing of its training."""
-    return [{**asdict(cell), "metric": name, "value": value} for name, value in values.items()]
+def measure_blend(run: Run, retention: RetentionRequest, folder: Path, device: torch.device | str) -> None:
+    """Measure the averaged weights of a finished run, blended with its anchor, by every metric of its configuration.
+
+    The source samples and the noise are those of the run's own evaluation. Written whole, or not at all.
+
+    Raises:
+        GftkitError: for a run that isn't finished or has no anchor, and as a metric raises.
+    """
+    _, digest = weights_of(run)
+    values = run.evaluate(device=device, retention=retention)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"retention": plain(retention), "weights": digest, "values": nan_to_none(values)}
+    write_json(folder / BLEND, content)
+
+
+def blend_rows(cell: Cell, run: Run, retention: RetentionRequest, folder: Path) -> list[Row]:
+    """The rows of a run that is sampled at a retention: every metric at its end, and nothing of its training.
+
+    Args:
+        cell: of the rows.
+        run: that ``measure_blend`` measured.
+        retention: at which.
+        folder: of the measurements; where there are none yet, there are no rows.
+
+    Raises:
+        RunError: for measurements at another retention, or of other weights than the run has now.
+    """
+    file = folder / BLEND
+    if not file.exists():
+        return []
+    kept = read_json(file)
+    if kept["retention"] != plain(retention):
+        raise RunError(
+            f"{file} was measured at the retention {kept['retention']}, and the study's file has {plain(retention)} "
+            f"now. Choose another name for the method, or delete {folder}."
+        )
+    if kept["weights"] != weights_of(run)[1]:
+        raise RunError(f"{file} was measured on other weights than {run.folder} has now. Delete {folder}.")
+    values = kept["values"]
+    return [{**asdict(cell), "metric": name, "value": values[name]} for name in measured_names(values)]
 
 
 def _best(lines: Sequence[Mapping[str, Any]], metric: str, last: int) -> dict[str, float]:

@@ -17,7 +17,6 @@ from gftkit.networks.state import shortened
 from gftkit.runs.folder import is_run
 from gftkit.runtime.progress import StudyProgress
 from gftkit.storage.files import lock_folder
-from gftkit.study.blends import measured_blend
 from gftkit.study.plan import Cell, Plan
 from gftkit.study.reporting import write_results
 from gftkit.study.rows import Row, blend_rows, rows_of, threshold
@@ -80,9 +79,7 @@ def finished(plan: Plan, registry: Registry) -> dict[Cell, list[Row]]:
 def _blend(plan: Plan, cell: Cell, run: Run) -> list[Row]:
     """The rows of a run at a retention; none where it isn't measured yet."""
     retention = plan.methods[cell.method].retention
-    if retention is None:
-        return []
-    return blend_rows(cell, measured_blend(run, retention, plan.folder(cell)) or {})
+    return [] if retention is None else blend_rows(cell, run, retention, plan.folder(cell))
 
 
 def _rows(plan: Plan, runs: Mapping[Cell, Run]) -> dict[Cell, list[Row]]:

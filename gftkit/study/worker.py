@@ -34,7 +34,7 @@ class Job:
         from gftkit.kernel.errors import GftkitError  # noqa: PLC0415
         from gftkit.runs.folder import is_run  # noqa: PLC0415
         from gftkit.runtime.environment import resolve_device  # noqa: PLC0415
-        from gftkit.study.blends import measure_blend  # noqa: PLC0415
+        from gftkit.study.rows import measure_blend  # noqa: PLC0415
         from gftkit.training.train import train  # noqa: PLC0415
 
         out = Path(self.out)

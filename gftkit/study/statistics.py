@@ -70,7 +70,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether there is a difference, where at most 5 % of the methods and metrics without any get one such."""
+        """Whether it is significant at 5 %, with that correction."""
         return self.p is not None and self.p <= 1 - LEVEL
 
 

@@ -43,8 +43,8 @@ def test_the_configurations_hold(pretrained):
 
 @pytest.mark.slow
 def test_the_script_measures_and_draws(digits, script):
-    rows = script.measured(Run.open(digits), seeds=2)
+    rows = script.measure(Run.open(digits), seeds=2)
     assert [row["evaluations"] for row in rows] == list(script.EVALUATIONS)
     assert all(row["frechet"] == sum(row["seeds"]) / 2 and row["stderr"] > 0 for row in rows)
     assert rows[0]["seeds"][0] != rows[0]["seeds"][1]
-    assert script.drawn({"one": rows})[:4] == b"\x89PNG"
+    assert script.draw({"one": rows})[:4] == b"\x89PNG"

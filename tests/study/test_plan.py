@@ -79,7 +79,7 @@ def test_plain_stop_is_plain_ended_by_a_rule(write_study, registry, tmp_path):
     ("name", "cells"),
     [
         ("digits-labels", 40),
-        ("digits-past-zero", 345),
+        ("digits-past-zero", 365),
         ("fields", 60),
         ("fields-close", 40),
         ("gaussians-to-moons", 239),

@@ -16,6 +16,7 @@ from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.foreign import ForeignDrift, own_network
+from gftkit.networks.time_embedding import check_time_scale
 from gftkit.runs.schema import DEFAULTS, Config, Evaluate
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme, build_scheme
@@ -41,6 +42,8 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
     try:
         with torch.no_grad():
             out = _evaluate_on_zeros(drift, facts)
+            if isinstance(drift, ForeignDrift):
+                check_time_scale(drift, lambda t: _evaluate_on_zeros(drift, facts, t))
     except GftkitError as error:
         raise ConfigError(f"drift '{spec['name']}' on a batch of shape {tuple(x.shape)}: {error}") from error
     except Exception as error:
@@ -63,10 +66,10 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
     return drift
 
 
-def _evaluate_on_zeros(drift: nn.Module, facts: Facts) -> Any:
+def _evaluate_on_zeros(drift: nn.Module, facts: Facts, t: float = 0.5) -> Any:
     """The drift of two samples of zeros; it is evaluated without its conditions too, where it allows that."""
     zeros = facts.zeros(conditions.condition_names(drift), 2)
-    at = torch.full((2,), 0.5), torch.zeros(2, *facts.event_shape)
+    at = torch.full((2,), t), torch.zeros(2, *facts.event_shape)
     drift(*at, **conditions.without_conditions(drift, zeros))
     return drift(*at, **zeros)
 

@@ -149,7 +149,10 @@ def _relocated(written: Mapping[str, Any], resolved: Mapping[str, Any], folder: 
 
 
 def _known_fields(block: Any) -> dict[str, Any]:
-    """The fields that a convention block fixes, including those of its preset."""
+    """The fields that a convention block fixes, including those of its preset but the time's.
+
+    Networks of one library differ in how they take their time, so a preset's direction and scale are tried like others.
+    """
     if block is None:
         return {}
     if isinstance(block, str):
@@ -160,8 +163,9 @@ def _known_fields(block: Any) -> dict[str, Any]:
     preset = block.get("preset")
     if preset is None:
         fields = rest
-    elif preset in PRESETS:  # a preset fixes all fields, also those with default values
-        fields = {**Convention.of(preset).to_dict(), **rest}
+    elif preset in PRESETS:  # a preset fixes all other fields, also those with default values
+        whole = Convention.of(preset).to_dict()
+        fields = {**{key: value for key, value in whole.items() if key not in ("time", "time_scale")}, **rest}
     else:
         raise unknown("preset of a convention:", preset, PRESETS)
     resolved = Convention.of(fields).to_dict()
@@ -275,6 +279,11 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
             f"is chosen. {cure}{lines}{notes}"
         )
     best = as_yaml(block(inspection.best, settings))
+    if len(inspection.findings) == 1:
+        return (
+            f"It fits, and no other hypothesis was measured: every field is given. Leave out those to be compared.\n\n"
+            f"{best}{notes}"
+        ).rstrip()
     return f"Significantly better than every other hypothesis, by a {test}:\n\n{best}{notes}".rstrip()
 
 

@@ -216,7 +216,8 @@ def test_output_of_the_network_does_not_mix_with_the_answer(gft, case):
 
 def test_a_close_call_is_reported_as_one(gft, case, tmp_path, trained):
     """Raw and averaged weights of one training, on few pairs."""
-    config = case("Torchcfm", key=None, convention="torchcfm")
+    known = {"preset": "torchcfm", "time": "forward", "time_scale": 1.0}
+    config = case("Torchcfm", key=None, convention=known)
     done = gft("inspect", config, "--count", "64", "--out", "found.yaml")
     assert done.code == 1
     assert "Close call: the differences between these 2 hypotheses aren't significant" in done.out
@@ -248,6 +249,28 @@ def test_a_wrong_convention_fits_nothing(gft, case):
     done = gft("inspect", case("Diffusers", convention={"time": "forward", "sign": 1, "predicts": "velocity"}))
     assert done.code == 1
     assert "No hypothesis fits" in done.err
+
+
+def test_the_time_of_a_preset_is_compared_with_others(gft, case):
+    """Networks of one library differ in it: here the preset's direction and scale are both wrong."""
+    done = gft(
+        "inspect", case("Torchcfm", convention={"preset": "diffusers", "call": "t, x", "output": None}), "--json"
+    )
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    found = Convention.of(answer["config"]["drift"]["convention"])
+    assert (found.time, found.time_scale) == ("forward", 1.0)
+    tried = [Convention.of(each["convention"]) for each in answer["hypotheses"]]
+    assert {(each.time, each.time_scale) for each in tried} >= {("reversed", 1000.0), ("forward", 1.0)}
+
+
+def test_a_comparison_that_was_not_made_is_not_claimed(gft, case):
+    whole = {key: value for key, value in Convention.of("torchcfm").to_dict().items() if value is not None}
+    alone = gft("inspect", case("Torchcfm", convention=whole))
+    assert "no other hypothesis was measured" in alone.out
+    assert "every other hypothesis" not in alone.out
+    compared = gft("inspect", case("Torchcfm", convention={"preset": "torchcfm"}))
+    assert "Significantly better than every other hypothesis" in compared.out
 
 
 @pytest.mark.parametrize(

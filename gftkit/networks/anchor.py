@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gftkit.data.conditions import condition_names, condition_nulls
+from gftkit.kernel.errors import ConfigError
 from gftkit.networks.adapters import AdaptedDrift
 from gftkit.storage.tensors import digest
 
@@ -76,9 +78,22 @@ class FrozenAnchor:
         self.hash = drift_hash(weights or digest(self.module.state_dict()), made_of)
         self.conditions: tuple[str, ...] = condition_names(drift)
         self.null: Mapping[str, Any] = condition_nulls(drift)
+        taken = inspect.signature(drift.forward).parameters
+        # A drift without the attribute is unconditional, unless its own arguments say otherwise.
+        self._undeclared = set() if hasattr(drift, "conditions") else set(taken)
 
     def __call__(self, t: Tensor, x: Tensor, **conditions: Tensor) -> Tensor:
-        """b_pre(t, x): one forward pass."""
+        """b_pre(t, x): one forward pass.
+
+        Raises:
+            ConfigError: for a condition that the network's ``forward`` names and its ``conditions`` don't.
+        """
+        if conditions.keys() & self._undeclared:
+            names = ", ".join(sorted(conditions.keys() & self._undeclared))
+            raise ConfigError(
+                f"the anchor: forward of {type(self.module).__name__} takes {names}, and its attribute `conditions` "
+                f"doesn't name it, so it would be left out. Set `conditions`, a tuple of the names of all conditions."
+            )
         with _gradient_by(x):
             return self.module(t, x, **{name: conditions[name] for name in self.conditions})
 

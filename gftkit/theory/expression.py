@@ -28,7 +28,8 @@ def parse_formula(text: str) -> "sympy.Expr":
 
     Raises:
         MissingPackageError: where sympy isn't installed.
-        ValueError: for anything but numbers, t, pi, + - * / ** and sqrt, exp, log, sin, cos, tan, tanh, Abs.
+        ValueError: for anything but numbers, t, pi, + - * / ** and sqrt, exp, log, sin, cos, tan, tanh, Abs, and for
+            a part that isn't real.
 
     Example:
         >>> differentiate(parse_formula("1 - t**2"))
@@ -55,6 +56,8 @@ def parse_formula(text: str) -> "sympy.Expr":
         expression = None
     if not isinstance(expression, sympy.Expr):
         raise ValueError(f"'{text}' is not a formula in t: a function takes one argument, as in 'sqrt(1 - t)'.")
+    if expression.has(sympy.I, sympy.zoo, sympy.nan):
+        raise ValueError(f"'{text}' has a part that isn't a real number, such as sqrt(-1) or 1/0.")
     return expression
 
 
@@ -72,6 +75,10 @@ def compile_formula(formula: "sympy.Expr") -> Callable[[Tensor], Tensor]:
     """A formula as a function of a tensor t, elementwise, of t's shape and dtype."""
     import sympy
 
+    # Parts without t, such as sqrt(2), become numbers: torch's functions take tensors only.
+    parts = formula.atoms(sympy.Function, sympy.Pow)
+    numbers = {part: part.evalf(20) for part in parts if not part.free_symbols}
+    formula = formula.xreplace(numbers)
     compiled = sympy.lambdify(_time(), formula, modules=[_TORCH, "math"])
 
     def evaluate(t: Tensor) -> Tensor:

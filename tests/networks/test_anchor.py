@@ -149,6 +149,23 @@ def test_an_anchor_is_given_the_conditions_that_it_uses_only():
     assert torch.equal(FrozenAnchor(Untold())(t, x, label=label), x)
 
 
+def test_conditions_of_a_network_that_declares_none_are_refused():
+    """They were dropped without a word: a network called as torch calls it hasn't the attribute."""
+
+    class Undeclared(nn.Module):
+        def forward(self, t, x, y=None):
+            return x if y is None else x + y[:, None]
+
+    class Declared(Undeclared):
+        conditions = ("y",)
+
+    t, x, y = torch.zeros(2), torch.zeros(2, 3), torch.ones(2)
+    assert torch.equal(FrozenAnchor(Undeclared())(t, x), x)
+    assert torch.equal(FrozenAnchor(Declared())(t, x, y=y), x + 1)
+    with pytest.raises(ConfigError, match=r"forward of Undeclared takes y, and its attribute `conditions` doesn't"):
+        FrozenAnchor(Undeclared())(t, x, y=y)
+
+
 def test_a_run_moves_towards_the_anchor_that_it_names(registry, pretrained, tmp_path):
     """At a high temperature the drift goes to the external anchor, and stays at the frozen one."""
     other = other_run(registry, tmp_path / "other", drift={"name": "mlp", "width": 16, "depth": 1})

@@ -86,6 +86,7 @@ def test_keys_that_are_not_text_are_refused(resolve, pretrain_config):
         ("drift=null", "drift is missing"),
         ("objective.form=blend", "objective.form: wanted 'blended' or 'penalty', got 'blend'"),
         ("objective.weight=1/0*", "objective.weight: '1/0*' is not a formula in t"),
+        ("objective.weight=sqrt(-2)", "objective.weight: 'sqrt(-2)' has a part that isn't a real number"),
         ("objective.weight=s**2", "objective.weight: 's**2': only numbers, t, pi"),
         ("objective.weight=open(t)", "objective.weight: 'open(t)': only numbers, t, pi"),
         ("objective.weight=-t", "objective.weight: '-t' must be finite and >= 0"),

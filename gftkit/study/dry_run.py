@@ -64,9 +64,7 @@ def try_out(plan: Plan, registry: Registry, device: str = "auto") -> Pace:
         UnknownNameError: where no metric measures the judged value.
         GftkitError: for any other component that can't be built.
     """
-    # Seeds differ in nothing that is looked at here.
-    starts = {coupling: start for (coupling, _), start in plan.starts.items()}
-    shapes = {_shape(start, registry) for start in starts.values()}
+    shapes = {_shape(start, registry) for start in plan.first_starts.values()}
     # Methods with the same data, network and metrics are tried once.
     alike: dict[str, list[tuple[str, str]]] = {}
     for key, template in plan.templates.items():

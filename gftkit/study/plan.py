@@ -90,6 +90,11 @@ class Plan:
         """The title of the report."""
         return self.study.title or self.file.stem
 
+    @property
+    def first_starts(self) -> dict[str, Pretrained]:
+        """The pretrained run of each coupling's first seed; those of other seeds differ in the seed only."""
+        return {coupling: start for (coupling, _), start in reversed(self.starts.items())}
+
     def folder(self, cell: Cell) -> Path:
         """A cell's folder: that of its run, or of the measurements of another cell's run."""
         return self.out / CELLS / cell.name
@@ -100,9 +105,8 @@ class Plan:
 
     def config(self, cell: Cell) -> Config:
         """The configuration of the run that a cell measures."""
-        template = self.templates[cell.method, cell.coupling]
-        first = next(start for (coupling, _), start in self.starts.items() if coupling == cell.coupling)
-        own = _restarted(template, first.folder, self.starts[cell.coupling, cell.seed].folder)
+        before, after = self.first_starts[cell.coupling], self.starts[cell.coupling, cell.seed]
+        own = _restarted(self.templates[cell.method, cell.coupling], before.folder, after.folder)
         return with_size_and_seed(own, self.methods[cell.method], cell.size, cell.seed)
 
     def matching_cells(self, pattern: str | None) -> list[Cell]:
@@ -206,8 +210,7 @@ def _with_templates(planned: Plan, folder: Path, registry: Registry) -> Plan:
     templates: dict[tuple[str, str], Config] = {}
     warnings: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as drafts:
-        firsts = {coupling: start for (coupling, _), start in reversed(planned.starts.items())}
-        for coupling, start in firsts.items():
+        for coupling, start in planned.first_starts.items():
             draft = Path(drafts) / coupling
             if not is_run(start.folder):
                 draft.mkdir()

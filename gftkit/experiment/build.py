@@ -28,6 +28,7 @@ from gftkit.experiment.checks import (
     scale_warnings,
 )
 from gftkit.experiment.networks import NetworkBuilder, Networks
+from gftkit.experiment.probes import probe_networks
 from gftkit.experiment.restore import training_data
 from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
 from gftkit.kernel.errors import ConfigError
@@ -164,6 +165,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     measurement = build_measurement(config, training, data.reference, scheme, registry, data.parent)
     facts = replace(data.facts, paired=measurement.training.x0 is not None)
     check_unpaired(scheme.diffusion, paired=facts.paired)
+    probe_networks(config, networks, facts, measurement.training, path, registry)
     named = tuple(name for name in conditions.condition_names(networks.drift) if name != conditions.LABEL)
     check_no_partners(coupling, measurement.training, training.where)
     if not facts.paired:

@@ -23,12 +23,8 @@ from gftkit.sampling.scheme import Scheme, build_scheme
 from gftkit.sampling.stochastic import check_known_score
 
 
-def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
-    """Build the network of a configuration, and evaluate it once on zeros.
-
-    Raises:
-        ConfigError: where its output isn't of its input's shape.
-    """
+def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
+    """The network of a configuration, not evaluated yet, with floating weights in float32."""
     drift: nn.Module = registry.build(
         "drift",
         spec,
@@ -37,7 +33,23 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
         condition_shapes=facts.condition_shapes,
         path=path,
     )
-    drift.eval()
+    types = {weight.dtype for weight in drift.parameters() if weight.is_floating_point()} - {torch.float32}
+    if types:
+        # Small updates are lost in half precision, and states and data are float32.
+        drift.float()
+        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in types))
+        note = f"drift '{spec['name']}': its weights are {names}, and are trained as float32."
+        drift.notes = (*getattr(drift, "notes", ()), note)  # type: ignore[assignment]
+    return drift
+
+
+def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
+    """Build the network of a configuration, and evaluate it once on zeros.
+
+    Raises:
+        ConfigError: where its output isn't of its input's shape.
+    """
+    drift = make_drift(spec, facts, registry, path).eval()
     x = torch.zeros(2, *facts.event_shape)
     try:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Networks: adapters, anchors, averages, precision, guidance, flow maps, and foreign ones with their conventions."""
 
 from gftkit.networks.adapters import AdaptedDrift as AdaptedDrift, Adapters as Adapters
+from gftkit.networks.agreement import own_label_dropout as own_label_dropout
 from gftkit.networks.anchor import (
     AdaptersOffAnchor as AdaptersOffAnchor,
     Anchor as Anchor,

@@ -36,7 +36,8 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
     """Put weights into a network, all of them or none; ``what`` it is, for the errors.
 
     Raises:
-        WeightsError: naming the keys that are missing, unknown or of the wrong shape.
+        WeightsError: naming the keys that are missing, unknown, of the wrong shape, or of an integer or 8-bit type
+            where the network has a floating one.
     """
     complaints = misfits(weights, module.state_dict())
     if complaints:
@@ -44,11 +45,22 @@ def load_weights(module: torch.nn.Module, weights: State, source: Path, what: st
             f"{source}: the weights don't fit the {what}.{shortened(complaints)}\nUse the `{what}` that these weights "
             f"were made with."
         )
+    own = module.state_dict()
+    integers = [
+        name
+        for name, tensor in weights.items()
+        if own[name].is_floating_point() and not (tensor.is_floating_point() and tensor.element_size() > 1)
+    ]
+    if integers:
+        raise WeightsError(
+            f"{source}: wanted floating weights of 16 bits or more, got {weights[integers[0]].dtype} in "
+            f"{', '.join(integers[:LISTED_AT_MOST])}: the file is quantized, and its scales would be lost. Use the "
+            f"file that it was made from."
+        )
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise WeightsError(f"{source}: weights are not finite: {', '.join(bad[:LISTED_AT_MOST])}. Use another file.")
     # All is checked before the first tensor is copied: a network with half of its weights is worse than none.
-    own = module.state_dict()
     module.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gftkit.data.prefetch import prefetch
 from gftkit.experiment.build import Experiment
+from gftkit.experiment.probes import check_written
 from gftkit.experiment.transport import prepare_transport
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
@@ -19,7 +20,7 @@ from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
-from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, is_run, write_config, write_model
+from gftkit.runs.folder import ADAPTER, CHECKPOINTS, CLOCK, LOG, SUMMARY, RunFolder, is_run, write_config, write_model
 from gftkit.runs.provenance import describe_environment
 from gftkit.runs.resolve import tracker_options
 from gftkit.runtime import devices
@@ -262,6 +263,7 @@ class Loop:
             weights = adapted.merged(means)
         # Last: a run with this file counts as finished. Killed before, it is resumed from its checkpoint.
         write_model(self.out, weights, experiment.facts, notes)
+        check_written(RunFolder(self.out, self.config, self.registry), averaged, experiment.measurement.training)
         self.trackers.release()
 
     def _summary(self, lines: Sequence[LogLine], steps: int, seconds: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 from support.runs_on_moons import STEPS, model
 
 import gftkit
+from gftkit.experiment.probes import PROBED
 from gftkit.networks.anchor import FrozenAnchor, drift_hash
 from gftkit.storage.tensors import digest
 from gftkit.training import loop, steps
@@ -35,7 +36,8 @@ def test_the_anchor_costs_one_pass_and_none_without_temperature(
 
     def counted(self, t, x, **conditions):
         out = forward(self, t, x, **conditions)
-        calls.append(out.requires_grad)
+        if len(x) > PROBED:
+            calls.append(out.requires_grad)
         return out
 
     monkeypatch.setattr(FrozenAnchor, "__call__", counted)

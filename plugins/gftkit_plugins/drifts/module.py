@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from gftkit.kernel import ConfigError, Path, WeightsError
-from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights
+from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights, own_label_dropout
 from gftkit.storage import read_json
 from gftkit_plugins.importing import build_network, import_target
 
@@ -26,6 +26,8 @@ class ModuleDrift(ForeignDrift):
         weights: a weights file to start from, or a folder that diffusers has saved; null for new weights.
         key: which network of the file: its place with dots, such as ``ema_model``; null for the one that fits.
         convention: how the network is called and what it predicts: a preset by name, or {preset: ..., field: ...}.
+        label_dropout: false to switch off a network's own dropout of labels, so that ``train.condition_dropout`` takes
+            its place. The row of the embedding for "no label" stays.
         folder: where ``target`` is looked for, before the Python path; by default the config's folder.
         path: the path of the run.
 
@@ -50,6 +52,7 @@ class ModuleDrift(ForeignDrift):
         options: dict[str, Any] | None = None,
         weights: FilePath | None = None,
         key: str | None = None,
+        label_dropout: bool = True,  # noqa: FBT001, FBT002  # a configuration gives it by name
         folder: FilePath = FilePath("."),
         path: Path | None = None,
     ) -> None:
@@ -59,6 +62,8 @@ class ModuleDrift(ForeignDrift):
         else:
             network = build_network(factory, arguments, target, "drift")
             notes = [] if weights is None else load_foreign_weights(network, weights, key)
+        if not label_dropout:
+            switch_off_label_dropout(network, target)
         super().__init__(network, Convention.of(convention), path)
         self.notes = tuple(notes)
 
@@ -74,6 +79,23 @@ class ModuleDrift(ForeignDrift):
         if isinstance(saved, FilePath) and saved.is_dir():
             resolved["options"] = {**_saved_options(saved, options["target"]), **(options["options"] or {})}
         return resolved
+
+
+def switch_off_label_dropout(network: nn.Module, target: str) -> None:
+    """Let a network keep every label in training mode.
+
+    Raises:
+        ConfigError: for a network that drops none.
+    """
+    embedders = own_label_dropout(network)
+    if not embedders:
+        raise ConfigError(
+            f"drift.label_dropout: '{target}' has no label embedder that drops labels (a module with embedding_table, "
+            f"and a dropout_prob above 0). Leave label_dropout out."
+        )
+    for embedder in embedders.values():
+        # The table was made with a row for "no label", and keeps it: only the draw ends.
+        embedder.dropout_prob = 0.0  # type: ignore[assignment]
 
 
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:

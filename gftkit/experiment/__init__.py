@@ -7,9 +7,9 @@ from gftkit.experiment.build import (
     build_measurement as build_measurement,
 )
 from gftkit.experiment.building import build_drift as build_drift, build_source as build_source, scheme_of as scheme_of
-from gftkit.experiment.networks import NetworkBuilder as NetworkBuilder, Networks as Networks
-from gftkit.experiment.restore import (
+from gftkit.experiment.networks import (
+    NetworkBuilder as NetworkBuilder,
+    Networks as Networks,
     adapted_drift as adapted_drift,
-    samples_of as samples_of,
-    trained_drift as trained_drift,
 )
+from gftkit.experiment.restore import samples_of as samples_of, trained_drift as trained_drift

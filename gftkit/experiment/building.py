@@ -23,11 +23,12 @@ from gftkit.sampling.scheme import Scheme, build_scheme
 from gftkit.sampling.stochastic import check_known_score
 
 
-def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.Module:
-    """The network of a configuration, not evaluated yet, with floating weights in float32."""
+def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path, where: str = "") -> nn.Module:
+    """The network of a configuration, not evaluated yet, with floating weights in float32; ``where``, for errors."""
     drift: nn.Module = registry.build(
         "drift",
         spec,
+        where,
         event_shape=facts.event_shape,
         classes=facts.classes,
         condition_shapes=facts.condition_shapes,
@@ -90,9 +91,14 @@ def adapt(drift: nn.Module, config: Config, facts: Facts) -> AdaptedDrift:
     """Put the adapters of a configuration into its pretrained drift; their weights depend on the seed only.
 
     Raises:
-        ConfigError: for layers that can't be adapted.
+        ConfigError: for layers that can't be adapted, and a base in half precision that the drift doesn't support.
     """
     assert config.adapters is not None
+    if config.adapters.base_type != "float32" and not isinstance(drift, ForeignDrift):
+        raise ConfigError(
+            f"adapters.base_type: {config.adapters.base_type} requires a network of `drift: {{name: module, ...}}`, "
+            f"got '{config.drift['name']}'. Leave it out."
+        )
     run, generator = lambda: _evaluate_on_zeros(drift, facts), stream(config.seed, "adapters")
     return AdaptedDrift(drift, config.adapters, run, generator, own_network(drift))
 

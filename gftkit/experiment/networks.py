@@ -12,7 +12,7 @@ from gftkit.data.description import Facts
 from gftkit.experiment.building import adapt, build_drift
 from gftkit.experiment.checks import check_convention, check_same_path
 from gftkit.kernel.contracts import Coupling, Path
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.kernel.registry import Registry, Spec
 from gftkit.networks import foreign_weights
 from gftkit.networks.adapters import AdaptedDrift
@@ -21,7 +21,7 @@ from gftkit.networks.flow_map import is_flow_map
 from gftkit.networks.foreign import ForeignDrift
 from gftkit.networks.state import load_weights
 from gftkit.runs import lineage
-from gftkit.runs.folder import RunFolder, is_run
+from gftkit.runs.folder import ADAPTER, CONFIG, RunFolder, Weights, is_run
 from gftkit.runs.schema import Config
 from gftkit.storage.tensors import TensorFile, digest
 
@@ -116,7 +116,7 @@ class NetworkBuilder:
     def _read(self, run: RunFolder) -> TensorFile:
         """A run's averaged weights. A student and its teacher start from one file, which is read once."""
         if run.folder not in self._files:
-            self._files[run.folder] = run.averages()
+            self._files[run.folder] = averaged_weights(run)
         return self._files[run.folder]
 
     def starting_drift(self, facts: Facts, parent: RunFolder | None) -> StartingDrift:
@@ -176,8 +176,15 @@ class NetworkBuilder:
         base = start.digest if config.adapters is not None or config.objective.l2_sp > 0 else None
         adapted = None
         if config.adapters is not None:
-            off_hash = drift_hash(start.digest, lineage.describe_drift(config.drift, facts, self._registry))
+            precision = config.adapters.base_type
+            description = lineage.describe_drift(config.drift, facts, self._registry)
+            # Rounded weights are another function, and the hash is of the anchor's function.
+            rounded = {} if precision == "float32" else {"precision": precision}
+            off_hash = drift_hash(start.digest, {**description, **rounded})
             adapted = adapt(start.drift, config, facts)
+            if isinstance(start.drift, ForeignDrift):
+                adapted.cast_base(precision)
+                start.drift.precision = precision
             anchor = anchor or AdaptersOffAnchor(adapted, off_hash)
         assert anchor is not None  # only adapters-off is made after the adapters
         anchors = (*lineage.anchor_hashes(config.pretrained), anchor.hash)
@@ -197,3 +204,46 @@ def starting_networks(run: RunFolder, facts: Facts, *, anchor: bool = False) -> 
     builder = NetworkBuilder(config, run.registry, run.path)
     start = builder.starting_drift(facts, parent)
     return start, builder.anchor(start, facts, parent)[0] if anchor else None
+
+
+def averaged_weights(run: RunFolder) -> TensorFile:
+    """The averaged weights of a finished run, adapters merged in.
+
+    Raises:
+        RunError: where the run isn't finished, and as ``adapted_drift``.
+        WeightsError: where a file is damaged.
+    """
+    if not run.has_base:
+        return TensorFile(adapted_drift(run, run.facts, "ema").merged(), run.notes, None)
+    return run.averages()
+
+
+def adapted_drift(run: RunFolder, facts: Facts, weights: Weights = "raw") -> AdaptedDrift:
+    """The drift with its adapters in the pretrained network: raw ones of the last checkpoint, or their averages.
+
+    The pretrained weights are in float32, whatever the type that they had in training.
+
+    Raises:
+        RunError: where the pretrained weights are missing or have changed since, and where no checkpoint is left.
+        WeightsError: where the averages are missing or damaged.
+    """
+    newest = run.last_checkpoint() if weights == "raw" else None
+    file, notes = (run.folder / ADAPTER, run.notes) if newest is None else (newest.path, newest.notes)
+    source = run.config.start
+    if source is None or not FilePath(source).exists():
+        raise RunError(
+            f"{file} contains adapters for {source}, which isn't there any more. Put it back, or write its new place "
+            f"into {run.folder / CONFIG}; its hash is compared."
+        )
+    start, _ = starting_networks(run, facts)
+    if start.digest != notes.get("base"):
+        raise RunError(
+            f"{file} contains adapters for {source}, and the weights there have changed. Restore them"
+            + (", or use the EMA weights, which are stored with the adapters merged in." if run.has_base else ".")
+        )
+    adapted = adapt(start.drift, run.config, facts)
+    if newest is None:
+        adapted.load(run.folder / ADAPTER, run.notes.get("adapter"))
+    else:
+        newest.fill(start.drift)
+    return adapted

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gftkit.data import conditions
-from gftkit.experiment.networks import starting_networks
-from gftkit.experiment.restore import adapted_drift, trained_drift
+from gftkit.experiment.networks import adapted_drift, starting_networks
+from gftkit.experiment.restore import trained_drift
 from gftkit.generation.requested_retention import Retention, check_fitted, retention_at
 from gftkit.kernel.contracts import Drift, Profile
 from gftkit.kernel.errors import ConfigError, RunError
@@ -248,7 +248,10 @@ def drift_and_anchor(run: RunFolder, weights: Weights, device: torch.device | st
     if (run.config.anchor or {}).get("name") == lineage.OFF:
         adapted = adapted_drift(run, facts, weights)
         adapted.drift.requires_grad_(False).to(device)
-        merged = run.averages().digest if weights == "ema" else digest(adapted.merged())
+        if weights == "raw":
+            merged: str | None = digest(adapted.merged())
+        else:
+            merged = run.averages().digest if run.has_base else run.adapted_digest
         return (adapted.drift, AdaptersOffAnchor(adapted, anchor_hash)), str(merged)
     _, anchor = starting_networks(run, facts, anchor=True)
     assert anchor is not None  # only adapters-off has none of its own

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from gftkit.experiment.restore import adapted_drift, trained_drift
+from gftkit.experiment.networks import adapted_drift
+from gftkit.experiment.restore import trained_drift
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks import adapters
 from gftkit.networks.foreign import own_network

@@ -16,10 +16,11 @@ from torch import Generator, nn
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.kernel.options import plain
 from gftkit.networks.adapter_layers import check_layers, choose_layers, largest_rank, matching_names
+from gftkit.networks.precision import DTYPES, Precision, to_float32
 from gftkit.networks.state import misfits, shortened
 from gftkit.runtime.randomness import seed_global
 from gftkit.storage.documents import write_json
-from gftkit.storage.tensors import State, read_tensors, write_tensors
+from gftkit.storage.tensors import State, digest, read_tensor_file, write_tensors
 
 ADAPTER = "default"
 """What peft calls the one adapter that a drift has here."""
@@ -42,6 +43,10 @@ class Adapters:
         also_train: names of other modules, such as norms, with wildcards; a copy of each is trained whole.
         dora: train the norm of each weight's rows apart from their direction; of lora only.
         rslora: multiply by alpha/sqrt(rank) instead; of lora only.
+        base_type: type of the pretrained weights in memory while adapters, in float32, are trained. The network is
+            evaluated in that type by autocast. For networks of `drift: {name: module}`.
+        write_base: write the whole network, adapters merged in, so that the run needs neither peft nor the weights that
+            it started from. By default the run has the adapters, and the path and hash of those weights.
 
     Reference: Hu et al. (2021), arXiv:2106.09685; Hyeon-Woo et al. (2021), arXiv:2108.06098 (LoHa); Yeh et al.
     (2023), arXiv:2309.14859 (LoKr); Liu et al. (2024), arXiv:2402.09353 (DoRA); Kalajdzievski (2023),
@@ -57,6 +62,8 @@ class Adapters:
     also_train: list[str] | None = None
     dora: bool = False
     rslora: bool = False
+    base_type: Precision = "float32"
+    write_base: bool = False
 
 
 class AdaptedDrift:
@@ -144,17 +151,28 @@ class AdaptedDrift:
         for layer in self._switched:
             object.__setattr__(layer, "_disable_adapters", off)
 
+    def cast_base(self, precision: Precision) -> None:
+        """Keep the frozen weights in half precision. The drift must then be evaluated under autocast of that type."""
+        dtype = DTYPES.get(precision)
+        for weight in self.drift.parameters() if dtype is not None else ():
+            if not weight.requires_grad and weight.is_floating_point():
+                weight.data = weight.data.to(dtype)
+
     def merged(self, weights: State | None = None) -> State:
-        """The state dict of the drift without adapters whose function is that of the adapted one.
+        """The state dict of the drift without adapters whose function is that of the adapted one, in float32.
 
         Args:
             weights: by name, to take in the place of those that are trained, such as their averages.
         """
         with self._holding(weights or {}), torch.no_grad():
             inside = tuple(f"{self._prefix}{name}." for name in (*self.layers, *self._copied))
-            state = {name: tensor for name, tensor in self.drift.state_dict().items() if not name.startswith(inside)}
+            state = {
+                name: to_float32(tensor)
+                for name, tensor in self.drift.state_dict().items()
+                if not name.startswith(inside)
+            }
             for name, layer in self.layers.items():
-                alone = copy.deepcopy(layer)  # one layer at a time: no second network
+                alone = copy.deepcopy(layer).float()  # one layer at a time: no second network
                 alone.merge(safe_merge=True)  # refuses weights that would not be finite
                 base = alone.get_base_layer().state_dict()
                 state |= {f"{self._prefix}{name}.{key}": tensor for key, tensor in base.items()}
@@ -163,35 +181,45 @@ class AdaptedDrift:
                 state |= {f"{self._prefix}{name}.{key}": tensor.clone() for key, tensor in trained.state_dict().items()}
         return state
 
-    def save(self, folder: Path, weights: State | None = None) -> None:
+    def save(self, folder: Path, weights: State | None = None) -> str:
         """Write the adapters in peft's own format, to be read by ``peft.PeftModel.from_pretrained(network, folder)``.
 
         Args:
             folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
             weights: see ``merged``.
+
+        Returns:
+            ``digest`` of the written tensors.
         """
         state = {**self.drift.state_dict(), **(weights or {})}
         own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
         adapters = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
-        write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}, {})
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}
+        write_tensors(folder / WEIGHTS, tensors, {})
         described = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
         write_json(folder / CONFIG, plain({**described, "inference_mode": True}))
+        return digest(tensors)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, expected: str | None = None) -> None:
         """Put adapters that ``save`` wrote into the network.
 
+        Args:
+            folder: where they are.
+            expected: ``digest`` of their tensors; None not to compare.
+
         Raises:
-            WeightsError: where the file is missing or damaged, or holds adapters of other layers.
+            WeightsError: where the file is missing or damaged, or holds adapters of other layers, or others than those
+                expected.
         """
-        tensors, _ = read_tensors(folder / WEIGHTS, ours=True)
+        tensors = read_adapters(folder, expected)
         state = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-        wanted = _peft().get_peft_model_state_dict(self.drift, adapter_name=ADAPTER)
+        wanted = _peft().get_peft_model_state_dict(self._network, adapter_name=ADAPTER)
         complaints = misfits(state, wanted)
         if complaints:
             raise WeightsError(f"{folder / WEIGHTS}: these adapters don't fit the network.{shortened(complaints)}")
-        _peft().set_peft_model_state_dict(self.drift, state, adapter_name=ADAPTER)
+        _peft().set_peft_model_state_dict(self._network, state, adapter_name=ADAPTER)
 
     def describe(self) -> dict[str, int]:
         """Counts: adapted layers, trained parameters, and all parameters."""
@@ -213,6 +241,14 @@ class AdaptedDrift:
             with torch.no_grad():
                 for name, weight in own.items():
                     weight.copy_(kept[name])
+
+
+def read_adapters(folder: Path, expected: str | None = None) -> State:
+    """The tensors of the adapters that ``AdaptedDrift.save`` wrote; arguments and errors as of its ``load``."""
+    file = read_tensor_file(folder / WEIGHTS, ours=True)
+    if expected is not None and file.digest != expected:
+        raise WeightsError(f"{folder / WEIGHTS}: these aren't the adapters of this run. Restore the run's own file.")
+    return file.tensors
 
 
 def _peft() -> Any:

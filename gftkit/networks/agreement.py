@@ -23,6 +23,9 @@ ROUND_OFF = 1e-3
 """Largest difference, relative to the output's size, that counts as none: the kernels of two modes or devices round
 differently, and adapters that are merged round once more."""
 
+HALF = 0.05
+"""The same, where one network is in half precision: bfloat16 has eight significant bits, and layers add up."""
+
 STOCHASTIC_DEPTH = ("DropPath", "StochasticDepth")
 """Classes of modules that leave out whole residual branches: dropout under a name of its own, as timm and torchvision
 have it."""
@@ -107,7 +110,12 @@ def check_network(drift: nn.Module, inputs: Inputs, name: str) -> None:
 
 
 def check_rebuilt(
-    drift: nn.Module, weights: Mapping[str, Tensor], build: Callable[[], nn.Module], inputs: Inputs, name: str
+    drift: nn.Module,
+    weights: Mapping[str, Tensor],
+    build: Callable[[], nn.Module],
+    inputs: Inputs,
+    name: str,
+    round_off: float = ROUND_OFF,
 ) -> None:
     """Refuse a network whose state isn't all in its state dict: a run's files couldn't give it back.
 
@@ -117,6 +125,7 @@ def check_rebuilt(
         build: builds it again, with new weights.
         inputs: to evaluate both on.
         name: of the drift, for errors.
+        round_off: largest relative difference that counts as none.
 
     Raises:
         ConfigError: where a second network with the same state dict gives another output.
@@ -127,7 +136,7 @@ def check_rebuilt(
         other.load_state_dict(weights)
         drift.eval()
         one, two = _evaluate(drift, inputs, name), _evaluate(other, inputs, name)
-        if _differ(one, two):
+        if _differ(one, two, round_off):
             hidden = _hidden_differences(drift, other)
             names = f": {', '.join(hidden[:4])}" if hidden else ""
             raise ConfigError(
@@ -192,16 +201,16 @@ def check_start(
         raise ConfigError(_mode_message(drift, module, name, _size(expected, actual)))
 
 
-def agree(one: nn.Module, other: nn.Module, inputs: Inputs, name: str) -> bool:
+def agree(one: nn.Module, other: nn.Module, inputs: Inputs, name: str, round_off: float = ROUND_OFF) -> bool:
     """True where two networks give the same output in evaluation mode, up to round-off, each on its own device."""
 
     def output(drift: nn.Module) -> Tensor:
-        weight = next(drift.parameters(), None)
-        device = inputs.t.device if weight is None else weight.device
+        # Not parameters(): a network that is evaluated with averages of another's weights has none of its own.
+        device = next((tensor.device for tensor in drift.state_dict().values()), inputs.t.device)
         with _untouched(drift):
             return _evaluate(drift.eval(), inputs.to(device), name).cpu()
 
-    return not _differ(output(one), output(other))
+    return not _differ(output(one), output(other), round_off)
 
 
 def own_label_dropout(network: nn.Module) -> dict[str, nn.Module]:
@@ -245,9 +254,9 @@ def _evaluate_training(drift: nn.Module, inputs: Inputs, name: str, evaluated: n
         return _evaluate(drift, inputs, name)
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
+def _differ(one: Tensor, other: Tensor, round_off: float = ROUND_OFF) -> bool:
     size = float(one.double().square().mean().sqrt())
-    return float((one - other).double().square().mean().sqrt()) > ROUND_OFF * max(size, 1e-6)
+    return float((one - other).double().square().mean().sqrt()) > round_off * max(size, 1e-6)
 
 
 def _size(expected: Tensor, actual: Tensor) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gftkit.kernel.contracts import Path
 from gftkit.kernel.errors import ConfigError
 from gftkit.networks.convention import Convention
+from gftkit.networks.precision import Precision, autocast, to_float32
 from gftkit.theory import flow
 from gftkit.theory.flow import expand
 
@@ -29,6 +30,8 @@ class ForeignDrift(nn.Module):
     Attributes:
         conditions: the conditions that the network is given.
         null: the values that stand for "not given".
+        precision: of the network's weights. In half precision it is evaluated under autocast; time and state stay
+            float32.
 
     Raises:
         ConfigError: for a convention that contradicts the path; in use, for an output that the convention
@@ -48,6 +51,7 @@ class ForeignDrift(nn.Module):
         super().__init__()
         self.network, self.convention, self.path = network, convention, path
         self.conditions, self.null = convention.conditions, dict(convention.null or {})
+        self.precision: Precision = "float32"
         self._arguments = convention.arguments
         self._scale, self._shift = convention.scale_and_shift
         check_path(convention, path)
@@ -180,8 +184,10 @@ class ForeignDrift(nn.Module):
         arguments = [(name, _concatenate([values[what] for what in several])) for name, several in self._arguments]
         by_position = [value for name, value in arguments if name is None]
         by_name = {name: value for name, value in arguments if name is not None}
-        out = self.network(*by_position, **by_name, **(convention.constants or {}))
-        return self._select_output(out, x)
+        with autocast(self.precision, x.device):
+            out = self.network(*by_position, **by_name, **(convention.constants or {}))
+        out = self._select_output(out, x)
+        return out if self.precision == "float32" else to_float32(out)
 
     def _select_output(self, out: Any, x: Tensor) -> Tensor:
         """The prediction of an output, of x's shape.

@@ -1,5 +1,6 @@
 """The files of a run folder: configuration, weights, records."""
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -118,12 +119,22 @@ class RunFolder:
         return self._checked(read_notes(self.folder / MODEL))
 
     @property
+    def has_base(self) -> bool:
+        """False where model.safetensors lacks the weights, because only adapters were trained; raises as ``notes``."""
+        return "adapter" not in self.notes
+
+    @property
+    def adapted_digest(self) -> str:
+        """SHA-256 of what determines the averaged weights of a run without ``has_base``: adapters, and their base."""
+        return hashlib.sha256(f"{self.notes['base']} {self.notes['adapter']}".encode()).hexdigest()
+
+    @property
     def facts(self) -> Facts:
         """The facts of the run's data; raises as ``notes``."""
         return Facts.of(self.notes)
 
     def averages(self) -> TensorFile:
-        """The averaged weights, of model.safetensors, adapters merged in; raises as ``notes``."""
+        """What model.safetensors contains: the averaged weights, where ``has_base``; raises as ``notes``."""
         self._check_finished()
         file = read_tensor_file(self.folder / MODEL)
         self._checked(file.notes)

@@ -119,9 +119,8 @@ def describe_drift(spec: Mapping[str, Any], facts: Facts, registry: Registry) ->
 def _ambiguity(pretrained: Path, drift: Mapping[str, Any], *, adapted: bool, registry: Registry) -> str:
     """The message for a missing anchor that could be either of two drifts, with the cure for both."""
     tensors, notes = read_tensors(pretrained / MODEL if is_run(pretrained) else pretrained)
-    own = (
-        drift_hash(digest(tensors), describe_drift(drift, Facts.of(notes), registry)) if "event_shape" in notes else ""
-    )
+    known = "event_shape" in notes and "adapter" not in notes  # of a run without its base, the file has no weights
+    own = drift_hash(digest(tensors), describe_drift(drift, Facts.of(notes), registry)) if known else ""
     before, original = anchor_hashes(pretrained)[-1], "ORIGINAL"
     if is_run(pretrained):
         parent = RunFolder.open(pretrained, registry).config

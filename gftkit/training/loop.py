@@ -17,6 +17,7 @@ from gftkit.experiment.transport import prepare_transport
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
+from gftkit.networks.adapters import AdaptedDrift
 from gftkit.networks.anchor import short_hash
 from gftkit.recording.trackers import Trackers
 from gftkit.runs import checkpoint
@@ -29,6 +30,7 @@ from gftkit.runtime.progress import Progress
 from gftkit.storage.documents import write_json
 from gftkit.storage.files import check_space, remove_leftovers
 from gftkit.storage.log import Log
+from gftkit.storage.tensors import State
 from gftkit.training.descent import checkpoint_contents, restore_checkpoint
 from gftkit.training.distillation import Distillation
 from gftkit.training.evaluator import Evaluator, LogLine
@@ -256,15 +258,27 @@ class Loop:
         if not missing("report"):
             write_run_report(self.out, experiment, averaged, self.accelerator.device, log.lines, summary)
         notes = {"drift": plain(self.config.drift), **self.guard.origin()}
-        weights, adapted = averaged.state_dict(), experiment.networks.adapted
-        if adapted is not None:
+        adapted = experiment.networks.adapted
+        if adapted is None:
+            weights = averaged.state_dict()
+        else:
             means = self.steps.descent.averages.tensors()
-            adapted.save(self.out / ADAPTER, means)
-            weights = adapted.merged(means)
+            written = adapted.save(self.out / ADAPTER, means)
+            weights, notes = self._whole_or_adapters(adapted, means, written, notes)
         # Last: a run with this file counts as finished. Killed before, it is resumed from its checkpoint.
         write_model(self.out, weights, experiment.facts, notes)
-        check_written(RunFolder(self.out, self.config, self.registry), averaged, experiment.measurement.training)
+        run, batch = RunFolder(self.out, self.config, self.registry), experiment.measurement.training
+        check_written(run, averaged, batch, experiment.matching.path)
         self.trackers.release()
+
+    def _whole_or_adapters(
+        self, adapted: AdaptedDrift, means: State, written: str, notes: dict[str, Any]
+    ) -> tuple[State, dict[str, Any]]:
+        """The content of model.safetensors of a run with adapters: the whole network, or a reference to its parts."""
+        assert self.config.adapters is not None
+        if self.config.adapters.write_base:
+            return adapted.merged(means), notes
+        return {}, {**notes, "adapter": written, "start": str(self.config.start)}
 
     def _summary(self, lines: Sequence[LogLine], steps: int, seconds: float) -> dict[str, Any]:
         """The content of summary.json."""

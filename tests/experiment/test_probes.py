@@ -1,5 +1,7 @@
 """Networks of a run are probed before the first step, and what is written is read back: nothing is wrong silently."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gftkit
+from gftkit.experiment.build import build
 from gftkit.kernel.errors import ConfigError, RunError, WeightsError
+from gftkit.runs.resolve import resolve_config
 from gftkit.training import loop
 
 CLASSES = 3
@@ -154,7 +158,7 @@ def test_a_network_with_hidden_state_is_refused_before_the_first_step(settings, 
     gftkit.finetune(settings(Plain, adapters=adapters), tmp_path / "run")
 
 
-@pytest.mark.parametrize("adapters", [None, {"name": "lora", "rank": 1}])
+@pytest.mark.parametrize("adapters", [None, {"name": "lora", "rank": 1, "write_base": True}])
 def test_written_weights_that_are_not_the_trained_ones_are_refused(settings, tmp_path, adapters, monkeypatch):
     write = loop.write_model
 
@@ -167,3 +171,43 @@ def test_written_weights_that_are_not_the_trained_ones_are_refused(settings, tmp
     assert not (tmp_path / "run/model.safetensors").exists()
     monkeypatch.setattr(loop, "write_model", write)
     assert gftkit.finetune(settings(Plain, adapters=adapters), tmp_path / "run", resume=True).finished
+
+
+def test_adapters_of_another_run_are_refused(settings, tmp_path):
+    for name, seed in (("one", 0), ("other", 1)):
+        config = settings(Plain, adapters={"name": "lora", "rank": 1})
+        gftkit.finetune({**config, "seed": seed}, tmp_path / name)
+    kept = gftkit.Run.open(tmp_path / "one").samples(2)[0]
+    for file in (tmp_path / "other/adapter").iterdir():
+        shutil.copy(file, tmp_path / "one/adapter")
+    with pytest.raises(WeightsError, match="these aren't the adapters of this run"):
+        gftkit.Run.open(tmp_path / "one").samples(2)
+    assert not torch.equal(gftkit.Run.open(tmp_path / "other").samples(2)[0], kept)
+
+
+@pytest.mark.parametrize("write_base", [False, True])
+def test_a_base_in_half_precision_is_trained_and_read_back(settings, tmp_path, write_base):
+    """Its frozen weights are bfloat16 in training, the adapters float32; what is read back is float32."""
+    options = {"name": "lora", "rank": 1, "base_type": "bfloat16", "write_base": write_base}
+    config = settings(Plain, adapters=options)
+    config["train"] |= {"steps": 20, "learning_rate": 0.1, "ema": 0.0}
+    networks = build(resolve_config(config, "finetune", gftkit.load()), gftkit.load()).networks
+    types = {(weight.dtype, weight.requires_grad) for weight in networks.drift.parameters()}
+    assert types == {(torch.bfloat16, False), (torch.float32, True)}
+    run = gftkit.finetune(config, tmp_path / "half")
+    config["adapters"]["base_type"] = "float32"
+    exact = gftkit.finetune(config, tmp_path / "exact")
+    t, x = torch.rand(64), torch.randn(64, 2)
+    half, single, before = (drift(t, x) for drift in (run.drift(), exact.drift(), networks.anchor))
+    assert half.dtype == torch.float32
+    assert (half - single).abs().max() < 0.1 * (single - before).abs().max()
+    assert run.samples(2, retention=0.5)[0].dtype == torch.float32
+    assert run.notes["anchor"] != exact.notes["anchor"]  # the rounded network is another function
+
+
+def test_a_base_in_half_precision_is_for_networks_of_other_programs(tmp_path):
+    first = {"drift": {"name": "mlp", "width": 8, "depth": 1}, "data": "two-moons", "train": {"steps": 2}}
+    gftkit.pretrain(first, tmp_path / "first")
+    tuned = {"pretrained": str(tmp_path / "first"), "data": "two-moons", "schedule": "exponential"}
+    with pytest.raises(ConfigError, match=r"adapters.base_type: bfloat16 requires a network of"):
+        gftkit.finetune({**tuned, "adapters": {"base_type": "bfloat16"}}, tmp_path / "tuned")

@@ -44,7 +44,7 @@ def blendable(pretrained, tmp_path_factory):
                 "train": {"steps": 10, "batch_size": 16, "checkpoint_every": 5, "learning_rate": 0.05, "ema": 0.5},
                 "evaluate": {"every": 10, "count": 32, "solver": {"name": "euler", "steps": 3}},
                 "anchor": {"name": anchor, **({"pretrained": str(pretrained)} if anchor == "external" else {})},
-                **({"adapters": {"name": "lora", "rank": 2}} if anchor == "adapters-off" else {}),
+                **({"adapters": {"name": "lora", "rank": 2, "write_base": True}} if anchor == "adapters-off" else {}),
             }
             made[anchor] = gftkit.finetune(config, folder / anchor, device="cpu")
         return made[anchor]

@@ -176,12 +176,13 @@ def test_adapters_off_may_be_compiled():
     drift, anchor = train(adapted).drift, AdaptersOffAnchor(adapted, "hash")
     forward = Forward(Train(compile=True), torch.device("cpu"), (1, 4, 4))
     given = inputs()
+    label = {"label": given["label"]}
     for _ in range(2):
         drift.train()
-        forward(drift, anchor, given["t"], given["x"], {"label": given["label"]})
+        forward(drift, anchor, given["t"], given["x"], label, label)
         assert drift.training
         drift.eval()
-        here, held = forward(drift, anchor, given["t"], given["x"], {"label": given["label"]})
+        here, held = forward(drift, anchor, given["t"], given["x"], label, label)
         close(held, before(**inputs()))
         close(here, drift(**inputs()))
     here.square().mean().backward()

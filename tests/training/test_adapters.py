@@ -114,10 +114,12 @@ def test_a_run_keeps_merged_weights_and_adapters_in_pefts_format(source, tuned, 
     assert seen[-1] > 0
 
 
-def test_no_peft_is_needed_to_sample(tuned, monkeypatch):
+def test_with_its_base_written_a_run_needs_no_peft_to_be_sampled(source, tuned, registry, tmp_path, monkeypatch):
+    options = {"rank": 4, "dropout": 0.1, "write_base": True}
+    whole = gftkit.finetune(tuning(source, adapters=options), tmp_path / "whole", registry=registry)
+    expected, _ = gftkit.Run.open(tuned).samples(3)
     monkeypatch.setitem(sys.modules, "peft", None)
-    samples, _ = gftkit.Run.open(tuned).samples(3)
-    assert samples.shape == (3, 1, 8, 8)
+    assert torch.equal(gftkit.Run.open(whole.folder).samples(3)[0], expected)
     with pytest.raises(ConfigError, match="adapters require the package peft"):
         gftkit.Run.open(tuned).drift("raw")
 
@@ -175,9 +177,13 @@ def test_adapters_belong_to_the_weights_that_they_were_trained_on(source, tuned,
     write_tensors(moved / "model.safetensors", {name: 1.5 * held for name, held in tensors.items()}, notes)
     with pytest.raises(RunError, match=r"contains adapters for .*moved, and the weights there have changed"):
         gftkit.finetune(config, broken, registry=registry, resume=True)
-    with pytest.raises(RunError, match="use the EMA weights, which are stored with the adapters merged in"):
-        run.drift("raw")
-    run.drift()
+    for weights in ("raw", "ema"):
+        with pytest.raises(RunError, match=r"contains adapters for .*moved, and the weights there have changed. Rest"):
+            run.drift(weights)
+    shutil.rmtree(moved)
+    for weights in ("raw", "ema"):
+        with pytest.raises(RunError, match=r"contains adapters for .*moved, which isn't there any more. Put it back"):
+            run.drift(weights)
 
 
 def test_a_second_fine_tune_with_adapters_starts_from_the_merged_weights(tuned, registry):

@@ -8,7 +8,8 @@ from support.theory_runs import failed_checks, points, verdict_of
 
 import gftkit
 from gftkit.api import Run
-from gftkit.kernel.errors import RunError
+from gftkit.experiment import probes
+from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.study.comparison import compare_runs
 from gftkit.training import steps
@@ -78,6 +79,9 @@ def test_an_anchor_that_shares_the_trained_weights_is_caught(tune, config, monke
         self.module = drift
 
     monkeypatch.setattr(FrozenAnchor, "__init__", shared)
+    with pytest.raises(ConfigError, match="it changes with the weights that are trained"):
+        tune(config)
+    monkeypatch.setattr(probes, "check_anchor_stays", lambda *_: None)
     verdict = verdict_of(tune(config))
     assert not verdict.followed
     assert failed_checks(verdict) >= {"anchor", "overshoot"}

@@ -28,7 +28,8 @@ class Train:
         steps: optimiser steps.
         batch_size: pairs in a step, over all devices together.
         learning_rate: the peak learning rate.
-        optimizer: a torch.optim optimiser by name, or {name: ..., **its options}.
+        optimizer: a torch.optim optimiser by name, or of another library by its import path, such as
+            `schedulefree:AdamWScheduleFree`; or {name: ..., **its options}.
         warmup: steps over which the learning rate rises linearly to its peak.
         decay: how the learning rate falls after the warm-up: not at all, or to 0 at the last step.
         clip: the largest gradient norm; null for none.

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from gftkit.networks.averages import Averages
 from gftkit.networks.state import frozen_weights
 from gftkit.runs.checkpoint import Checkpoint
-from gftkit.runtime.sharding import full_tensor, gather_tensors, shard_like
+from gftkit.runtime.sharding import full_tensor, gather_tensors
 from gftkit.storage.tensors import State
 from gftkit.training.l2_sp import StartingPoint
+from gftkit.training.optimizer import load_optimizer_state, optimizer_state, set_learning_rate, set_mode
 
 OVERFLOWS = 20
 """Steps in a row whose float16 gradients overflow before a run is stopped; by then their scale is below 1."""
@@ -51,8 +52,8 @@ class Descent:
 
     def begin(self, learning_rate: float) -> None:
         """Set the learning rate of a step, and drop the last gradient."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_mode(self.optimizer, training=True)
+        set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
@@ -80,6 +81,8 @@ class Descent:
         self._bad = torch.where((self._bad < 0) & ~(torch.isfinite(loss) & finite), number, self._bad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Whatever looks at the weights between two steps, averages included, sees those to use.
+        set_mode(self.optimizer, training=False)
         self.averages.update(number)
         return norm
 
@@ -90,29 +93,12 @@ class Descent:
 
     def state(self) -> tuple[State, dict[str, Any]]:
         """The tensors and the numbers of the optimiser, for a checkpoint."""
-        tensors: State = {}
-        numbers: dict[str, dict[str, Any]] = {}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{index}.{key}"] = value
-                else:
-                    numbers.setdefault(str(index), {})[key] = value
-        return tensors, {"optimizer": numbers, "scaler": self.scaler.state_dict()}
+        tensors, numbers = optimizer_state(self.optimizer)
+        return tensors, {**numbers, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: State, numbers: Mapping[str, Any]) -> None:
         """Restore what ``state`` returned."""
-        state: dict[int, dict[str, Any]] = {int(key): dict(entries) for key, entries in numbers["optimizer"].items()}
-        for name, tensor in tensors.items():
-            index, _, key = name.partition(".")
-            weight = self._parameters[int(index)]
-            value = tensor
-            if tensor.shape == weight.shape:
-                # In the weight's memory format: fused optimisers go through both as they lie in memory.
-                value = torch.empty_like(weight, dtype=tensor.dtype).copy_(shard_like(tensor, weight))
-            state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_optimizer_state(self.optimizer, tensors, numbers, self._parameters)
         if numbers.get("scaler"):
             self.scaler.load_state_dict(dict(numbers["scaler"]))
 

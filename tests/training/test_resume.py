@@ -46,7 +46,9 @@ def make_dropout(event_shape: tuple[int, ...]) -> nn.Module:
     return WithDropout(event_shape[0])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", {"name": "sgd", "momentum": 0.9}, "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", {"name": "sgd", "momentum": 0.9}, "adamw", {"name": "schedulefree:AdamWScheduleFree"}]
+)
 @pytest.mark.parametrize("stop", [8, 16])
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, with_dropout, stop, optimizer):
     config = {**PRETRAIN, "drift": {"name": "with-dropout"}, "train": {**PRETRAIN["train"], "optimizer": optimizer}}

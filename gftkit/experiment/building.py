@@ -24,7 +24,11 @@ from gftkit.sampling.stochastic import check_known_score
 
 
 def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path, where: str = "") -> nn.Module:
-    """The network of a configuration, not evaluated yet, with floating weights in float32; ``where``, for errors."""
+    """The network of a configuration, not evaluated yet, with floating weights in float32; ``where``, for errors.
+
+    Raises:
+        ConfigError: for a quantized network.
+    """
     drift: nn.Module = registry.build(
         "drift",
         spec,
@@ -34,6 +38,17 @@ def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path, where: 
         condition_shapes=facts.condition_shapes,
         path=path,
     )
+    quantized = [
+        f"{name} ({weight.dtype})"
+        for name, weight in drift.named_parameters()
+        if not weight.is_floating_point() or weight.element_size() < 2 or type(weight.data) is not Tensor
+    ]
+    if quantized:
+        raise ConfigError(
+            f"drift '{spec['name']}': wanted floating weights of 16 bits or more, got {', '.join(quantized[:4])}: the "
+            f"network is quantized, and no adapter can be merged into it exactly. Load it without quantization; to "
+            f"save memory, set adapters.base_type: bfloat16."
+        )
     types = {weight.dtype for weight in drift.parameters() if weight.is_floating_point()} - {torch.float32}
     if types:
         # Small updates are lost in half precision, and states and data are float32.

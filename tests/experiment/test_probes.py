@@ -205,6 +205,17 @@ def test_a_base_in_half_precision_is_trained_and_read_back(settings, tmp_path, w
     assert run.notes["anchor"] != exact.notes["anchor"]  # the rounded network is another function
 
 
+class Quantized(Plain):
+    def __init__(self):
+        super().__init__()
+        self.linear.weight = nn.Parameter((8 * self.linear.weight.detach()).to(torch.int8), requires_grad=False)
+
+
+def test_quantized_networks_are_refused(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"got network.linear.weight \(torch.int8\): the network is quantized"):
+        gftkit.finetune(settings(Quantized), tmp_path / "run")
+
+
 def test_a_base_in_half_precision_is_for_networks_of_other_programs(tmp_path):
     first = {"drift": {"name": "mlp", "width": 8, "depth": 1}, "data": "two-moons", "train": {"steps": 2}}
     gftkit.pretrain(first, tmp_path / "first")

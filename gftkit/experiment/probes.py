@@ -22,6 +22,7 @@ from gftkit.networks.agreement import (
     check_start,
 )
 from gftkit.networks.anchor import ExternalAnchor
+from gftkit.networks.foreign import ForeignDrift
 from gftkit.networks.state import load_weights
 from gftkit.runs.folder import ADAPTER, MODEL, RunFolder
 from gftkit.runs.schema import Config, without_weights
@@ -52,12 +53,13 @@ def probe_networks(
     check_network(drift, inputs, name)
 
     def rebuild() -> nn.Module:
-        return make_drift(without_weights(config.drift), facts, registry, path, "drift, built again")
+        other = make_drift(without_weights(config.drift), facts, registry, path, "drift, built again")
+        if isinstance(other, ForeignDrift) and isinstance(drift, ForeignDrift):
+            other.precision = drift.precision
+        return other
 
-    if networks.adapted is None:
-        check_rebuilt(drift, drift.state_dict(), rebuild, inputs, name)
-    else:
-        check_rebuilt(drift, networks.adapted.merged(), rebuild, inputs, name, _round_off(config))
+    state = drift.state_dict() if networks.adapted is None else networks.adapted.base()
+    check_rebuilt(drift, state, rebuild, inputs, name)
     if anchor is None or config.kind == "distill":
         return
     check_anchor_stays(drift, anchor, inputs)

@@ -158,6 +158,19 @@ class AdaptedDrift:
             if not weight.requires_grad and weight.is_floating_point():
                 weight.data = weight.data.to(dtype)
 
+    def base(self) -> State:
+        """The state dict of the drift without adapters: the frozen weights themselves, not copies."""
+        layers = {f"{self._prefix}{name}.": layer.get_base_layer() for name, layer in self.layers.items()}
+        layers |= {f"{self._prefix}{name}.": wrapper.original_module for name, wrapper in self._copied.items()}
+        own = {
+            name: tensor
+            for name, tensor in self.drift.state_dict().items()
+            if not name.startswith(tuple(layers))
+        }
+        for prefix, module in layers.items():
+            own |= {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
+        return own
+
     def merged(self, weights: State | None = None) -> State:
         """The state dict of the drift without adapters whose function is that of the adapted one, in float32.
 

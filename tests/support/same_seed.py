@@ -68,7 +68,7 @@ CASES: Mapping[str, tuple[str, str | None, Mapping[str, Any]]] = {
     "finetune-penalty": ("finetune", "pretrain-transport", merged(TUNE, objective={"form": "penalty"})),
     "finetune-l2-sp": ("finetune", "pretrain", merged(TUNE, objective={"l2_sp": 0.1}, schedule={"name": "zero"})),
     "finetune-bridge": ("finetune", "pretrain-bridge", merged(TUNE, schedule={"name": "cosine"}, evaluate=NOISY)),
-    "finetune-lora": ("finetune", "pretrain", merged(TUNE, adapters={"name": "lora", "rank": 2})),
+    "finetune-lora": ("finetune", "pretrain", merged(TUNE, adapters={"name": "lora", "rank": 2, "write_base": True})),
     "finetune-adaptive": (
         "finetune",
         "pretrain",

@@ -100,6 +100,9 @@ class AdaptedDrift:
         _check_rank(options, layers)
         whole = _trained_whole(network, options, layers)
         self._config = _config(peft, options, layers, whole)
+        # As peft's own files name the network's class.
+        kind = type(network)
+        self._config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         self.drift, self._network = drift, network
         place = next(name for name, module in drift.named_modules() if module is network)
         self._prefix = f"{place}." if place else ""
@@ -170,14 +173,24 @@ class AdaptedDrift:
             folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
             weights: see ``merged``.
         """
+        tensors, config = self.to_peft(weights)
+        write_tensors(folder / WEIGHTS, tensors, {})
+        write_json(folder / CONFIG, config)
+
+    def to_peft(self, weights: State | None = None) -> tuple[State, dict[str, Any]]:
+        """The adapters in peft's own format: their tensors and their configuration, of plain values.
+
+        Args:
+            weights: see ``merged``.
+        """
         state = {**self.drift.state_dict(), **(weights or {})}
         own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
         adapters = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
-        write_tensors(folder / WEIGHTS, {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}, {})
-        described = {
+        config = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
-        write_json(folder / CONFIG, plain({**described, "inference_mode": True}))
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}
+        return tensors, plain({**config, "inference_mode": True})
 
     def load(self, folder: Path) -> None:
         """Put adapters that ``save`` wrote into the network.
@@ -213,6 +226,11 @@ class AdaptedDrift:
             with torch.no_grad():
                 for name, weight in own.items():
                     weight.copy_(kept[name])
+
+
+def pattern_of(layer: str) -> str:
+    """The key of a layer in ``rank_pattern`` and ``alpha_pattern`` of ``adapter_config.json``: of no other layer."""
+    return f"^{re.escape(layer)}"
 
 
 def _peft() -> Any:
@@ -269,8 +287,8 @@ def _config(peft: Any, options: Adapters, layers: Mapping[str, nn.Module], whole
         rank = min(options.rank, largest_rank(layer))
         if rank < options.rank:
             share = rank / options.rank
-            ranks[f"^{re.escape(name)}"] = rank
-            alphas[f"^{re.escape(name)}"] = alpha * (math.sqrt(share) if options.rslora else share)
+            ranks[pattern_of(name)] = rank
+            alphas[pattern_of(name)] = alpha * (math.sqrt(share) if options.rslora else share)
     shared = {
         "r": options.rank,
         "target_modules": "|".join(re.escape(name) for name in layers),

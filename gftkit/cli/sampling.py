@@ -140,7 +140,7 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="merged: the whole network; peft: adapters in peft's format; diffusers: LoRA for diffusers' pipelines.",
+            help="merged: the whole network; peft: the adapters, for peft; diffusers: LoRA for diffusers' pipelines.",
         ),
     ] = "merged",
     weights: WeightsName = "ema",

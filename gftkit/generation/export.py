@@ -30,6 +30,7 @@ SHARDED = f"{DIFFUSERS_WEIGHTS}.index.json"
 LORA = "pytorch_lora_weights.safetensors"
 """The file of a folder that ``load_lora_weights`` of a diffusers pipeline reads."""
 
+_LINEAGE = ("base", "anchor", "anchors")
 _CURE = "Use --format merged or --format peft."
 _COMPONENTS = {
     "transformer": re.compile(r"\w*Transformer\dDModel"),
@@ -69,11 +70,13 @@ def export(
         raise RunError(f"{', '.join(taken)} exists. Choose another --out, or overwrite with --force.")
     if DIFFUSERS_WEIGHTS in contents and (out / SHARDED).exists():
         raise RunError(f"{out / SHARDED} exists: diffusers would read the shards that it lists. Choose another --out.")
+    # Adapters are passed on to others: no paths of this computer, which the drift's options may contain.
+    notes = {key: run.notes[key] for key in _LINEAGE if key in run.notes} if file_format != "merged" else run.notes
     for path, content in files.items():
         if path.suffix == ".json":
             write_json(path, content)
         else:
-            write_tensors(path, content, run.notes)
+            write_tensors(path, content, notes)
     return list(files)
 
 
@@ -94,8 +97,8 @@ def lora_for_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
         "transformer" or "unet".
 
     Raises:
-        ConfigError: for LoHa, LoKr and DoRA, for modules that were trained whole, for embeddings, and for a network that
-            pipelines of diffusers load no LoRA into.
+        ConfigError: for LoHa, LoKr and DoRA, for modules that were trained whole, for embeddings, and for a network
+            that pipelines of diffusers load no LoRA into.
     """
     component = _component(config)
     layers = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
@@ -150,16 +153,19 @@ def _component(config: Mapping[str, Any]) -> str:
     name = config["auto_mapping"]["base_model_class"]
     component = next((component for component, names in _COMPONENTS.items() if names.fullmatch(name)), None)
     if config["peft_type"] != "LORA":
-        got = f"{config['peft_type'].lower()}, which isn't LoRA"
+        got = config["peft_type"].lower()
     elif config["use_dora"]:
         got = "DoRA, whose norms ComfyUI would leave out"
     elif config["modules_to_save"]:
-        got = f"{config['modules_to_save'][0]} trained whole (adapters.also_train), for which such a file has no place"
+        got = f"{config['modules_to_save'][0]} trained whole (adapters.also_train), for which a LoRA file has no place"
     elif component is None or not _takes_lora(**config["auto_mapping"]):
-        got = f"that of {name}, into which they load none"
+        got = f"that of {name}"
     else:
         return component
-    raise ConfigError(f"--format diffusers: wanted LoRA of a network of diffusers' pipelines, got {got}. {_CURE}")
+    raise ConfigError(
+        f"--format diffusers: wanted LoRA of a network into which pipelines of diffusers load it, such as "
+        f"SD3Transformer2DModel, got {got}. {_CURE}"
+    )
 
 
 def _takes_lora(parent_library: str, base_model_class: str) -> bool:

@@ -190,7 +190,7 @@ class AdaptedDrift:
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
         tensors = {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}
-        return tensors, plain({**config, "inference_mode": True})
+        return tensors, plain({**config, "peft_type": self._config.peft_type.value, "inference_mode": True})
 
     def load(self, folder: Path) -> None:
         """Put adapters that ``save`` wrote into the network.

@@ -106,7 +106,7 @@ def lora_for_diffusers(tensors: Mapping[str, Tensor], config: Mapping[str, Any])
     if others:
         raise ConfigError(f"--format diffusers: wanted lora_A and lora_B of layers, got {min(others)}. {_CURE}")
     rank = max(len(tensors[f"{layer}.lora_A.weight"]) for layer in layers)
-    state = {}
+    state: State = {}
     for layer in sorted(layers):
         down, up = (tensors[f"{layer}.lora_{matrix}.weight"] for matrix in "AB")
         own, name = len(down), layer.removeprefix("base_model.model.")

@@ -7,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,8 @@ from gftkit.generation.export import LORA, lora_for_diffusers
 from gftkit.kernel.errors import ConfigError
 from gftkit.networks.adapters import AdaptedDrift, Adapters
 from gftkit.storage.tensors import write_tensors
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed: pip install 'gftkit[diffusers]'")
 
 OPTIONS = {
     "alpha": {"rank": 4, "alpha": 12.0},

@@ -12,6 +12,7 @@ from gftkit.cli.output import print_result, table
 
 if TYPE_CHECKING:
     from gftkit.api import Run
+    from gftkit.generation.export import Format
     from gftkit.networks.precision import Precision
 
 
@@ -135,21 +136,25 @@ def evaluate(
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")],
-    adapter: Annotated[
-        bool, typer.Option("--adapter/--merged", help="Write the adapters in peft's format, or whole weights.")
-    ] = False,
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="merged: the whole network; peft: the adapters, for peft; diffusers: LoRA for diffusers' pipelines.",
+        ),
+    ] = "merged",
     weights: WeightsName = "ema",
     force: Annotated[bool, typer.Option("--force", help="Overwrite files in --out.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a finished run's weights for other programs: the whole network, with adapters merged in, or the adapters.
 
-    Example: gft export runs/gft-lora --adapter --out my-adapter
+    Example: gft export runs/gft-lora --format peft --out my-adapter
     """
     from gftkit.api import Run
     from gftkit.generation.export import export as write_export
 
-    written = write_export(Run.open(run), out, "adapter" if adapter else "merged", check_weights(weights), force=force)
+    written = write_export(Run.open(run), out, cast("Format", file_format), check_weights(weights), force=force)
     print_result({"files": [str(path) for path in written]}, f"Written: {', '.join(map(str, written))}", as_json)
 
 

@@ -107,6 +107,9 @@ class AdaptedDrift:
         _check_rank(options, layers)
         whole = _trained_whole(network, options, layers)
         self._config = _config(peft, options, layers, whole)
+        # As peft's own files name the network's class.
+        kind = type(network)
+        self._config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         self.drift, self._network = drift, network
         place = next(name for name, module in drift.named_modules() if module is network)
         self._prefix = f"{place}." if place else ""
@@ -162,11 +165,7 @@ class AdaptedDrift:
         """The state dict of the drift without adapters: the frozen weights themselves, not copies."""
         layers = {f"{self._prefix}{name}.": layer.get_base_layer() for name, layer in self.layers.items()}
         layers |= {f"{self._prefix}{name}.": wrapper.original_module for name, wrapper in self._copied.items()}
-        own = {
-            name: tensor
-            for name, tensor in self.drift.state_dict().items()
-            if not name.startswith(tuple(layers))
-        }
+        own = {name: tensor for name, tensor in self.drift.state_dict().items() if not name.startswith(tuple(layers))}
         for prefix, module in layers.items():
             own |= {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
         return own
@@ -204,16 +203,25 @@ class AdaptedDrift:
         Returns:
             ``digest`` of the written tensors.
         """
+        tensors, config = self.to_peft(weights)
+        write_tensors(folder / WEIGHTS, tensors, {})
+        write_json(folder / CONFIG, config)
+        return digest(tensors)
+
+    def to_peft(self, weights: State | None = None) -> tuple[State, dict[str, Any]]:
+        """The adapters in peft's own format: their tensors and their configuration, of plain values.
+
+        Args:
+            weights: see ``merged``.
+        """
         state = {**self.drift.state_dict(), **(weights or {})}
         own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
         adapters = _peft().get_peft_model_state_dict(self._network, state_dict=own, adapter_name=ADAPTER)
-        tensors = {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}
-        write_tensors(folder / WEIGHTS, tensors, {})
-        described = {
+        config = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._config.to_dict().items()
         }
-        write_json(folder / CONFIG, plain({**described, "inference_mode": True}))
-        return digest(tensors)
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in adapters.items()}
+        return tensors, plain({**config, "peft_type": self._config.peft_type.value, "inference_mode": True})
 
     def load(self, folder: Path, expected: str | None = None) -> None:
         """Put adapters that ``save`` wrote into the network.
@@ -262,6 +270,11 @@ def read_adapters(folder: Path, expected: str | None = None) -> State:
     if expected is not None and file.digest != expected:
         raise WeightsError(f"{folder / WEIGHTS}: these aren't the adapters of this run. Restore the run's own file.")
     return file.tensors
+
+
+def pattern_of(layer: str) -> str:
+    """The key of a layer in ``rank_pattern`` and ``alpha_pattern`` of ``adapter_config.json``: of no other layer."""
+    return f"^{re.escape(layer)}"
 
 
 def _peft() -> Any:
@@ -318,8 +331,8 @@ def _config(peft: Any, options: Adapters, layers: Mapping[str, nn.Module], whole
         rank = min(options.rank, largest_rank(layer))
         if rank < options.rank:
             share = rank / options.rank
-            ranks[f"^{re.escape(name)}"] = rank
-            alphas[f"^{re.escape(name)}"] = alpha * (math.sqrt(share) if options.rslora else share)
+            ranks[pattern_of(name)] = rank
+            alphas[pattern_of(name)] = alpha * (math.sqrt(share) if options.rslora else share)
     shared = {
         "r": options.rank,
         "target_modules": "|".join(re.escape(name) for name in layers),

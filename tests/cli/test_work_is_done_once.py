@@ -177,7 +177,7 @@ COMMANDS = {
     ],
     "geometry": ["geometry", "{runs}/tuned", "--count", 20, "--out", "geometry"],
     "export": ["export", "{runs}/tuned", "--out", "exported"],
-    "export-adapter": ["export", "{runs}/adapted", "--adapter", "--out", "exported"],
+    "export-adapter": ["export", "{runs}/adapted", "--format", "peft", "--out", "exported"],
 }
 
 

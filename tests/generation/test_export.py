@@ -22,15 +22,15 @@ def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, regis
         plain.load_state_dict(load_file(file))
         wanted = run.drift(weights)(**given)
         assert torch.equal(plain(**given), wanted)
-        files = export(run, out, "adapter", weights)
+        files = export(run, out, "peft", weights)
         assert [path.name for path in files] == [adapters.CONFIG, adapters.WEIGHTS]
         loaded = read_by_peft(gftkit.Run.open(source).drift(), out)
         close(loaded(**given), wanted)
         with pytest.raises(RunError, match="exists"):
-            export(run, out, "adapter", weights)
-        export(run, out, "adapter", weights, force=True)
+            export(run, out, "peft", weights)
+        export(run, out, "peft", weights, force=True)
     with pytest.raises(ConfigError, match="has no adapters: all its weights were trained"):
-        export(gftkit.Run.open(source), tmp_path / "none", "adapter")
+        export(gftkit.Run.open(source), tmp_path / "none", "peft")
     again = tuning(tmp_path / "ema/model.safetensors", drift=run.config.drift, anchor="frozen", adapters=None)
     assert run_loop(again, registry).experiment.networks.anchors[:-1] == tuple(
         read_notes(tuned / "model.safetensors")["anchors"]

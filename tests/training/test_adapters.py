@@ -259,7 +259,7 @@ def test_a_foreign_network_is_adapted(registry, tmp_path, monkeypatch):
         merged = type(net)()
         merged.load_state_dict(load_file(file))
         close(merged(x, t), wanted)
-        export(run, out, "adapter", weights)
+        export(run, out, "peft", weights)
         close(read_by_peft(copy.deepcopy(net), out)(x, t), wanted)
         close(read_by_peft(copy.deepcopy(net), out).merge_and_unload()(x, t), wanted)
     written = read_by_peft(copy.deepcopy(net), run.folder / "adapter")

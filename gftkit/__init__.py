@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gftkit.api import distill as distill
     from gftkit.api import finetune as finetune
     from gftkit.api import pretrain as pretrain
+    from gftkit.gradual import Gradual as Gradual
     from gftkit.kernel.errors import GftkitError as GftkitError
     from gftkit.kernel.hooks import hookimpl as hookimpl
     from gftkit.kernel.loading import load as load
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "GftkitError": "gftkit.kernel.errors",
+    "Gradual": "gftkit.gradual",
     "Registry": "gftkit.kernel.registry",
     "Run": "gftkit.api",
     "distill": "gftkit.api",

@@ -137,22 +137,8 @@ class AdaptedDrift:
     @contextmanager
     def off(self) -> Iterator[nn.Module]:
         """The pretrained network: adapters switched off, evaluation mode; both are put back afterwards."""
-        modes = [module.training for module in self._all]
-        try:
-            self._switch([False] * len(modes), off=True)
+        with switched_off(self._all, self._switched):
             yield self.drift
-        finally:
-            self._switch(modes, off=False)
-
-    def _switch(self, modes: Sequence[bool], *, off: bool) -> None:
-        """Set the flags that are read in a forward pass, and nothing else.
-
-        peft's ``enable_adapters`` also sets ``requires_grad`` of every adapter, which takes as long as a forward pass.
-        """
-        for module, mode in zip(self._all, modes, strict=True):
-            object.__setattr__(module, "training", mode)
-        for layer in self._switched:
-            object.__setattr__(layer, "_disable_adapters", off)
 
     def cast_base(self, precision: Precision) -> None:
         """Keep the frozen weights in half precision. The drift must then be evaluated under autocast of that type."""
@@ -163,12 +149,8 @@ class AdaptedDrift:
 
     def base(self) -> State:
         """The state dict of the drift without adapters: the frozen weights themselves, not copies."""
-        layers = {f"{self._prefix}{name}.": layer.get_base_layer() for name, layer in self.layers.items()}
-        layers |= {f"{self._prefix}{name}.": wrapper.original_module for name, wrapper in self._copied.items()}
-        own = {name: tensor for name, tensor in self.drift.state_dict().items() if not name.startswith(tuple(layers))}
-        for prefix, module in layers.items():
-            own |= {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
-        return own
+        adapted = {**self.layers, **self._copied}
+        return base_state(self.drift, {f"{self._prefix}{name}": module for name, module in adapted.items()})
 
     def merged(self, weights: State | None = None) -> State:
         """The state dict of the drift without adapters whose function is that of the adapted one, in float32.
@@ -262,6 +244,47 @@ class AdaptedDrift:
             with torch.no_grad():
                 for name, weight in own.items():
                     weight.copy_(kept[name])
+
+
+@contextmanager
+def switched_off(modules: Sequence[nn.Module], layers: Sequence[Any]) -> Iterator[None]:
+    """Evaluation mode without adapters for as long as it lasts; everything is put back.
+
+    Only the flags that a forward pass reads are set: peft's own ``enable_adapters`` also sets ``requires_grad`` of
+    every adapter, which takes as long as a forward pass.
+
+    Args:
+        modules: all of the network.
+        layers: those of peft in it, and its copies of modules that are trained whole.
+    """
+    modes = [(module, module.training) for module in modules]
+    flags = [(layer, layer._disable_adapters) for layer in layers]
+    try:
+        for module, _ in modes:
+            object.__setattr__(module, "training", False)
+        for layer, _ in flags:
+            object.__setattr__(layer, "_disable_adapters", True)
+        yield
+    finally:
+        for module, mode in modes:
+            object.__setattr__(module, "training", mode)
+        for layer, flag in flags:
+            object.__setattr__(layer, "_disable_adapters", flag)
+
+
+def base_state(network: nn.Module, adapted: Mapping[str, Any]) -> State:
+    """The state dict of a network without its adapters: its tensors themselves, not copies.
+
+    Args:
+        network: with adapters.
+        adapted: the layers of peft in it, and its copies of modules that are trained whole, by name.
+    """
+    inside = tuple(f"{name}." for name in adapted)
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(inside)}
+    for name, layer in adapted.items():
+        base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.original_module
+        state |= {f"{name}.{key}": tensor for key, tensor in base.state_dict().items()}
+    return state
 
 
 def read_adapters(folder: Path, expected: str | None = None) -> State:

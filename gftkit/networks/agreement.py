@@ -163,9 +163,7 @@ def check_anchor_stays(drift: nn.Module, anchor: Anchor, inputs: Inputs) -> None
 def check_start(
     drift: nn.Module, reference: Callable[..., Tensor], inputs: Inputs, name: str, conditions: Sequence[str]
 ) -> None:
-    """Refuse a drift that in training mode isn't what its anchor is, apart from declared dropout.
-
-    Declared dropout is torch's own, and modules of ``STOCHASTIC_DEPTH``.
+    """Refuse a drift that in training mode isn't what its anchor is; see ``check_agreement``.
 
     Args:
         drift: the network with its first weights, and its adapters.
@@ -173,27 +171,52 @@ def check_start(
         inputs: to evaluate both on.
         name: of the drift, for errors.
         conditions: those that the reference is given.
-
-    Raises:
-        ConfigError: naming the module whose training mode makes the difference, with the cure.
     """
     with _untouched(drift), torch.no_grad():
         drift.eval()
         expected = reference(inputs.t, inputs.x, **inputs.of(conditions))
-        with _drawing(drift) as drawing:
-            actual = _evaluate_training(drift, inputs, name)
+    check_agreement(drift, lambda: _evaluate(drift, inputs, name), expected, f"drift '{name}'")
+
+
+def check_agreement(
+    network: nn.Module, evaluate: Callable[[], Tensor], expected: Tensor, name: str, round_off: float = ROUND_OFF
+) -> None:
+    """Refuse a network that in training mode gives another output than its anchor, apart from declared dropout.
+
+    Declared dropout is torch's own, and modules of ``STOCHASTIC_DEPTH``.
+
+    Args:
+        network: with its first weights, and its adapters; its modes and buffers are left as they are.
+        evaluate: gives its output, on the inputs of ``expected``.
+        expected: the anchor's output.
+        name: of the network, for errors.
+        round_off: largest relative difference that counts as none.
+
+    Raises:
+        ConfigError: naming the module whose training mode makes the difference, with the cure.
+    """
+
+    def training(evaluated: nn.Module | None = None) -> Tensor:
+        return _evaluate_training(network, evaluate, evaluated)
+
+    def agrees(out: Tensor) -> bool:
+        return not _differ(expected, out, round_off)
+
+    with _untouched(network), torch.no_grad():
+        with _drawing(network) as drawing:
+            actual = training()
         if drawing:
-            raise ConfigError(_random_message(drift, drawing[0], name))
-        if not _differ(expected, actual):
+            raise ConfigError(_random_message(network, drawing[0], name))
+        if agrees(actual):
             return
-        drift.eval()
-        if _differ(expected, _evaluate(drift, inputs, name)):
+        network.eval()
+        if not agrees(evaluate()):
             raise ConfigError(
-                f"drift '{name}': before the first step it differs from its anchor, by {_size(expected, actual)}, also "
-                f"in evaluation mode. Both must be the pretrained network. Report this with the network's class."
+                f"{name}: before the first step it differs from its anchor, by {_size(expected, actual)}, also in "
+                f"evaluation mode. Both must be the pretrained network, given the same inputs."
             )
-        module = _responsible(drift, expected, inputs, name)
-        raise ConfigError(_mode_message(drift, module, name, _size(expected, actual)))
+        module = _responsible(network, training, agrees)
+        raise ConfigError(_mode_message(network, module, name, _size(expected, actual)))
 
 
 def agree(one: nn.Module, other: nn.Module, inputs: Inputs, name: str, round_off: float = ROUND_OFF) -> bool:
@@ -237,7 +260,7 @@ def _evaluate(drift: nn.Module, inputs: Inputs, name: str, seed: int = 0) -> Ten
     return out.clone()
 
 
-def _evaluate_training(drift: nn.Module, inputs: Inputs, name: str, evaluated: nn.Module | None = None) -> Tensor:
+def _evaluate_training(drift: nn.Module, evaluate: Callable[[], Tensor], evaluated: nn.Module | None = None) -> Tensor:
     """The drift in training mode without declared dropout, one part in evaluation mode; buffers are put back."""
     with _untouched(drift), _WithoutDropout():
         drift.train()
@@ -246,7 +269,7 @@ def _evaluate_training(drift: nn.Module, inputs: Inputs, name: str, evaluated: n
                 module.eval()
         if evaluated is not None:
             evaluated.eval()
-        return _evaluate(drift, inputs, name)
+        return evaluate()
 
 
 def _differ(one: Tensor, other: Tensor, round_off: float = ROUND_OFF) -> bool:
@@ -311,15 +334,14 @@ def _drawing(drift: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
-def _responsible(drift: nn.Module, expected: Tensor, inputs: Inputs, name: str) -> str:
+def _responsible(
+    drift: nn.Module, training: Callable[[nn.Module | None], Tensor], agrees: Callable[[Tensor], bool]
+) -> str:
     """The innermost module whose evaluation mode removes the difference."""
     place = drift
     path: list[str] = []
     while True:
-        children = place.named_children()
-        inner = next(
-            (pair for pair in children if not _differ(expected, _evaluate_training(drift, inputs, name, pair[1]))), None
-        )
+        inner = next((pair for pair in place.named_children() if agrees(training(pair[1]))), None)
         if inner is None:
             return ".".join(path)
         path.append(inner[0])
@@ -337,7 +359,8 @@ def _random_message(drift: nn.Module, module: str, name: str) -> str:
         share = labels[module].dropout_prob
         cure = (
             f"Set drift.label_dropout: false, and train.condition_dropout: {share:g} with convention.null: gftkit then "
-            f"drops the labels of drift and anchor together."
+            f"drops the labels of drift and anchor together. In your own loop, set its dropout_prob to 0 and drop "
+            f"labels in the inputs of both."
         )
     else:
         cure = (
@@ -345,7 +368,7 @@ def _random_message(drift: nn.Module, module: str, name: str) -> str:
             "together. Dropout by torch's own functions is allowed."
         )
     return (
-        f"drift '{name}': in training mode {_describe(drift, module)} draws random numbers, as a dropout of conditions "
+        f"{name}: in training mode {_describe(drift, module)} draws random numbers, as a dropout of conditions "
         f"does, and the anchor, in evaluation mode, draws none, so the two would be different functions. "
         f"{cure}"
     )
@@ -360,7 +383,7 @@ def _mode_message(drift: nn.Module, module: str, name: str, size: str) -> str:
         else "Let it compute the same in both modes, but for dropout by torch's own functions."
     )
     return (
-        f"drift '{name}': before the first step it differs in training mode from its anchor, by {size}, because of "
+        f"{name}: before the first step it differs in training mode from its anchor, by {size}, because of "
         f"{_describe(drift, module)}. {cure}"
     )
 

@@ -60,22 +60,30 @@ def statistics(
         >>> at.t, at.g, at.r, at.by_distance, at.by_loss
         (0.0, 3.0, 1.0, 4.0, 4.0)
     """
+    return Statistics(*statistics_tensor(drift, target, anchor, temperature, weight).tolist())
+
+
+def statistics_tensor(
+    drift: Tensor, target: Tensor, anchor: Tensor, temperature: Temperature, weight: Tensor | None = None
+) -> Tensor:
+    """The values of ``statistics``, (6,) of float64, on the device: nothing waits for it."""
     goal = blend(target, anchor, temperature)
     moved = drift - anchor
 
-    def mean(values: Tensor) -> float:
+    def mean(values: Tensor) -> Tensor:
         # In float64: in T and G terms of both signs nearly cancel.
-        return float((values if weight is None else weight * values).double().mean())
+        return (values if weight is None else weight * values).double().mean()
 
     gained = squared_norm(anchor - target) - squared_norm(drift - target)
     distance = squared_norm(moved)
     t, g, r = mean(((drift - goal) * moved).flatten(1).sum(1)), mean(gained), mean(distance)
     rho = retention(temperature)
     if not isinstance(rho, Tensor):
-        by_loss = g / (1 - rho**2) if rho > -1 else math.nan
-        return Statistics(t, g, r, r / (1 - rho) ** 2, by_loss, (1 - rho) * (g + r) / 2)
-    by_loss = mean(gained / (1 - rho**2)) if bool((rho > -1).all()) else math.nan
-    return Statistics(t, g, r, mean(distance / (1 - rho) ** 2), by_loss, mean((1 - rho) * (gained + distance) / 2))
+        by_loss = g / (1 - rho**2) if rho > -1 else torch.full_like(g, math.nan)
+        return torch.stack([t, g, r, r / (1 - rho) ** 2, by_loss, (1 - rho) * (g + r) / 2])
+    by_loss = torch.where((rho > -1).all(), mean(gained / (1 - rho**2)), math.nan)
+    due = mean((1 - rho) * (gained + distance) / 2)
+    return torch.stack([t, g, r, mean(distance / (1 - rho) ** 2), by_loss, due])
 
 
 @dataclass(frozen=True)

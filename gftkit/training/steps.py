@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gftkit.data import conditions
 from gftkit.data.prefetch import Batches
 from gftkit.experiment.build import Experiment
+from gftkit.gradual.objective import GradualObjective
 from gftkit.kernel.contracts import Profile
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.networks.anchor import Anchor
@@ -19,8 +20,8 @@ from gftkit.networks.averages import Averages
 from gftkit.runtime import devices
 from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
-from gftkit.theory.objective import LOSSES, Temperature, retention, shared_loss
-from gftkit.theory.temperature import TIMES, has_feedback, profile_at, temperature_at, temperatures_of
+from gftkit.theory.objective import Temperature, retention
+from gftkit.theory.temperature import TIMES, has_feedback, temperatures_of
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Forward, StepInputs, recompute_activations
 from gftkit.training.l2_sp import StartingPoint
@@ -66,6 +67,8 @@ class Steps:
         if experiment.networks.adapted is None:
             self.drift.requires_grad_(True)
         self.anchor = None if experiment.networks.anchor is None else experiment.networks.anchor.to(self.device)
+        name = (self.config.schedule or {}).get("name", "")
+        self.objective = GradualObjective(experiment.matching.schedule, name, train.steps, self.config.objective.form)
         self.forward = Forward(train, self.device, experiment.facts.event_shape)
         for network in (self.drift, getattr(self.anchor, "module", None)):
             if network is not None:
@@ -93,14 +96,11 @@ class Steps:
 
     def temperature(self, step: int) -> float:
         """The temperature at a step; 0 in pretraining."""
-        schedule = self.experiment.matching.schedule
-        if schedule is None:
-            return 0.0
-        return temperature_at(schedule, (self.config.schedule or {})["name"], step, self.config.train.steps)
+        return self.objective.temperature(step)
 
     def profile(self, step: int) -> Profile | None:
         """The retention at a step as a function of flow time; None where one temperature says it all."""
-        return profile_at(self.experiment.matching.schedule, step, self.config.train.steps)
+        return self.objective.profile(step)
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
         """The law of t: uniform on [0, t_end]."""
@@ -254,7 +254,7 @@ class Steps:
 
     def _losses(self, inputs: StepInputs, part: slice) -> Tensor:
         """The loss of each sample of a part of the batch."""
-        form, weight = self.config.objective.form, self.experiment.matching.weight
+        weight = self.experiment.matching.weight
         subset, evaluated = inputs.anchored_at, inputs.anchored
         if subset is not None:
             inside = (subset >= part.start) & (subset < part.stop)
@@ -274,17 +274,7 @@ class Steps:
         target, temperature = inputs.target[part], inputs.temperature
         if isinstance(temperature, Tensor):
             temperature = temperature[part]
-        if subset is None or anchored is None:
-            return LOSSES[form](drift, target, anchored, temperature, weights)
-        subset = subset.to(drift.device)
-        if inputs.share == 1:  # the other pairs have temperature 0, at which the anchor doesn't count
-            filled = target.index_copy(0, subset, anchored.to(target.dtype))
-            return LOSSES[form](drift, target, filled, temperature, weights)
-        losses = shared_loss(
-            drift, target, anchored, subset, share=inputs.share, temperature=temperature, weight=weights
-        )
-        # The shared loss is of the penalty form, whose gradient is 1 + temperature times the blended form's.
-        return losses if form == "penalty" else losses / (1 + temperature)
+        return self.objective.losses(drift, target, anchored, temperature, weights, indices=subset, share=inputs.share)
 
     def _in_step(self, *, last: bool) -> AbstractContextManager[Any]:
         """Let processes exchange gradients once a step, with its last part: earlier parts only add to them."""

@@ -10,6 +10,7 @@ import gftkit
 from gftkit.kernel.errors import ConfigError, DivergenceError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.runs.schema import Train
+from gftkit.theory import objective
 from gftkit.training.forward import Forward, recompute_activations
 
 CPU = torch.device("cpu")
@@ -216,9 +217,7 @@ def test_recomputing_is_refused_before_anything_is_written(tune, tmp_path):
 
 
 def test_a_run_that_overflows_suggests_bfloat16(pretrained, tmp_path, registry, monkeypatch):
-    from gftkit.training import steps
-
-    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, *_: 1e38 * b.flatten(1).exp().sum(1) * 1e38)
+    monkeypatch.setitem(objective.LOSSES, "blended", lambda b, *_: 1e38 * b.flatten(1).exp().sum(1) * 1e38)
     config = {**CONFIG, "train": {**CONFIG["train"], "precision": "float16"}}
     with pytest.raises(DivergenceError, match=r"not finite at step 1, .*set train\.precision to bfloat16"):
         gftkit.pretrain(config, tmp_path / "run", registry=registry)

@@ -1,5 +1,7 @@
 """Steps: the batch in parts, the anchor on a share of the batch and for several steps at once, no wait for a device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.steps import small_loop
@@ -137,7 +139,7 @@ def test_the_anchor_is_asked_only_where_retention_is_not_zero(registry):
 def test_each_sample_has_the_loss_of_its_own_temperature(registry, form, accumulate):
     """Beside the formulas of T19; one temperature for all, the mean, gives other losses."""
     steps = past_zero(registry, EarlyOnly(), batch_size=16, accumulate=accumulate)
-    steps.config.objective.__dict__["form"] = form
+    steps.objective = replace(steps.objective, form=form)
     (inputs, *_) = steps._prepare(0)
     steps.model = lambda t, x: steps.drift(t, x) + 1.0  # away from its start, the anchor
     drift = steps.model(inputs.t, inputs.x)

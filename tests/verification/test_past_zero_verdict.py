@@ -9,6 +9,7 @@ from support.theory_runs import failed_checks, points, verdict_of
 
 import gftkit
 from gftkit.api import Run
+from gftkit.theory import objective
 from gftkit.theory.temperature import mean_retention
 from gftkit.training import steps
 from gftkit.training.verdict import run_sections
@@ -144,16 +145,16 @@ def test_a_retention_that_rises_at_some_flow_times_is_caught(tune, longer, regis
 
 def test_a_loop_that_goes_too_far_past_zero_is_caught(tune, longer, monkeypatch):
     """All that is recorded is right: only the drift tells, by the exact gap."""
-    blended = steps.LOSSES["blended"]
-    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, -0.4, w))
+    blended = objective.LOSSES["blended"]
+    monkeypatch.setitem(objective.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, -0.4, w))
     verdict = verdict_of(tune(longer, schedule=PAST))
     assert failed_checks(verdict) == {"overshoot"}, verdict.lines
 
 
 def test_a_loop_that_stops_at_zero_does_not_arrive(tune, longer, monkeypatch):
-    blended = steps.LOSSES["blended"]
+    blended = objective.LOSSES["blended"]
     loss = lambda b, y, anchor, beta, w: blended(b, y, anchor, max(beta, 0.0), w)  # noqa: E731
-    monkeypatch.setitem(steps.LOSSES, "blended", loss)
+    monkeypatch.setitem(objective.LOSSES, "blended", loss)
     verdict = verdict_of(tune(longer, schedule=PAST))
     assert verdict.followed, verdict.lines
     assert verdict.findings["status"] == "lags"

@@ -12,6 +12,7 @@ from gftkit.experiment import probes
 from gftkit.kernel.errors import ConfigError, RunError
 from gftkit.networks.anchor import FrozenAnchor
 from gftkit.study.comparison import compare_runs
+from gftkit.theory import objective
 from gftkit.training import steps
 from gftkit.training.verdict import run_sections, verify_run
 from gftkit_verification.monitors.theory import Theory
@@ -101,7 +102,7 @@ def test_an_anchor_that_follows_the_average_is_caught(tune, config, monkeypatch)
 
 def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatch):
     """The anchor stands still here, and nothing that is recorded is wrong: only the drift tells."""
-    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - y).flatten(1).square().sum(1))
+    monkeypatch.setitem(objective.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - y).flatten(1).square().sum(1))
     verdict = verdict_of(tune(config))
     assert failed_checks(verdict) == {"overshoot"}
     assert "T13: no overshoot" in " ".join(verdict.lines)
@@ -109,8 +110,8 @@ def test_an_objective_that_forgets_the_anchor_is_caught(tune, config, monkeypatc
 
 def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
     """rho replaced by 1 - rho at a constant temperature: by the exact gap, since the run's own end is wrong too."""
-    blended = steps.LOSSES["blended"]
-    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
+    blended = objective.LOSSES["blended"]
+    monkeypatch.setitem(objective.LOSSES, "blended", lambda b, y, anchor, beta, w: blended(b, y, anchor, 1 / beta, w))
     verdict = verdict_of(tune(config, schedule={"name": "constant", "value": 4.0}))
     assert failed_checks(verdict) == {"overshoot"}
     assert verdict.findings["status"] == "beyond"
@@ -118,7 +119,7 @@ def test_one_over_one_plus_beta_is_caught(tune, config, monkeypatch):
 
 def test_a_run_that_climbs_is_caught(tune, config, monkeypatch):
     """A sign: the anchor's mirror image of the target."""
-    monkeypatch.setitem(steps.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))
+    monkeypatch.setitem(objective.LOSSES, "blended", lambda b, y, anchor, beta, w: (b - 2 * anchor + y).square().sum(1))
     verdict = verdict_of(tune(config, schedule={"name": "constant", "value": 1.0}))
     assert failed_checks(verdict) == {"direction"}
     assert verdict.findings["status"] == "nowhere"

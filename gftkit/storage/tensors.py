@@ -26,13 +26,27 @@ _DIGEST = "gftkit-digest"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file with JSON metadata and a digest of it all, whole or not at all."""
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    copies = _unshared(tensors)
     notes = {key: json.dumps(value) for key, value in metadata.items()}
     notes = {"format": "pt", **notes}
     # Over the metadata too: a checkpoint keeps its step there.
     notes[_DIGEST] = _digest_of_file(digest(copies), notes)
     write_atomically(path, lambda temporary: save_file(copies, temporary, metadata=notes))
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> State:
+    """The tensors on the CPU, each with memory of its own: safetensors refuses others, such as tied weights."""
+    state: State = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        # Copied only where that is needed: a checkpoint is as large as weights, averages and moments together.
+        if storage.data_ptr() in used or storage.nbytes() != own.nbytes:
+            own = own.clone()
+        used.add(own.untyped_storage().data_ptr())
+        state[name] = own
+    return state
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class Descent:
         self.averages.update(number)
         return norm
 
+    def release(self) -> None:
+        """Forget gradients and moments: after the last step they would only take memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+
     def first_bad(self, accelerator: Any) -> int | None:
         """The first step whose loss or gradient was not finite, on any process; a collective call."""
         bad = [number for number in accelerator.gather(self._bad.reshape(1)).tolist() if number >= 0]

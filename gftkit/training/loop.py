@@ -244,6 +244,7 @@ class Loop:
 
     def _finish(self, log: Log | None, steps: int, seconds: float) -> None:
         """Evaluate the averaged weights, and write summary, report and model."""
+        self.steps.descent.release()
         self.trackers.ends(steps)
         lines = self.evaluator.lines(steps, "ema", [] if log is None else log.lines, final=True)
         self._add(log, steps, lines)

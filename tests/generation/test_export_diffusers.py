@@ -340,7 +340,7 @@ def test_the_prefix_is_the_name_that_pipelines_have_for_the_network(build):
         prefixes = {key.partition(".")[0] for key in lora_for_diffusers(tensors, {**config, "auto_mapping": network})}
         assert prefixes <= parts, name
         seen.append(name)
-    assert len(seen) > 20
+    assert len(seen) >= 15
     assert {"SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel", "UNet2DConditionModel"} < {
         *seen
     }

@@ -413,6 +413,7 @@ def test_exports_of_a_run_are_read_by_diffusers(weights, finetuned, gft, refused
         "config.json",
         "diffusion_pytorch_model.safetensors",
     }
+    assert str(finetuned) not in (tmp_path / "whole/config.json").read_text(encoding="utf-8")
     network, report = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not any(report.values())
     close(output(network, inputs), wanted)

@@ -1,5 +1,7 @@
 """Exported weights and adapters: what is written, and that the plain network and peft read it."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,9 +9,9 @@ from support.adapters import close, read_by_peft, run_loop, tuning
 
 import gftkit
 from gftkit.generation.export import export
-from gftkit.kernel.errors import ConfigError, RunError
+from gftkit.kernel.errors import ConfigError, RunError, WeightsError
 from gftkit.networks import adapters
-from gftkit.storage.tensors import read_notes
+from gftkit.storage.tensors import read_notes, read_tensors, write_tensors
 
 
 def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, registry, tmp_path):
@@ -22,6 +24,8 @@ def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, regis
         plain.load_state_dict(load_file(file))
         wanted = run.drift(weights)(**given)
         assert torch.equal(plain(**given), wanted)
+        # Notes of the run's own file that say where its weights are: this one has them.
+        assert run.notes.keys() - read_notes(file).keys() == {"adapter", "start"}
         files = export(run, out, "peft", weights)
         assert [path.name for path in files] == [adapters.CONFIG, adapters.WEIGHTS]
         loaded = read_by_peft(gftkit.Run.open(source).drift(), out)
@@ -35,3 +39,14 @@ def test_exported_weights_and_adapters_are_those_of_the_run(source, tuned, regis
     assert run_loop(again, registry).experiment.networks.anchors[:-1] == tuple(
         read_notes(tuned / "model.safetensors")["anchors"]
     )
+
+
+@pytest.mark.parametrize("file_format", ["merged", "peft"])
+def test_adapters_of_another_run_are_refused(file_format, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    file = tmp_path / "run/adapter" / adapters.WEIGHTS
+    tensors, notes = read_tensors(file)
+    write_tensors(file, {name: 1.5 * tensor for name, tensor in tensors.items()}, notes)
+    with pytest.raises(WeightsError, match="these aren't the adapters of this run"):
+        export(gftkit.Run.open(tmp_path / "run"), tmp_path / "out", file_format)
+    assert not (tmp_path / "out").exists()

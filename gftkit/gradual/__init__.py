@@ -2,3 +2,4 @@
 
 from gftkit.gradual.gradual import Gradual as Gradual
 from gftkit.gradual.objective import GradualObjective as GradualObjective
+from gftkit.gradual.lightning import lightning_callback as lightning_callback

@@ -1,4 +1,4 @@
-"""A callback of Lightning for Gradual Fine-Tuning. It needs the package lightning, or pytorch_lightning."""
+"""A callback of Lightning for Gradual Fine-Tuning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +8,11 @@ from torch import nn
 from gftkit.gradual.gradual import Gradual
 from gftkit.kernel.errors import ConfigError
 
-try:
-    from lightning.pytorch import Callback
-except ImportError:
-    try:
-        from pytorch_lightning import Callback  # type: ignore[no-redef]
-    except ImportError as error:
-        raise ConfigError(
-            f"gftkit.gradual.lightning requires the package lightning ({error}). Install it: pip install "
-            f"'gftkit[lightning]'."
-        ) from None
 
-
-class GradualCallback(Callback):  # type: ignore[misc]
-    """Takes the anchor before training, keeps the state in checkpoints, and logs what is measured.
+def lightning_callback(
+    gft: Gradual, network: Callable[[Any], nn.Module] = lambda module: module, prefix: str = "gft/"
+) -> Any:
+    """A callback that takes the anchor before training, keeps the state in checkpoints, and logs what is measured.
 
     The module's ``training_step`` calls ``gft.loss(self.global_step, ...)``.
 
@@ -30,30 +21,34 @@ class GradualCallback(Callback):  # type: ignore[misc]
         network: the network of a module that is trained; by default the module itself.
         prefix: before the names in the log.
 
-    Example:
-        ``Trainer(callbacks=[GradualCallback(gft, lambda module: module.unet)])``
+    Returns:
+        A ``Callback`` of the package lightning, for ``Trainer(callbacks=[...])``.
+
+    Raises:
+        ConfigError: where lightning isn't installed; in use, for a checkpoint of another anchor, schedule or number of
+            steps.
     """
+    try:
+        from lightning.pytorch import Callback
+    except ImportError as error:
+        raise ConfigError(
+            f"lightning_callback requires the package lightning ({error}). Install it: pip install 'gftkit[lightning]'."
+        ) from None
 
-    def __init__(
-        self, gft: Gradual, network: Callable[[Any], nn.Module] = lambda module: module, prefix: str = "gft/"
-    ) -> None:
-        super().__init__()
-        self._gft, self._network, self._prefix = gft, network, prefix
+    class GradualCallback(Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+            # Lightning restores the weights of a checkpoint, and wraps the module, only afterwards.
+            if stage == "fit":
+                gft.anchor_of(network(pl_module))
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Take the anchor: Lightning restores the weights of a checkpoint, and wraps the module, only afterwards."""
-        if stage == "fit":
-            self._gft.anchor_of(self._network(pl_module))
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step % trainer.log_every_n_steps == 0:
+                pl_module.log_dict({f"{prefix}{name}": value for name, value in gft.measured().items()})
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Log what is measured, as often as the trainer logs."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            pl_module.log_dict({f"{self._prefix}{name}": value for name, value in self._gft.measured().items()})
+        def state_dict(self) -> dict[str, Any]:
+            return gft.state_dict()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the run, for a checkpoint."""
-        return self._gft.state_dict()
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            gft.load_state_dict(state_dict)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue a run; raises a ConfigError for another anchor, schedule or number of steps."""
-        self._gft.load_state_dict(state_dict)
+    return GradualCallback()

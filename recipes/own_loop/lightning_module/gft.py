@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gftkit
-from gftkit.gradual.lightning import GradualCallback
+from gftkit.gradual import lightning_callback
 
 
 class Velocity(nn.Module):
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     trainer = lightning.Trainer(
         max_steps=args.steps,
         default_root_dir=args.out,
-        callbacks=[saved, GradualCallback(module.gft, lambda module: module.network)],
+        callbacks=[saved, lightning_callback(module.gft, lambda module: module.network)],
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -14,7 +14,7 @@ from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.loading import load
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry, Spec
-from gftkit.networks.agreement import HALF, ROUND_OFF, check_agreement
+from gftkit.networks.agreement import HALF, ROUND_OFF, check_agreement, check_fixed
 from gftkit.networks.anchor import short_hash
 from gftkit.networks.precision import to_float32
 from gftkit.theory.gap import Statistics, statistics_tensor, summary
@@ -260,13 +260,14 @@ class Gradual:
         self._checked = True
         if network is None:  # another network: it may differ
             return
+        round_off = _round_off(network, prediction if prediction is not None else anchor)
         if is_sharded(network):
             # It can't be called alone. Its own prediction is as good, unless dropout is in it.
             if prediction is not None and not any(isinstance(module, nn.Dropout) for module in network.modules()):
-                check_agreement(nn.Identity(), lambda: to_float32(prediction), anchor, NAME, _round_off(prediction))
+                check_agreement(nn.Identity(), lambda: to_float32(prediction), anchor, NAME, round_off)
             return
-        precision = _round_off(prediction if prediction is not None else anchor)
-        check_agreement(network, lambda: to_float32(output_of(call(network))), anchor, NAME, precision)
+        check_fixed(network, lambda: output_of(self._require_anchor()(call, anchor.device)))
+        check_agreement(network, lambda: to_float32(output_of(call(network))), anchor, NAME, round_off)
 
     def _check_inputs(self, step: int, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape != target.shape or prediction.ndim < 2:
@@ -309,5 +310,8 @@ def _schedule(schedule: Any, end: Any, registry: Registry | None) -> tuple[Any, 
     return plain(resolved), registry.build("schedule", resolved), str(spec.get("name"))
 
 
-def _round_off(prediction: Tensor) -> float:
-    return ROUND_OFF if prediction.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled() else HALF
+def _round_off(network: nn.Module, prediction: Tensor) -> float:
+    """Largest relative difference between network and anchor that counts as none."""
+    # accelerate's mixed precision is inside the network's forward, of which a frozen copy from before has none.
+    mixed = torch.is_autocast_enabled(prediction.device.type) or hasattr(network, "_original_forward")
+    return HALF if mixed or prediction.dtype not in (torch.float32, torch.float64) else ROUND_OFF

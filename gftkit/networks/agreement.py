@@ -148,10 +148,23 @@ def check_anchor_stays(drift: nn.Module, anchor: Anchor, inputs: Inputs) -> None
         ConfigError: where the anchor's output changes with the weights that require gradients.
     """
     conditions = inputs.of(anchor.conditions)
-    with torch.no_grad(), _untouched(drift):
-        before = anchor(inputs.t, inputs.x, **conditions)
-        with _moved([weight for weight in drift.parameters() if weight.requires_grad]):
-            after = anchor(inputs.t, inputs.x, **conditions)
+    check_fixed(drift, lambda: anchor(inputs.t, inputs.x, **conditions))
+
+
+def check_fixed(network: nn.Module, evaluate: Callable[[], Tensor]) -> None:
+    """Refuse an anchor that moves with the trained weights: it would retain nothing (T18).
+
+    Args:
+        network: that is trained; its weights are as before afterwards.
+        evaluate: gives the anchor's output.
+
+    Raises:
+        ConfigError: where that changes with the weights that require gradients.
+    """
+    with torch.no_grad(), _untouched(network):
+        before = evaluate()
+        with _moved([weight for weight in network.parameters() if weight.requires_grad]):
+            after = evaluate()
     if not torch.equal(before, after):
         raise ConfigError(
             "anchor: it changes with the weights that are trained, so that it would retain nothing (T18). Its copy "
@@ -301,14 +314,15 @@ def _moved(weights: Sequence[Tensor]) -> Iterator[None]:
     """The weights, each moved in place, for as long as it lasts."""
     # One tensor at a time would need an evaluation each, and copies of all the network once more: the change is undone
     # exactly instead. Doubling a float and halving it again is exact; zeros, which it doesn't move, become ones.
+    # Through .data, because a graph that has saved the weights already would refuse its backward pass.
     zero = [not bool(weight.any()) for weight in weights]
     for weight, empty in zip(weights, zero, strict=True):
-        weight.fill_(1) if empty else weight.mul_(2)
+        weight.data.fill_(1) if empty else weight.data.mul_(2)
     try:
         yield
     finally:
         for weight, empty in zip(weights, zero, strict=True):
-            weight.zero_() if empty else weight.mul_(0.5)
+            weight.data.zero_() if empty else weight.data.mul_(0.5)
 
 
 @contextmanager

@@ -330,6 +330,47 @@ def test_a_network_that_is_not_its_anchor_is_refused():
         started(odd).check(lambda model: model(t, x))
 
 
+class StoredFunction(Net):
+    """Its deep copy calls the original's layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.apply = lambda t, x: Net.forward(self, t, x)
+
+    def forward(self, t, x):
+        return self.apply(t, x)
+
+
+def test_an_anchor_that_moves_with_the_network_is_refused():
+    net, (t, x, target) = StoredFunction(), batch()
+    with pytest.raises(ConfigError, match=r"it changes with the weights that are trained.*T18"):
+        started(net).loss(0, net(t, x), target, lambda model: model(t, x))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_mixed_precision_of_accelerate(before):
+    """The anchor is taken before the network is prepared, or after: then it has the same autocast in its forward."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one state a process, also of other tests
+    net, (t, x, target) = network(), batch()
+    gft = Gradual(10, HALF)
+    if before:
+        gft.anchor_of(net)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.prepare(net)
+    if not before:
+        gft.anchor_of(model)
+    loss = gft.loss(0, model(t, x), target, lambda each: each(t, x))
+    accelerator.backward(loss)
+    trained(net)
+    loss = gft.loss(1, model(t, x), target, lambda each: each(t, x))
+    expected = functional.mse_loss(net(t, x), (target + network()(t, x)) / 2)
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_a_run_is_continued_with_the_same_anchor_only():
     net, (t, x, target) = network(), batch()
 

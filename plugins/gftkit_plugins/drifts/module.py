@@ -7,7 +7,14 @@ from typing import Any
 from torch import nn
 
 from gftkit.kernel import ConfigError, Path, WeightsError
-from gftkit.networks import Convention, ForeignDrift, load_foreign_weights, load_weights, own_label_dropout
+from gftkit.networks import (
+    DIFFUSERS_TIMES,
+    Convention,
+    ForeignDrift,
+    load_foreign_weights,
+    load_weights,
+    own_label_dropout,
+)
 from gftkit.storage import read_json
 from gftkit_plugins.importing import build_network, import_target
 
@@ -28,12 +35,13 @@ class ModuleDrift(ForeignDrift):
         convention: how the network is called and what it predicts: a preset by name, or {preset: ..., field: ...}.
         label_dropout: false to switch off a network's own dropout of labels, so that ``train.condition_dropout`` takes
             its place. The row of the embedding for "no label" stays.
-        folder: where ``target`` is looked for, before the Python path; by default the config's folder.
+        folder: where ``target`` is looked for, before the Python path, and files of the convention; by default the
+            config's folder.
         path: the path of the run.
 
     Raises:
-        ConfigError: for a target that can't be imported, doesn't take ``options`` or gives no network, or a convention
-            that contradicts the path.
+        ConfigError: for a target that can't be imported, doesn't take ``options`` or gives no network, a convention
+            that contradicts the path, or ``preset: diffusers`` for a class whose pipeline gives it another time.
         WeightsError: for weights that don't fit.
 
     Example:
@@ -64,7 +72,7 @@ class ModuleDrift(ForeignDrift):
             notes = [] if weights is None else load_foreign_weights(network, weights, key)
         if not label_dropout:
             switch_off_label_dropout(network, target)
-        super().__init__(network, Convention.of(convention), path)
+        super().__init__(network, _convention(convention, target).with_files(folder), path)
         self.notes = tuple(notes)
 
     @classmethod
@@ -74,11 +82,40 @@ class ModuleDrift(ForeignDrift):
         Raises:
             GftkitError: for a convention that can't be read, or a folder that holds no network of diffusers.
         """
-        resolved = {**options, "convention": Convention.of(options["convention"]).to_dict()}
+        convention = _convention(options["convention"], options["target"]).with_files(options["folder"])
+        resolved = {**options, "convention": convention.to_dict()}
         saved = options["weights"]
         if isinstance(saved, FilePath) and saved.is_dir():
             resolved["options"] = {**_saved_options(saved, options["target"]), **(options["options"] or {})}
         return resolved
+
+
+def _convention(block: str | Mapping[str, Any], target: str) -> Convention:
+    """The convention, where its preset doesn't contradict the class.
+
+    Raises:
+        ConfigError: where ``preset: diffusers`` gives a class of diffusers another time than its pipeline.
+    """
+    convention = Convention.of(block)
+    fields = {} if isinstance(block, str) else block
+    name = target.rpartition(":")[2]
+    if (block if isinstance(block, str) else fields.get("preset")) != "diffusers" or not (
+        target.startswith("diffusers") and name in DIFFUSERS_TIMES
+    ):
+        return convention
+    preset, direction, scale = DIFFUSERS_TIMES[name]
+    wanted = {"time": direction, "time_scale": scale}
+    others = {key: value for key, value in wanted.items() if key not in fields and getattr(convention, key) != value}
+    if others:
+        written = ", ".join(
+            f"{key}: {value:g}" if key == "time_scale" else f"{key}: {value}" for key, value in others.items()
+        )
+        cure = f"Use `preset: {preset}`, or set {written}." if preset else f"Set {written}."
+        raise ConfigError(
+            f"drift.convention: the preset 'diffusers' gives the network {convention.time_scale:g} (1 - t) as its "
+            f"time, and the pipeline of {name} gives it {'1 - t' if direction == 'reversed' else 't'}. {cure}"
+        )
+    return convention
 
 
 def switch_off_label_dropout(network: nn.Module, target: str) -> None:

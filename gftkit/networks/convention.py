@@ -35,6 +35,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "flow-matching": {"call": "x=x, t=t", "path": LINEAR},
     "flow-matching-unet": {"call": "x, t", "constants": {"extra": {}}, "path": LINEAR},
     "sit": {"call": "x, t, label", "path": LINEAR},
+    "lampe": {"call": "theta=x, x=observation, t=t", "time": "reversed", "path": LINEAR},
     "diffusers": {"call": "x, t", **_DIFFUSERS},
     "unet-condition": {"call": "sample=x, timestep=t, encoder_hidden_states=prompt", **_DIFFUSERS},
     "dit": {"call": "hidden_states=x, timestep=t, class_labels=label", "drop_channels": True, **_DIFFUSERS},

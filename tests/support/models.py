@@ -461,7 +461,7 @@ MODELS: dict[str, Model] = {
 }
 
 
-def rows() -> list[str]:
+def table() -> str:
     """The table of the documentation, one line for each model."""
     from gftkit.networks import Convention
 
@@ -477,4 +477,4 @@ def rows() -> list[str]:
             time = f"{convention.time_scale:,.0f} ({time})"
         shown = ", ".join(f"`{name}`" for name in convention.conditions) or "none"
         lines.append(f"| {model.title} | `{written}` | {time} | {shown} | {model.limits or '-'} |")
-    return lines
+    return "\n".join(lines)

@@ -189,7 +189,9 @@ class Convention:
         """
 
         def complete(field: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:
-            return values and {
+            if values is None:
+                return None
+            return {
                 name: resolve_written_tensor(value, folder, f"convention.{field}.{name}")
                 if is_written_tensor(value)
                 else value

@@ -11,7 +11,7 @@ from support.paths import ROOT
 from support.runs_on_moons import interrupt
 
 import gftkit
-from gftkit.kernel.errors import ConfigError
+from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.networks import DIFFUSERS_TIMES, Convention, ForeignDrift, with_guidance
 from gftkit.sampling import generate
 
@@ -199,6 +199,47 @@ def test_the_preset_of_diffusers_is_refused_where_the_pipeline_gives_another_tim
             REGISTRY.resolve("drift", {**spec, "convention": preset})
             own = Convention.of(preset)
             assert (own.time, own.time_scale) == DIFFUSERS_TIMES[name][1:]
+
+
+# --- folders of diffusers ---------------------------------------------------------------------------------------------
+
+
+def pipeline(folder, *parts, variant=None):
+    """A folder of a pipeline with a tiny SD3 transformer in each part."""
+    network = MODELS["sd3"].build()
+    for part in parts:
+        network.save_pretrained(folder / part, variant=variant)
+    classes = {part: ["diffusers", "SD3Transformer2DModel"] for part in parts}
+    index = {"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"], **classes, "other": None}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return network, {"name": "module", "target": MODELS["sd3"].target, "convention": "sd3", "weights": str(folder)}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_pipeline_gives_its_network(tmp_path, variant):
+    pytest.importorskip("diffusers")
+    network, spec = pipeline(tmp_path, "transformer", variant=variant)
+    resolved = REGISTRY.resolve("drift", {**spec, "variant": variant})
+    assert resolved["weights"] == tmp_path / "transformer"
+    assert resolved["options"]["num_layers"] == 2
+    weights = REGISTRY.build("drift", resolved).network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    wrong = REGISTRY.resolve("drift", {**spec, "variant": "fp16" if variant is None else None})
+    with pytest.raises(WeightsError, match="diffusers can't load it"):
+        REGISTRY.build("drift", wrong)
+
+
+def test_a_pipeline_with_two_networks_or_none_of_the_class_is_refused(tmp_path):
+    pytest.importorskip("diffusers")
+    _, spec = pipeline(tmp_path, "transformer", "transformer_2")
+    with pytest.raises(WeightsError, match=r"transformer/ and transformer_2/ are of the class SD3.*Give the folder"):
+        REGISTRY.resolve("drift", spec)
+    with pytest.raises(WeightsError, match="none is of the class UNet2DModel"):
+        REGISTRY.resolve("drift", {**spec, "target": "diffusers:UNet2DModel"})
+    torch.save({}, tmp_path / "weights.pt")
+    file = {"weights": str(tmp_path / "weights.pt"), "variant": "fp16", "options": MODELS["sd3"].options}
+    with pytest.raises(ConfigError, match=r"drift\.variant: wanted a folder of diffusers"):
+        REGISTRY.build("drift", REGISTRY.resolve("drift", {**spec, **file}))
 
 
 # --- the grid of a scheduler ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from gftkit.networks import (
 from gftkit.storage import read_json
 from gftkit_plugins.importing import build_network, import_target
 
-DIFFUSERS_CONFIG = "config.json"
+DIFFUSERS_CONFIG, PIPELINE_INDEX = "config.json", "model_index.json"
 
 
 class ModuleDrift(ForeignDrift):
@@ -30,13 +30,15 @@ class ModuleDrift(ForeignDrift):
     Args:
         target: ``package.module:Class``, or a function that gives a network. It is looked for in ``folder`` first.
         options: keyword arguments of ``target``.
-        weights: a weights file to start from, or a folder that diffusers has saved; null for new weights.
+        weights: a weights file to start from, or a folder that diffusers has saved, of the network or of a pipeline
+            with one network of the target's class; null for new weights.
         key: which network of the file: its place with dots, such as ``ema_model``; null for the one that fits.
         convention: how the network is called and what it predicts: a preset by name, or {preset: ..., field: ...}.
         label_dropout: false to switch off a network's own dropout of labels, so that ``train.condition_dropout`` takes
             its place. The row of the embedding for "no label" stays.
         folder: where ``target`` is looked for, before the Python path, and files of the convention; by default the
             config's folder.
+        variant: of the files in a folder of diffusers, such as fp16 for diffusion_pytorch_model.fp16.safetensors.
         path: the path of the run.
 
     Raises:
@@ -62,11 +64,16 @@ class ModuleDrift(ForeignDrift):
         key: str | None = None,
         label_dropout: bool = True,  # noqa: FBT001, FBT002  # a configuration gives it by name
         folder: FilePath = FilePath("."),
+        variant: str | None = None,
         path: Path | None = None,
     ) -> None:
         factory, arguments = import_target(target, folder, "drift"), options or {}
+        if variant is not None and weights is not None and not weights.is_dir():
+            raise ConfigError(
+                f"drift.variant: wanted a folder of diffusers as `weights`, got the file {weights}. Leave variant out."
+            )
         if weights is not None and weights.is_dir():
-            network, notes = _from_diffusers(factory, arguments, weights, target), []
+            network, notes = _from_diffusers(factory, arguments, _network_folder(weights, target), target, variant), []
         else:
             network = build_network(factory, arguments, target, "drift")
             notes = [] if weights is None else load_foreign_weights(network, weights, key)
@@ -86,6 +93,7 @@ class ModuleDrift(ForeignDrift):
         resolved = {**options, "convention": convention.to_dict()}
         saved = options["weights"]
         if isinstance(saved, FilePath) and saved.is_dir():
+            saved = resolved["weights"] = _network_folder(saved, options["target"])
             resolved["options"] = {**_saved_options(saved, options["target"]), **(options["options"] or {})}
         return resolved
 
@@ -135,6 +143,32 @@ def switch_off_label_dropout(network: nn.Module, target: str) -> None:
         embedder.dropout_prob = 0.0  # type: ignore[assignment]
 
 
+def _network_folder(folder: FilePath, target: str) -> FilePath:
+    """The folder of the network: of a pipeline, that of the component whose class is the target's.
+
+    Raises:
+        WeightsError: for a pipeline with none or several of them.
+    """
+    index = folder / PIPELINE_INDEX
+    if not index.is_file():
+        return folder
+    name = target.rpartition(":")[2]
+    classes = {
+        key: value[1]
+        for key, value in read_json(index).items()
+        if isinstance(value, list) and len(value) == 2 and value[1]
+    }
+    fitting = sorted(key for key, value in classes.items() if value == name)
+    if len(fitting) != 1:
+        shown = ", ".join(f"{key}/ ({value})" for key, value in sorted(classes.items()))
+        which = f"{' and '.join(f'{key}/' for key in fitting)} are" if fitting else "none is"
+        raise WeightsError(
+            f"drift.weights: {folder} is a pipeline, and {which} of the class {name}. Its parts: {shown}. Give the "
+            f"folder of the network, such as {folder / (fitting or ['transformer'])[0]}."
+        )
+    return folder / fitting[0]
+
+
 def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
     """The options of the network in a folder that diffusers has saved."""
     config = folder / DIFFUSERS_CONFIG
@@ -152,12 +186,14 @@ def _saved_options(folder: FilePath, target: str) -> dict[str, Any]:
     return {key: value for key, value in saved.items() if not key.startswith("_")}
 
 
-def _from_diffusers(factory: Any, options: Mapping[str, Any], folder: FilePath, target: str) -> nn.Module:
+def _from_diffusers(
+    factory: Any, options: Mapping[str, Any], folder: FilePath, target: str, variant: str | None
+) -> nn.Module:
     """The network of a folder, by diffusers' own loader; its pickles are never read."""
     saved = _saved_options(folder, target)
     try:
         network: nn.Module = factory.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+            folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, variant=variant
         )
     except Exception as error:
         raise WeightsError(f"{folder}: diffusers can't load it: {type(error).__name__}: {error}") from error

@@ -257,7 +257,7 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
         return (
             f"No hypothesis fits: the lowest denoising error, {inspection.best.score:.4g}, isn't clearly below the "
             f"baselines, which need no trained network ({_baselines(inspection)}). The weights are untrained, belong "
-            f"to other data, or use a convention that wasn't tried."
+            f"to other data, or use a convention that wasn't tried.{''.join(f' {note}' for note in inspection.notes)}"
         )
     notes = "".join(f"\n# {note}" for note in inspection.notes)
     same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
@@ -281,10 +281,12 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
         )
     best = as_yaml(block(inspection.best, settings))
     if len(inspection.findings) == 1:
+        measured = "no other hypothesis was measured"
+        if inspection.alternatives:
+            measured = "only other directions and scales of time were measured"
         return (
-            f"It fits, and no other hypothesis was measured: every field is given. Leave out those to be compared.\n\n"
-            f"{best}{notes}"
-        ).rstrip()
+            f"It fits, and {measured}: every field is given. Leave out those to be compared.\n\n{best}{notes}".rstrip()
+        )
     return f"Significantly better than every other hypothesis, by a {test}:\n\n{best}{notes}".rstrip()
 
 

@@ -123,12 +123,12 @@ def test_the_conditions_of_the_data_are_tried_by_name():
             return x + observation.sum(1)[:, None]
 
     prompt = Facts((2,), None, None, {"prompt": (3, 4), "pooled": (5,)})
-    working = [attempt.fields["call"] for attempt in attempts(Text(), prompt, {}) if not attempt.failure]
+    working = [attempt.fields["call"] for attempt in probing.attempts(Text(), prompt, {}) if not attempt.failure]
     assert working == [
         "hidden_states=x, timestep=t, encoder_hidden_states=prompt, pooled_projections=pooled",
     ]
     seen = Facts((2,), None, None, {"place": (3,)})
-    calls = [attempt.fields["call"] for attempt in attempts(Other(), seen, {})]
+    calls = [attempt.fields["call"] for attempt in probing.attempts(Other(), seen, {})]
     assert calls == ["t, x, observation=place", "x, t, observation=place"]
     unknown = Facts((2,), None, None, {"place": (3,), "colour": (1,)})
-    assert all(attempt.failure for attempt in attempts(Other(), unknown, {}))
+    assert all(attempt.failure for attempt in probing.attempts(Other(), unknown, {}))

@@ -281,12 +281,11 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
         )
     best = as_yaml(block(inspection.best, settings))
     if len(inspection.findings) == 1:
-        measured = "no other hypothesis was measured"
-        if inspection.alternatives:
-            measured = "only other directions and scales of time were measured"
+        # Fields that aren't given have several hypotheses, so the time is given, and has alternatives.
         return (
-            f"It fits, and {measured}: every field is given. Leave out those to be compared.\n\n{best}{notes}".rstrip()
-        )
+            f"It fits. Every field is given, so only other directions and scales of time were measured. Leave out "
+            f"those to be compared.\n\n{best}{notes}"
+        ).rstrip()
     return f"Significantly better than every other hypothesis, by a {test}:\n\n{best}{notes}".rstrip()
 
 

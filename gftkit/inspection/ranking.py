@@ -175,7 +175,7 @@ def _with_alternatives(
 ) -> Inspection:
     """The inspection with other directions and scales of time than the given ones, and a note where one is better."""
     best = inspection.best.hypothesis
-    choices = {"time": ("forward", "reversed"), "time_scale": (1.0, 1000.0)}
+    choices: dict[str, Sequence[Any]] = {"time": ("forward", "reversed"), "time_scale": (1.0, 1000.0)}
     choices = {key: values for key, values in choices.items() if key in fixed}
     conventions = [
         replace(best.convention, **dict(zip(choices, values, strict=True)))

@@ -56,7 +56,7 @@ def resolve_written_tensor(written: Mapping[str, Any], folder: Path, where: str)
         ConfigError: for what isn't a tensor.
         WeightsError: for a file that can't be read.
     """
-    if "file" not in written or "sha256" in written:
+    if "file" not in written or "tensor" in written or "sha256" in written:
         read_written_tensor(written, where)
         return dict(written)
     resolved = {**written, "file": str((folder / str(written["file"])).resolve())}

@@ -83,6 +83,25 @@ def check_null(drift: Any, who: str, where: str) -> None:
     )
 
 
+def check_nulls(drift: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a null that doesn't fit its condition.
+
+    Args:
+        drift: has the null of each condition.
+        shapes: of the named conditions of a sample.
+
+    Raises:
+        ConfigError: for a null that is neither a number nor of the condition's shape.
+    """
+    for name, value in condition_nulls(drift).items():
+        shape, wanted = tuple(getattr(value, "shape", ())), shapes.get(name, ())
+        if shape not in ((), wanted):
+            raise ConfigError(
+                f"convention.null.{name}: wanted a number, or a tensor of the condition's shape {wanted}, got {shape}. "
+                f"Use the null of the same tokenizer and encoder, with the same number of tokens."
+            )
+
+
 def check_coupling(coupling: Coupling, name: str, named: tuple[str, ...]) -> list[str]:
     """A warning where a coupling keeps x0 only nearly independent of named conditions.
 

@@ -66,6 +66,7 @@ def build_drift(spec: Spec, facts: Facts, registry: Registry, path: Path) -> nn.
         ConfigError: where its output isn't of its input's shape.
     """
     drift = make_drift(spec, facts, registry, path).eval()
+    conditions.check_nulls(drift, facts.condition_shapes)
     x = torch.zeros(2, *facts.event_shape)
     try:
         with torch.no_grad():

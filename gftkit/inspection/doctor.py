@@ -66,7 +66,7 @@ def diagnose(
     """
     base = config.resolve().parent if isinstance(config, Path) else Path.cwd()
     raw = _read(config, overrides)
-    known = _known_fields(raw["drift"].pop("convention", None))
+    known = _known_fields(raw["drift"].pop("convention", None), base)
     written = {"drift": raw["drift"], **_components(raw, known.pop("path", None))}
     resolved = _resolve(written, registry, base)
     path: ConditionalPath = registry.build("path", resolved["path"])
@@ -148,10 +148,11 @@ def _relocated(written: Mapping[str, Any], resolved: Mapping[str, Any], folder: 
     return spec
 
 
-def _known_fields(block: Any) -> dict[str, Any]:
+def _known_fields(block: Any, base: Path) -> dict[str, Any]:
     """The fields that a convention block fixes, including those of its preset but the time's.
 
     Networks of one library differ in how they take their time, so a preset's direction and scale are tried like others.
+    Files of constants and nulls are relative to ``base``.
     """
     if block is None:
         return {}
@@ -168,7 +169,7 @@ def _known_fields(block: Any) -> dict[str, Any]:
         fields = {**{key: value for key, value in whole.items() if key not in ("time", "time_scale")}, **rest}
     else:
         raise unknown("preset of a convention:", preset, PRESETS)
-    resolved = Convention.of(fields).to_dict()
+    resolved = Convention.of(fields).with_files(base).to_dict()
     return {key: resolved[key] for key in fields}
 
 
@@ -256,7 +257,7 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
         return (
             f"No hypothesis fits: the lowest denoising error, {inspection.best.score:.4g}, isn't clearly below the "
             f"baselines, which need no trained network ({_baselines(inspection)}). The weights are untrained, belong "
-            f"to other data, or use a convention that wasn't tried."
+            f"to other data, or use a convention that wasn't tried.{''.join(f' {note}' for note in inspection.notes)}"
         )
     notes = "".join(f"\n# {note}" for note in inspection.notes)
     same = [f"{_word(each.weights)}{each.convention.differing()}" for each in inspection.best.same]
@@ -280,9 +281,10 @@ def conclusion(inspection: Inspection, settings: Mapping[str, Any]) -> str:
         )
     best = as_yaml(block(inspection.best, settings))
     if len(inspection.findings) == 1:
+        # Fields that aren't given have several hypotheses, so the time is given, and has alternatives.
         return (
-            f"It fits, and no other hypothesis was measured: every field is given. Leave out those to be compared.\n\n"
-            f"{best}{notes}"
+            f"It fits. Every field is given, so only other directions and scales of time were measured. Leave out "
+            f"those to be compared.\n\n{best}{notes}"
         ).rstrip()
     return f"Significantly better than every other hypothesis, by a {test}:\n\n{best}{notes}".rstrip()
 

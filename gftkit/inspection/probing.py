@@ -19,6 +19,13 @@ STATE = ("x", "xt", "x_t", "sample", "hidden_states", "input", "inputs", "img", 
 LABELS = ("y", "label", "labels", "class_labels", "classes", "c")
 """Usual names of these arguments."""
 
+CONDITIONS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("encoder_hidden_states", "context", "text"),
+    "pooled": ("pooled_projections", "pooled_prompt_embeds"),
+    "mask": ("encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask"),
+}
+"""Usual names of the arguments for conditions of these names; others have the condition's own name."""
+
 SHAPES: tuple[Mapping[str, Any], ...] = (
     {},
     {"integer_time": True, "time_scale": 1000.0},
@@ -69,7 +76,7 @@ def attempts(
 
 
 def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
-    """Calls by the names of the network's arguments: time and state in both orders, with labels where they go.
+    """Calls by the names of the network's arguments: time and state in both orders, with labels and conditions.
 
     For a network of one argument, and samples that are vectors: both side by side.
     """
@@ -82,6 +89,12 @@ def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
     ends = [""]
     if label is not None and facts.classes is not None:
         ends = ([""] if label.default is not label.empty else []) + [f", {label.name}={LABEL}"]
+    named = _conditions_by_argument(parameters, facts)
+    if named:
+        # Without them too, where the network allows that.
+        optional = all(parameter.default is not parameter.empty for parameter, _ in named)
+        given = "".join(f", {parameter.name}={name}" for parameter, name in named)
+        ends = [end + more for end in ends for more in ([""] if optional else []) + [given]]
     time = next((parameter for parameter in parameters if parameter.name in TIME), None)
     state = next((parameter for parameter in parameters if parameter.name in STATE), None)
     for end in ends:
@@ -93,6 +106,25 @@ def _calls(network: nn.Module, facts: Facts) -> Iterator[str]:
     if len(facts.event_shape) == 1 and sum(parameter.default is parameter.empty for parameter in parameters) == 1:
         yield "cat(x, t)"
         yield "cat(t, x)"
+
+
+def _conditions_by_argument(parameters: list[inspect.Parameter], facts: Facts) -> list[tuple[inspect.Parameter, str]]:
+    """The conditions of the data, each with the argument that it is for: by name, or as the only ones left of both."""
+    pairs = [
+        (parameter, name)
+        for name in facts.condition_shapes
+        for parameter in parameters
+        if parameter.name == name or parameter.name in CONDITIONS.get(name, ())
+    ]
+    pairs = [pair for rank, pair in enumerate(pairs) if pair[1] not in {name for _, name in pairs[:rank]}]
+    taken = {*TIME, *STATE, *LABELS, *(parameter.name for parameter, _ in pairs)}
+    arguments = [
+        parameter for parameter in parameters if parameter.name not in taken and parameter.default is parameter.empty
+    ]
+    names = [name for name in facts.condition_shapes if name not in {name for _, name in pairs}]
+    if len(arguments) == len(names) == 1:
+        pairs.append((arguments[0], names[0]))
+    return pairs
 
 
 def _attempt(network: nn.Module, facts: Facts, fields: Mapping[str, Any], device: torch.device | str) -> Attempt:

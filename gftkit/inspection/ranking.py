@@ -73,6 +73,7 @@ class Inspection:
         verdict: "clear", "close call" or "none".
         notes: further remarks, one sentence each.
         samples: pairs that were measured.
+        alternatives: other directions and scales of time, measured where these are given; never among the findings.
     """
 
     findings: list[Finding]
@@ -82,6 +83,7 @@ class Inspection:
     verdict: str
     notes: list[str]
     samples: int
+    alternatives: Sequence[Finding] = ()
 
     @property
     def best(self) -> Finding:
@@ -100,6 +102,7 @@ class Inspection:
                 "false_alarm_rate": FALSE_ALARM,
             },
             "hypotheses": [finding.to_dict() for finding in self.findings],
+            "alternatives": [finding.to_dict() for finding in self.alternatives],
             "rivals": [self.findings.index(finding) for finding in self.rivals],
             "baselines": {name: vars(value) for name, value in self.baselines.items()},
             "calls": [{**attempt.fields, "failure": attempt.failure or None} for attempt in self.attempts],
@@ -159,7 +162,39 @@ def inspect(  # noqa: PLR0913
     findings = [Finding(Hypothesis(candidate.name, each)) for candidate in candidates for each in conventions]
     untrained = [Finding(Hypothesis(UNTRAINED, each)) for each in conventions]
     kept, best_untrained = _measure(test, findings, untrained, begin, advance)
-    return _conclude(test, findings, kept, best_untrained, attempts)
+    inspection = _conclude(test, findings, kept, best_untrained, attempts)
+    return _with_alternatives(inspection, test, fixed, begin, advance)
+
+
+def _with_alternatives(
+    inspection: Inspection,
+    test: HypothesisTest,
+    fixed: Mapping[str, Any],
+    begin: Callable[[int], None],
+    advance: Callable[[int], None],
+) -> Inspection:
+    """The inspection with other directions and scales of time than the given ones, and a note where one is better."""
+    best = inspection.best.hypothesis
+    choices: dict[str, Sequence[Any]] = {"time": ("forward", "reversed"), "time_scale": (1.0, 1000.0)}
+    choices = {key: values for key, values in choices.items() if key in fixed}
+    conventions = [
+        replace(best.convention, **dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+    others = [Finding(Hypothesis(best.weights, each)) for each in conventions if each != best.convention]
+    if not others:
+        return inspection
+    begin(_evaluations(others) * BATCHES)
+    test.measure(others, range(BATCHES), advance)
+    better = min(others, key=lambda finding: finding.score)
+    notes = list(inspection.notes)
+    if is_significantly_less(better.denoising, inspection.best.denoising, len(others)):
+        measured = ", ".join(f"{key}: {getattr(better.hypothesis.convention, key)}" for key in choices)
+        notes.append(
+            f"With {measured} the denoising error is {better.score:.4g}, and with the given fields "
+            f"{inspection.best.score:.4g}: they may be wrong. They weren't changed; leave them out to compare more."
+        )
+    return replace(inspection, notes=notes, alternatives=_ranked(others))
 
 
 def _measure(

@@ -11,7 +11,11 @@ from gftkit.networks.anchor import (
     short_hash as short_hash,
 )
 from gftkit.networks.averages import Averages as Averages
-from gftkit.networks.convention import Convention as Convention, PRESETS as PRESETS
+from gftkit.networks.convention import (
+    Convention as Convention,
+    DIFFUSERS_TIMES as DIFFUSERS_TIMES,
+    PRESETS as PRESETS,
+)
 from gftkit.networks.flow_map import (
     check_jumps as check_jumps,
     is_flow_map as is_flow_map,

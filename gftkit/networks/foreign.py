@@ -50,7 +50,9 @@ class ForeignDrift(nn.Module):
     def __init__(self, network: nn.Module, convention: Convention, path: Path | None = None) -> None:
         super().__init__()
         self.network, self.convention, self.path = network, convention, path
-        self.conditions, self.null = convention.conditions, dict(convention.null or {})
+        self.conditions, self.null = convention.conditions, convention.nulls
+        # No buffers: these would be cast with the weights, and are no part of the network's state.
+        self._constants, self._per_sample = convention.given_constants, convention.per_sample
         self.precision: Precision = "float32"
         self._arguments = convention.arguments
         self._scale, self._shift = convention.scale_and_shift
@@ -174,7 +176,8 @@ class ForeignDrift(nn.Module):
     def _call(self, time: Tensor, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The network's output, of x's shape."""
         convention = self.convention
-        values = {**conditions, "t": time, "x": x}
+        typed = {name: _as_type(name, value, convention.types) for name, value in conditions.items()}
+        values = {**typed, "t": time, "x": x}
         missing = [what for what in self.conditions if what not in values]
         if missing:
             raise ConfigError(
@@ -184,8 +187,14 @@ class ForeignDrift(nn.Module):
         arguments = [(name, _concatenate([values[what] for what in several])) for name, several in self._arguments]
         by_position = [value for name, value in arguments if name is None]
         by_name = {name: value for name, value in arguments if name is not None}
+        constants = {
+            name: value if not isinstance(value, Tensor) else value.to(x.device)
+            for name, value in self._constants.items()
+        }
+        for name in self._per_sample:
+            constants[name] = constants[name].expand(len(x), *constants[name].shape[1:])
         with autocast(self.precision, x.device):
-            out = self.network(*by_position, **by_name, **(convention.constants or {}))
+            out = self.network(*by_position, **by_name, **constants)
         out = self._select_output(out, x)
         return out if self.precision == "float32" else to_float32(out)
 
@@ -287,6 +296,24 @@ def check_score(convention: Convention, *, independent: bool, normal: bool) -> N
             "convention.predicts: a score gives the velocity only for the source N(0, I). Use `source: {name: "
             "gaussian}`, or a network that predicts the velocity."
         )
+
+
+def _as_type(name: str, value: Tensor, types: Mapping[str, str] | None) -> Tensor:
+    """A condition as the type that the network needs: data have float32.
+
+    Raises:
+        ConfigError: for a value that the type doesn't have.
+    """
+    wanted = (types or {}).get(name)
+    if wanted is None:
+        return value
+    typed = value.to(getattr(torch, wanted))
+    if not torch.equal(typed.to(value.dtype), value):
+        raise ConfigError(
+            f"convention.types: the condition '{name}' has values that aren't of type {wanted}. Change them, or leave "
+            f"the type out."
+        )
+    return typed
 
 
 def _concatenate(values: list[Tensor]) -> Tensor:

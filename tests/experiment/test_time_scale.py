@@ -86,6 +86,9 @@ def test_the_scale_of_a_network_of_diffusers_is_found():
         "options": sizes,
         "convention": {"preset": "diffusers", "call": "hidden_states=x, encoder_hidden_states=text, timestep=t"},
     }
+    with pytest.raises(ConfigError, match=r"pipeline of Aura.* gives it 1 - t. Use `preset: aura-flow`, or set time_s"):
+        REGISTRY.resolve("drift", spec)
+    spec["convention"]["time_scale"] = 1000.0
     facts, path = Facts((4, 4, 4), None, None, {"text": (3, 8)}), REGISTRY.create("path", "linear")
     with pytest.raises(ConfigError, match=r"AuraFlowTransformer2DModel multiplies its time by 1000 itself"):
         build_drift(spec, facts, REGISTRY, path)

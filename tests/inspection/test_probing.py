@@ -111,3 +111,24 @@ def test_labels_go_where_the_network_takes_them():
     assert calls(Needs(), plain) == []
     assert calls(May(), labelled) == ["x, t", "x, t, y=label"]
     assert calls(May(), plain) == ["x, t"]
+
+
+def test_the_conditions_of_the_data_are_tried_by_name():
+    class Text(torch.nn.Module):
+        def forward(self, hidden_states, encoder_hidden_states, timestep, pooled_projections=None):
+            return hidden_states + encoder_hidden_states.sum((1, 2))[:, None]
+
+    class Other(torch.nn.Module):
+        def forward(self, x, t, observation):
+            return x + observation.sum(1)[:, None]
+
+    prompt = Facts((2,), None, None, {"prompt": (3, 4), "pooled": (5,)})
+    working = [attempt.fields["call"] for attempt in probing.attempts(Text(), prompt, {}) if not attempt.failure]
+    assert working == [
+        "hidden_states=x, timestep=t, encoder_hidden_states=prompt, pooled_projections=pooled",
+    ]
+    seen = Facts((2,), None, None, {"place": (3,)})
+    calls = [attempt.fields["call"] for attempt in probing.attempts(Other(), seen, {})]
+    assert calls == ["t, x, observation=place", "x, t, observation=place"]
+    unknown = Facts((2,), None, None, {"place": (3,), "colour": (1,)})
+    assert all(attempt.failure for attempt in probing.attempts(Other(), unknown, {}))

@@ -181,3 +181,15 @@ def test_every_preset_is_within_reach():
     for name in set(PRESETS) - {"gftkit"}:
         preset = Convention.of(name)
         assert (preset.time, preset.time_scale, preset.predicts, preset.sign) in tried
+
+
+def test_a_given_time_is_compared_and_not_changed():
+    usual = {"predicts": "velocity", "sign": 1, "time_scale": 1.0}
+    right = look(Told(oracles.Oracle(TRUTH, reverse=True)), TRUTH, fixed={**usual, "time": "reversed"})
+    assert right.verdict == "clear"
+    assert not any("may be wrong" in note for note in right.notes)
+    assert len(right.alternatives) == 3
+    wrong = look(Told(oracles.Oracle(TRUTH, reverse=True)), TRUTH, fixed={**usual, "time": "forward"})
+    assert wrong.best.hypothesis.convention.time == "forward"
+    assert any("With time: reversed, time_scale: 1.0 the denoising error" in note for note in wrong.notes)
+    assert not look(Told(oracles.Oracle(TRUTH)), TRUTH, fixed={"predicts": "velocity", "sign": 1}).alternatives

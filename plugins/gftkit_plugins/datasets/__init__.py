@@ -7,8 +7,9 @@ import gftkit
 from gftkit_plugins.datasets.archives.huggingface import HuggingFace
 from gftkit_plugins.datasets.archives.shards import Shards
 from gftkit_plugins.datasets.arrays import Arrays
+from gftkit_plugins.datasets.derived.fold import Fold
+from gftkit_plugins.datasets.derived.latents import Latents
 from gftkit_plugins.datasets.fields import RandomFields
-from gftkit_plugins.datasets.fold import Fold
 from gftkit_plugins.datasets.generated_pairs import GeneratedPairs
 from gftkit_plugins.datasets.images.image_folder import ImageFolder
 from gftkit_plugins.datasets.images.packaged import digits, mnist5k
@@ -34,6 +35,7 @@ def gftkit_datasets() -> dict[str, Callable[..., Any]]:
         "generated-pairs": GeneratedPairs,
         "huggingface": HuggingFace,
         "image-folder": ImageFolder,
+        "latents": Latents,
         "mnist5k": mnist5k,
         "random-fields": RandomFields,
         "replay": Replay,

@@ -6,7 +6,7 @@ from support.blocked_data import Stretched
 
 from gftkit.data.blocks import blocks_of
 from gftkit.kernel.errors import ConfigError
-from gftkit_plugins.datasets.fold import Fold
+from gftkit_plugins.datasets.derived.fold import Fold
 
 DATA = {"name": "gaussian-mixture", "count": 23}
 

@@ -24,12 +24,13 @@ from gftkit.experiment.checks import (
     check_labels,
     check_same_path,
     check_student,
+    check_weight,
     inherit,
     scale_warnings,
 )
 from gftkit.experiment.networks import NetworkBuilder, Networks
 from gftkit.experiment.restore import training_data
-from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
+from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule, TimeLaw
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
@@ -41,8 +42,9 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
-from gftkit.theory import expression
+from gftkit.theory import expression, flow
 from gftkit.theory.temperature import check_schedule
+from gftkit.theory.times import check_time_law
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Matching:
         path: the conditional path.
         source: draws x0.
         pairs: of x0 and x1, by step.
+        time: the law of t, on [0, 1].
         weight: w(t); None for 1.
         schedule: the temperature; None where there is none.
         stop: the rule that may end the run.
@@ -61,6 +64,7 @@ class Matching:
     path: Path
     source: Source
     pairs: Pairs
+    time: TimeLaw
     weight: Callable[[Tensor], Tensor] | None = None
     schedule: Schedule | None = None
     stop: StoppingRule | None = None
@@ -154,6 +158,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     parent = resolution.parent
     inherits = parent is not None and plain(parent.config.path) == plain(config.path)
     path: Path = parent.path if parent is not None and inherits else registry.build("path", config.path)
+    law, weight = _build_weights(config, path, registry)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, training.event_shape, registry)
     guidance = config.evaluate.guidance
@@ -184,8 +189,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
-    weight = weight_of(config.objective.weight)
-    matching = Matching(path, source, pairs, weight, resolution.schedule, resolution.stop)
+    matching = Matching(path, source, pairs, law, weight, resolution.schedule, resolution.stop)
     notes += scale_warnings(config, measurement.training, data.training, data.parent)
     return Experiment(config, facts, networks, matching, measurement, notes)
 
@@ -213,6 +217,18 @@ def _build_data(config: Config, training: Samples, parent: RunFolder | None, pat
         facts = inherit(facts, parent)
         check_same_path(path, config, parent)
     return _Data(training, reference, facts, parent)
+
+
+def _build_weights(
+    config: Config, path: Path, registry: Registry
+) -> tuple[TimeLaw, Callable[[Tensor], Tensor] | None]:
+    """The law of t and the weight w(t), checked: together they say how much each flow time counts."""
+    law: TimeLaw = registry.build("time", config.objective.time, "objective.time")
+    check_time_law(law, f"objective.time ('{config.objective.time['name']}')")
+    weight = weight_of(config.objective.weight)
+    if weight is not None:
+        check_weight(weight, flow.t_end(path), f"objective.weight: '{config.objective.weight}'")
+    return law, weight
 
 
 def _build_networks(
@@ -304,7 +320,14 @@ def build_measurement(
 
 
 def weight_of(text: str) -> Callable[[Tensor], Tensor] | None:
-    """A formula of w(t), the weight of an objective, as a function of t; None for one, which costs nothing."""
+    """A formula of w(t), the weight of an objective, as a function of t; None for one, which costs nothing.
+
+    Raises:
+        ConfigError: for text that is no formula in t.
+    """
     if text.strip() == "1":
         return None
-    return expression.compile_formula(expression.parse_formula(text))
+    try:
+        return expression.compile_formula(expression.parse_formula(text))
+    except ValueError as error:
+        raise ConfigError(f"objective.weight: {error}") from None

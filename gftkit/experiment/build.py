@@ -24,7 +24,6 @@ from gftkit.experiment.checks import (
     check_labels,
     check_same_path,
     check_student,
-    check_weight,
     inherit,
     scale_warnings,
 )
@@ -42,9 +41,9 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
-from gftkit.theory import expression, flow
 from gftkit.theory.temperature import check_schedule
 from gftkit.theory.times import check_time_law
+from gftkit.theory.weight import weight_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     parent = resolution.parent
     inherits = parent is not None and plain(parent.config.path) == plain(config.path)
     path: Path = parent.path if parent is not None and inherits else registry.build("path", config.path)
-    law, weight = _build_weights(config, path, registry)
+    law = _build_time_law(config, registry)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, training.event_shape, registry)
     guidance = config.evaluate.guidance
@@ -189,6 +188,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         within_labels=conditions.LABEL in conditions.condition_names(networks.drift),
         conditions=named,
     )
+    weight = weight_of(config.objective.weight)
     matching = Matching(path, source, pairs, law, weight, resolution.schedule, resolution.stop)
     notes += scale_warnings(config, measurement.training, data.training, data.parent)
     return Experiment(config, facts, networks, matching, measurement, notes)
@@ -219,16 +219,11 @@ def _build_data(config: Config, training: Samples, parent: RunFolder | None, pat
     return _Data(training, reference, facts, parent)
 
 
-def _build_weights(
-    config: Config, path: Path, registry: Registry
-) -> tuple[TimeLaw, Callable[[Tensor], Tensor] | None]:
-    """The law of t and the weight w(t), checked: together they say how much each flow time counts."""
+def _build_time_law(config: Config, registry: Registry) -> TimeLaw:
+    """The law of t, checked."""
     law: TimeLaw = registry.build("time", config.objective.time, "objective.time")
     check_time_law(law, f"objective.time ('{config.objective.time['name']}')")
-    weight = weight_of(config.objective.weight)
-    if weight is not None:
-        check_weight(weight, flow.t_end(path), f"objective.weight: '{config.objective.weight}'")
-    return law, weight
+    return law
 
 
 def _build_networks(
@@ -317,17 +312,3 @@ def build_measurement(
         reference=compared,
         inherited=inherited,
     )
-
-
-def weight_of(text: str) -> Callable[[Tensor], Tensor] | None:
-    """A formula of w(t), the weight of an objective, as a function of t; None for one, which costs nothing.
-
-    Raises:
-        ConfigError: for text that is no formula in t.
-    """
-    if text.strip() == "1":
-        return None
-    try:
-        return expression.compile_formula(expression.parse_formula(text))
-    except ValueError as error:
-        raise ConfigError(f"objective.weight: {error}") from None

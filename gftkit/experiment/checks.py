@@ -1,10 +1,9 @@
 """Refusals of components and data that don't fit together, and warnings about scales."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gftkit.data.conditions import condition_nulls
 from gftkit.data.description import Facts
@@ -27,12 +26,6 @@ LARGE = 20.0
 
 FAR_OUTSIDE = 3.0
 """Largest value that passes without a warning for a drift trained on [-1, 1]."""
-
-WEIGHED = 1001
-"""Equally spaced flow times in [0, t_end] at which a weight is checked, both ends among them."""
-
-ROUND_OFF = 1e-6
-"""A weight that is negative by this, relative to its largest value, is 0 with round-off."""
 
 
 def scale_warnings(config: Config, training: Batch, data: Samples, parent: RunFolder | None) -> list[str]:
@@ -166,33 +159,6 @@ def check_student(drift: nn.Module, config: Config) -> None:
             f"drift: a distillation trains a flow map, and '{config.drift['name']}' doesn't take the end of a jump. "
             f"Leave `drift` out, or set {{name: flow-map}}."
         )
-
-
-def check_weight(weight: Callable[[Tensor], Tensor], t_end: float, where: str) -> None:
-    """Refuse a weight w(t) that can't be evaluated, or isn't finite and >= 0, on all of [0, t_end].
-
-    Raises:
-        ConfigError: with the first time at which it fails.
-    """
-    # Both ends too: a weight that is infinite at one may have no mean there. In the precision of training: it overflows.
-    t = torch.linspace(0, t_end, WEIGHED)
-    try:
-        values = weight(t)
-    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{where} can't be evaluated ({type(error).__name__}: {error}). Write w(t) with numbers and t alone."
-        ) from None
-    # Rounding puts sin(pi t) just below 0 at t = 1.
-    lowest = -ROUND_OFF * float(values[torch.isfinite(values)].abs().max()) if torch.isfinite(values).any() else 0.0
-    bad = ~(torch.isfinite(values) & (values >= lowest))
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        raise ConfigError(
-            f"{where}: wanted finite numbers >= 0 for t in [0, {t_end:g}], got {float(values[first]):.4g} at t = "
-            f"{float(t[first]):.4g}. Change the formula, for example to 1/(1.01 - t) from 1/(1 - t)."
-        )
-    if not values.any():
-        raise ConfigError(f"{where}: is 0 for all t in [0, {t_end:g}], so nothing would be learned. Change the formula.")
 
 
 def check_convention(

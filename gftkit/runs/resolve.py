@@ -27,6 +27,8 @@ from gftkit.runs.schema import (
 )
 from gftkit.sampling.scheme import resolve_scheme
 from gftkit.storage.documents import parse_section, read_yaml
+from gftkit.theory import flow
+from gftkit.theory.weight import check_weight
 
 
 class Resolution(NamedTuple):
@@ -76,6 +78,8 @@ def resolve_config(
     _check_keys(raw, kind)
     raw, inherited = inheritance_of(raw, kind, registry, base)
     config = _resolve_sections(raw, kind, inherited, registry, base)
+    if config.objective.weight.strip() != "1":  # the path is built for its t_end
+        check_weight(config.objective.weight, flow.t_end(registry.build("path", config.path)))
     _check_l2_sp(config)
     schedule: Schedule | None = None if config.schedule is None else registry.build("schedule", config.schedule)
     stop: StoppingRule | None = None if config.stop is None else registry.build("stop", config.stop)

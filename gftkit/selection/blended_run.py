@@ -12,7 +12,6 @@ from gftkit.data.samples import Samples, permuted_indices
 from gftkit.estimation.jackknife import GROUPS
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.retentions import Preference, preferred_retention
-from gftkit.experiment.build import weight_of
 from gftkit.experiment.building import build_source, scheme_of
 from gftkit.experiment.restore import samples_of
 from gftkit.generation.blending import blends_of
@@ -23,6 +22,7 @@ from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.theory.retention_fit import RetentionFit, fit_retention
+from gftkit.theory.weight import weight_of
 from gftkit.training.state import draw_states, pair_targets
 
 LEAST = 2 * GROUPS

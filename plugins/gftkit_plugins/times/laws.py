@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-import gftkit
 from gftkit.kernel import TimeLaw
 
 FlowTime = Annotated[float, Field(ge=0, le=1)]
@@ -154,8 +153,8 @@ class Shifted:
 
     Larger events need more noise to lose as much. Give the shift, or let it follow the number of tokens (or pixels):
     by ``sd3`` it is sqrt(tokens/base_tokens); by ``flux`` exp(mu), mu on the straight line through base_shift at
-    base_tokens and max_shift at max_tokens. The new quantile is t/(t + shift (1 - t)) of the old t. Above 1 it is nearer to
-    the noise, as ``shift`` of the schedulers of diffusers.
+    base_tokens and max_shift at max_tokens. The new quantile is t/(t + shift (1 - t)) of the old t. Above 1 it is
+    nearer to the noise, as ``shift`` of the schedulers of diffusers.
 
     Args:
         shift: the factor of sigma/(1 - sigma); null where ``tokens`` is given.
@@ -181,7 +180,7 @@ class Shifted:
         2.0
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         shift: Positive | None = None,
         tokens: Tokens | None = None,
@@ -293,9 +292,7 @@ class Table:
         densities: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)],
     ) -> None:
         if len(times) != len(densities):
-            raise ValueError(
-                f"wanted a density for each time, got {len(times)} times and {len(densities)} densities."
-            )
+            raise ValueError(f"wanted a density for each time, got {len(times)} times and {len(densities)} densities.")
         if any(later <= earlier for earlier, later in itertools.pairwise(times)):
             raise ValueError(f"times: wanted flow times that increase, got {times}. Sort them, each once.")
         points = list(zip(times, densities, strict=True))
@@ -324,18 +321,3 @@ class Table:
         part = (torch.searchsorted(edges, t.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
         share = (t - edges[part]) / (edges[part + 1] - edges[part])
         return values[part] + share * (values[part + 1] - values[part])
-
-
-@gftkit.hookimpl
-def gftkit_times() -> dict[str, type]:
-    """The built-in laws of flow time."""
-    return {
-        "beta": Beta,
-        "cosine-map": CosineMap,
-        "logit-normal": LogitNormal,
-        "mode": Mode,
-        "shifted": Shifted,
-        "table": Table,
-        "u-shaped": UShaped,
-        "uniform": Uniform,
-    }

@@ -82,6 +82,7 @@ def test_symmetric_laws_are_the_same_of_the_noise(name):
 
 
 def test_resolution_shifts():
+    assert law_of("shifted").shift == 3.0
     assert law_of("shifted", tokens=4096, base_tokens=1024).shift == 2.0
     flux = [law_of("shifted", rule="flux", tokens=tokens).shift for tokens in (256, 4096)]
     assert flux == pytest.approx([math.exp(0.5), math.exp(1.15)])
@@ -98,8 +99,7 @@ def test_resolution_shifts():
         ("mode", {"scale": 2.0}, "time.scale: wanted float, > -1, < 1.75"),
         ("beta", {"a": 1.0}, "time.b is missing"),
         ("beta", {"a": -1.0, "b": 1.0}, "time.a: wanted float, > 0"),
-        ("shifted", {}, "wanted either `shift` or `tokens`"),
-        ("shifted", {"shift": 2.0, "tokens": 5}, "wanted either `shift` or `tokens`"),
+        ("shifted", {"shift": 2.0, "tokens": 5}, "wanted `shift` or `tokens`"),
         ("shifted", {"tokens": 5, "rule": "flux", "base_tokens": 9, "max_tokens": 9}, "max_tokens: wanted more than"),
         ("shifted", {"shift": 2.0, "of": {"name": "table", "times": [0.5], "densities": [0.0]}}, "wanted some above 0"),
         ("table", {"times": [0.5, 0.5], "densities": [1.0, 1.0]}, "wanted flow times that increase"),

@@ -18,6 +18,8 @@ Positive = Annotated[float, Field(gt=0)]
 Tokens = Annotated[int, Field(gt=0)]
 STEEPEST = 2 / (math.pi - 2)
 """Scale of ``mode`` at which its density is infinite at t = 1/2."""
+SD3_SHIFT = 3.0
+"""The shift of Stable Diffusion 3."""
 BISECTIONS = 60
 """Halvings of [0, 1] that invert ``mode``: to the last digit of float64."""
 
@@ -151,13 +153,14 @@ class Beta:
 class Shifted:
     """Another law, moved towards the noise: sigma = 1 - t becomes shift sigma/(1 + (shift - 1) sigma).
 
-    Larger events need more noise to lose as much. Give the shift, or let it follow the number of tokens (or pixels):
+    Larger events need more noise to lose as much. State the shift, or let it follow the number of tokens (or pixels):
     by ``sd3`` it is sqrt(tokens/base_tokens); by ``flux`` exp(mu), mu on the straight line through base_shift at
     base_tokens and max_shift at max_tokens. The new quantile is t/(t + shift (1 - t)) of the old t. Above 1 it is
     nearer to the noise, as ``shift`` of the schedulers of diffusers.
 
     Args:
-        shift: the factor of sigma/(1 - sigma); null where ``tokens`` is given.
+        shift: the factor of sigma/(1 - sigma); null for that of ``tokens``, or without them for 3, which Stable
+            Diffusion 3 has.
         tokens: of an event: m of the paper.
         rule: how the shift follows from the tokens.
         base_tokens: those at which ``sd3`` has no shift (n of the paper) and ``flux`` base_shift.
@@ -167,7 +170,7 @@ class Shifted:
         of: the law that is shifted; null for uniform.
 
     Raises:
-        ValueError: for neither or both of shift and tokens, or for max_tokens that aren't above base_tokens.
+        ValueError: for both shift and tokens, or for max_tokens that aren't above base_tokens.
 
     Reference: Esser et al., arXiv:2403.03206, section 5.3.2; ``calculate_shift`` of the FLUX pipelines of diffusers.
 
@@ -191,15 +194,17 @@ class Shifted:
         max_shift: float = 1.15,
         of: TimeLaw | None = None,
     ) -> None:
-        if (shift is None) == (tokens is None):
-            raise ValueError(f"wanted either `shift` or `tokens`, got shift={shift} and tokens={tokens}. Give one.")
+        if shift is not None and tokens is not None:
+            raise ValueError(f"wanted `shift` or `tokens`, got shift={shift} and tokens={tokens}. Leave one out.")
         if rule == "flux" and max_tokens <= base_tokens:
             raise ValueError(f"max_tokens: wanted more than base_tokens ({base_tokens}), got {max_tokens}.")
-        if shift is None:
-            assert tokens is not None
+        if shift is None and tokens is None:
+            shift = SD3_SHIFT
+        elif tokens is not None:
             along = (tokens - base_tokens) / (max_tokens - base_tokens) if rule == "flux" else 0.0
             line = base_shift + (max_shift - base_shift) * along
             shift = math.exp(line) if rule == "flux" else math.sqrt(tokens / base_tokens)
+        assert shift is not None
         self.shift, self.of = shift, Uniform() if of is None else of
 
     def quantile(self, u: Tensor) -> Tensor:

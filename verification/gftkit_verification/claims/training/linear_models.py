@@ -56,11 +56,11 @@ EDGES = (*(0.1**k for k in range(12, 0, -1)), 0.3, 0.5, 0.7, *(1 - 0.1**k for k 
 SCALE, DELTA = 0.8, 0.1
 """Of the bridge: g, and how far from t = 1 training stops."""
 
-CONDITIONS = (
-    f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; dimensions 2 and 3; independent and optimal "
-    f"coupling; features (1, x) and (1, t, x, t x), which can't express the target flow, so that the optimum "
-    f"depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
+MODELS = (
+    f"dimensions 2 and 3; independent and optimal coupling; features (1, x) and (1, t, x, t x), which can't express the "
+    f"target flow, so that the optimum depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
 )
+CONDITIONS = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; {MODELS}"
 STATEMENT = (
     "A step of the shipped loop on W phi(t, x) leads to the optimum in the mean: E[W_k + (d/(2 lr)) "
     "(W_(k+1) - W_k) E[phi phi^T]^-1 | W_k] = W_beta = (1 - rho) W_tgt + rho W_pre"
@@ -222,11 +222,19 @@ def along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
     subject=lambda law: build_loop,  # noqa: ARG005
     bound=statistical(degrees=TESTED - 1),
     mutants=LAWS,
-    conditions=f"linear path; {CONDITIONS}. Required options of the law filled with values of their types.",
+    conditions=(
+        f"linear path; temperatures {TEMPERATURES[2]:g} and {TEMPERATURES[3]:g}; {MODELS}. Required options of the law "
+        f"filled with values of their types."
+    ),
     component="time:{name}",
     seeds=1,
     axes=("temperature", "share of the drift gap that is kept"),
-    uses={"registry": REGISTRY, "path": registered("path", "linear"), "scale": 0.0},
+    uses={
+        "registry": REGISTRY,
+        "path": registered("path", "linear"),
+        "scale": 0.0,
+        "temperatures": TEMPERATURES[2:4],
+    },
     item_as="law",
 )
 def expected_step(
@@ -237,6 +245,7 @@ def expected_step(
     path: Path,
     scale: float,
     law: TimeLaw | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
 ) -> Measurement:
     """The mean landing of a step, less the optimum; the same step of every temperature's run makes one sample.
 
@@ -244,7 +253,7 @@ def expected_step(
     differences, of constant variance near the optimum. W_k - W_pre scales with 1 - rho, and so does their noise.
     """
     samples, shares = [], []
-    for k, beta in enumerate(TEMPERATURES):
+    for k, beta in enumerate(temperatures):
         coupling = COUPLINGS[k // 2 % 2]
         problem = draw_problem(2 + k % 2, DEGREES[k], coupling, path, scale, cpu_generator(generator), law)
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
@@ -273,8 +282,8 @@ def expected_step(
         shares.append(along(landing.mean(0) - fit.weight, gap, gram))
     together = torch.cat(samples, 1)
     lines = {
-        "measured": (TEMPERATURES, shares),
-        "beta/(1 + beta)": (TEMPERATURES, [beta / (1 + beta) for beta in TEMPERATURES]),
+        "measured": (temperatures, shares),
+        "beta/(1 + beta)": (temperatures, [beta / (1 + beta) for beta in temperatures]),
     }
     return Measurement(cross_fitted_t(together, torch.zeros(together.shape[1])), lines)
 

@@ -9,6 +9,7 @@ from scipy import stats
 import gftkit
 from gftkit.kernel.errors import ConfigError
 from gftkit.theory.times import check_time_law, distribution_error
+from gftkit.training.steps import Steps
 
 REGISTRY = gftkit.load()
 OPTIONS = {
@@ -188,6 +189,45 @@ def test_a_run_keeps_its_law_and_another_law_gives_other_weights(tmp_path):
         assert gftkit.Run.open(tmp_path / name).config.objective.time == wanted
     assert torch.equal(weights["default"], weights["uniform"])
     assert not torch.equal(weights["default"], weights["late"])
+
+
+class Drawn:
+    """A monitor that records the times which monitors are given."""
+
+    times: list[torch.Tensor] = []  # noqa: RUF012
+
+    def observe(self, state):
+        self.times.append(state.draw(2000, torch.Generator().manual_seed(state.step)).t)
+        return {}
+
+    def finish(self, folder):
+        pass
+
+
+@pytest.mark.parametrize("path", [{"name": "linear"}, {"name": "brownian-bridge", "delta": 0.25}])
+def test_loop_and_monitors_draw_by_the_law_up_to_the_end_of_the_path(tmp_path, path, monkeypatch):
+    loop = []
+
+    def take(self, step, original=Steps.take):
+        loop.append(self.times(2000, torch.Generator().manual_seed(step)))
+        return original(self, step)
+
+    monkeypatch.setattr(Steps, "take", take)
+    monkeypatch.setattr(Drawn, "times", [])
+    monitors = gftkit.hookimpl(lambda: {"drawn": Drawn})
+    registry = gftkit.load(plugins={"mine": type("Mine", (), {"gftkit_monitors": staticmethod(monitors)})()})
+    law = {"name": "beta", "a": 3.0, "b": 1.0}
+    config = {**RUN, "path": path, "monitors": ["drawn"], "objective": {"time": law}}
+    gftkit.pretrain(config, tmp_path / "run", device="cpu", registry=registry)
+    end = 1 - path.get("delta", 0.0)
+    for times in (*loop, *Drawn.times):
+        assert 0 < float(times.min())
+        assert float(times.max()) <= end
+        assert stats.kstest(times.numpy() / end, stats.beta(3, 1).cdf).pvalue > FALSE_ALARM
+        for other in (stats.uniform.cdf, stats.beta(1, 3).cdf):
+            assert stats.kstest(times.numpy() / end, other).pvalue < FALSE_ALARM
+    assert len(loop) == 2
+    assert len(Drawn.times) >= 2
 
 
 def test_a_law_that_is_none_is_refused_before_a_run(tmp_path):

@@ -57,8 +57,8 @@ SCALE, DELTA = 0.8, 0.1
 """Of the bridge: g, and how far from t = 1 training stops."""
 
 MODELS = (
-    f"dimensions 2 and 3; independent and optimal coupling; features (1, x) and (1, t, x, t x), which can't express the "
-    f"target flow, so that the optimum depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
+    f"dimensions 2 and 3; independent and optimal coupling; features (1, x) and (1, t, x, t x), which can't express "
+    f"the target flow, so that the optimum depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
 )
 CONDITIONS = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; {MODELS}"
 STATEMENT = (

@@ -164,8 +164,8 @@ def draw_problem(
         if law is None:
             return fit_regression(of, model, end, scale)
         # A density may have no bound at the ends, where quadrature in t alone would be inexact.
-        edges = (end * law.quantile(torch.tensor(EDGES, dtype=torch.float64))).unique().tolist()
-        return fit_regression(of, model, end, scale, lambda t: law.density(t / end), edges)
+        edges = {end * t for t in law.quantile(torch.tensor(EDGES, dtype=torch.float64)).tolist() if 0 < t < 1}
+        return fit_regression(of, model, end, scale, lambda t: law.density(t / end), sorted(edges))
 
     anchor = fit(retarget(target, generator)).weight
     return LinearProblem(target, fit(target), anchor, degree)

@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs floors profiles past-zero claims dist bench-env clean
+.PHONY: help demo test test-all lint types docs floors profiles times past-zero claims dist bench-env clean
 
 help:  ## show this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS=...]"
@@ -44,6 +44,9 @@ floors: $(VENV)/.made  ## draw docs/assets/floors.svg from the imports of the co
 
 profiles: $(VENV)/.data  ## draw docs/assets/profiles.png, the profiles and a schedule on its way to one
 	$(RUN) docs/draw_profiles.py
+
+times: $(VENV)/.data  ## draw docs/assets/times.png, the densities of the laws of t
+	$(RUN) docs/draw_times.py
 
 past-zero: $(VENV)/.data  ## draw pictures of docs/evidence/digits-past-zero from the rows of that study
 	$(RUN) docs/draw_past_zero.py

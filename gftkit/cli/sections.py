@@ -1,6 +1,7 @@
 """The keys of a configuration and of its sections: for ``gft keys`` and the tables of the documentation."""
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from gftkit.kernel.errors import unknown
@@ -35,6 +36,8 @@ def section_keys(section: str | None = None) -> dict[str, Option]:
     Example:
         >>> section_keys("objective")["form"].default
         'blended'
+        >>> section_keys("objective")["time"].default
+        {'name': 'uniform'}
     """
     if section is None:
         return {name: option for name, option in options_of(Config, "the configuration").items() if name != "kind"}
@@ -42,4 +45,7 @@ def section_keys(section: str | None = None) -> dict[str, Option]:
         kind = {"data": "dataset", "source": "dataset", "monitors": "monitor"}.get(section, section)
         hint = f"For the options of a component: `gft plugins show {kind} NAME`." if kind in KINDS else ""
         raise unknown("section", section, SECTIONS, hint)
-    return options_of(SECTIONS[section], section)
+    options = options_of(SECTIONS[section], section)
+    # Of a default that is made anew for each section, the signature has a placeholder only.
+    made = {key.name: key.default_factory for key in fields(SECTIONS[section]) if key.default_factory is not MISSING}
+    return {name: replace(option, default=made[name]()) if name in made else option for name, option in options.items()}

@@ -30,7 +30,7 @@ from gftkit.experiment.checks import (
 from gftkit.experiment.networks import NetworkBuilder, Networks
 from gftkit.experiment.probes import probe_networks
 from gftkit.experiment.restore import training_data
-from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule
+from gftkit.kernel.contracts import Batch, Coupling, Monitor, Path, Schedule, StoppingRule, TimeLaw
 from gftkit.kernel.errors import ConfigError
 from gftkit.kernel.options import plain
 from gftkit.kernel.registry import Registry
@@ -42,8 +42,9 @@ from gftkit.runs.schema import Config
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.scheme import Scheme
 from gftkit.sampling.stochastic import check_unpaired
-from gftkit.theory import expression
 from gftkit.theory.temperature import check_schedule
+from gftkit.theory.times import check_time_law
+from gftkit.theory.weight import weight_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Matching:
         path: the conditional path.
         source: draws x0.
         pairs: of x0 and x1, by step.
+        time: the law of t, on [0, 1].
         weight: w(t); None for 1.
         schedule: the temperature; None where there is none.
         stop: the rule that may end the run.
@@ -62,6 +64,7 @@ class Matching:
     path: Path
     source: Source
     pairs: Pairs
+    time: TimeLaw
     weight: Callable[[Tensor], Tensor] | None = None
     schedule: Schedule | None = None
     stop: StoppingRule | None = None
@@ -155,6 +158,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
     parent = resolution.parent
     inherits = parent is not None and plain(parent.config.path) == plain(config.path)
     path: Path = parent.path if parent is not None and inherits else registry.build("path", config.path)
+    law = _build_time_law(config, registry)
     coupling: Coupling = registry.build("coupling", config.coupling)
     source = build_source(config.source, training.event_shape, registry)
     guidance = config.evaluate.guidance
@@ -187,7 +191,7 @@ def build(config: Config | Resolution, registry: Registry) -> Experiment:
         conditions=named,
     )
     weight = weight_of(config.objective.weight)
-    matching = Matching(path, source, pairs, weight, resolution.schedule, resolution.stop)
+    matching = Matching(path, source, pairs, law, weight, resolution.schedule, resolution.stop)
     notes += scale_warnings(config, measurement.training, data.training, data.parent)
     return Experiment(config, facts, networks, matching, measurement, notes)
 
@@ -215,6 +219,13 @@ def _build_data(config: Config, training: Samples, parent: RunFolder | None, pat
         facts = inherit(facts, parent)
         check_same_path(path, config, parent)
     return _Data(training, reference, facts, parent)
+
+
+def _build_time_law(config: Config, registry: Registry) -> TimeLaw:
+    """The law of t, checked."""
+    law: TimeLaw = registry.build("time", config.objective.time, "objective.time")
+    check_time_law(law, f"objective.time ('{config.objective.time['name']}')")
+    return law
 
 
 def _build_networks(
@@ -303,10 +314,3 @@ def build_measurement(
         reference=compared,
         inherited=inherited,
     )
-
-
-def weight_of(text: str) -> Callable[[Tensor], Tensor] | None:
-    """A formula of w(t), the weight of an objective, as a function of t; None for one, which costs nothing."""
-    if text.strip() == "1":
-        return None
-    return expression.compile_formula(expression.parse_formula(text))

@@ -2,7 +2,8 @@
 
 from gftkit.kernel.contracts import Batch, BrownianPath, Coupling, Dataset, Diffusion, Drift, Estimate, EvaluationView
 from gftkit.kernel.contracts import Feature, Field, Integrator, Jump, Metric, Monitor, NoiseScale, Path, Profile
-from gftkit.kernel.contracts import Sampler, Schedule, Solver, StoppingRule, TimeGrid, TrainingView, TransportMap
+from gftkit.kernel.contracts import Sampler, Schedule, Solver, StoppingRule, TimeGrid, TimeLaw, TrainingView
+from gftkit.kernel.contracts import TransportMap
 from gftkit.kernel.errors import ConfigError, DataError, DivergenceError, GftkitError, PluginError, RunError
 from gftkit.kernel.errors import UnknownNameError, WeightsError, unknown
 from gftkit.kernel.hooks import hookimpl
@@ -17,6 +18,6 @@ __all__ = [
     "Diffusion", "DivergenceError", "Drift", "Estimate", "EvaluationView", "Feature", "Field", "GftkitError",
     "Integrator", "Jump", "Kind", "Metric", "Monitor", "NoiseScale", "Option", "Origin", "Path",
     "Plugin", "PluginError", "Profile", "Registry", "Resolved", "RunError", "Sampler", "Schedule", "Solver", "Spec",
-    "StoppingRule", "TimeGrid", "TrainingView", "TransportMap", "UnknownNameError", "WeightsError", "check_known",
-    "hookimpl", "load", "options_of", "plain", "type_text", "unknown", "validate",
+    "StoppingRule", "TimeGrid", "TimeLaw", "TrainingView", "TransportMap", "UnknownNameError", "WeightsError",
+    "check_known", "hookimpl", "load", "options_of", "plain", "type_text", "unknown", "validate",
 ]

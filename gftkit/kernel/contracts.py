@@ -116,6 +116,17 @@ class Profile(Protocol):
 
 
 @runtime_checkable
+class TimeLaw(Protocol):
+    """The law of flow time by which a run draws it, on [0, 1]: gftkit scales it onto [0, ``t_end``] of the path."""
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The inverse distribution function: u in [0, 1) -> t in [0, 1], non-decreasing, of u's shape and type."""
+
+    def density(self, t: Tensor) -> Tensor:
+        """The density at t in (0, 1), of t's shape and type: finite, >= 0, with integral 1."""
+
+
+@runtime_checkable
 class Schedule(Protocol):
     """The temperature as a function of progress s in [0, 1], the share of training done.
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from gftkit.kernel.contracts import Coupling, Dataset, Drift, Feature, Integrator, Metric, Monitor, NoiseScale
-from gftkit.kernel.contracts import Path, Profile, Sampler, Schedule, Solver, StoppingRule, TimeGrid, TransportMap
+from gftkit.kernel.contracts import Path, Profile, Sampler, Schedule, Solver, StoppingRule, TimeGrid, TimeLaw
+from gftkit.kernel.contracts import TransportMap
 
 PROJECT = "gftkit"
 
@@ -46,6 +47,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("path", "Conditional paths x_t given (x0, x1)", (Path,)),
         Kind("schedule", "Temperature as a function of progress", (Schedule,)),
         Kind("profile", "Retention as a function of flow time", (Profile,)),
+        Kind("time", "The law of flow time in training", (TimeLaw,)),
         Kind("stop", "Rules that end a run before its last step", (StoppingRule,)),
         Kind("coupling", "Which x0 goes with which x1", (Coupling, TransportMap)),
         Kind("solver", "One step of an ODE or SDE, or a library's", (Solver, Integrator)),

@@ -82,11 +82,7 @@ class Option:
         return {**own, "default": default, "supplied": self.supplied, "help": self.help}
 
     def validate(self, value: Any, where: str) -> Any:
-        """The value, checked against type and range.
-
-        Raises:
-            ConfigError: with the key, the wanted type and the value.
-        """
+        """The value, checked against type and range; raises as the function ``validate``."""
         return validate(self.annotation, value, where)
 
 

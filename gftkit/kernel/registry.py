@@ -105,11 +105,7 @@ class Registry:
         return tuple(KINDS)
 
     def names(self, kind: str) -> tuple[str, ...]:
-        """The names registered for a kind, sorted.
-
-        Raises:
-            UnknownNameError: for an unknown kind.
-        """
+        """The names registered for a kind, sorted; raises an UnknownNameError for an unknown kind."""
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS)
         return tuple(sorted(name for of, name in self._components if of == kind))
@@ -130,11 +126,7 @@ class Registry:
         return self._components[kind, name]
 
     def describe(self, kind: str, name: str) -> Description:
-        """Docstring, typed options with defaults, plugin, distribution and version of a component.
-
-        Raises:
-            UnknownNameError: for an unknown kind or name.
-        """
+        """Docstring, typed options with defaults, and origin of a component; raises as ``component``."""
         component = self.component(kind, name)
         options = tuple(self.options(component).values())
         return Description(kind, name, inspect.getdoc(component.factory) or "", options, **asdict(component.origin))

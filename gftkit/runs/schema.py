@@ -79,7 +79,8 @@ class Objective:
     Args:
         form: "blended" (one target between data and anchor) or "penalty" (two terms; its gradient is 1 + temperature
             times as large).
-        weight: w(t) >= 0, a formula in t.
+        weight: w(t) >= 0, a formula in t, finite on [0, t_end] of the path.
+        time: the law by which t is drawn, {name: ...}, scaled onto [0, t_end] of the path.
         anchor_share: share of each batch on which the anchor is evaluated, in (0, 1], or "retention", which falls
             with the temperature, so that the anchor costs little late in a run. Below 1 the gradient stays unbiased
             and becomes noisier.
@@ -89,6 +90,7 @@ class Objective:
 
     form: Literal["blended", "penalty"] = "blended"
     weight: str = "1"
+    time: Spec = field(default_factory=lambda: {"name": "uniform"})
     anchor_share: AnchorShare = 1.0
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
 

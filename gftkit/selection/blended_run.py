@@ -12,17 +12,17 @@ from gftkit.data.samples import Samples, permuted_indices
 from gftkit.estimation.jackknife import GROUPS
 from gftkit.evaluation.evaluation import Evaluation
 from gftkit.evaluation.retentions import Preference, preferred_retention
-from gftkit.experiment.build import weight_of
 from gftkit.experiment.building import build_source, scheme_of
 from gftkit.experiment.restore import samples_of
 from gftkit.generation.blending import blends_of
-from gftkit.kernel.contracts import Batch, Coupling, Profile, TransportMap
+from gftkit.kernel.contracts import Batch, Coupling, Profile, TimeLaw, TransportMap
 from gftkit.kernel.errors import ConfigError, DataError
 from gftkit.networks.flow_map import check_jumps
 from gftkit.runs.folder import RunFolder, Weights
 from gftkit.runtime.randomness import stream
 from gftkit.sampling.stochastic import check_unpaired
 from gftkit.theory.retention_fit import RetentionFit, fit_retention
+from gftkit.theory.weight import weight_of
 from gftkit.training.state import draw_states, pair_targets
 
 LEAST = 2 * GROUPS
@@ -159,6 +159,12 @@ class BlendedRun:
             )
         return coupling
 
+    @cached_property
+    def _law(self) -> TimeLaw:
+        """The law of t that the run was trained by: r*(t) has its weight."""
+        law: TimeLaw = self.run.registry.build("time", self.run.config.objective.time, "objective.time")
+        return law
+
     def check_pairs(self) -> None:
         """Refuse a run whose coupling pairs its training data only.
 
@@ -198,7 +204,14 @@ class BlendedRun:
         """Times, trained drift, conditional drift and anchor at fresh pairs of data, on the CPU, in their order."""
         trained, anchor, run = self._blends.trained, self._blends.anchor, self.run
         paired = pair_targets(targets, drift=trained, source=self._source, coupling=self._coupling, generator=generator)
-        pairs = draw_states(paired, drift=trained, path=run.path, generator=generator, device=self.settings.device)
+        pairs = draw_states(
+            paired,
+            drift=trained,
+            path=run.path,
+            law=self._law,
+            generator=generator,
+            device=self.settings.device,
+        )
         columns = []
         with torch.no_grad():
             for rows in torch.split(torch.arange(len(targets), device=pairs.t.device), AT_ONCE):

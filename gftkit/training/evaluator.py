@@ -110,6 +110,7 @@ class Evaluator:
             seed=self._config.seed,
             dataset=matching.pairs.order.samples,
             config=self._config,
+            time=matching.time,
             weight=matching.weight,
             profile=self._steps.profile(min(done, steps - 1)),
             transport=matching.pairs.transport,

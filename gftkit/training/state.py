@@ -11,13 +11,14 @@ from gftkit.data.pairing import pair
 from gftkit.data.samples import Samples, Source, permuted_indices
 from gftkit.data.transport import Transport
 from gftkit.evaluation.evaluation import Evaluation
-from gftkit.kernel.contracts import Batch, Coupling, Drift, Path, Profile, TransportMap
+from gftkit.kernel.contracts import Batch, Coupling, Drift, Path, Profile, TimeLaw, TransportMap
 from gftkit.kernel.errors import ConfigError
 from gftkit.networks.anchor import Anchor
 from gftkit.runs.schema import Config
 from gftkit.theory import flow
 from gftkit.theory.objective import Temperature
 from gftkit.theory.temperature import temperatures_of
+from gftkit.theory.times import scaled_times
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainingState:
         seed: of the run.
         dataset: the whole training data.
         config: of the run.
+        time: the law of t in the objective.
         weight: w(t) of the objective, None for 1.
         profile: the retention as a function of flow time, None where it doesn't depend on it.
         transport: the fitted map, where the coupling is one.
@@ -62,6 +64,7 @@ class TrainingState:
     seed: int
     dataset: Samples
     config: Config
+    time: TimeLaw
     weight: Callable[[Tensor], Tensor] | None = None
     profile: Profile | None = None
     transport: Transport | None = None
@@ -91,6 +94,7 @@ class TrainingState:
             self._pairs(count, generator, held_out=held_out)[:keep],
             drift=self.drift,
             path=self.path,
+            law=self.time,
             generator=generator,
             device=self.device,
             dropout=self.config.train.condition_dropout,
@@ -138,6 +142,7 @@ def draw_states(
     *,
     drift: Drift,
     path: Path,
+    law: TimeLaw,
     generator: Generator,
     device: torch.device | str = "cpu",
     dropout: float = 0.0,
@@ -149,6 +154,7 @@ def draw_states(
         pairs: with x0, on the CPU.
         drift: names the conditions.
         path: of the states.
+        law: of their times, scaled onto [0, t_end] of the path.
         generator: on the CPU.
         device: of the states.
         dropout: share of the pairs whose conditions are left out.
@@ -156,7 +162,7 @@ def draw_states(
     """
     x0 = pairs.x0
     assert x0 is not None
-    t = flow.t_end(path) * torch.rand(len(x0), generator=generator)
+    t = scaled_times(law, flow.t_end(path), torch.rand(len(x0), generator=generator))
     noise = torch.randn(x0.shape, generator=generator) if flow.is_noisy(path) else None
     batch = pairs.to(device)
     named = conditions.conditions_of(drift, batch)

@@ -22,6 +22,7 @@ from gftkit.runtime.randomness import seed_global, stream
 from gftkit.theory import flow
 from gftkit.theory.objective import Temperature, retention
 from gftkit.theory.temperature import TIMES, has_feedback, temperatures_of
+from gftkit.theory.times import scaled_times
 from gftkit.training.descent import Descent
 from gftkit.training.forward import Forward, StepInputs, recompute_activations
 from gftkit.training.l2_sp import StartingPoint
@@ -103,9 +104,10 @@ class Steps:
         return self.objective.profile(step)
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
-        """The law of t: uniform on [0, t_end]."""
+        """Times of the objective's law, scaled onto [0, t_end]."""
         # t_end is below 1 on paths whose drift has no bound near t = 1, such as a bridge: no loss is taken there.
-        return self._t_end * torch.rand(count, generator=generator, device=self.device)
+        u = torch.rand(count, generator=generator, device=self.device)
+        return scaled_times(self.experiment.matching.time, self._t_end, u)
 
     def take(self, step: int) -> dict[str, Any]:
         """Take one optimiser step; the values that it returns stay on the device until they are read."""

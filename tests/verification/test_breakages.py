@@ -48,8 +48,8 @@ SLIPS = {
     "noise-of-choice": Slip("gftkit/sampling/stochastic.py", "return self._scale(t)", "return self._scale(t) ** 2"),
     "late-times": Slip(
         "gftkit/training/steps.py",
-        "return self._t_end * torch.rand(count, generator=generator, device=self.device)",
-        "return self._t_end * (1 + torch.rand(count, generator=generator, device=self.device)) / 2",
+        "u = torch.rand(count, generator=generator, device=self.device)",
+        "u = (1 + torch.rand(count, generator=generator, device=self.device)) / 2",
     ),
     "coupling-with-replacement": Slip(
         f"{PLUGINS}/couplings.py",

@@ -78,11 +78,13 @@ def test_configurations_that_do_not_say_it_are_refused(make, config, error, mess
 
 
 def test_what_is_no_latent_is_refused(make, tmp_path):
+    make({"scaling_factor": 2.0})
+    registry = gftkit.load()
     with pytest.raises(DataError, match="got data with the range"):
-        make({"scaling_factor": 2.0}, range=[0, 1])
+        registry.create("dataset", "latents", data={"name": "digits", "count": 4}, vae=tmp_path)
     data = {"name": "arrays", "file": str(tmp_path / "raw.npz")}
     with pytest.raises(ConfigError, match=r"is missing. Give the folder of an autoencoder"):
-        gftkit.load().create("dataset", "latents", data=data, vae=tmp_path / "nowhere")
+        registry.create("dataset", "latents", data=data, vae=tmp_path / "nowhere")
 
 
 def test_a_run_samples_in_the_networks_values(make, tmp_path):

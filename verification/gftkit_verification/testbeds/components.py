@@ -9,11 +9,12 @@ from gftkit.kernel.registry import Registry
 from gftkit.theory import flow
 from gftkit.theory.objective import retention
 from gftkit.theory.temperature import check_profile, profile_at
+from gftkit.theory.times import check_time_law
 
-KINDS = ("path", "schedule", "coupling", "solver", "grid", "diffusion", "profile")
+KINDS = ("path", "schedule", "coupling", "solver", "grid", "diffusion", "profile", "time")
 """Kinds whose every component has claims about it."""
 
-FILLED = ("profile",)
+FILLED = ("profile", "time")
 """Kinds whose components mostly have required options, which are filled with values of their types."""
 
 VALUES: tuple[Any, ...] = (-0.25, 0.5, 2.0, 1, 3, [0.25, 0.75], [-0.25, 0.5], True)
@@ -110,6 +111,8 @@ def _create(registry: Registry, kind: str, name: str, options: dict[str, Any]) -
             flow.is_noisy(component), flow.is_stochastic(component), flow.t_end(component)
         elif kind == "profile":
             check_profile(component, f"profile '{name}'")
+        elif kind == "time":
+            check_time_law(component, f"time '{name}'")
         elif kind == "schedule":
             for k in range(POINTS + 1):
                 retention(float(component.temperature(k / POINTS)))

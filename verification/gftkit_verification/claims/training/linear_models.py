@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gftkit.kernel.contracts import Path, Schedule
+from gftkit.kernel.contracts import Path, Schedule, TimeLaw
 from gftkit.kernel.registry import Registry
 from gftkit.runs.schema import AnchorShare, Train
 from gftkit.theory import flow
 from gftkit.theory.objective import Form, retention
 from gftkit.training.steps import Steps
 from gftkit.verify.claims import Measurement, exact, statistical
-from gftkit.verify.declaration import REGISTRY, claim, registered
+from gftkit.verify.declaration import REGISTRY, claim, claim_for_each, registered
 from gftkit_verification.oracles.gaussian import CouplingName, GaussianFlow
+from gftkit_verification.testbeds.components import each_registered
 from gftkit_verification.testbeds.loops.shipped import LinearModel, LoopBuilder, Regression, build_loop, fit_regression
 from gftkit_verification.testbeds.measuring.statistics import cross_fitted_t
 from gftkit_verification.testbeds.problems.flows import COUPLINGS, GaussianData, draw_flow, retarget
@@ -30,6 +31,7 @@ from gftkit_verification.testbeds.slips.loops import (
     faster,
     on_path,
     shared_weights,
+    smaller_of_two,
     tampered,
     upper_half,
 )
@@ -48,14 +50,17 @@ FORM_STEPS, FORM_BATCH = 6, 32
 DEGREES = (1, 0, 0, 1, 0, 1)
 """Of the features in t at each temperature. Degree 0 alone can't tell t from 1 - t."""
 
+EDGES = (*(0.1**k for k in range(12, 0, -1)), 0.3, 0.5, 0.7, *(1 - 0.1**k for k in range(1, 13)))
+"""Probabilities at whose quantiles the integral over the law of t is divided."""
+
 SCALE, DELTA = 0.8, 0.1
 """Of the bridge: g, and how far from t = 1 training stops."""
 
-CONDITIONS = (
-    f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; dimensions 2 and 3; independent and optimal "
-    f"coupling; features (1, x) and (1, t, x, t x), which can't express the target flow, so that the optimum "
-    f"depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
+MODELS = (
+    f"dimensions 2 and 3; independent and optimal coupling; features (1, x) and (1, t, x, t x), which can't express "
+    f"the target flow, so that the optimum depends on the law of t; SGD, {STEPS} steps of {BATCH} pairs"
 )
+CONDITIONS = f"temperatures {', '.join(f'{beta:g}' for beta in TEMPERATURES)}; {MODELS}"
 STATEMENT = (
     "A step of the shipped loop on W phi(t, x) leads to the optimum in the mean: E[W_k + (d/(2 lr)) "
     "(W_(k+1) - W_k) E[phi phi^T]^-1 | W_k] = W_beta = (1 - rho) W_tgt + rho W_pre"
@@ -69,6 +74,10 @@ ANY_PATH = {
     "rho for beta": at_temperature(retention),
     "loss summed over the event": tampered("config", lambda loop: faster(loop, loop.experiment.facts.event_shape[0])),
 }
+LAWS = {
+    name: ANY_PATH[name]
+    for name in ("t from the upper half", "anchor that shares the weights", "1/(1 + beta) for beta/(1 + beta)")
+} | {"the smaller of two times": tampered("times", smaller_of_two)}
 LINEAR = {"x0 and x1 swapped in x_t": on_path(SwappedEnds), "x0 and x1 swapped": on_path(Backwards)}
 BRIDGE = {
     "gamma^2 for gamma": on_path(Variance),
@@ -115,6 +124,7 @@ class LinearProblem:
         device: torch.device,
         form: Form = "blended",
         anchor_share: AnchorShare = 1.0,
+        law: TimeLaw | None = None,
     ) -> Steps:
         """A loop that starts with W_pre, in float64."""
         data = GaussianData(self.target)
@@ -133,17 +143,32 @@ class LinearProblem:
             device=device,
             form=form,
             anchor_share=anchor_share,
+            law=law,
         )
 
 
 def draw_problem(
-    d: int, degree: int, coupling: CouplingName, path: Path, scale: float, generator: Generator
+    d: int,
+    degree: int,
+    coupling: CouplingName,
+    path: Path,
+    scale: float,
+    generator: Generator,
+    law: TimeLaw | None = None,
 ) -> LinearProblem:
-    """A random one; the anchor is the fit of another target with the same source."""
+    """A random one; the anchor is the fit of another target with the same source. Both have the law's weight."""
     target, model = draw_flow(d, generator, coupling), LinearModel(d, degree)
     end = flow.t_end(path)
-    anchor = fit_regression(retarget(target, generator), model, end, scale).weight
-    return LinearProblem(target, fit_regression(target, model, end, scale), anchor, degree)
+
+    def fit(of: GaussianFlow) -> Regression:
+        if law is None:
+            return fit_regression(of, model, end, scale)
+        # A density may have no bound at the ends, where quadrature in t alone would be inexact.
+        edges = {end * t for t in law.quantile(torch.tensor(EDGES, dtype=torch.float64)).tolist() if 0 < t < 1}
+        return fit_regression(of, model, end, scale, lambda t: law.density(t / end), sorted(edges))
+
+    anchor = fit(retarget(target, generator)).weight
+    return LinearProblem(target, fit(target), anchor, degree)
 
 
 def iterates(loop: Steps, steps: int) -> Tensor:
@@ -189,8 +214,38 @@ def along(weight: Tensor, gap: Tensor, gram: Tensor) -> float:
         "scale": SCALE,
     },
 )
+@claim_for_each(
+    each_registered("time"),
+    "T01-training-loop-time-{name}",
+    statement=f"{STATEMENT}, the expectations over t by the law {{name}}, of its density.",
+    reference="theory, T1, T4 and section 0",
+    subject=lambda law: build_loop,  # noqa: ARG005
+    bound=statistical(degrees=TESTED - 1),
+    mutants=LAWS,
+    conditions=(
+        f"linear path; temperatures {TEMPERATURES[2]:g} and {TEMPERATURES[3]:g}; {MODELS}. Required options of the law "
+        f"filled with values of their types."
+    ),
+    component="time:{name}",
+    seeds=1,
+    axes=("temperature", "share of the drift gap that is kept"),
+    uses={
+        "registry": REGISTRY,
+        "path": registered("path", "linear"),
+        "scale": 0.0,
+        "temperatures": TEMPERATURES[2:4],
+    },
+    item_as="law",
+)
 def expected_step(
-    build: LoopBuilder, generator: Generator, *, registry: Registry, path: Path, scale: float
+    build: LoopBuilder,
+    generator: Generator,
+    *,
+    registry: Registry,
+    path: Path,
+    scale: float,
+    law: TimeLaw | None = None,
+    temperatures: Sequence[float] = TEMPERATURES,
 ) -> Measurement:
     """The mean landing of a step, less the optimum; the same step of every temperature's run makes one sample.
 
@@ -198,8 +253,9 @@ def expected_step(
     differences, of constant variance near the optimum. W_k - W_pre scales with 1 - rho, and so does their noise.
     """
     samples, shares = [], []
-    for k, beta in enumerate(TEMPERATURES):
-        problem = draw_problem(2 + k % 2, DEGREES[k], COUPLINGS[k // 2 % 2], path, scale, cpu_generator(generator))
+    for k, beta in enumerate(temperatures):
+        coupling = COUPLINGS[k // 2 % 2]
+        problem = draw_problem(2 + k % 2, DEGREES[k], coupling, path, scale, cpu_generator(generator), law)
         rate, fit, gram = problem.rate, problem.fit, problem.fit.gram
         train = Train(steps=STEPS, batch_size=BATCH, learning_rate=rate, optimizer="sgd", clip=None, ema=0.9)
         loop = problem.loop(
@@ -210,6 +266,7 @@ def expected_step(
             train=train,
             seed=draw_seed(generator),
             device=generator.device,
+            law=law,
         )
         weights = iterates(loop, STEPS)
         rho, root = beta / (1 + beta), torch.linalg.cholesky(gram)
@@ -225,8 +282,8 @@ def expected_step(
         shares.append(along(landing.mean(0) - fit.weight, gap, gram))
     together = torch.cat(samples, 1)
     lines = {
-        "measured": (TEMPERATURES, shares),
-        "beta/(1 + beta)": (TEMPERATURES, [beta / (1 + beta) for beta in TEMPERATURES]),
+        "measured": (temperatures, shares),
+        "beta/(1 + beta)": (temperatures, [beta / (1 + beta) for beta in temperatures]),
     }
     return Measurement(cross_fitted_t(together, torch.zeros(together.shape[1])), lines)
 

@@ -13,7 +13,7 @@ from gftkit.data.pairing import Pairs
 from gftkit.data.samples import Samples, Source, VisitOrder
 from gftkit.experiment.build import EvaluationPlan, Experiment, Matching
 from gftkit.experiment.networks import Networks
-from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule
+from gftkit.kernel.contracts import Batch, Coupling, Dataset, Sampler, Schedule, TimeLaw
 from gftkit.kernel.contracts import Path as ConditionalPath
 from gftkit.kernel.registry import Registry
 from gftkit.networks.anchor import FrozenAnchor
@@ -149,6 +149,7 @@ def build_loop(  # noqa: PLR0913
     device: torch.device | str = "cpu",
     pretrained: nn.Module | None = None,
     anchor_share: AnchorShare = 1.0,
+    law: TimeLaw | None = None,
 ) -> Steps:
     """The shipped ``Steps`` of a fine-tune in memory, ready for ``loop.take(k)`` with k = 0, ..., train.steps - 1.
 
@@ -166,6 +167,7 @@ def build_loop(  # noqa: PLR0913
         device: where the networks are.
         pretrained: the anchor's network; by default a copy of the drift.
         anchor_share: the share of a batch that the anchor is evaluated at.
+        law: of t; None for uniform.
     """
     train = replace(train, ema=0.99 if train.ema is None else train.ema)
     samples = Samples(data, "data")
@@ -182,6 +184,7 @@ def build_loop(  # noqa: PLR0913
             path=path,
             source=source,
             pairs=pairs,
+            time=law or registry.create("time", "uniform"),
             schedule=schedule if isinstance(schedule, Schedule) else Constant(schedule),
         ),
         measurement=EvaluationPlan(build_scheme(None, path, registry), [], [], [], training=nothing, reference=nothing),

@@ -108,6 +108,12 @@ def upper_half(loop: Steps) -> Callable[[int, Generator], Tensor]:
     return lambda count, generator: (end + times(count, generator)) / 2
 
 
+def smaller_of_two(loop: Steps) -> Callable[[int, Generator], Tensor]:
+    """The smaller of two times of the law: of the density 2 (1 - F) p."""
+    times = loop.times
+    return lambda count, generator: times(2 * count, generator).view(2, count).amin(0)
+
+
 def faster(loop: Steps, factor: float) -> Config:
     """The config with another learning rate."""
     train = loop.config.train

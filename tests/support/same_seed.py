@@ -68,7 +68,7 @@ CASES: Mapping[str, tuple[str, str | None, Mapping[str, Any]]] = {
     "finetune-penalty": ("finetune", "pretrain-transport", merged(TUNE, objective={"form": "penalty"})),
     "finetune-l2-sp": ("finetune", "pretrain", merged(TUNE, objective={"l2_sp": 0.1}, schedule={"name": "zero"})),
     "finetune-bridge": ("finetune", "pretrain-bridge", merged(TUNE, schedule={"name": "cosine"}, evaluate=NOISY)),
-    "finetune-lora": ("finetune", "pretrain", merged(TUNE, adapters={"name": "lora", "rank": 2, "write_base": True})),
+    "finetune-lora": ("finetune", "pretrain", merged(TUNE, adapters={"name": "lora", "rank": 2})),
     "finetune-adaptive": (
         "finetune",
         "pretrain",
@@ -109,7 +109,7 @@ def run(case: str, folder: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)  # made before, for a case that starts from it
     options = dict(config) if start is None else {**config, "pretrained": str(folder / start)}
     finished = getattr(gftkit, kind)(options, out, device="cpu")
-    weights = load_file(out / "model.safetensors")
+    weights, _ = finished.weights()
     checkpoint = load_file(sorted((out / "checkpoints").glob("step-*.safetensors"))[-1])
     samples, _ = finished.samples(100, seed=1)
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

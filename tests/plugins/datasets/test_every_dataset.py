@@ -32,6 +32,10 @@ MINIMAL = {
     "generated-pairs": lambda folder: {"run": folder / "run", "size": 70},
     "huggingface": lambda folder: {"files": folder / "rows"},
     "image-folder": lambda folder: {"folder": folder / "classes"},
+    "latents": lambda folder: {
+        "data": {"name": "arrays", "file": folder / "labelled.npz"},
+        "vae": folder / "vae.json",
+    },
     "mnist5k": lambda folder: {"size": 8},
     "random-fields": lambda folder: {},
     "rxrx1": lambda folder: {"folder": folder / "rxrx1"},
@@ -65,6 +69,7 @@ def files(tmp_path_factory):
     run = {"drift": {"name": "mlp", "width": 8, "depth": 1, "conditional": True}, "data": {"name": "gaussian-mixture"}}
     run |= {"train": {"steps": 2, "batch_size": 8}, "evaluate": {"count": 20, "solver": {"name": "heun", "steps": 2}}}
     gftkit.pretrain(run, folder / "run", device="cpu")
+    (folder / "vae.json").write_text('{"scaling_factor": 0.5, "shift_factor": 0.1}')
     np.savez(folder / "labelled.npz", x1=generator.normal(size=(31, 2, 3)), label=np.arange(31) % 3)
     pictures(folder / "classes")
     made = {"x": generator.normal(size=(29, 4)).tolist(), "label": [row % 3 for row in range(29)]}

@@ -103,11 +103,12 @@ def diagnose(
 
 def _components(raw: Mapping[str, Any], known_path: Any) -> dict[str, Any]:
     """Path, coupling and source of a configuration, by default those of a fine-tune, or the convention's path."""
-    return {
+    specs = {
         "path": raw.get("path", known_path or DEFAULTS["path"]),
         "coupling": raw.get("coupling", DEFAULTS["coupling"]),
         "source": raw.get("source", DEFAULTS["source"]),
     }
+    return {key: {"name": spec} if isinstance(spec, str) else spec for key, spec in specs.items()}
 
 
 def _resolve(written: Mapping[str, Any], registry: Registry, base: Path) -> dict[str, Spec]:

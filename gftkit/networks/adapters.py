@@ -141,10 +141,14 @@ class AdaptedDrift:
             yield self.drift
 
     def cast_base(self, precision: Precision) -> None:
-        """Keep the frozen weights in half precision. The drift must then be evaluated under autocast of that type."""
+        """Keep the frozen matrices in half precision. The drift must then be evaluated under autocast of that type."""
         dtype = DTYPES.get(precision)
-        for weight in self.drift.parameters() if dtype is not None else ():
-            if not weight.requires_grad and weight.is_floating_point():
+        if dtype is None:
+            return
+        # Some networks of diffusers name modules to keep in float32. Vectors stay so, too: norms take no mixed types.
+        single = set(getattr(self._network, "_keep_in_fp32_modules", None) or ())
+        for name, weight in self.drift.named_parameters():
+            if not weight.requires_grad and weight.ndim > 1 and not single & set(name.split(".")):
                 weight.data = weight.data.to(dtype)
 
     def base(self) -> State:

@@ -5,14 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from support.adapters import read_by_peft
 from support.models import MODELS, POOLED, TOKENS, WIDTH, Model, table
 from support.paths import ROOT
 from support.runs_on_moons import interrupt
 
 import gftkit
+from gftkit.experiment.build import build
+from gftkit.generation.export import export
+from gftkit.inspection import doctor
 from gftkit.kernel.errors import ConfigError, WeightsError
 from gftkit.networks import DIFFUSERS_TIMES, Convention, ForeignDrift, with_guidance
+from gftkit.runs.resolve import resolve_config
 from gftkit.sampling import generate
 
 REGISTRY = gftkit.load()
@@ -110,6 +115,73 @@ def test_it_is_fine_tuned_and_sampled_as_by_its_own_library(model, adapters, tmp
     for wrong in ({"sign": -right.sign}, {"time": turned}, {"time_scale": 0.3 * right.time_scale}):
         drift = ForeignDrift(network, Convention.of({**right.to_dict(), **wrong}), REGISTRY.create("path", "linear"))
         assert share(by_gftkit(drift, grid, x, conditions), wanted) > 100 * NEAR, wrong
+
+
+def test_it_is_exported_to_be_read_by_its_own_library(model, tmp_path):
+    """Merged, by peft, and by diffusers' own loader of LoRA where the class has one: the run's outputs to 1e-5."""
+    if not model.adapted:
+        return
+    adapters = {"name": "lora", "rank": 2, "alpha": 6.0, "targets": model.adapted}
+    config = config_of(model, tmp_path, adapters=adapters)
+    config["train"] |= {"learning_rate": 0.1, "ema": 0.0}
+    run = gftkit.finetune(config, tmp_path / "run")
+    network, arrays = run.drift().network, model.arrays(3, seed=2)
+    x, sigma = arrays.pop("x1"), torch.tensor(0.4)
+
+    def near(other):
+        with torch.no_grad():
+            ours, theirs, plain = (model.call(each, sigma, x, arrays) for each in (network, other, model.build()))
+        assert share(plain, ours) > 10 * NEAR  # the adapters do something
+        return share(theirs, ours) < NEAR
+
+    files = export(run, tmp_path / "merged", "merged")
+    weights = next(file for file in files if file.suffix == ".safetensors")
+    merged = model.build(seed=1)
+    merged.load_state_dict(load_file(weights))
+    assert near(merged)
+    if len(files) == 2:
+        assert near(type(merged).from_pretrained(tmp_path / "merged").eval())
+    export(run, tmp_path / "peft", "peft")
+    assert near(read_by_peft(model.build(), tmp_path / "peft"))
+    if not model.pipelines:
+        with pytest.raises(ConfigError, match="--format diffusers: wanted LoRA of a network into which pipelines"):
+            export(run, tmp_path / "lora", "diffusers")
+        return
+    (file,) = export(run, tmp_path / "lora", "diffusers")
+    if model.title.startswith("Wan"):  # its file has Wan's own names, which its pipelines read: tests/generation
+        assert all(name.startswith("diffusion_model.blocks.") for name in load_file(file))
+        return
+    loaded, forgotten = model.build(), model.build()
+    loaded.load_lora_adapter(load_file(file), prefix=model.pipelines)
+    assert near(loaded)
+    assert not near(forgotten)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # a slower norm of torch, in Wan
+def test_adapters_are_trained_on_a_base_in_half_precision(model, tmp_path):
+    """What is read back in float32 agrees with it, and modules that a class keeps in float32 stay so."""
+    if not model.adapted:
+        return
+    adapters = {"name": "lora", "rank": 2, "targets": model.adapted, "base_type": "bfloat16", "write_base": True}
+    config = config_of(model, tmp_path, adapters=adapters)
+    drift = build(resolve_config(config, "finetune", REGISTRY), REGISTRY).networks.drift
+    kept = set(getattr(drift.network, "_keep_in_fp32_modules", None) or ())
+    for name, weight in drift.network.named_parameters():
+        single = weight.requires_grad or weight.ndim < 2 or kept & set(name.split("."))
+        assert weight.dtype == (torch.float32 if single else torch.bfloat16), name
+    run = gftkit.finetune(config, tmp_path / "run")  # it compares what is read back
+    assert {value.dtype for value in run.weights()[0].values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_its_convention_is_measured(model, tmp_path):
+    """Not with what result: its weights are random. Time, its scale and the prediction are compared."""
+    config = config_of(model, tmp_path)
+    inspection, _ = doctor.diagnose(config, REGISTRY, count=64)
+    tried = [finding.hypothesis.convention for finding in inspection.findings]
+    assert len(tried) > 1
+    assert {convention.conditions for convention in tried} >= {Convention.of(model.convention).conditions}
 
 
 @pytest.mark.slow

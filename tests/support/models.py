@@ -45,6 +45,13 @@ class Model:
     limits: str = ""
 
     @property
+    def pipelines(self) -> str:
+        """The name under which pipelines load LoRA into it; "" where none does."""
+        if self.library != "diffusers" or self.title.startswith("DiT"):
+            return ""
+        return "unet" if "UNet" in self.target else "transformer"
+
+    @property
     def library(self) -> str:
         """The package that it needs."""
         return self.target.partition(":")[0].partition(".")[0]
@@ -465,7 +472,8 @@ def table() -> str:
     """The table of the documentation, one line for each model."""
     from gftkit.networks import Convention
 
-    lines = ["| network | convention | its time | conditions in the data | not possible |", "|---|---|---|---|---|"]
+    head = ("network", "convention", "its time", "conditions in the data", "LoRA, and its exports", "not possible")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for model in MODELS.values():
         convention = Convention.of(model.convention)
         constants = convention.constants or {}
@@ -476,5 +484,7 @@ def table() -> str:
         if convention.time_scale != 1:
             time = f"{convention.time_scale:,.0f} ({time})"
         shown = ", ".join(f"`{name}`" for name in convention.conditions) or "none"
-        lines.append(f"| {model.title} | `{written}` | {time} | {shown} | {model.limits or '-'} |")
+        exports = f"merged, peft{', diffusers' if model.pipelines else ''}" if model.adapted else "no"
+        cells = (model.title, f"`{written}`", time, shown, exports, model.limits or "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

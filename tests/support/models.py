@@ -376,7 +376,6 @@ MODELS: dict[str, Model] = {
         VIDEO,
         {"prompt": PROMPT, "mask": (TOKENS,), "pooled": (POOLED,)},
         _hunyuan,
-        limits="the time and the guidance are both times 1,000",
     ),
     "dit": Model(
         "DiT, trained by flow matching",
@@ -477,14 +476,14 @@ def table() -> str:
     for model in MODELS.values():
         convention = Convention.of(model.convention)
         constants = convention.constants or {}
-        written = model.convention["preset"]
+        written = f"`{model.convention['preset']}`"
         if "constants" in model.convention:
-            written = f"{written} with constants {', '.join(constants)}"
+            written = f"{written}, constants {', '.join(f'`{name}`' for name in constants)}"
         time = "t" if convention.time == "forward" else "1 - t"
         if convention.time_scale != 1:
             time = f"{convention.time_scale:,.0f} ({time})"
         shown = ", ".join(f"`{name}`" for name in convention.conditions) or "none"
         exports = f"merged, peft{', diffusers' if model.pipelines else ''}" if model.adapted else "no"
-        cells = (model.title, f"`{written}`", time, shown, exports, model.limits or "-")
+        cells = (model.title, written, time, shown, exports, model.limits or "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -111,6 +111,13 @@ def _check_quantiles(law: TimeLaw, u: Tensor, where: str) -> None:
             f"{where}: wanted flow times in [0, 1], got {float(t[first]):.4g} at probability {float(u[first]):.3g}. "
             f"Choose another law of t, or other options of it."
         )
+    # The levels at both ends are dense: (0, 1) may be left by rounding, with little of the law.
+    for end, share in ((0.0, u[t > 0].min() if (t > 0).any() else u.max()), (1.0, 1 - u[t < 1].max())):
+        if float(share) > TOLERANCE:
+            raise ConfigError(
+                f"{where}: wanted flow times inside (0, 1), and {100 * float(share):.2g} % of the law are {end:g} in "
+                f"{str(u.dtype).removeprefix('torch.')}. Choose options that put less of the law at this end."
+            )
     # Neighbours may be swapped by rounding.
     falls = t.diff() < -4 * torch.finfo(t.dtype).eps
     if falls.any():

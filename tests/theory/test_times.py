@@ -55,7 +55,7 @@ def test_levels_increase_and_come_near_both_ends():
         (lambda u: u, lambda t: 2 * torch.ones_like(t), "its distribution function is off by 1,"),
         (torch.sqrt, lambda t: 2 * (1 - t), "its distribution function is off by"),
         (torch.sqrt, lambda t: 1 / (2 * t), "its distribution function is off by"),
-        (lambda u: torch.where(u < 0.5, 0.0, u).to(u.dtype), torch.ones_like, "its distribution function is off"),
+        (lambda u: torch.where(u < 0.5, 0.0, u).to(u.dtype), torch.ones_like, "and 50 % of the law are 0 in float32"),
     ],
 )
 def test_a_law_that_is_none_is_refused(quantile, density, complaint):
@@ -64,5 +64,10 @@ def test_a_law_that_is_none_is_refused(quantile, density, complaint):
 
 
 def test_a_law_that_rounds_to_an_end_is_refused():
-    with pytest.raises(ConfigError, match="put less of the law at the ends"):
-        check_time_law(REGISTRY.create("time", "beta", a=1.0, b=0.1), "beta")
+    with pytest.raises(ConfigError, match=r"and 0.78 % of the law are 1 in float32. Choose options that put less"):
+        check_time_law(REGISTRY.create("time", "beta", a=1.0, b=0.3), "beta")
+    drawn = REGISTRY.create("time", "beta", a=1.0, b=0.3).quantile(
+        torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    )
+    assert 0.005 < float((drawn == 1).double().mean()) < 0.0078
+    check_time_law(REGISTRY.create("time", "beta", a=0.3, b=1.0), "beta")  # float32 is dense near 0

@@ -187,13 +187,13 @@ def test_adapters_of_another_run_are_refused(settings, tmp_path):
 
 @pytest.mark.parametrize("write_base", [False, True])
 def test_a_base_in_half_precision_is_trained_and_read_back(settings, tmp_path, write_base):
-    """Its frozen weights are bfloat16 in training, the adapters float32; what is read back is float32."""
+    """Its frozen matrices are bfloat16 in training, all else float32; what is read back is float32."""
     options = {"name": "lora", "rank": 1, "base_type": "bfloat16", "write_base": write_base}
     config = settings(Plain, adapters=options)
     config["train"] |= {"steps": 20, "learning_rate": 0.1, "ema": 0.0}
     networks = build(resolve_config(config, "finetune", gftkit.load()), gftkit.load()).networks
-    types = {(weight.dtype, weight.requires_grad) for weight in networks.drift.parameters()}
-    assert types == {(torch.bfloat16, False), (torch.float32, True)}
+    types = {(weight.dtype, weight.ndim, weight.requires_grad) for weight in networks.drift.parameters()}
+    assert types == {(torch.bfloat16, 2, False), (torch.float32, 1, False), (torch.float32, 2, True)}
     run = gftkit.finetune(config, tmp_path / "half")
     config["adapters"]["base_type"] = "float32"
     exact = gftkit.finetune(config, tmp_path / "exact")

@@ -24,7 +24,7 @@ class Run(RunFolder):
     """A run folder: its configuration, weights, samples and measurements. Made by ``Run.open``."""
 
     def weights(self, weights: Weights = "ema") -> tuple[State, Facts]:
-        """The EMA weights (of model.safetensors) or the raw ones (of the last checkpoint), and the data's facts.
+        """The EMA weights or the raw ones (of the last checkpoint), adapters merged in, and the data's facts.
 
         Raises:
             RunError: where the run isn't finished.

@@ -1,6 +1,6 @@
 """Fine-tune the transformer of Stable Diffusion 3 by LoRA, on cached latents and embeddings, with accelerate.
 
-    accelerate launch plain.py --model sd3/transformer --data cached.npz --out runs/plain
+    accelerate launch VERSION.py --model sd3/transformer --data cached.npz --out runs/VERSION   # plain or gft
 
 `cached.npz` has `latents` (n, channels, height, width), `prompt_embeds` (n, tokens, d) and `pooled_prompt_embeds`
 (n, d). Needs diffusers and peft. Times are logit-normal, and the loss is weighted as in the scripts of diffusers.

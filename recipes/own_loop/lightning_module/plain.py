@@ -1,6 +1,6 @@
 """Fine-tune a velocity of vectors by flow matching, as a module of Lightning.
 
-    python plain.py --data points.npz --pretrained pretrained.pt --out runs/plain
+    python VERSION.py --data points.npz --pretrained pretrained.pt --out runs/VERSION   # plain or gft
 
 `points.npz` has `x1`, (n, d); `pretrained.pt` is a state dict of the network. Needs lightning.
 """

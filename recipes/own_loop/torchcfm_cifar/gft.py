@@ -1,6 +1,6 @@
 """Fine-tune a U-Net on images by flow matching, in a loop with torchcfm.
 
-    python plain.py --images images.npz --pretrained pretrained.pt --out runs/plain
+    python VERSION.py --images images.npz --pretrained pretrained.pt --out runs/VERSION   # plain or gft
 
 `images.npz` has `x1`, (n, channels, height, width) in [-1, 1]; `pretrained.pt` has `ema_model`, a state dict of the
 network of the options below. Needs torchcfm: pip install --no-deps torchcfm.

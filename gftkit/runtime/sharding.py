@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor put together from the parts that the processes hold; all of them must ask. A plain one is itself."""
-    return tensor.full_tensor() if _in_parts(tensor) else tensor
+    return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
 
 
 def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
@@ -31,19 +31,20 @@ def gather_tensors(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[
 
 def local_part(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; a plain one is itself."""
-    return tensor.to_local() if _in_parts(tensor) else tensor
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in parts, as another one is; all processes must ask, each with the same tensor."""
-    if not _in_parts(like):
+    if not is_sharded_tensor(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def _in_parts(tensor: Tensor) -> "TypeGuard[DTensor]":
+def is_sharded_tensor(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """True for a tensor of which this process holds a part."""
     # Where there is such a tensor its module is loaded, which takes a second: longer than all of gftkit does.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

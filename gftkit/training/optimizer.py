@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gftkit.kernel.errors import ConfigError, unknown
 from gftkit.runs.schema import Train
-from gftkit.runtime.sharding import shard_like
+from gftkit.runtime.sharding import is_sharded_tensor, shard_like
 from gftkit.storage.tensors import State
 
 Factory = Callable[..., torch.optim.Optimizer]
@@ -135,7 +135,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, 
         for key, value in _flat(state):
             if not isinstance(value, Tensor):
                 numbers.setdefault(str(index), {})[key] = value
-            elif type(value) is not Tensor and hasattr(value, "__tensor_flatten__"):
+            elif type(value) is not Tensor and hasattr(value, "__tensor_flatten__") and not is_sharded_tensor(value):
                 parts, context = value.__tensor_flatten__()
                 wrapped[f"{index}.{key}"] = {
                     "type": f"{type(value).__module__}:{type(value).__qualname__}",

@@ -60,7 +60,7 @@ def config(before, shards):
         "data": {"name": "shards", "files": shards},
         "coupling": {"name": "optimal-transport"},
         "schedule": {"name": "exponential"},
-        "adapters": {"name": "lora", "rank": 4},
+        "adapters": {"name": "lora", "write_base": True, "rank": 4},
         "objective": {"form": "penalty", "anchor_share": "retention"},
         "train": {
             "steps": STEPS,

@@ -41,7 +41,9 @@ def make_drift(spec: Spec, facts: Facts, registry: Registry, path: Path, where: 
     quantized = [
         f"{name} ({weight.dtype})"
         for name, weight in drift.named_parameters()
-        if not weight.is_floating_point() or weight.element_size() < 2 or type(weight.data) is not Tensor
+        if not (weight.is_floating_point() or weight.is_complex())
+        or weight.element_size() < 2
+        or type(weight.data) is not Tensor
     ]
     if quantized:
         raise ConfigError(

@@ -148,7 +148,9 @@ class AdaptedDrift:
         # Some networks of diffusers name modules to keep in float32. Vectors stay so, too: norms take no mixed types.
         single = set(getattr(self._network, "_keep_in_fp32_modules", None) or ())
         for name, weight in self.drift.named_parameters():
-            if not weight.requires_grad and weight.ndim > 1 and not single & set(name.split(".")):
+            # Complex ones would lose their imaginary part.
+            matrix = weight.ndim > 1 and weight.is_floating_point()
+            if matrix and not weight.requires_grad and not single & set(name.split(".")):
                 weight.data = weight.data.to(dtype)
 
     def base(self) -> State:

@@ -33,13 +33,15 @@ def optimizer_of(train: Train, parameters: Iterable[nn.Parameter]) -> torch.opti
             optimiser whose state no checkpoint can keep.
     """
     spec: dict[str, Any] = {"name": train.optimizer} if isinstance(train.optimizer, str) else dict(train.optimizer)
-    name = str(spec.pop("name", ""))
+    name, parameters = str(spec.pop("name", "")), list(parameters)
     if ":" in name:
         factory = _import_optimizer(name)
         _try_optimizer(factory, {"lr": train.learning_rate, **spec}, name)
     else:
         factory = _torch_optimizer(name)
-        if "fused" in inspect.signature(factory).parameters and not {"fused", "foreach"} & spec.keys():
+        takes = inspect.signature(factory).parameters
+        real = not any(weight.is_complex() for weight in parameters)
+        if real and "fused" in takes and not {"fused", "foreach"} & spec.keys():
             spec["fused"] = True  # one kernel for all parameters: on the CPU a tenth of the time
     return _build(factory, parameters, {"lr": train.learning_rate, **spec}, name)
 

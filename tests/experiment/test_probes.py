@@ -211,6 +211,27 @@ class Quantized(Plain):
         self.linear.weight = nn.Parameter((8 * self.linear.weight.detach()).to(torch.int8), requires_grad=False)
 
 
+class Complex(Plain):
+    """A layer in the Fourier domain, as neural operators have it: its weight is complex."""
+
+    def __init__(self):
+        super().__init__()
+        self.spectral = nn.Parameter(torch.randn(2, 2, dtype=torch.complex64))
+
+    def forward(self, x, t):
+        return super().forward(torch.fft.ifft(torch.fft.fft(x) @ self.spectral).real, t)
+
+
+@pytest.mark.parametrize("adapters", [None, {"name": "lora", "rank": 1, "base_type": "bfloat16"}])
+def test_complex_weights_stay_complex(settings, tmp_path, adapters):
+    """They aren't taken for quantized ones, and half precision leaves their imaginary part."""
+    config = settings(Complex, adapters=adapters)
+    drift = build(resolve_config(config, "finetune", gftkit.load()), gftkit.load()).networks.drift
+    torch.manual_seed(0)
+    assert torch.equal(drift.network.spectral, Complex().spectral)
+    gftkit.finetune(config, tmp_path / "run")
+
+
 def test_quantized_networks_are_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match=r"got network.linear.weight \(torch.int8\): the network is quantized"):
         gftkit.finetune(settings(Quantized), tmp_path / "run")
